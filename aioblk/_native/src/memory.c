@@ -1,0 +1,662 @@
+#include "memory.h"
+
+#include "allocator.h"
+
+#include <string.h>
+
+
+static PyObject *raise_closed(void)
+{
+    PyErr_SetString(PyExc_ValueError, "the memory of this view has been closed");
+    return NULL;
+}
+
+/* ---------------------------------------------------------------------------------------------------- Memory */
+
+/* Once closed and unused, or unreachable. The object itself may outlive this: views still refer to it. */
+static void release(MemoryObject *self)
+{
+    if (self->released) {
+        return;
+    }
+    self->closed = self->released = true;
+
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *on_release = self->on_release;
+    self->on_release = NULL;
+    if (on_release != NULL) {
+        PyObject *result = PyObject_CallNoArgs(on_release);
+        if (result == NULL) {
+            PyErr_WriteUnraisable(on_release);
+        }
+        Py_XDECREF(result);
+        Py_DECREF(on_release);
+    }
+    if (self->source.obj != NULL) {
+        PyBuffer_Release(&self->source);
+    }
+    Py_CLEAR(self->owner);
+    PyErr_Restore(type, value, traceback);
+}
+
+void memory_unuse(MemoryObject *self)
+{
+    self->uses--;
+    if (self->uses == 0 && self->closed) {
+        release(self);
+    }
+    Py_DECREF(self);
+}
+
+static PyObject *memory_from_range(PyTypeObject *type, char *address, size_t length, bool readonly, PyObject *owner,
+                                   PyObject *on_release)
+{
+    if (length > PY_SSIZE_T_MAX || (uintptr_t)address + length < (uintptr_t)address) {
+        PyErr_SetString(PyExc_OverflowError, "the memory does not fit into the address space");
+        return NULL;
+    }
+    if (on_release != Py_None && !PyCallable_Check(on_release)) {
+        PyErr_SetString(PyExc_TypeError, "on_release must be callable");
+        return NULL;
+    }
+    MemoryObject *self = (MemoryObject *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->address = address;
+    self->length = length;
+    self->readonly = readonly;
+    self->owner = owner == Py_None ? NULL : Py_NewRef(owner);
+    self->on_release = on_release == Py_None ? NULL : Py_NewRef(on_release);
+    return (PyObject *)self;
+}
+
+static PyObject *memory_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"address", "length", "owner", "readonly", "on_release", NULL};
+    PyObject *address, *owner = Py_None, *on_release = Py_None;
+    Py_ssize_t length;
+    int readonly = 0;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "On|$OpO:Memory", names, &address, &length, &owner, &readonly,
+                                     &on_release)) {
+        return NULL;
+    }
+    char *pointer = PyLong_AsVoidPtr(address);
+    if (pointer == NULL && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (length < 0) {
+        PyErr_SetString(PyExc_ValueError, "length must not be negative");
+        return NULL;
+    }
+    return memory_from_range(type, pointer, (size_t)length, readonly, owner, on_release);
+}
+
+PyDoc_STRVAR(memory_from_buffer_doc,
+"from_buffer(buffer, *, on_release=None)\n--\n\n"
+"Memory that is an existing contiguous buffer, read-only when the buffer is. The buffer stays exported until the\n"
+"release, so that its owner can neither resize nor free it. BufferError: not contiguous.");
+
+static PyObject *memory_from_buffer(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"buffer", "on_release", NULL};
+    PyObject *buffer, *on_release = Py_None;
+    Py_buffer source;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O|$O:from_buffer", names, &buffer, &on_release)) {
+        return NULL;
+    }
+    if (PyObject_GetBuffer(buffer, &source, PyBUF_WRITABLE) < 0) {
+        if (!PyErr_ExceptionMatches(PyExc_BufferError)) {
+            return NULL;
+        }
+        PyErr_Clear();
+        if (PyObject_GetBuffer(buffer, &source, PyBUF_SIMPLE) < 0) {
+            return NULL;
+        }
+    }
+    PyObject *self = memory_from_range(type, source.buf, (size_t)source.len, source.readonly, Py_None, on_release);
+    if (self == NULL) {
+        PyBuffer_Release(&source);
+        return NULL;
+    }
+    ((MemoryObject *)self)->source = source;
+    return self;
+}
+
+static int memory_traverse(MemoryObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->owner);
+    Py_VISIT(self->on_release);
+    Py_VISIT(self->source.obj);
+    return 0;
+}
+
+static int memory_clear(MemoryObject *self)
+{
+    Py_CLEAR(self->on_release);
+    return 0; /* owner and source hold the memory itself: they go with the object, never before it */
+}
+
+static void memory_finalize(MemoryObject *self)
+{
+    if (self->uses == 0) {
+        release(self);
+    }
+}
+
+static void memory_dealloc(MemoryObject *self)
+{
+    if (PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0) {
+        return;
+    }
+    PyObject_GC_UnTrack(self);
+    memory_clear(self);
+    if (self->source.obj != NULL) {
+        PyBuffer_Release(&self->source);
+    }
+    Py_CLEAR(self->owner);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+PyDoc_STRVAR(memory_close_doc,
+"close()\n--\n\n"
+"From now on every view raises ValueError. The memory is released as soon as no export and no request uses it.");
+
+static PyObject *memory_close(MemoryObject *self, PyObject *Py_UNUSED(ignored))
+{
+    self->closed = true;
+    if (self->uses == 0) {
+        release(self);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *new_view(MemoryObject *memory, char *address, size_t length)
+{
+    ViewObject *view = PyObject_New(ViewObject, &View_Type);
+    if (view == NULL) {
+        return NULL;
+    }
+    view->memory = (MemoryObject *)Py_NewRef(memory);
+    view->address = address;
+    view->length = length;
+    return (PyObject *)view;
+}
+
+PyObject *memory_view(MemoryObject *memory, size_t start, size_t length)
+{
+    return new_view(memory, memory->address + start, length);
+}
+
+PyDoc_STRVAR(memory_view_doc,
+"view(start=0, length=None)\n--\n\n"
+"A View of length bytes from start, or of all that follows. ValueError: closed, or not within the memory.");
+
+static PyObject *memory_view_method(MemoryObject *self, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"start", "length", NULL};
+    Py_ssize_t start = 0;
+    PyObject *length_object = Py_None;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|nO:view", names, &start, &length_object)) {
+        return NULL;
+    }
+    if (self->closed) {
+        return raise_closed();
+    }
+    Py_ssize_t all = (Py_ssize_t)self->length;
+    Py_ssize_t length = all - start;
+    if (length_object != Py_None) {
+        length = PyNumber_AsSsize_t(length_object, PyExc_OverflowError);
+        if (length == -1 && PyErr_Occurred()) {
+            return NULL;
+        }
+    }
+    if (start < 0 || start > all || length < 0 || length > all - start) {
+        PyErr_Format(PyExc_ValueError, "%zd bytes from %zd are not within the memory of %zd bytes", length, start, all);
+        return NULL;
+    }
+    return memory_view(self, (size_t)start, (size_t)length);
+}
+
+static PyObject *memory_get_closed(MemoryObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->closed);
+}
+
+static PyObject *memory_get_released(MemoryObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->released);
+}
+
+static PyObject *memory_get_readonly(MemoryObject *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(self->readonly);
+}
+
+static PyObject *memory_get_address(MemoryObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromVoidPtr(self->address);
+}
+
+static PyObject *memory_get_uses(MemoryObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSsize_t(self->uses);
+}
+
+static Py_ssize_t memory_length(MemoryObject *self)
+{
+    return (Py_ssize_t)self->length;
+}
+
+static PyObject *memory_repr(MemoryObject *self)
+{
+    return PyUnicode_FromFormat("<aioblk Memory of %zu bytes at %p, %zd uses%s>", self->length, self->address, self->uses,
+                                self->released ? ", released" : self->closed ? ", closed" : "");
+}
+
+static PyMethodDef memory_methods[] = {
+    {"from_buffer", (PyCFunction)(void (*)(void))memory_from_buffer, METH_CLASS | METH_VARARGS | METH_KEYWORDS,
+     memory_from_buffer_doc},
+    {"close", (PyCFunction)memory_close, METH_NOARGS, memory_close_doc},
+    {"view", (PyCFunction)(void (*)(void))memory_view_method, METH_VARARGS | METH_KEYWORDS, memory_view_doc},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef memory_getset[] = {
+    {"closed", (getter)memory_get_closed, NULL, "Whether close() has been called.", NULL},
+    {"released", (getter)memory_get_released, NULL, "Whether the memory has been given back.", NULL},
+    {"readonly", (getter)memory_get_readonly, NULL, "Whether views refuse to be written.", NULL},
+    {"address", (getter)memory_get_address, NULL, "The address of the first byte.", NULL},
+    {"uses", (getter)memory_get_uses, NULL, "Exports and requests in flight that keep the memory.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PySequenceMethods memory_as_sequence = {
+    .sq_length = (lenfunc)memory_length,
+};
+
+PyTypeObject Memory_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "aioblk._native._core.Memory",
+    .tp_doc = "Memory(address, length, *, owner=None, readonly=False, on_release=None)\n--\n\n"
+              "Memory that views hand out; released only when it is closed and nothing uses it.",
+    .tp_basicsize = sizeof(MemoryObject),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_new = memory_new,
+    .tp_traverse = (traverseproc)memory_traverse,
+    .tp_clear = (inquiry)memory_clear,
+    .tp_finalize = (destructor)memory_finalize,
+    .tp_dealloc = (destructor)memory_dealloc,
+    .tp_free = PyObject_GC_Del,
+    .tp_repr = (reprfunc)memory_repr,
+    .tp_as_sequence = &memory_as_sequence,
+    .tp_methods = memory_methods,
+    .tp_getset = memory_getset,
+};
+
+/* ------------------------------------------------------------------------------------------------------ View */
+
+static void view_dealloc(ViewObject *self)
+{
+    Py_DECREF(self->memory);
+    PyObject_Free(self);
+}
+
+static int view_getbuffer(ViewObject *self, Py_buffer *buffer, int flags)
+{
+    if (self->memory->closed) {
+        raise_closed();
+        return -1;
+    }
+    if (PyBuffer_FillInfo(buffer, (PyObject *)self, self->address, (Py_ssize_t)self->length, self->memory->readonly,
+                          flags) < 0) {
+        return -1;
+    }
+    memory_use(self->memory);
+    return 0;
+}
+
+static void view_releasebuffer(ViewObject *self, Py_buffer *Py_UNUSED(buffer))
+{
+    memory_unuse(self->memory);
+}
+
+static Py_ssize_t view_length(ViewObject *self)
+{
+    if (self->memory->closed) {
+        raise_closed();
+        return -1;
+    }
+    return (Py_ssize_t)self->length;
+}
+
+/* The byte that an index means, or NULL with an exception. */
+static char *view_byte(ViewObject *self, PyObject *key)
+{
+    Py_ssize_t index = PyNumber_AsSsize_t(key, PyExc_IndexError);
+    if (index == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    Py_ssize_t length = (Py_ssize_t)self->length;
+    if (index < 0) {
+        index += length;
+    }
+    if (index < 0 || index >= length) {
+        PyErr_SetString(PyExc_IndexError, "view index out of range");
+        return NULL;
+    }
+    return self->address + index;
+}
+
+/* The range that a slice means; its step must be 1, as device requests know no other. */
+static int view_range(ViewObject *self, PyObject *key, char **address, Py_ssize_t *length)
+{
+    Py_ssize_t start, stop, step;
+    if (PySlice_Unpack(key, &start, &stop, &step) < 0) {
+        return -1;
+    }
+    if (step != 1) {
+        PyErr_SetString(PyExc_ValueError, "a view can only be sliced with step 1");
+        return -1;
+    }
+    *length = PySlice_AdjustIndices((Py_ssize_t)self->length, &start, &stop, step);
+    *address = self->address + (*length > 0 ? start : 0);
+    return 0;
+}
+
+static PyObject *view_subscript(ViewObject *self, PyObject *key)
+{
+    if (self->memory->closed) {
+        return raise_closed();
+    }
+    if (PySlice_Check(key)) {
+        char *address;
+        Py_ssize_t length;
+        if (view_range(self, key, &address, &length) < 0) {
+            return NULL;
+        }
+        return new_view(self->memory, address, (size_t)length);
+    }
+    char *byte = view_byte(self, key);
+    return byte == NULL ? NULL : PyLong_FromLong((unsigned char)*byte);
+}
+
+static int view_assign_range(ViewObject *self, PyObject *key, PyObject *value)
+{
+    char *address;
+    Py_ssize_t length;
+    Py_buffer source;
+
+    if (view_range(self, key, &address, &length) < 0 || PyObject_GetBuffer(value, &source, PyBUF_SIMPLE) < 0) {
+        return -1;
+    }
+    int result = -1;
+    if (self->memory->closed) { /* the exporter of value may run any code */
+        raise_closed();
+    } else if (source.len != length) {
+        PyErr_Format(PyExc_ValueError, "%zd bytes cannot be assigned to a view of %zd", source.len, length);
+    } else {
+        memmove(address, source.buf, (size_t)length);
+        result = 0;
+    }
+    PyBuffer_Release(&source);
+    return result;
+}
+
+static int view_assign_byte(ViewObject *self, PyObject *key, PyObject *value)
+{
+    char *byte = view_byte(self, key);
+    if (byte == NULL) {
+        return -1;
+    }
+    Py_ssize_t number = PyNumber_AsSsize_t(value, PyExc_ValueError);
+    if (number == -1 && PyErr_Occurred()) {
+        return -1;
+    }
+    if (number < 0 || number > 255) {
+        PyErr_SetString(PyExc_ValueError, "a byte must be in range(0, 256)");
+        return -1;
+    }
+    if (self->memory->closed) { /* __index__ of key or value may run any code */
+        raise_closed();
+        return -1;
+    }
+    *byte = (char)number;
+    return 0;
+}
+
+static int view_assign(ViewObject *self, PyObject *key, PyObject *value)
+{
+    if (self->memory->closed) {
+        raise_closed();
+        return -1;
+    }
+    if (value == NULL || self->memory->readonly) {
+        PyErr_SetString(PyExc_TypeError, value == NULL ? "a view cannot be shortened" : "the view is read-only");
+        return -1;
+    }
+    return PySlice_Check(key) ? view_assign_range(self, key, value) : view_assign_byte(self, key, value);
+}
+
+static PyObject *view_richcompare(ViewObject *self, PyObject *other, int operation)
+{
+    if ((operation != Py_EQ && operation != Py_NE) || !PyObject_CheckBuffer(other)) {
+        Py_RETURN_NOTIMPLEMENTED;
+    }
+    if (self->memory->closed) {
+        return raise_closed();
+    }
+    Py_buffer theirs;
+    if (PyObject_GetBuffer(other, &theirs, PyBUF_SIMPLE) < 0) {
+        return NULL;
+    }
+    if (self->memory->closed) {
+        PyBuffer_Release(&theirs);
+        return raise_closed();
+    }
+    bool equal = (size_t)theirs.len == self->length && memcmp(theirs.buf, self->address, self->length) == 0;
+    PyBuffer_Release(&theirs);
+    return PyBool_FromLong(equal == (operation == Py_EQ));
+}
+
+static PyObject *view_tobytes(ViewObject *self, PyObject *Py_UNUSED(ignored))
+{
+    if (self->memory->closed) {
+        return raise_closed();
+    }
+    return PyBytes_FromStringAndSize(self->address, (Py_ssize_t)self->length);
+}
+
+static PyObject *view_get_address(ViewObject *self, void *Py_UNUSED(closure))
+{
+    return self->memory->closed ? raise_closed() : PyLong_FromVoidPtr(self->address);
+}
+
+static PyObject *view_get_nbytes(ViewObject *self, void *Py_UNUSED(closure))
+{
+    return self->memory->closed ? raise_closed() : PyLong_FromSize_t(self->length);
+}
+
+static PyObject *view_get_readonly(ViewObject *self, void *Py_UNUSED(closure))
+{
+    return self->memory->closed ? raise_closed() : PyBool_FromLong(self->memory->readonly);
+}
+
+static PyObject *view_get_memory(ViewObject *self, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(self->memory);
+}
+
+static PyObject *view_repr(ViewObject *self)
+{
+    return PyUnicode_FromFormat("<aioblk View of %zu bytes at %p%s>", self->length, self->address,
+                                self->memory->closed ? ", closed" : "");
+}
+
+static PyMethodDef view_methods[] = {
+    {"tobytes", (PyCFunction)view_tobytes, METH_NOARGS, "tobytes()\n--\n\nA copy of the bytes."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef view_getset[] = {
+    {"address", (getter)view_get_address, NULL, "The address of the first byte.", NULL},
+    {"nbytes", (getter)view_get_nbytes, NULL, "The length in bytes.", NULL},
+    {"readonly", (getter)view_get_readonly, NULL, "Whether the view refuses to be written.", NULL},
+    {"memory", (getter)view_get_memory, NULL, "The Memory that this is a part of.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyBufferProcs view_as_buffer = {
+    .bf_getbuffer = (getbufferproc)view_getbuffer,
+    .bf_releasebuffer = (releasebufferproc)view_releasebuffer,
+};
+
+static PyMappingMethods view_as_mapping = {
+    .mp_length = (lenfunc)view_length,
+    .mp_subscript = (binaryfunc)view_subscript,
+    .mp_ass_subscript = (objobjargproc)view_assign,
+};
+
+PyTypeObject View_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "aioblk._native._core.View",
+    .tp_doc = "A range of a Memory with the buffer protocol; slices are views again. Raises ValueError once the memory\n"
+              "has been closed. Made by Memory.view().",
+    .tp_basicsize = sizeof(ViewObject),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_dealloc = (destructor)view_dealloc,
+    .tp_repr = (reprfunc)view_repr,
+    .tp_hash = PyObject_HashNotImplemented,
+    .tp_richcompare = (richcmpfunc)view_richcompare,
+    .tp_as_buffer = &view_as_buffer,
+    .tp_as_mapping = &view_as_mapping,
+    .tp_methods = view_methods,
+    .tp_getset = view_getset,
+};
+
+/* ------------------------------------------------------------------------------------------------- Allocator */
+
+typedef struct {
+    PyObject_HEAD
+    allocator_t *allocator;
+} AllocatorObject;
+
+static PyObject *allocator_type_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"size", "granule", NULL};
+    Py_ssize_t size, granule;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "nn:Allocator", names, &size, &granule)) {
+        return NULL;
+    }
+    if (granule <= 0 || (granule & (granule - 1)) != 0) {
+        return PyErr_Format(PyExc_ValueError, "granule must be a power of two, not %zd", granule);
+    }
+    if (size <= 0 || size % granule != 0 || size / granule >= (Py_ssize_t)1 << 31) {
+        return PyErr_Format(PyExc_ValueError, "size must be 1 to 2^31 - 1 granules of %zd bytes, not %zd bytes", granule,
+                            size);
+    }
+    AllocatorObject *self = (AllocatorObject *)type->tp_alloc(type, 0);
+    if (self == NULL) {
+        return NULL;
+    }
+    self->allocator = allocator_new((size_t)size, (size_t)granule);
+    if (self->allocator == NULL) {
+        Py_DECREF(self);
+        return PyErr_NoMemory();
+    }
+    return (PyObject *)self;
+}
+
+static void allocator_type_dealloc(AllocatorObject *self)
+{
+    allocator_free(self->allocator);
+    Py_TYPE(self)->tp_free((PyObject *)self);
+}
+
+static PyObject *allocator_type_take(AllocatorObject *self, PyObject *argument)
+{
+    Py_ssize_t length = PyNumber_AsSsize_t(argument, PyExc_OverflowError);
+    if (length == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (length <= 0) {
+        return PyErr_Format(PyExc_ValueError, "length must be positive, not %zd", length);
+    }
+    int64_t offset = allocator_take(self->allocator, (size_t)length);
+    if (offset < 0) {
+        Py_RETURN_NONE;
+    }
+    return PyLong_FromLongLong(offset);
+}
+
+static PyObject *allocator_type_give(AllocatorObject *self, PyObject *argument)
+{
+    Py_ssize_t offset = PyNumber_AsSsize_t(argument, PyExc_OverflowError);
+    if (offset == -1 && PyErr_Occurred()) {
+        return NULL;
+    }
+    if (offset < 0 || !allocator_give(self->allocator, (size_t)offset)) {
+        return PyErr_Format(PyExc_ValueError, "no taken range starts at %zd", offset);
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *allocator_get_size(AllocatorObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(allocator_size(self->allocator));
+}
+
+static PyObject *allocator_get_granule(AllocatorObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(allocator_granule(self->allocator));
+}
+
+static PyObject *allocator_get_in_use(AllocatorObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(allocator_in_use(self->allocator));
+}
+
+static PyObject *allocator_get_count(AllocatorObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(allocator_count(self->allocator));
+}
+
+static PyObject *allocator_get_largest_free(AllocatorObject *self, void *Py_UNUSED(closure))
+{
+    return PyLong_FromSize_t(allocator_largest_free(self->allocator));
+}
+
+static PyMethodDef allocator_methods[] = {
+    {"take", (PyCFunction)allocator_type_take, METH_O,
+     "take(length, /)\n--\n\nThe offset of a free range of at least length bytes, or None when there is none."},
+    {"give", (PyCFunction)allocator_type_give, METH_O,
+     "give(offset, /)\n--\n\nGives back the range that take returned. ValueError: no taken range starts at offset."},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyGetSetDef allocator_getset[] = {
+    {"size", (getter)allocator_get_size, NULL, "Bytes in all.", NULL},
+    {"granule", (getter)allocator_get_granule, NULL, "Offsets and lengths are rounded to this many bytes.", NULL},
+    {"in_use", (getter)allocator_get_in_use, NULL, "Bytes in taken ranges, whole granules.", NULL},
+    {"count", (getter)allocator_get_count, NULL, "Taken ranges.", NULL},
+    {"largest_free", (getter)allocator_get_largest_free, NULL, "Bytes of the longest free range.", NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+PyTypeObject Allocator_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "aioblk._native._core.Allocator",
+    .tp_doc = "Allocator(size, granule)\n--\n\n"
+              "Carves [0, size) into ranges; its own records lie outside the memory it hands out.",
+    .tp_basicsize = sizeof(AllocatorObject),
+    .tp_flags = Py_TPFLAGS_DEFAULT,
+    .tp_new = allocator_type_new,
+    .tp_dealloc = (destructor)allocator_type_dealloc,
+    .tp_methods = allocator_methods,
+    .tp_getset = allocator_getset,
+};

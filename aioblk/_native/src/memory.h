@@ -1,0 +1,51 @@
+/* Memory that is handed out in views, and not released before nothing uses it any more.
+ *
+ * A Memory is an address range that somebody provides: an arena's block, an allocated region, a caller's buffer. A View
+ * is a part of it and speaks the buffer protocol. Closing the Memory makes every View raise at once; what has already
+ * been handed out (memoryviews, arrays, requests in flight) keeps the memory itself alive, and the last of them
+ * releases it.
+ *
+ * All functions need the GIL.
+ */
+#ifndef AIOBLK_MEMORY_H
+#define AIOBLK_MEMORY_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <stdbool.h>
+#include <stddef.h>
+
+typedef struct {
+    PyObject_HEAD
+    char *address;
+    size_t length;
+    Py_ssize_t uses; /* exported buffers and requests in flight */
+    bool closed, readonly, released;
+    PyObject *owner;      /* kept until release */
+    PyObject *on_release; /* called once, without arguments, or NULL */
+    Py_buffer source;     /* the buffer that the memory belongs to; source.obj is NULL when there is none */
+} MemoryObject;
+
+typedef struct {
+    PyObject_HEAD
+    MemoryObject *memory;
+    char *address;
+    size_t length;
+} ViewObject;
+
+extern PyTypeObject Memory_Type, View_Type, Allocator_Type;
+
+/* A new reference, or NULL with an exception; [start, start + length) must lie in the memory. */
+PyObject *memory_view(MemoryObject *memory, size_t start, size_t length);
+
+/* Keeps the memory until the matching memory_unuse. */
+static inline void memory_use(MemoryObject *memory)
+{
+    memory->uses++;
+    Py_INCREF(memory);
+}
+
+/* May run on_release, hence arbitrary Python code. Keeps the current exception; raises nothing. */
+void memory_unuse(MemoryObject *memory);
+
+#endif
