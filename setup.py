@@ -6,64 +6,46 @@ import subprocess
 from pathlib import Path
 
 from setuptools import Extension, setup
-from setuptools.command.build_ext import build_ext
 
-ROOT = Path(__file__).parent
 NATIVE = Path("aioblk/_native")
-PRIVATE_PREFIX = ROOT / ".libblkio"
+LIBBLKIO = "blkio >= 1.4"
+PRIVATE_LIBBLKIO = Path(__file__).parent.absolute() / ".libblkio"
 
-LIBBLKIO_NOT_FOUND = """
-aioblk needs libblkio and pkg-config (or pkgconf) to build; 'pkg-config --exists blkio' failed.
-  Debian 13 and later, Ubuntu 24.04 and later:  apt-get install libblkio-dev pkg-config
-  Fedora, RHEL 9 and later:                     dnf install libblkio-devel pkgconf-pkg-config
-  In a checkout of aioblk, on these and on Debian 12:  ./run setup
+LIBBLKIO_NOT_FOUND = f"""
+aioblk is built against libblkio, and 'pkg-config --exists "{LIBBLKIO}"' fails. To have both:
+    apt-get install libblkio-dev pkg-config           Debian 13, Ubuntu 24.04 and later
+    dnf install libblkio-devel pkgconf-pkg-config     Fedora, RHEL 9 and later
+    ./run setup                                       in a checkout of aioblk, there and on Debian 12
 """
 
 
 def pkg_config(*arguments: str) -> list[str] | None:
-    """What pkg-config prints, split as a shell would; None when it fails or is not there."""
+    """What pkg-config prints, as words; None when it fails or is not there."""
     try:
-        output = subprocess.run(
-            [os.environ.get("PKG_CONFIG", "pkg-config"), *arguments], check=True, text=True, capture_output=True
-        )
+        done = subprocess.run(["pkg-config", *arguments], check=True, text=True, capture_output=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return shlex.split(output.stdout)
+    return shlex.split(done.stdout)
 
 
-def find_libblkio() -> tuple[list[str], list[str]]:
-    """Flags to compile and to link with: the system's libblkio or, failing that, the copy `./run setup` made."""
-    rpath: list[str] = []
-    if pkg_config("--exists", "blkio") is None:
-        directories = [str(file.parent) for file in PRIVATE_PREFIX.glob("lib/**/blkio.pc")]
+def find_libblkio() -> None:
+    """Make sure that pkg-config finds libblkio: the system's or, failing that, the copy that `./run setup` made."""
+    if pkg_config("--exists", LIBBLKIO) is None:
+        directories = [str(file.parent) for file in PRIVATE_LIBBLKIO.glob("lib/**/blkio.pc")]
         os.environ["PKG_CONFIG_PATH"] = ":".join([*directories, os.environ.get("PKG_CONFIG_PATH", "")])
-        library_directory = pkg_config("--variable=libdir", "blkio")
-        if not library_directory:
+        if pkg_config("--exists", LIBBLKIO) is None:
             raise SystemExit(LIBBLKIO_NOT_FOUND)
-        rpath = [f"-Wl,-rpath,{Path(library_directory[0]).resolve()}"]
-    return pkg_config("--cflags", "blkio") or [], [*(pkg_config("--libs", "blkio") or []), *rpath]
 
 
-class BuildExtensions(build_ext):
-    """Build with libblkio, found only now: sdists and metadata do not need it."""
-
-    def build_extensions(self) -> None:
-        compile_flags, link_flags = find_libblkio()
-        for extension in self.extensions:
-            extension.extra_compile_args += compile_flags
-            extension.extra_link_args += link_flags
-        super().build_extensions()
-
-
+find_libblkio()
 core = Extension(
     "aioblk._native._core",
-    sources=sorted(str(path) for path in NATIVE.glob("src/*.c")),
-    depends=[*sorted(str(path) for path in NATIVE.glob("src/*.h")), "setup.py"],
-    extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", *shlex.split(os.environ.get("AIOBLK_CFLAGS", ""))],
+    sources=sorted(map(str, NATIVE.glob("src/*.c"))),
+    depends=sorted(map(str, NATIVE.glob("src/*.h"))),
+    extra_compile_args=["-O2", "-std=gnu11", "-Wall", "-Wextra", *(pkg_config("--cflags", "blkio") or [])],
+    extra_link_args=pkg_config("--libs", "blkio") or [],
 )
-
 setup(
-    cffi_modules=[str(NATIVE / "_build.py:ffi")] if (NATIVE / "_build.py").exists() else [],
-    ext_modules=[core] if core.sources else [],
-    cmdclass={"build_ext": BuildExtensions},
+    ext_modules=[core],
+    cffi_modules=[str(NATIVE / "_build.py:ffi")],  # this one asks pkg-config itself
 )
