@@ -1,4 +1,4 @@
-"""Build the two extension modules against libblkio; everything else about the package is in pyproject.toml."""
+"""Builds the two extension modules against libblkio; the rest of the package is described in pyproject.toml."""
 
 import os
 import shlex
@@ -29,7 +29,7 @@ def pkg_config(*arguments: str) -> list[str] | None:
 
 
 def find_libblkio() -> None:
-    """Make sure that pkg-config finds libblkio: the system's or, failing that, the copy that `./run setup` made."""
+    """Let pkg-config find libblkio: the system's or, failing that, the copy that `./run setup` made."""
     if pkg_config("--exists", LIBBLKIO) is None:
         directories = [str(file.parent) for file in PRIVATE_LIBBLKIO.glob("lib/**/blkio.pc")]
         os.environ["PKG_CONFIG_PATH"] = ":".join([*directories, os.environ.get("PKG_CONFIG_PATH", "")])
