@@ -1,0 +1,6 @@
+/* What the generated binding includes before its own code. blkio.h names timespec and sigset_t without their headers. */
+#include <signal.h>
+#include <stdlib.h>
+#include <time.h>
+
+#include <blkio.h>

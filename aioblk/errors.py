@@ -1,0 +1,176 @@
+"""The exceptions of aioblk: one tree, with structured fields.
+
+Every failure is a :class:`BlkioError`, which is an :class:`OSError`. The subclasses are also what a caller
+expects elsewhere: a bad argument is a ``ValueError``, a closed device an ``anyio.ClosedResourceError``.
+"""
+
+import errno as errnos
+import os
+from typing import Any, ClassVar
+
+import anyio
+
+__all__ = [
+    "AlignmentError",
+    "BlkioError",
+    "DeviceClosedError",
+    "DeviceLostError",
+    "OptionError",
+    "PropertyError",
+    "RegistrationError",
+    "UnsupportedError",
+    "UsageError",
+    "request_error",
+]
+
+
+class BlkioError(OSError):
+    """A failure of a device, a request or a call.
+
+    ``errno`` is always set, and positive. ``message`` is the explanation: libblkio's text where libblkio
+    refused, aioblk's where aioblk did, ``None`` where there is none. ``driver``, ``operation``, ``filename``,
+    ``offset`` and ``length`` (in bytes) say what failed; each is ``None`` where it does not apply.
+
+    Instances can be pickled, so they cross process boundaries whole.
+    """
+
+    default_errno: ClassVar[int] = errnos.EIO
+    # Where aioblk explains a refusal in its own words, the errno's text would only repeat it less well.
+    explains_itself: ClassVar[bool] = False
+
+    message: str | None
+    driver: str | None
+    operation: str | None
+    offset: int | None
+    length: int | None
+
+    def __init__(
+        self,
+        message: str | None = None,
+        *,
+        errno: int | None = None,
+        driver: str | None = None,
+        operation: str | None = None,
+        offset: int | None = None,
+        length: int | None = None,
+        filename: str | None = None,
+    ) -> None:
+        number = self.default_errno if errno is None else errno
+        super().__init__(number, os.strerror(number))
+        self.message = message
+        self.driver = driver
+        self.operation = operation
+        self.offset = offset
+        self.length = length
+        self.filename = filename
+
+    def __str__(self) -> str:
+        where = " ".join(word for word in (self.driver, self.operation) if word)
+        if self.filename is not None:
+            where += f" {self.filename!r}"
+        if self.offset is not None:
+            where += f" at offset {self.offset}"
+        if self.length is not None:
+            where += f", length {self.length}"
+        parts = [where] if where else []
+        if not (self.explains_itself and self.message):
+            parts.append(f"[Errno {self.errno}] {self.strerror}")
+        if self.message:
+            parts.append(self.message)
+        return ": ".join(parts)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        fields = {
+            "message": self.message,
+            "errno": self.errno,
+            "driver": self.driver,
+            "operation": self.operation,
+            "offset": self.offset,
+            "length": self.length,
+            "filename": self.filename,
+        }
+        return _rebuild, (type(self), fields), self.__dict__  # the dictionary brings __notes__ along
+
+
+def _rebuild(kind: type[BlkioError], fields: dict[str, Any]) -> BlkioError:
+    return kind(**fields)
+
+
+class AlignmentError(BlkioError, ValueError):
+    """An offset, length or address is not a multiple of what the device requires. Nothing was submitted."""
+
+    default_errno = errnos.EINVAL
+    explains_itself = True
+
+
+class OptionError(BlkioError, ValueError):
+    """An option of a driver is missing, unknown, contradicts another one or has an impossible value."""
+
+    default_errno = errnos.EINVAL
+    explains_itself = True
+
+
+class PropertyError(BlkioError, KeyError):
+    """The driver has no such property, or it cannot be read in the present state of the device."""
+
+    default_errno = errnos.ENOENT
+    explains_itself = True
+
+
+class UsageError(BlkioError, RuntimeError):
+    """The call is not allowed here: in this state, from this event loop or thread, or after fork()."""
+
+    default_errno = errnos.EBUSY
+    explains_itself = True
+
+
+class DeviceClosedError(BlkioError, anyio.ClosedResourceError):
+    """The device is closed or is being closed."""
+
+    default_errno = errnos.EBADF
+    explains_itself = True
+
+
+class DeviceLostError(BlkioError, anyio.BrokenResourceError):
+    """The device is gone: its backend died or no longer answers. What became of the request is not known."""
+
+    default_errno = errnos.ENODEV
+    explains_itself = True
+
+
+class UnsupportedError(BlkioError):
+    """The driver, the device or the kernel does not support the operation (``ENOTSUP``)."""
+
+    default_errno = errnos.ENOTSUP
+
+
+class RegistrationError(BlkioError):
+    """Memory could not be registered with the device. Requests on it still work; they bounce."""
+
+    default_errno = errnos.ENOMEM
+
+
+def request_error(
+    driver: str,
+    operation: str,
+    errno: int,
+    message: str | None = None,
+    offset: int | None = None,
+    length: int | None = None,
+    *,
+    filename: str | None = None,
+) -> BlkioError:
+    """The exception for a call or request that libblkio failed with *errno* (positive).
+
+    *operation* is the verb the user knows ("read", "connect"); *message* is libblkio's text, if it gave one.
+    """
+    kind = UnsupportedError if errno == errnos.ENOTSUP else BlkioError
+    return kind(
+        message,
+        errno=errno,
+        driver=driver,
+        operation=operation,
+        offset=offset,
+        length=length,
+        filename=filename,
+    )
