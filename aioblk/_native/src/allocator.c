@@ -24,8 +24,9 @@ typedef struct {
 struct allocator {
     size_t granule_bits;
     granules length;
-    granules taken;
+    granules taken, peak;
     size_t taken_ranges;
+    uint64_t takes;
     uint32_t levels_with_free;
     uint16_t steps_with_free[LEVELS];
     granules first[LEVELS][STEPS];
@@ -191,6 +192,10 @@ int64_t allocator_take(allocator_t *a, size_t bytes)
     }
     a->taken += wanted;
     a->taken_ranges++;
+    a->takes++;
+    if (a->taken > a->peak) {
+        a->peak = a->taken;
+    }
     return (int64_t)start << a->granule_bits;
 }
 
@@ -239,6 +244,16 @@ size_t allocator_in_use(const allocator_t *a)
 size_t allocator_count(const allocator_t *a)
 {
     return a->taken_ranges;
+}
+
+size_t allocator_peak(const allocator_t *a)
+{
+    return (size_t)a->peak << a->granule_bits;
+}
+
+uint64_t allocator_takes(const allocator_t *a)
+{
+    return a->takes;
 }
 
 size_t allocator_largest_free(const allocator_t *a)

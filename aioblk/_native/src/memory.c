@@ -174,54 +174,6 @@ static PyObject *memory_close(MemoryObject *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-static PyObject *new_view(MemoryObject *memory, char *address, size_t length)
-{
-    ViewObject *view = PyObject_New(ViewObject, &View_Type);
-    if (view == NULL) {
-        return NULL;
-    }
-    view->memory = (MemoryObject *)Py_NewRef(memory);
-    view->address = address;
-    view->length = length;
-    return (PyObject *)view;
-}
-
-PyObject *memory_view(MemoryObject *memory, size_t start, size_t length)
-{
-    return new_view(memory, memory->address + start, length);
-}
-
-PyDoc_STRVAR(memory_view_doc,
-"view(start=0, length=None)\n--\n\n"
-"A View of length bytes from start, or of all that follows. ValueError: closed, or not within the memory.");
-
-static PyObject *memory_view_method(MemoryObject *self, PyObject *args, PyObject *kwargs)
-{
-    static char *names[] = {"start", "length", NULL};
-    Py_ssize_t start = 0;
-    PyObject *length_object = Py_None;
-
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|nO:view", names, &start, &length_object)) {
-        return NULL;
-    }
-    if (self->closed) {
-        return raise_closed();
-    }
-    Py_ssize_t all = (Py_ssize_t)self->length;
-    Py_ssize_t length = all - start;
-    if (length_object != Py_None) {
-        length = PyNumber_AsSsize_t(length_object, PyExc_OverflowError);
-        if (length == -1 && PyErr_Occurred()) {
-            return NULL;
-        }
-    }
-    if (start < 0 || start > all || length < 0 || length > all - start) {
-        PyErr_Format(PyExc_ValueError, "%zd bytes from %zd are not within the memory of %zd bytes", length, start, all);
-        return NULL;
-    }
-    return memory_view(self, (size_t)start, (size_t)length);
-}
-
 static PyObject *memory_get_closed(MemoryObject *self, void *Py_UNUSED(closure))
 {
     return PyBool_FromLong(self->closed);
@@ -262,7 +214,6 @@ static PyMethodDef memory_methods[] = {
     {"from_buffer", (PyCFunction)(void (*)(void))memory_from_buffer, METH_CLASS | METH_VARARGS | METH_KEYWORDS,
      memory_from_buffer_doc},
     {"close", (PyCFunction)memory_close, METH_NOARGS, memory_close_doc},
-    {"view", (PyCFunction)(void (*)(void))memory_view_method, METH_VARARGS | METH_KEYWORDS, memory_view_doc},
     {NULL, NULL, 0, NULL},
 };
 
@@ -300,10 +251,56 @@ PyTypeObject Memory_Type = {
 
 /* ------------------------------------------------------------------------------------------------------ View */
 
+static PyObject *new_view(PyTypeObject *type, MemoryObject *memory, char *address, size_t length)
+{
+    ViewObject *view = (ViewObject *)type->tp_alloc(type, 0);
+    if (view == NULL) {
+        return NULL;
+    }
+    view->memory = (MemoryObject *)Py_NewRef(memory);
+    view->address = address;
+    view->length = length;
+    return (PyObject *)view;
+}
+
+PyObject *memory_view(MemoryObject *memory, size_t start, size_t length)
+{
+    return new_view(&View_Type, memory, memory->address + start, length);
+}
+
+static PyObject *view_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"memory", "start", "length", NULL};
+    MemoryObject *memory;
+    Py_ssize_t start = 0;
+    PyObject *length_object = Py_None;
+
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!|nO:View", names, &Memory_Type, &memory, &start,
+                                     &length_object)) {
+        return NULL;
+    }
+    if (memory->closed) {
+        return raise_closed();
+    }
+    Py_ssize_t all = (Py_ssize_t)memory->length;
+    Py_ssize_t length = all - start;
+    if (length_object != Py_None) {
+        length = PyNumber_AsSsize_t(length_object, PyExc_OverflowError);
+        if (length == -1 && PyErr_Occurred()) {
+            return NULL;
+        }
+    }
+    if (start < 0 || start > all || length < 0 || length > all - start) {
+        return PyErr_Format(PyExc_ValueError, "%zd bytes from %zd are not within the memory of %zd bytes", length, start,
+                            all);
+    }
+    return new_view(type, memory, memory->address + start, (size_t)length);
+}
+
 static void view_dealloc(ViewObject *self)
 {
     Py_DECREF(self->memory);
-    PyObject_Free(self);
+    Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
 static int view_getbuffer(ViewObject *self, Py_buffer *buffer, int flags)
@@ -379,7 +376,7 @@ static PyObject *view_subscript(ViewObject *self, PyObject *key)
         if (view_range(self, key, &address, &length) < 0) {
             return NULL;
         }
-        return new_view(self->memory, address, (size_t)length);
+        return new_view(&View_Type, self->memory, address, (size_t)length);
     }
     char *byte = view_byte(self, key);
     return byte == NULL ? NULL : PyLong_FromLong((unsigned char)*byte);
@@ -524,10 +521,12 @@ static PyMappingMethods view_as_mapping = {
 PyTypeObject View_Type = {
     PyVarObject_HEAD_INIT(NULL, 0)
     .tp_name = "aioblk._native._core.View",
-    .tp_doc = "A range of a Memory with the buffer protocol; slices are views again. Raises ValueError once the memory\n"
-              "has been closed. Made by Memory.view().",
+    .tp_doc = "View(memory, start=0, length=None)\n--\n\n"
+              "A range of a Memory with the buffer protocol; slices are Views again. Everything raises ValueError once\n"
+              "the memory has been closed, and so does a range that is not within it.",
     .tp_basicsize = sizeof(ViewObject),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_DISALLOW_INSTANTIATION,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_new = view_new,
     .tp_dealloc = (destructor)view_dealloc,
     .tp_repr = (reprfunc)view_repr,
     .tp_hash = PyObject_HashNotImplemented,
