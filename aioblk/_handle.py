@@ -1,0 +1,428 @@
+"""Blkio: one instance of libblkio, with its states, properties, memory regions and queues.
+
+Everything here is synchronous, and some of it blocks: ``connect()`` waits for a vhost-user backend that
+serves another client. Threads may take turns with an instance but not use it at the same time; whoever hands
+it from one thread to another orders their calls.
+"""
+
+from __future__ import annotations
+
+import errno as errnos
+import os
+import stat
+import warnings
+from bisect import bisect_left, insort
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self, cast, final
+
+from ._native._blkio import ffi, lib
+from ._properties import INT_MAX, UINT64_MAX, Property, PropertyValue, State, lookup
+from .errors import (
+    AlignmentError,
+    BlkioError,
+    OptionError,
+    PropertyError,
+    RegistrationError,
+    UsageError,
+    request_error,
+)
+
+if TYPE_CHECKING:  # cffi's own types; they have no names at run time
+    from ._native._blkio import Cell, MemRegionStruct, Pointer
+
+
+class MemRegion(NamedTuple):
+    """A memory region as libblkio describes it; unmapping and freeing need the very same values again."""
+
+    address: int
+    length: int  # bytes
+    iova: int = 0  # reserved
+    fd_offset: int = 0  # where in the file *fd* the region begins, bytes
+    fd: int = -1  # -1: memory without a file
+    flags: int = 0  # reserved
+
+    @property
+    def end(self) -> int:
+        return self.address + self.length
+
+
+@final
+class Blkio:
+    """One ``struct blkio``.
+
+    created --connect()--> connected --start()--> started --destroy()--> destroyed, which is possible
+    anywhere. ``connect()``, ``start()`` and ``destroy()`` do nothing when they have been done. After a
+    failed connect or start the state is what it was, and the only sensible next step is ``destroy()``.
+    """
+
+    def __init__(self, driver: str) -> None:
+        self._driver = driver
+        self._state = State.DESTROYED  # until there is something to destroy
+        self._pid = os.getpid()
+        self._fd = -1  # a duplicate of the caller's descriptor, until libblkio takes it
+        self._mapped: list[MemRegion] = []  # sorted by address
+        self._allocated: set[MemRegion] = set()
+        self._cell: Cell[Pointer] = ffi.new("struct blkio **")
+        self._check(lib.blkio_create(driver.encode(), self._cell), "create")
+        self._state = State.CREATED
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    @property
+    def driver(self) -> str:
+        return self._driver
+
+    @property
+    def state(self) -> State:
+        return self._state
+
+    def connect(self) -> None:
+        """Connect to the device that the properties name. May block for as long as the backend pleases."""
+        if self._state is State.CREATED:
+            path = self._path()
+            if (path is None) == (self._fd < 0):
+                raise OptionError("set one of path and fd", driver=self._driver, operation="connect")
+            self._fd = -1  # libblkio's from now on: it closes the descriptor even when it cannot connect
+            self._check(lib.blkio_connect(self._cell[0]), "connect", filename=path)
+            self._state = State.CONNECTED
+        elif self._state is not State.CONNECTED:
+            raise self._wrong_state("connect", "a device can be connected once, before it is started")
+
+    def start(self) -> None:
+        """Start the connected device: queues exist from now on, and memory regions can be mapped."""
+        if self._state is State.CONNECTED:
+            path = self._path()
+            self._check(lib.blkio_start(self._cell[0]), "start", filename=path)
+            self._state = State.STARTED
+        elif self._state is not State.STARTED:
+            raise self._wrong_state("start", "a device can be started once it is connected")
+
+    def destroy(self) -> None:
+        """Disconnect and give everything back, mapped and allocated regions included.
+
+        The caller has drained the queues: the device may still use the buffers of requests in flight. A
+        forked child only forgets the instance, since the device is its parent's to stop.
+        """
+        if self._state is State.DESTROYED:
+            return
+        self._state = State.DESTROYED
+        self._mapped.clear()
+        self._allocated.clear()
+        if os.getpid() == self._pid:
+            lib.blkio_destroy(self._cell)
+        self._close_fd()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.destroy()
+
+    def __del__(self) -> None:
+        if self._state is State.DESTROYED or os.getpid() != self._pid:
+            return
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        # A started device may have requests in flight on memory that is about to go; a leak is the lesser
+        # evil.
+        if self._state is not State.STARTED:
+            self.destroy()
+
+    def __repr__(self) -> str:
+        return f"<Blkio {self._driver} {self._state}>"
+
+    # --- properties -----------------------------------------------------------------------------------------
+
+    def get(self, name: str) -> PropertyValue:
+        """The value of a property; PropertyError if the driver does not have it or it cannot be read yet."""
+        entry = lookup(self._driver, name)
+        if not entry.readable_from <= self._state < State.DESTROYED:
+            raise PropertyError(
+                f"{name} can be read once the device is {entry.readable_from}; this one is {self._state}",
+                errno=errnos.ENODEV,
+                driver=self._driver,
+                operation="get",
+            )
+        try:
+            return self._get(entry)
+        except BlkioError as error:
+            if error.errno != errnos.ENOENT:
+                raise
+            raise PropertyError(
+                f"this version of libblkio does not have {name}", driver=self._driver, operation="get"
+            ) from None
+
+    def _get(self, entry: Property) -> PropertyValue:
+        name, operation = entry.name.encode(), f"get {entry.name}"
+        match entry.kind:
+            case "bool":
+                flag = ffi.new("bool *")
+                self._check(lib.blkio_get_bool(self._cell[0], name, flag), operation)
+                return flag[0]
+            case "int":
+                number = ffi.new("int *")
+                self._check(lib.blkio_get_int(self._cell[0], name, number), operation)
+                return number[0]
+            case "uint64":
+                number = ffi.new("uint64_t *")
+                self._check(lib.blkio_get_uint64(self._cell[0], name, number), operation)
+                return number[0]
+            case "str":
+                text = ffi.new("char **")
+                self._check(lib.blkio_get_str(self._cell[0], name, text), operation)
+                try:
+                    return os.fsdecode(ffi.string(text[0]))
+                finally:
+                    lib.free(text[0])
+
+    def set(self, name: str, value: PropertyValue) -> None:
+        """Set a property; OptionError for a wrong type or range, UsageError if it cannot be set (now).
+
+        A file descriptor (``fd``) is duplicated: libblkio takes the duplicate, the caller's remains the
+        caller's.
+        """
+        entry = lookup(self._driver, name)
+        value = entry.check(self._driver, value)
+        if entry.writable_in is None:
+            raise self._refusal(f"set {name}", f"{name} is read-only", errnos.EACCES)
+        if entry.writable_in is not self._state:
+            when = "before connect" if entry.writable_in is State.CREATED else "between connect and start"
+            raise self._wrong_state(f"set {name}", f"{name} can be set {when}")
+        if name == "fd":
+            value = self._duplicate(cast(int, value))
+        self._set(entry, value)
+
+    def _set(self, entry: Property, value: PropertyValue) -> None:
+        name, instance = entry.name.encode(), self._cell[0]
+        match value:
+            case bool():
+                result = lib.blkio_set_bool(instance, name, value)
+            case int() if entry.kind == "uint64":
+                result = lib.blkio_set_uint64(instance, name, value)
+            case int():
+                result = lib.blkio_set_int(instance, name, value)
+            case str():
+                result = lib.blkio_set_str(instance, name, os.fsencode(value))
+        self._check(result, f"set {entry.name} to {value!r}")
+
+    def _duplicate(self, fd: int) -> int:
+        try:
+            duplicate = os.dup(fd)
+        except OSError as error:
+            raise OptionError(
+                f"fd {fd}: {error.strerror}", errno=error.errno, driver=self._driver, operation="set fd"
+            ) from None
+        self._close_fd()
+        self._fd = duplicate
+        return duplicate
+
+    def _close_fd(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    # --- memory regions -------------------------------------------------------------------------------------
+
+    @property
+    def mapped_regions(self) -> tuple[MemRegion, ...]:
+        """The regions that are mapped, by address."""
+        return tuple(self._mapped)
+
+    def alloc_mem_region(self, length: int) -> MemRegion:
+        """Allocate memory that suits the device; *length* is a multiple of mem-region-alignment, in bytes.
+
+        The region is not mapped yet. It is the caller's until ``free_mem_region()`` or ``destroy()``.
+        """
+        self._require_started("alloc_mem_region")
+        self._require_alignment("alloc_mem_region", "length", length)
+        description = ffi.new("struct blkio_mem_region *")
+        self._check(lib.blkio_alloc_mem_region(self._cell[0], description, length), "alloc_mem_region")
+        region = _from_struct(description)
+        self._allocated.add(region)
+        return region
+
+    def free_mem_region(self, region: MemRegion) -> None:
+        """Give back a region of ``alloc_mem_region()`` that is not mapped (any more)."""
+        self._require_started("free_mem_region")
+        if region not in self._allocated:
+            raise self._refusal(
+                "free_mem_region", f"{region} was not allocated by this device", errnos.ENOENT
+            )
+        if self._is_mapped(region):
+            raise self._refusal("free_mem_region", f"{region} is mapped; unmap it first")
+        self._allocated.remove(region)
+        lib.blkio_free_mem_region(self._cell[0], _to_struct(region))
+
+    def map_mem_region(self, region: MemRegion) -> None:
+        """Make a region usable by requests on every queue.
+
+        libblkio and its backends take much on trust here, and some of what they believe kills them. Hence
+        AlignmentError for an address or length that is not a positive multiple of mem-region-alignment, and
+        RegistrationError for a region that overlaps another, lacks a descriptor that the device needs,
+        reaches past the end of its file, or is one more than max-mem-regions. The caller may close the
+        descriptor afterwards.
+        """
+        self._require_started("map_mem_region")
+        self._require_alignment("map_mem_region", "address", region.address)
+        self._require_alignment("map_mem_region", "length", region.length)
+        self._require_room(region)
+        self._require_file(region)
+        result = lib.blkio_map_mem_region(self._cell[0], _to_struct(region))
+        if result < 0:
+            raise self._cannot_map(_error_text(), -result)
+        insort(self._mapped, region)
+
+    def unmap_mem_region(self, region: MemRegion) -> None:
+        """Undo ``map_mem_region()`` of the very same description. No request in flight may use the region."""
+        self._require_started("unmap_mem_region")
+        if not self._is_mapped(region):
+            raise self._refusal("unmap_mem_region", f"{region} is not mapped", errnos.ENOENT)
+        lib.blkio_unmap_mem_region(self._cell[0], _to_struct(region))
+        self._mapped.remove(region)
+
+    def _is_mapped(self, region: MemRegion) -> bool:
+        at = bisect_left(self._mapped, region)
+        return at < len(self._mapped) and self._mapped[at] == region
+
+    def _require_alignment(self, operation: str, what: str, value: int) -> None:
+        alignment = cast(int, self.get("mem-region-alignment"))
+        if value <= 0 or value % alignment or value > UINT64_MAX:
+            raise AlignmentError(
+                f"{what} {value} is not a positive multiple of {alignment} (mem-region-alignment)",
+                driver=self._driver,
+                operation=operation,
+            )
+
+    def _require_room(self, region: MemRegion) -> None:
+        most = cast(int, self.get("max-mem-regions"))
+        if len(self._mapped) >= most:
+            raise self._cannot_map(f"{most} regions are mapped, which is max-mem-regions", errnos.ENOSPC)
+        if region.end > UINT64_MAX:
+            raise self._cannot_map(f"{region} reaches past the end of the address space", errnos.EFAULT)
+        at = bisect_left(self._mapped, (region.address,))
+        for other in self._mapped[max(at - 1, 0) : at + 1]:
+            if region.address < other.end and other.address < region.end:
+                raise self._cannot_map(f"{region} overlaps {other}", errnos.EEXIST)
+
+    def _require_file(self, region: MemRegion) -> None:
+        if region.fd < 0:
+            if self.get("needs-mem-region-fd"):
+                raise self._cannot_map(
+                    "the device needs memory with a file descriptor (memfd)", errnos.EINVAL
+                )
+            return
+        try:
+            file = os.fstat(region.fd)
+        except OSError as error:
+            raise self._cannot_map(f"fd {region.fd}: {error.strerror}", errnos.EBADF) from None
+        if region.fd_offset < 0:
+            raise self._cannot_map(f"fd_offset {region.fd_offset} is negative", errnos.EINVAL)
+        if stat.S_ISREG(file.st_mode) and region.fd_offset + region.length > file.st_size:
+            # The backend would die of SIGBUS when it touches the part that has no file behind it.
+            raise self._cannot_map(f"{region} ends past its file's end, {file.st_size}", errnos.EINVAL)
+
+    # --- queues ---------------------------------------------------------------------------------------------
+
+    def queue(self, index: int) -> int:
+        """The address of the ``struct blkioq`` of queue *index*, valid until the queue is removed."""
+        return _address(self._queue(index))
+
+    def poll_queue(self, index: int) -> int:
+        """The address of the ``struct blkioq`` of poll queue *index*; otherwise as :meth:`queue`."""
+        self._require_started("poll_queue")
+        found = lib.blkio_get_poll_queue(self._cell[0], index) if 0 <= index <= INT_MAX else ffi.NULL
+        if not found:
+            raise self._refusal("poll_queue", f"there is no poll queue {index}", errnos.ENOENT)
+        return _address(found)
+
+    def completion_fd(self, index: int) -> int:
+        """The event descriptor of queue *index*, libblkio's own. It stays silent until it is enabled."""
+        return lib.blkioq_get_completion_fd(self._queue(index))
+
+    def set_completion_fd_enabled(self, index: int, enabled: bool) -> None:
+        """Have completions of queue *index* signalled; enable it before the first submission."""
+        lib.blkioq_set_completion_fd_enabled(self._queue(index), enabled)
+
+    def add_queue(self) -> int:
+        """Add a queue to the started device and return its index; UnsupportedError without can-add-queues."""
+        self._require_started("add_queue")
+        return self._check(lib.blkio_add_queue(self._cell[0]), "add_queue")
+
+    def add_poll_queue(self) -> int:
+        """Add a poll queue; otherwise as :meth:`add_queue`."""
+        self._require_started("add_poll_queue")
+        return self._check(lib.blkio_add_poll_queue(self._cell[0]), "add_poll_queue")
+
+    def remove_queue(self, index: int) -> None:
+        """Remove queue *index*, which the caller has drained. The other queues keep their indices."""
+        self._queue(index)
+        self._check(lib.blkio_remove_queue(self._cell[0], index), "remove_queue")
+
+    def remove_poll_queue(self, index: int) -> None:
+        """Remove poll queue *index*; otherwise as :meth:`remove_queue`."""
+        self.poll_queue(index)
+        self._check(lib.blkio_remove_poll_queue(self._cell[0], index), "remove_poll_queue")
+
+    def _queue(self, index: int) -> Pointer:
+        self._require_started("queue")
+        found = lib.blkio_get_queue(self._cell[0], index) if 0 <= index <= INT_MAX else ffi.NULL
+        if not found:
+            raise self._refusal("queue", f"there is no queue {index}", errnos.ENOENT)
+        return found
+
+    # --- refusals -------------------------------------------------------------------------------------------
+
+    def _check(self, result: int, operation: str, *, filename: str | None = None) -> int:
+        """*result* of the call to libblkio that this thread has just made, unless it is an error."""
+        if result < 0:
+            raise request_error(self._driver, operation, -result, _error_text(), filename=filename)
+        return result
+
+    def _path(self) -> str | None:
+        return cast(str, self.get("path")) or None
+
+    def _require_started(self, operation: str) -> None:
+        if self._state is not State.STARTED:
+            raise self._wrong_state(operation, "this needs a started device")
+
+    def _wrong_state(self, operation: str, rule: str) -> UsageError:
+        number = errnos.ENODEV if self._state is State.CREATED else errnos.EBUSY
+        return self._refusal(operation, f"{rule}; this one is {self._state}", number)
+
+    def _refusal(self, operation: str, message: str, errno: int = errnos.EBUSY) -> UsageError:
+        return UsageError(message, errno=errno, driver=self._driver, operation=operation)
+
+    def _cannot_map(self, message: str, errno: int) -> RegistrationError:
+        return RegistrationError(message, errno=errno, driver=self._driver, operation="map_mem_region")
+
+
+def _error_text() -> str:
+    """libblkio's explanation of the calling thread's last failure."""
+    return os.fsdecode(ffi.string(lib.blkio_get_error_msg()))
+
+
+def _address(pointer: Pointer) -> int:
+    return int(ffi.cast("uintptr_t", pointer))
+
+
+def _to_struct(region: MemRegion) -> MemRegionStruct:
+    description = ffi.new("struct blkio_mem_region *")
+    description.addr = ffi.cast("void *", region.address)
+    description.len = region.length
+    description.iova = region.iova
+    description.fd_offset = region.fd_offset
+    description.fd = region.fd
+    description.flags = region.flags
+    return description
+
+
+def _from_struct(description: MemRegionStruct) -> MemRegion:
+    return MemRegion(
+        address=_address(description.addr),
+        length=description.len,
+        iova=description.iova,
+        fd_offset=description.fd_offset,
+        fd=description.fd,
+        flags=description.flags,
+    )
