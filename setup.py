@@ -13,7 +13,7 @@ PRIVATE_LIBBLKIO = Path(__file__).parent.absolute() / ".libblkio"
 
 LIBBLKIO_NOT_FOUND = f"""
 aioblk is built against libblkio, and 'pkg-config --exists "{LIBBLKIO}"' fails. To have both:
-    apt-get install libblkio-dev pkg-config           Debian 13, Ubuntu 24.04 and later
+    apt-get install libblkio-dev pkg-config           Debian 13, Ubuntu 24.10 and later
     dnf install libblkio-devel pkgconf-pkg-config     Fedora, RHEL 9 and later
     ./run setup                                       in a checkout of aioblk, there and on Debian 12
 """
