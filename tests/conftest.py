@@ -1,0 +1,168 @@
+"""Every async test runs on each event loop; every test is given real devices and leaves nothing behind."""
+
+import asyncio
+import gc
+import os
+import sys
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+import uvloop
+
+from .support.leaks import Holdings
+from .support.loop_device import LoopDevice, cannot_have_loop_devices
+from .support.storage_daemon import StorageDaemon
+
+SCRATCH_SIZE = 8 << 20
+NO_LOOP_DEVICES = cannot_have_loop_devices()
+
+# --- event loops --------------------------------------------------------------------------------------------
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+LoopError = dict[str, Any]
+
+_loop_errors: list[LoopError] = []
+
+
+def _watched(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
+    loop.set_exception_handler(lambda _, context: _loop_errors.append(context))
+    return loop
+
+
+def _new_asyncio_loop() -> asyncio.AbstractEventLoop:
+    return _watched(asyncio.SelectorEventLoop())
+
+
+def _new_uvloop() -> asyncio.AbstractEventLoop:
+    return _watched(uvloop.new_event_loop())
+
+
+def _new_eager_loop() -> asyncio.AbstractEventLoop:
+    loop = _new_asyncio_loop()
+    if sys.version_info >= (3, 12):
+        loop.set_task_factory(asyncio.eager_task_factory)
+    return loop
+
+
+def pytest_asyncio_loop_factories() -> Mapping[str, LoopFactory]:
+    factories: dict[str, LoopFactory] = {"asyncio": _new_asyncio_loop, "uvloop": _new_uvloop}
+    if sys.version_info >= (3, 12):
+        factories["eager"] = _new_eager_loop
+    return factories
+
+
+@pytest.fixture
+def loop_errors() -> list[LoopError]:
+    """What the loop's exception handler has been called with. A test that expects a call clears the list."""
+    return _loop_errors
+
+
+# --- what a test leaves behind ------------------------------------------------------------------------------
+
+_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_failed] = item.stash.get(_failed, False) or report.failed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a descriptor, a mapped region or a thread, or whose loop reported an error.
+
+    A test that has failed anyway is let off: its traceback keeps alive what it was using.
+    """
+    gc.collect()
+    _loop_errors.clear()
+    before = Holdings.now()
+    yield
+    if request.node.stash.get(_failed, False):
+        return
+    gc.collect()
+    left = Holdings.now().added_since(before)
+    assert not left, "the test left " + ", ".join(left)
+    assert not _loop_errors, f"the event loop reported {_loop_errors}"
+
+
+# --- devices ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def scratch_file(tmp_path: Path) -> Path:
+    """A regular file of 8 MiB, its blocks allocated and its bytes zero."""
+    path = tmp_path / "scratch"
+    with path.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, SCRATCH_SIZE)
+    return path
+
+
+@pytest.fixture
+def loop_device(scratch_file: Path) -> Iterator[Path]:
+    """A block device of 8 MiB with blocks of 512 bytes, backed by ``scratch_file``."""
+    with LoopDevice(scratch_file) as device:
+        yield device.path
+
+
+class StorageDaemonFactory(Protocol):
+    def __call__(
+        self,
+        file: Path | None = None,
+        *,
+        size: int = ...,
+        latency_ns: int = ...,
+        num_queues: int = ...,
+        writable: bool = ...,
+        block_size: int = ...,
+    ) -> StorageDaemon: ...
+
+
+@pytest.fixture
+def storage_daemon() -> Iterator[StorageDaemonFactory]:
+    """Starts daemons that export *file* or, without one, zeroes, each request taking *latency_ns*."""
+    with ExitStack() as daemons:
+
+        def start(
+            file: Path | None = None,
+            *,
+            size: int = SCRATCH_SIZE,
+            latency_ns: int = 0,
+            num_queues: int = 1,
+            writable: bool = True,
+            block_size: int = 512,
+        ) -> StorageDaemon:
+            blockdev: dict[str, object]
+            if file is None:
+                blockdev = {"driver": "null-co", "size": size, "latency-ns": latency_ns, "read-zeroes": True}
+            else:
+                blockdev = {"driver": "file", "filename": str(file), "discard": "unmap"}
+            if not writable:
+                blockdev["read-only"] = True
+            daemon = StorageDaemon(blockdev, num_queues=num_queues, writable=writable, block_size=block_size)
+            return daemons.enter_context(daemon)
+
+        yield start
+
+
+# --- machines without loop devices --------------------------------------------------------------------------
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if NO_LOOP_DEVICES is None:
+        return
+    impossible = [item for item in items if "loop_device" in getattr(item, "fixturenames", ())]
+    items[:] = [item for item in items if item not in impossible]
+    config.hook.pytest_deselected(items=impossible)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if NO_LOOP_DEVICES is not None:
+        terminalreporter.section("NOT TESTED: block devices", red=True, bold=True)
+        terminalreporter.line(
+            f"This machine gives no loop devices: {NO_LOOP_DEVICES}. Root has them, as a rule."
+        )

@@ -1,0 +1,1 @@
+"""Real devices for the tests, and the checks that nothing is left behind."""

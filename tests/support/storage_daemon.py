@@ -1,0 +1,113 @@
+"""A real vhost-user device: qemu-storage-daemon with a vhost-user-blk export."""
+
+import json
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+NODE = "disk"
+
+
+class StorageDaemon:
+    """One daemon with one export, ready to be connected to at :attr:`socket` as soon as it is constructed.
+
+    *blockdev* describes the exported node as QEMU's ``--blockdev`` does. The daemon dies with the process
+    that started it, however that ends.
+    """
+
+    def __init__(
+        self,
+        blockdev: Mapping[str, object],
+        *,
+        num_queues: int = 1,
+        writable: bool = True,
+        block_size: int = 512,
+    ) -> None:
+        # A socket's path has room for 107 bytes only, which the directories that pytest makes may exceed.
+        self._directory = Path(tempfile.mkdtemp(prefix="aioblk-"))
+        self.socket = self._directory / "blk.sock"
+        export = {
+            "type": "vhost-user-blk",
+            "id": "export",
+            "node-name": NODE,
+            "writable": writable,
+            "num-queues": num_queues,
+            "logical-block-size": block_size,
+            "addr": {"type": "unix", "path": str(self.socket)},
+        }
+        self._process = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL", "qemu-storage-daemon"),
+                *("--blockdev", json.dumps({"node-name": NODE, **blockdev})),
+                *("--export", json.dumps(export)),
+                *("--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            # The monitor answers once everything on the command line exists, the socket included.
+            self.qmp("qmp_capabilities")
+        except BaseException:
+            self.close()
+            raise
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def qmp(self, command: str, **arguments: object) -> Any:
+        """What QEMU's monitor returns for *command*; an underscore in a name stands for a dash."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        request = {"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        for line in self._process.stdout:
+            answer = json.loads(line)
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise RuntimeError(f"{command}: {answer['error']['desc']}")
+        raise RuntimeError(f"qemu-storage-daemon is gone, status {self._process.wait()}")
+
+    def resize(self, size: int) -> None:
+        """Change the size of the exported file, in bytes."""
+        self.qmp("block_resize", node_name=NODE, size=size)
+
+    def pause(self) -> None:
+        """Let the daemon do nothing until resume()."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def resume(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
+    def kill(self) -> None:
+        """End the daemon as a crash would."""
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        self.kill()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        shutil.rmtree(self._directory)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
