@@ -1,0 +1,179 @@
+"""Who takes part, and how each is started and read."""
+
+from __future__ import annotations
+
+import functools
+import json
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from typing import Protocol
+
+from benchmarks import tools
+from benchmarks.model import Case, Cell, Sample
+from benchmarks.targets import Target
+from benchmarks.workers.measuring import Job
+
+BASELINE = "blkio-bench"
+QEMU_IMG_OPERATIONS = {"cached-file": 200_000, "direct-file": 20_000}
+
+
+class Contender(Protocol):
+    @property
+    def name(self) -> str: ...
+    @property
+    def label(self) -> str: ...
+    def check(self) -> None:
+        """Raise UnavailableError when it cannot run on this machine at all."""
+
+    def takes_part(self, case: Case, cell: Cell) -> bool:
+        """Whether the case is one that it can do."""
+        ...
+
+    def command(self, cell: Cell, target: Target, seconds: float) -> list[str]: ...
+    def parse(self, output: str, cpu_seconds: float) -> Sample:
+        """The figures in what the process printed. `cpu_seconds` is its processor time from start to end."""
+        ...
+
+
+@dataclass(frozen=True)
+class BlkioBench:
+    """libblkio's own benchmark: woken by the completion descriptor, as an event loop is, or busy polling."""
+
+    poll: bool = False
+
+    @property
+    def name(self) -> str:
+        return "blkio-bench-poll" if self.poll else BASELINE
+
+    @property
+    def label(self) -> str:
+        return "blkio-bench --poll (C)" if self.poll else "blkio-bench (C)"
+
+    def check(self) -> None:
+        tools.blkio_bench()
+
+    def takes_part(self, case: Case, cell: Cell) -> bool:
+        return True
+
+    def command(self, cell: Cell, target: Target, seconds: float) -> list[str]:
+        return tools.blkio_bench_command(cell, target, seconds, poll=self.poll)
+
+    def parse(self, output: str, cpu_seconds: float) -> Sample:
+        return tools.parse_blkio_bench(output, cpu_seconds)
+
+
+@dataclass(frozen=True)
+class Fio:
+    name: str = "fio"
+    label: str = "fio, io_uring (C)"
+
+    def check(self) -> None:
+        tools.fio()
+
+    def takes_part(self, case: Case, cell: Cell) -> bool:
+        return case.kind == "file"
+
+    def command(self, cell: Cell, target: Target, seconds: float) -> list[str]:
+        return tools.fio_command(cell, target, seconds)
+
+    def parse(self, output: str, cpu_seconds: float) -> Sample:
+        return tools.parse_fio(output)
+
+
+@dataclass(frozen=True)
+class QemuImg:
+    """Sequential, because it knows nothing else."""
+
+    name: str = "qemu-img"
+    label: str = "qemu-img bench, sequential (C)"
+
+    def check(self) -> None:
+        tools.qemu_img()
+
+    def takes_part(self, case: Case, cell: Cell) -> bool:
+        return True
+
+    def command(self, cell: Cell, target: Target, seconds: float) -> list[str]:
+        operations = QEMU_IMG_OPERATIONS.get(cell.case, 100_000)
+        return tools.qemu_img_command(cell, target, max(1, round(operations * seconds)))
+
+    def parse(self, output: str, cpu_seconds: float) -> Sample:
+        return tools.parse_qemu_img(output, cpu_seconds)
+
+
+@dataclass(frozen=True)
+class PythonWorker:
+    """A program in workers/.
+
+    `files_only`: it knows no other devices. `buffered_only`: its memory is not aligned for O_DIRECT.
+    """
+
+    name: str
+    label: str
+    module: str
+    python: str = sys.executable
+    loop: str = "asyncio"
+    options: tuple[str, ...] = ()
+    files_only: bool = False
+    buffered_only: bool = False
+
+    def check(self) -> None:
+        pass
+
+    def takes_part(self, case: Case, cell: Cell) -> bool:
+        return not (self.files_only and case.kind != "file") and not (self.buffered_only and case.direct)
+
+    def command(self, cell: Cell, target: Target, seconds: float) -> list[str]:
+        job = Job(
+            path=str(target.path),
+            kind=target.case.kind,
+            capacity=target.capacity,
+            operation=cell.operation,
+            block_size=cell.block_size,
+            depth=cell.depth,
+            seconds=seconds,
+            direct=target.case.direct,
+            loop=self.loop,
+            options=self.options,
+        )
+        return [self.python, "-m", f"benchmarks.workers.{self.module}", json.dumps(asdict(job))]
+
+    def parse(self, output: str, cpu_seconds: float) -> Sample:
+        return Sample(**json.loads(output)["sample"])
+
+
+@functools.cache
+def python_version(python: str) -> str:
+    code = "import platform; print(platform.python_version())"
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
+
+
+def aioblk_contenders(pythons: list[str], loops: list[str], *, every_form: bool) -> list[Contender]:
+    """aioblk on each interpreter and loop. The labels name what distinguishes them."""
+    forms = [
+        ("await", "one await each", "aioblk_await"),
+        ("batch", "one await for the batch", "aioblk_batch"),
+    ]
+    if every_form:
+        forms.append(("bytes", "read() into bytes", "aioblk_bytes"))
+    found: list[Contender] = []
+    for python in pythons:
+        version = python_version(python)
+        for loop in loops:
+            for form, words, module in forms:
+                name = f"aioblk-{form}"
+                label = f"aioblk, {words}"
+                if loop != loops[0]:
+                    name, label = f"{name}-{loop}", f"{label}, {loop}"
+                if python != pythons[0]:
+                    name, label = f"{name}-{version}", f"{label}, {version}"
+                found.append(PythonWorker(name, label, module, python, loop))
+    return found
+
+
+def standard_library() -> list[Contender]:
+    return [
+        PythonWorker("pread", "os.pread/pwrite in a loop", "pread", files_only=True),
+        PythonWorker("executor", "os.pread/pwrite in a thread pool", "executor", files_only=True),
+    ]

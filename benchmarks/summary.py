@@ -1,0 +1,71 @@
+"""Medians, spread and ratios."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from benchmarks.model import Cell, Run, Sample
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Median, minimum and maximum of one figure over the rounds."""
+
+    median: float
+    low: float
+    high: float
+
+    @classmethod
+    def of(cls, values: Iterable[float | None]) -> Spread | None:
+        known = [value for value in values if value is not None]
+        return cls(statistics.median(known), min(known), max(known)) if known else None
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A contender in one cell over all rounds. `ratio` is to the baseline, taken round by round."""
+
+    rate: Spread
+    ratio: Spread | None
+    mean: Spread | None
+    p50: Spread | None
+    p99: Spread | None
+    p999: Spread | None
+    cpu: Spread | None
+
+
+def summarise(run: Run) -> dict[tuple[Cell, str], Summary]:
+    samples: dict[tuple[Cell, str], dict[int, Sample]] = {}
+    for record in run.records:
+        if record.sample:
+            samples.setdefault((record.cell, record.contender), {})[record.round] = record.sample
+    return {
+        (cell, contender): summarise_cell(by_round, samples.get((cell, run.baseline), {}))
+        for (cell, contender), by_round in samples.items()
+    }
+
+
+def summarise_cell(samples: dict[int, Sample], baseline: dict[int, Sample]) -> Summary:
+    def spread(figure: Callable[[Sample], float | None]) -> Spread | None:
+        return Spread.of(figure(sample) for sample in samples.values())
+
+    rate = Spread.of(sample.rate for sample in samples.values())
+    assert rate is not None
+    return Summary(
+        rate=rate,
+        ratio=Spread.of(
+            sample.rate / baseline[number].rate for number, sample in samples.items() if number in baseline
+        ),
+        mean=spread(lambda sample: sample.mean),
+        p50=spread(lambda sample: sample.p50),
+        p99=spread(lambda sample: sample.p99),
+        p999=spread(lambda sample: sample.p999),
+        cpu=spread(lambda sample: sample.cpu),
+    )
+
+
+def foreign_load(run: Run) -> Spread | None:
+    """Processors kept busy by something else, over all samples."""
+    return Spread.of(record.sample.foreign_load for record in run.records if record.sample)
