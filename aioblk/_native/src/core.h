@@ -1,0 +1,268 @@
+/*
+ * The request path: data structures, and the arrows between its rooms.
+ *
+ *   submitter.c    parses what the caller said, refuses what is wrong
+ *   plan.c         cuts memory and lengths into parts that the device accepts
+ *   queue_core.c   issues parts, reaps completions, wakes who waits
+ *   request.c      the awaitable
+ *   device_core.c  limits and mapped regions, shared by the queues of a device
+ *
+ * Ownership. A request in flight is owned by its queue (one reference from link to unlink) and owns what the
+ * device may touch: the pins on the caller's buffers, its bounce memory and its vectors. All of that is let go
+ * when the last part has completed, whatever happened to the awaiting task in the meantime.
+ *
+ * Threads. A QueueCore belongs to the thread of its loop; a DeviceCore is shared under the GIL.
+ */
+#ifndef AIOBLK_CORE_H
+#define AIOBLK_CORE_H
+
+#define PY_SSIZE_T_CLEAN
+#include <Python.h>
+#include <structmember.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stdint.h>
+#include <sys/uio.h>
+#include <time.h>
+
+#include <blkio.h>
+
+#include "allocator.h"
+#include "memory.h"
+
+typedef struct region Region;
+typedef struct segment Segment;
+typedef struct vector Vector;
+typedef struct part Part;
+typedef struct request Request;
+typedef struct device_core DeviceCore;
+typedef struct queue_core QueueCore;
+typedef struct submitter Submitter;
+
+/* The kernel's limit on one vector. */
+#define IOV_MAX_SEGMENTS 1024
+
+/* ---- operations ---------------------------------------------------------------------------------------- */
+
+typedef enum {
+    OP_READ,
+    OP_WRITE,
+    OP_WRITE_ZEROES,
+    OP_DISCARD,
+    OP_FLUSH,
+    OP_REPORT_ZONES,
+    OP_OPEN_ZONE,
+    OP_CLOSE_ZONE,
+    OP_FINISH_ZONE,
+    OP_RESET_ZONE,
+    OP_OPEN_ALL_ZONES,
+    OP_CLOSE_ALL_ZONES,
+    OP_FINISH_ALL_ZONES,
+    OP_RESET_ALL_ZONES,
+    OP_BATCH,
+    OP_COUNT,
+} Operation;
+
+extern const char *const operation_names[OP_COUNT];
+
+/* ---- the device: limits and mapped regions --------------------------------------------------------------- */
+
+/* A mapped range [start, end). A retired region takes no new request; it leaves when `users` is 0. */
+struct region {
+    uintptr_t start, end;
+    size_t users;
+    bool retired;
+};
+
+typedef enum { DISCARD_NATIVE, DISCARD_BY_ZEROING, DISCARD_BY_HOOK } DiscardMethod;
+
+struct device_core {
+    PyObject_HEAD
+    PyObject *make_error;     /* (operation, errno, message, offset, length) -> exception */
+    PyObject *make_refusal;   /* (reason, operation, offset, length) -> exception */
+    PyObject *on_region_idle; /* (address), after the last request on a retired region */
+    Region **regions;         /* sorted by start, disjoint */
+    size_t region_count, region_capacity;
+    bool needs_regions, read_only;
+    uint64_t request_alignment, buf_alignment;
+    uint64_t discard_alignment, discard_alignment_offset;
+    uint64_t max_transfer, max_segments, max_segment_len; /* UINT64_MAX: unlimited */
+    uint64_t max_discard_len, max_write_zeroes_len;
+    uint64_t bounce_cap; /* the most bounce memory one part may need */
+    DiscardMethod discard_method;
+};
+
+extern PyTypeObject DeviceCore_Type;
+
+/* The region that holds `address`, or NULL. *available is how far, within length, the answer holds. */
+Region *device_find_region(DeviceCore *device, const char *address, uint64_t length, uint64_t *available);
+void device_leave_region(DeviceCore *device, Region *region);
+
+/* Sets a Python exception made by the device's factory; returns -1. Offset and length may be UINT64_MAX: none. */
+int device_refuse(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length);
+PyObject *device_make_error(DeviceCore *device, Operation op, int error, const char *message, uint64_t offset,
+                            uint64_t length);
+
+/* ---- parts: what libblkio sees --------------------------------------------------------------------------- */
+
+/* A piece of the caller's memory; `bounced` when the device must be given a copy instead. */
+struct segment {
+    char *address;
+    size_t length;
+    Region *region;
+    bool bounced;
+};
+
+/* The memory of a part with several segments. Runs of bounced segments lie side by side in bounce memory. */
+struct vector {
+    size_t segment_count;
+    int iov_count;
+    struct iovec *iov; /* what the device is given; made when bounce memory is known */
+    Segment segments[];
+};
+
+/* One libblkio request, and the user_data of its completion. */
+struct part {
+    Part *next; /* in the queue's backlog */
+    Request *request;
+    uint64_t offset;
+    uint64_t length;
+    char *address;         /* what the device is given, where there is no vector */
+    char *source;          /* the caller's memory, where `address` is or will be bounce memory */
+    Vector *vector;
+    Region *region;
+    uint64_t bounce_length; /* 0: the device reaches the caller's memory */
+    int64_t bounce_offset;  /* -1: no bounce memory (yet) */
+};
+
+/* ---- requests -------------------------------------------------------------------------------------------- */
+
+typedef enum { PENDING, FINISHED, FAILED, CANCELLED } State;
+
+struct request {
+    PyObject_HEAD
+    QueueCore *queue;
+    /* the Future */
+    PyObject *callback, *context; /* the first; most requests have only one */
+    PyObject *more_callbacks;     /* list of (callback, context), or NULL */
+    PyObject *result;             /* NULL: None */
+    PyObject *exception;
+    PyObject *cancel_message;
+    PyObject *thrown;             /* raised when the device has finished: see request_throw */
+    PyObject *weak_references;
+    Request *ready_next;
+    char *message;                /* libblkio's text for `error` */
+    int error;
+    uint8_t state;
+    bool blocking;                /* _asyncio_future_blocking */
+    bool cancel_requested;
+    bool log_traceback;           /* an error that nobody has retrieved */
+    bool inline_completion;       /* completed within its own submission, and not looked at yet */
+    bool return_exceptions;       /* batches */
+    /* the I/O */
+    bool linked;
+    bool private_memory;          /* the device touches nothing of the caller's */
+    uint8_t operation;
+    uint32_t flags;               /* BLKIO_REQ_* */
+    uint32_t outstanding;         /* parts, children or external work not completed yet */
+    uint32_t part_count;
+    uint32_t admitted;            /* parts handed on; the others wait for bounce memory */
+    uint32_t issued;              /* parts that libblkio has */
+    uint32_t child_count;
+    uint32_t pin_count;
+    uint64_t offset, length;
+    Request *previous, *following; /* in flight on the queue */
+    Request *parent;               /* the batch */
+    union {
+        Request **children;        /* of a batch */
+        Py_buffer *pins;           /* of readv and writev */
+    };
+    Part *more_parts;              /* parts 1 .. part_count-1 */
+    Py_buffer pin;
+    Part first_part;
+};
+
+extern PyTypeObject Request_Type, Future_Type;
+
+int request_module_init(void);
+Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t length);
+static inline Part *request_part(Request *r, uint32_t i) { return i == 0 ? &r->first_part : &r->more_parts[i - 1]; }
+
+/* The outcome becomes visible; who waits is put on the queue's ready list. */
+void request_settle(Request *r, State state);
+/* Forgets the plan: regions, vectors and bounce memory. The device must be through with every part. */
+void request_drop_parts(Request *r);
+void request_drop_pins(Request *r);
+PyObject *request_exception_object(Request *r); /* new reference; for a FAILED request */
+/* Runs (direct) or schedules the callbacks. -1 with KeyboardInterrupt, SystemExit or a failing call_soon. */
+int request_wake(Request *r, bool direct);
+bool request_cancel_io(Request *r, PyObject *message);
+
+/* ---- queues ---------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    uint64_t submitted, completed, failed, cancelled;
+    uint64_t bytes_read, bytes_written;
+    uint64_t parts, bounced_bytes, inline_completions, flushes, do_io_calls, events, empty_events, direct_wakes;
+} Counters;
+
+struct queue_core {
+    PyObject_HEAD
+    DeviceCore *device;
+    struct blkioq *blkioq; /* NULL once the device is closed or lost */
+    int completion_fd; /* -1: a poll queue */
+    unsigned long thread;
+    unsigned fork_generation;
+    PyObject *loop, *call_soon, *flush_method, *loop_context;
+    PyObject *on_bounce, *on_room, *on_discard, *on_idle, *on_broken;
+    Request *in_flight;         /* newest first */
+    Request *ready_head, *ready_tail;
+    Part *backlog_head, *backlog_tail;
+    size_t in_flight_count;     /* requests between submission and the end of their I/O */
+    size_t device_count;        /* parts that libblkio has */
+    size_t depth;               /* the most parts that libblkio is given */
+    uint64_t unflushed_bytes;   /* issued since the last do_io */
+    uint32_t unflushed_parts;
+    uint32_t last_batch;        /* parts that the previous flush carried */
+    int inline_budget;          /* inline completions left until a turn of the loop must pass */
+    Request *inline_request;    /* borrowed: the latest inline completion that nobody has looked at */
+    uint64_t spin_ns;
+    bool flush_scheduled, waking, closed, room_made;
+    const char *closed_reason;
+    allocator_t *bounce;
+    char *bounce_address;
+    size_t waiting;             /* requests that the pool queues; newcomers must queue behind them */
+    Counters counters;
+};
+
+extern PyTypeObject QueueCore_Type;
+extern unsigned fork_generation;
+
+int queue_module_init(void);
+int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t length);
+int queue_submit(QueueCore *q, Request *r);
+int queue_submit_children(QueueCore *q, Request *batch);
+int queue_submit_external(QueueCore *q, Request *r, PyObject *hook);
+int queue_schedule_flush(QueueCore *q);
+int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObject *context);
+void queue_ready(QueueCore *q, Request *r);
+int queue_wake_ready(QueueCore *q, bool direct);
+void queue_outcome(Request *r); /* the last part has completed */
+
+/* ---- planning -------------------------------------------------------------------------------------------- */
+
+/* Fills the request's parts. 0, or -1 with an exception set. */
+int plan_memory(Request *r, DeviceCore *device, const struct iovec *memory, size_t count);
+int plan_range(Request *r, DeviceCore *device, uint64_t maximum);
+
+/* ---- submitters ------------------------------------------------------------------------------------------ */
+
+struct submitter {
+    PyObject_HEAD
+    QueueCore *core;
+    PyObject *weak_references;
+};
+
+extern PyTypeObject Submitter_Type;
+
+#endif

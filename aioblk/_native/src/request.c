@@ -1,0 +1,707 @@
+/*
+ * The awaitable: what asyncio expects of a Future, and what it accepts as a coroutine.
+ *
+ * A Request keeps two clocks. Its *state* is what the awaiting side sees; `outstanding` is what the device still owes.
+ * They part company when a request on private memory is cancelled: the state is CANCELLED at once, while the memory
+ * stays until the device has finished. A request on the caller's memory stays PENDING until then, since the device may
+ * still write there, and only then becomes CANCELLED.
+ *
+ * asyncio.wait() refuses whatever looks like a coroutine, and create_task() whatever does not. wait() and gather() put
+ * their arguments into a set or a dict first, create_task() does not: so a request that is hashed becomes an instance
+ * of the base type, which lacks close(), the last of the methods that make a collections.abc.Coroutine.
+ */
+#include "core.h"
+
+static PyObject *task_type, *cancelled_error, *str_context;
+static PyObject *call_soon_names; /* ("context",) */
+
+/* ---- making and unmaking --------------------------------------------------------------------------------- */
+
+/* Requests are made at the rate of the I/O: keep a few to save the allocator's time. */
+#define FREE_MAX 1024
+static Request *free_requests[FREE_MAX];
+static size_t free_count;
+
+Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t length)
+{
+    Request *r;
+    if (free_count > 0) {
+        r = free_requests[--free_count];
+        (void)PyObject_Init((PyObject *)r, &Request_Type);
+    } else {
+        r = PyObject_GC_New(Request, &Request_Type);
+        if (!r) {
+            return NULL;
+        }
+    }
+    memset((char *)r + sizeof(PyObject), 0, offsetof(Request, pin) - sizeof(PyObject));
+    r->pin.obj = NULL;
+    r->queue = (QueueCore *)Py_NewRef(queue);
+    r->operation = op;
+    r->offset = offset;
+    r->length = length;
+    PyObject_GC_Track(r);
+    return r;
+}
+
+static void pin_release(Py_buffer *pin)
+{
+    PyObject *owner = pin->obj;
+    if (!owner) {
+        return;
+    }
+    if (PyBytes_CheckExact(owner)) {
+        pin->obj = NULL;
+        Py_DECREF(owner);
+    } else if (PyObject_TypeCheck(owner, &View_Type)) {
+        pin->obj = NULL;
+        memory_unuse(((ViewObject *)owner)->memory);
+        Py_DECREF(owner);
+    } else {
+        PyBuffer_Release(pin);
+    }
+}
+
+void request_drop_pins(Request *r)
+{
+    pin_release(&r->pin);
+    if (r->operation == OP_BATCH || !r->pins) {
+        return;
+    }
+    Py_buffer *pins = r->pins;
+    r->pins = NULL;
+    for (uint32_t i = 0; i < r->pin_count; i++) {
+        pin_release(&pins[i]);
+    }
+    PyMem_Free(pins);
+}
+
+static void part_drop(Request *r, Part *part)
+{
+    DeviceCore *device = r->queue->device;
+    if (part->bounce_offset >= 0) {
+        allocator_give(r->queue->bounce, part->bounce_offset);
+        part->bounce_offset = -1;
+        r->queue->room_made = true;
+    }
+    if (part->region) {
+        Region *region = part->region;
+        part->region = NULL;
+        device_leave_region(device, region);
+    }
+    if (part->vector) {
+        Vector *vector = part->vector;
+        part->vector = NULL;
+        for (size_t i = 0; i < vector->segment_count; i++) {
+            if (!vector->segments[i].bounced && vector->segments[i].region) {
+                device_leave_region(device, vector->segments[i].region);
+            }
+        }
+        PyMem_Free(vector);
+    }
+}
+
+void request_drop_parts(Request *r)
+{
+    uint32_t count = r->part_count;
+    for (uint32_t i = 0; i < count; i++) {
+        part_drop(r, request_part(r, i));
+    }
+    r->part_count = 0;
+    PyMem_Free(r->more_parts);
+    r->more_parts = NULL;
+}
+
+static int request_traverse(Request *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->queue);
+    Py_VISIT(self->callback);
+    Py_VISIT(self->context);
+    Py_VISIT(self->more_callbacks);
+    Py_VISIT(self->result);
+    Py_VISIT(self->exception);
+    Py_VISIT(self->cancel_message);
+    Py_VISIT(self->thrown);
+    Py_VISIT(self->parent);
+    Py_VISIT(self->pin.obj);
+    if (self->operation == OP_BATCH) {
+        for (uint32_t i = 0; self->children && i < self->child_count; i++) {
+            Py_VISIT(self->children[i]);
+        }
+    } else {
+        for (uint32_t i = 0; self->pins && i < self->pin_count; i++) {
+            Py_VISIT(self->pins[i].obj);
+        }
+    }
+    return 0;
+}
+
+/* Only what the Future owns: a request in flight is never garbage, since its queue owns it. */
+static int request_clear(Request *self)
+{
+    Py_CLEAR(self->callback);
+    Py_CLEAR(self->context);
+    Py_CLEAR(self->more_callbacks);
+    Py_CLEAR(self->result);
+    Py_CLEAR(self->exception);
+    Py_CLEAR(self->cancel_message);
+    Py_CLEAR(self->thrown);
+    return 0;
+}
+
+static void drop_children(Request *r)
+{
+    if (r->operation != OP_BATCH || !r->children) {
+        return;
+    }
+    Request **children = r->children;
+    r->children = NULL;
+    for (uint32_t i = 0; i < r->child_count; i++) {
+        Py_XDECREF(children[i]);
+    }
+    PyMem_Free(children);
+}
+
+/* As asyncio does for futures: an error that nobody has looked at goes to the loop's exception handler. */
+static void request_report(Request *r)
+{
+    if (!r->log_traceback || !r->queue || !r->queue->loop) {
+        return;
+    }
+    r->log_traceback = false;
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyObject *exception = request_exception_object(r), *answer = NULL;
+    if (exception) {
+        PyObject *what = Py_BuildValue("{s:s,s:O,s:O}", "message", "aioblk request's error was never retrieved",
+                                       "exception", exception, "future", (PyObject *)r);
+        if (what) {
+            answer = PyObject_CallMethod(r->queue->loop, "call_exception_handler", "O", what);
+            Py_DECREF(what);
+        }
+        Py_DECREF(exception);
+    }
+    if (answer) {
+        Py_DECREF(answer);
+    } else {
+        PyErr_WriteUnraisable(r->queue->loop);
+    }
+    PyErr_Restore(type, value, traceback);
+}
+
+static void request_finalize(Request *r) { request_report(r); }
+
+static void request_dealloc(Request *r)
+{
+    if (r->log_traceback && PyObject_CallFinalizerFromDealloc((PyObject *)r) < 0) {
+        return; /* resurrected by the exception handler */
+    }
+    PyObject_GC_UnTrack(r);
+    if (r->weak_references) {
+        PyObject_ClearWeakRefs((PyObject *)r);
+    }
+    if (r->queue->inline_request == r) {
+        r->queue->inline_request = NULL;
+    }
+    request_clear(r);
+    request_drop_parts(r);
+    request_drop_pins(r);
+    drop_children(r);
+    Py_CLEAR(r->parent);
+    PyMem_Free(r->message);
+    Py_CLEAR(r->queue);
+    if (free_count < FREE_MAX && !PyObject_GC_IsFinalized((PyObject *)r)) {
+        free_requests[free_count++] = r;
+    } else {
+        PyObject_GC_Del(r);
+    }
+}
+
+/* ---- outcome --------------------------------------------------------------------------------------------- */
+
+void request_settle(Request *r, State state)
+{
+    r->state = state;
+    r->log_traceback = state == FAILED && !r->parent;
+    if (r->callback) {
+        queue_ready(r->queue, r);
+    }
+}
+
+PyObject *request_exception_object(Request *r)
+{
+    if (!r->exception) {
+        bool whole = r->operation == OP_FLUSH || r->operation >= OP_OPEN_ALL_ZONES;
+        r->exception = device_make_error(r->queue->device, r->operation, r->error, r->message,
+                                         whole ? UINT64_MAX : r->offset, whole ? UINT64_MAX : r->length);
+    }
+    return Py_XNewRef(r->exception);
+}
+
+static PyObject *raise_cancelled(Request *r)
+{
+    PyObject *exception = r->cancel_message ? PyObject_CallOneArg(cancelled_error, r->cancel_message)
+                                            : PyObject_CallNoArgs(cancelled_error);
+    if (exception) {
+        PyErr_SetObject(cancelled_error, exception);
+        Py_DECREF(exception);
+    }
+    return NULL;
+}
+
+static void mark_retrieved(Request *r)
+{
+    r->log_traceback = false;
+    if (r->inline_completion) {
+        r->inline_completion = false;
+        if (r->queue->inline_request == r) {
+            r->queue->inline_request = NULL;
+        }
+    }
+}
+
+/* The result of a request that is done: a new reference, or NULL with its exception. */
+static PyObject *outcome(Request *r)
+{
+    mark_retrieved(r);
+    if (r->state == FINISHED) {
+        return Py_NewRef(r->result ? r->result : Py_None);
+    }
+    if (r->state == CANCELLED) {
+        return raise_cancelled(r);
+    }
+    PyObject *exception = request_exception_object(r);
+    if (exception) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
+    }
+    return NULL;
+}
+
+/* ---- waking ---------------------------------------------------------------------------------------------- */
+
+/* asyncio's C task waits with a builtin method bound to the task: running it is running the task's next step. */
+static bool is_task_wakeup(PyObject *callback)
+{
+    if (!PyCFunction_CheckExact(callback)) {
+        return false;
+    }
+    PyObject *self = PyCFunction_GET_SELF(callback);
+    return self && PyObject_TypeCheck(self, (PyTypeObject *)task_type) &&
+           strcmp(((PyCFunctionObject *)callback)->m_ml->ml_name, "task_wakeup") == 0;
+}
+
+/* Runs the task's step here and now, in its context, instead of by way of call_soon. */
+static int step_task(Request *r, PyObject *callback, PyObject *context)
+{
+    if (PyContext_Enter(context) < 0) {
+        PyErr_Clear(); /* somebody runs in this context already */
+        return queue_call_soon(r->queue, callback, (PyObject *)r, context);
+    }
+    r->queue->counters.direct_wakes++;
+    PyObject *answer = PyObject_CallOneArg(callback, (PyObject *)r);
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    int left = PyContext_Exit(context);
+    if (answer) {
+        Py_DECREF(answer);
+        return left;
+    }
+    PyErr_Restore(type, value, traceback);
+    return -1;
+}
+
+int request_wake(Request *r, bool direct)
+{
+    int status = 0;
+    PyObject *callback = r->callback, *context = r->context, *more = r->more_callbacks;
+    r->callback = r->context = r->more_callbacks = NULL;
+    if (more) {
+        /* The order of registration is the order of calls, so nobody is woken directly. */
+        direct = false;
+    }
+    if (callback) {
+        status = direct && is_task_wakeup(callback) ? step_task(r, callback, context)
+                                                    : queue_call_soon(r->queue, callback, (PyObject *)r, context);
+        Py_DECREF(callback);
+        Py_XDECREF(context);
+    }
+    for (Py_ssize_t i = 0; more && i < PyList_GET_SIZE(more); i++) {
+        PyObject *pair = PyList_GET_ITEM(more, i);
+        if (queue_call_soon(r->queue, PyTuple_GET_ITEM(pair, 0), (PyObject *)r, PyTuple_GET_ITEM(pair, 1)) < 0) {
+            status = -1;
+        }
+    }
+    Py_XDECREF(more);
+    return status;
+}
+
+/* ---- the Future's methods -------------------------------------------------------------------------------- */
+
+static PyObject *request_done(Request *r, PyObject *Py_UNUSED(ignored)) { return PyBool_FromLong(r->state != PENDING); }
+
+static PyObject *request_cancelled(Request *r, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(r->state == CANCELLED);
+}
+
+static PyObject *raise_invalid_state(const char *text)
+{
+    PyObject *module = PyImport_ImportModule("asyncio"), *type = NULL;
+    if (module) {
+        type = PyObject_GetAttrString(module, "InvalidStateError");
+        Py_DECREF(module);
+    }
+    if (type) {
+        PyErr_SetString(type, text);
+        Py_DECREF(type);
+    }
+    return NULL;
+}
+
+static PyObject *request_result(Request *r, PyObject *Py_UNUSED(ignored))
+{
+    return r->state == PENDING ? raise_invalid_state("Result is not ready.") : outcome(r);
+}
+
+static PyObject *request_exception(Request *r, PyObject *Py_UNUSED(ignored))
+{
+    if (r->state == PENDING) {
+        return raise_invalid_state("Exception is not set.");
+    }
+    mark_retrieved(r);
+    if (r->state == CANCELLED) {
+        return raise_cancelled(r);
+    }
+    return r->state == FAILED ? request_exception_object(r) : Py_NewRef(Py_None);
+}
+
+static PyObject *request_get_loop(Request *r, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(r->queue->loop); }
+
+static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py_ssize_t count, PyObject *names)
+{
+    PyObject *context = NULL;
+    if (count != 1 || (names && (PyTuple_GET_SIZE(names) != 1 ||
+                                 PyUnicode_Compare(PyTuple_GET_ITEM(names, 0), str_context) != 0))) {
+        PyErr_SetString(PyExc_TypeError, "add_done_callback() takes a callback and keyword context");
+        return NULL;
+    }
+    if (names && args[1] != Py_None) {
+        context = Py_NewRef(args[1]);
+    } else {
+        context = PyContext_CopyCurrent();
+        if (!context) {
+            return NULL;
+        }
+    }
+    if (r->state != PENDING) {
+        int status = queue_call_soon(r->queue, args[0], (PyObject *)r, context);
+        Py_DECREF(context);
+        if (status < 0) {
+            return NULL;
+        }
+        Py_RETURN_NONE;
+    }
+    if (!r->callback) {
+        r->callback = Py_NewRef(args[0]);
+        r->context = context;
+        Py_RETURN_NONE;
+    }
+    PyObject *pair = PyTuple_Pack(2, args[0], context);
+    Py_DECREF(context);
+    if (!pair) {
+        return NULL;
+    }
+    if (!r->more_callbacks) {
+        r->more_callbacks = PyList_New(0);
+    }
+    int status = r->more_callbacks ? PyList_Append(r->more_callbacks, pair) : -1;
+    Py_DECREF(pair);
+    if (status < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+static PyObject *request_remove_done_callback(Request *r, PyObject *callback)
+{
+    Py_ssize_t removed = 0;
+    if (r->more_callbacks) {
+        /* Comparing may run anything, so work on a list of our own. */
+        PyObject *old = r->more_callbacks, *kept = PyList_New(0);
+        if (!kept) {
+            return NULL;
+        }
+        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(old); i++) {
+            PyObject *pair = PyList_GET_ITEM(old, i);
+            int same = PyObject_RichCompareBool(PyTuple_GET_ITEM(pair, 0), callback, Py_EQ);
+            if (same < 0 || (!same && PyList_Append(kept, pair) < 0)) {
+                Py_DECREF(kept);
+                return NULL;
+            }
+            removed += same;
+        }
+        Py_SETREF(r->more_callbacks, kept);
+    }
+    if (r->callback) {
+        int same = PyObject_RichCompareBool(r->callback, callback, Py_EQ);
+        if (same < 0) {
+            return NULL;
+        }
+        if (same) {
+            removed++;
+            Py_CLEAR(r->callback);
+            Py_CLEAR(r->context);
+        }
+    }
+    if (!r->callback && r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) > 0) {
+        PyObject *pair = PyList_GET_ITEM(r->more_callbacks, 0);
+        r->callback = Py_NewRef(PyTuple_GET_ITEM(pair, 0));
+        r->context = Py_NewRef(PyTuple_GET_ITEM(pair, 1));
+        if (PyList_SetSlice(r->more_callbacks, 0, 1, NULL) < 0) {
+            return NULL;
+        }
+    }
+    if (r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) == 0) {
+        Py_CLEAR(r->more_callbacks);
+    }
+    return PyLong_FromSsize_t(removed);
+}
+
+/* ---- cancellation ---------------------------------------------------------------------------------------- */
+
+bool request_cancel_io(Request *r, PyObject *message)
+{
+    if (r->state != PENDING) {
+        return false;
+    }
+    r->queue->counters.cancelled += !r->cancel_requested;
+    r->cancel_requested = true;
+    Py_XSETREF(r->cancel_message, Py_XNewRef(message));
+    if (r->operation == OP_BATCH) {
+        for (uint32_t i = 0; i < r->child_count; i++) {
+            request_cancel_io(r->children[i], message);
+        }
+    }
+    if (r->private_memory && r->state == PENDING) {
+        request_settle(r, CANCELLED);
+    }
+    return true;
+}
+
+static PyObject *request_cancel(Request *r, PyObject *args, PyObject *kwargs)
+{
+    static char *names[] = {"msg", NULL};
+    PyObject *message = NULL;
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O", names, &message)) {
+        return NULL;
+    }
+    mark_retrieved(r);
+    bool accepted = request_cancel_io(r, message == Py_None ? NULL : message);
+    if (queue_wake_ready(r->queue, false) < 0) {
+        return NULL;
+    }
+    return PyBool_FromLong(accepted);
+}
+
+/* ---- awaiting -------------------------------------------------------------------------------------------- */
+
+static PySendResult request_send_slot(Request *r, PyObject *Py_UNUSED(value), PyObject **result)
+{
+    if (r->state == PENDING) {
+        r->blocking = true;
+        *result = Py_NewRef(r);
+        return PYGEN_NEXT;
+    }
+    if (r->thrown) {
+        PyObject *thrown = r->thrown;
+        r->thrown = NULL;
+        mark_retrieved(r);
+        PyErr_SetObject((PyObject *)Py_TYPE(thrown), thrown);
+        Py_DECREF(thrown);
+        *result = NULL;
+        return PYGEN_ERROR;
+    }
+    *result = outcome(r);
+    return *result ? PYGEN_RETURN : PYGEN_ERROR;
+}
+
+static PyObject *request_next(Request *r)
+{
+    PyObject *result;
+    PySendResult status = request_send_slot(r, Py_None, &result);
+    if (status == PYGEN_RETURN) {
+        if (result != Py_None) {
+            PyObject *stop = PyObject_CallOneArg(PyExc_StopIteration, result);
+            if (stop) {
+                PyErr_SetObject(PyExc_StopIteration, stop);
+                Py_DECREF(stop);
+            }
+        }
+        Py_DECREF(result);
+        return NULL;
+    }
+    return result;
+}
+
+static PyObject *request_send(Request *r, PyObject *Py_UNUSED(value))
+{
+    PyObject *result = request_next(r);
+    if (!result && !PyErr_Occurred()) {
+        PyErr_SetNone(PyExc_StopIteration);
+    }
+    return result;
+}
+
+/*
+ * A task throws CancelledError here when it was cancelled before its first step (create_task(request)). As everywhere,
+ * the device may still write to the caller's memory: cancel, go on waiting, and raise what was thrown at the end.
+ */
+static PyObject *request_throw(Request *r, PyObject *args)
+{
+    PyObject *type, *value = NULL, *traceback = NULL;
+    if (!PyArg_UnpackTuple(args, "throw", 1, 3, &type, &value, &traceback)) {
+        return NULL;
+    }
+    PyObject *exception;
+    if (PyExceptionInstance_Check(type)) {
+        exception = Py_NewRef(type);
+    } else if (PyExceptionClass_Check(type)) {
+        exception = value && PyExceptionInstance_Check(value) ? Py_NewRef(value)
+                    : value && value != Py_None               ? PyObject_CallOneArg(type, value)
+                                                              : PyObject_CallNoArgs(type);
+    } else {
+        PyErr_SetString(PyExc_TypeError, "throw() takes an exception");
+        return NULL;
+    }
+    if (!exception) {
+        return NULL;
+    }
+    if (r->state == PENDING && PyErr_GivenExceptionMatches(exception, cancelled_error)) {
+        request_cancel_io(r, NULL);
+        if (queue_wake_ready(r->queue, false) < 0) {
+            Py_DECREF(exception);
+            return NULL;
+        }
+        if (r->state == PENDING) {
+            Py_XSETREF(r->thrown, exception);
+            r->blocking = true;
+            return Py_NewRef(r);
+        }
+    }
+    if (r->state != PENDING) {
+        mark_retrieved(r);
+    }
+    PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+    Py_DECREF(exception);
+    return NULL;
+}
+
+/* Nothing to close: the request goes on, and its queue keeps what it needs. */
+static PyObject *request_close(Request *Py_UNUSED(r), PyObject *Py_UNUSED(ignored)) { Py_RETURN_NONE; }
+
+static PyObject *request_repr(Request *r)
+{
+    static const char *const states[] = {"pending", "finished", "failed", "cancelled"};
+    return PyUnicode_FromFormat("<Request %s offset=%llu length=%llu %s>", operation_names[r->operation],
+                                (unsigned long long)r->offset, (unsigned long long)r->length, states[r->state]);
+}
+
+/* See the head of this file. */
+static Py_hash_t request_hash(PyObject *r)
+{
+    Py_SET_TYPE(r, &Future_Type);
+    return (Py_hash_t)((uintptr_t)r >> 4);
+}
+
+/* ---- the types ------------------------------------------------------------------------------------------- */
+
+static PyMethodDef future_methods[] = {
+    {"done", (PyCFunction)request_done, METH_NOARGS, "True once the outcome is known, or the request cancelled."},
+    {"cancelled", (PyCFunction)request_cancelled, METH_NOARGS, "True if the request was cancelled."},
+    {"result", (PyCFunction)request_result, METH_NOARGS, "The outcome, returned or raised."},
+    {"exception", (PyCFunction)request_exception, METH_NOARGS, "The error of a failed request, or None."},
+    {"get_loop", (PyCFunction)request_get_loop, METH_NOARGS, "The loop that the request's queue is bound to."},
+    {"add_done_callback", (PyCFunction)(void (*)(void))request_add_done_callback, METH_FASTCALL | METH_KEYWORDS,
+     "Call fn(request) from the loop once done; scheduled at once if it is done already."},
+    {"remove_done_callback", (PyCFunction)request_remove_done_callback, METH_O,
+     "Remove every instance of a callback; returns how many there were."},
+    {"cancel", (PyCFunction)(void (*)(void))request_cancel, METH_VARARGS | METH_KEYWORDS,
+     "Cancel. A request on the caller's own memory is done only when the device has finished with it."},
+    {"send", (PyCFunction)request_send, METH_O, NULL},
+    {"throw", (PyCFunction)request_throw, METH_VARARGS, NULL},
+    {"__class_getitem__", (PyCFunction)Py_GenericAlias, METH_O | METH_CLASS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMethodDef request_methods[] = {
+    {"close", (PyCFunction)request_close, METH_NOARGS, NULL},
+    {NULL, NULL, 0, NULL},
+};
+
+static PyMemberDef request_members[] = {
+    {"_asyncio_future_blocking", T_BOOL, offsetof(Request, blocking), 0, NULL},
+    {NULL, 0, 0, 0, NULL},
+};
+
+static PyObject *request_get_loop_attribute(Request *r, void *Py_UNUSED(closure)) { return Py_NewRef(r->queue->loop); }
+
+static PyGetSetDef request_getset[] = {
+    {"_loop", (getter)request_get_loop_attribute, NULL, NULL, NULL},
+    {NULL, NULL, NULL, NULL, NULL},
+};
+
+static PyAsyncMethods request_async = {
+    .am_await = PyObject_SelfIter,
+    .am_send = (sendfunc)request_send_slot,
+};
+
+PyTypeObject Future_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "aioblk._native._core.Request",
+    .tp_doc = "A submitted request: awaitable like a Future, accepted where asyncio wants a coroutine.",
+    .tp_basicsize = sizeof(Request),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_dealloc = (destructor)request_dealloc,
+    .tp_finalize = (destructor)request_finalize,
+    .tp_traverse = (traverseproc)request_traverse,
+    .tp_clear = (inquiry)request_clear,
+    .tp_weaklistoffset = offsetof(Request, weak_references),
+    .tp_repr = (reprfunc)request_repr,
+    .tp_hash = request_hash,
+    .tp_as_async = &request_async,
+    .tp_iter = PyObject_SelfIter,
+    .tp_iternext = (iternextfunc)request_next,
+    .tp_methods = future_methods,
+    .tp_members = request_members,
+    .tp_getset = request_getset,
+};
+
+PyTypeObject Request_Type = {
+    PyVarObject_HEAD_INIT(NULL, 0)
+    .tp_name = "aioblk._native._core.Request",
+    .tp_basicsize = sizeof(Request),
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
+    .tp_base = &Future_Type,
+    .tp_dealloc = (destructor)request_dealloc,
+    .tp_traverse = (traverseproc)request_traverse,
+    .tp_clear = (inquiry)request_clear,
+    .tp_methods = request_methods,
+};
+
+int request_module_init(void)
+{
+    PyObject *asyncio = PyImport_ImportModule("asyncio");
+    if (!asyncio) {
+        return -1;
+    }
+    task_type = PyObject_GetAttrString(asyncio, "Task");
+    cancelled_error = PyObject_GetAttrString(asyncio, "CancelledError");
+    Py_DECREF(asyncio);
+    str_context = PyUnicode_InternFromString("context");
+    call_soon_names = str_context ? PyTuple_Pack(1, str_context) : NULL;
+    if (!task_type || !cancelled_error || !call_soon_names) {
+        return -1;
+    }
+    return PyType_Ready(&Future_Type) < 0 || PyType_Ready(&Request_Type) < 0 ? -1 : 0;
+}

@@ -1,0 +1,340 @@
+"""Device: the life of a block device, from connecting to closing, and its request methods.
+
+The driver classes add nothing but their options. The request methods themselves are compiled: see Submitter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import enum
+import functools
+import os
+import socket
+import threading
+import warnings
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn, Self, cast
+
+from typing_extensions import Buffer
+
+from ._blocking import run_blocking
+from ._discard import BlockDiscard, discard_method
+from ._handle import Blkio
+from ._native._core import DeviceCore, Submitter
+from ._peer import find_peer_socket, has_hung_up, open_descriptors
+from ._properties import Properties
+from ._queue import Queue, QueueStatistics
+from ._refusals import Refusals
+from .bounce import BouncePool
+from .errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError, request_error
+from .limits import Limits
+from .memory import DeviceMemory, MemoryRegion
+
+if TYPE_CHECKING:
+    from .drivers._options import DriverOptions
+
+__all__ = ["Device"]
+
+# Cached reads are copied inside the submitting call, with the loop standing still; larger requests are divided.
+_LARGEST_PART = 1 << 20
+
+
+class _State(enum.StrEnum):
+    NEW = "not open"
+    OPENING = "being opened"
+    OPEN = "open"
+    CLOSING = "being closed"
+    CLOSED = "closed"
+
+
+class Device(Submitter):
+    """A block device on the running event loop.
+
+    Open it with ``async with``, or with :meth:`open` and :meth:`aclose`. Request methods submit when they are called
+    and return an awaitable :class:`aioblk.Request`; offsets and lengths are bytes. What is wrong with the arguments is
+    raised by the call, what goes wrong with the I/O by the ``await``.
+
+    A device belongs to the loop and the thread that opened it. Any other use raises :class:`UsageError`.
+    """
+
+    def __init__(self, options: DriverOptions) -> None:
+        self._state = _State.NEW
+        self._options = options
+        self._handle: Blkio | None = None
+        self._limits: Limits | None = None
+        self._properties: Properties | None = None
+        self._queue: Queue | None = None
+        self._memory: DeviceMemory | None = None
+        self._pool: BouncePool | None = None
+        self._peer: socket.socket | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._lost: DeviceLostError | None = None
+
+    # --- life -----------------------------------------------------------------------------------------------------
+
+    async def open(self) -> Self:
+        """Connect and start the device. Blocking work is done in a thread of its own.
+
+        Raises:
+            BlkioError: libblkio or the system refused; ``errno``, ``message`` and ``filename`` say what and why.
+            UsageError: the device has been opened before.
+
+        If the task is cancelled, a connection that is made later all the same is given back at once.
+        """
+        if self._state is not _State.NEW:
+            raise self._misuse("open", f"a device can be opened once; this one is {self._state}")
+        self._state = _State.OPENING
+        self._loop = asyncio.get_running_loop()
+        try:
+            start = functools.partial(_connect_and_start, self._options)
+            self._handle, self._peer = await run_blocking(start, undo=_undo_start)
+            self._set_up(self._handle)
+        except BaseException:
+            self._state = _State.CLOSED
+            await self._tear_down()
+            raise
+        self._state = _State.OPEN
+        return self
+
+    def _set_up(self, handle: Blkio) -> None:
+        driver = self._options.driver
+        limits = Limits.read(handle)
+        fd = cast(int, handle.get("fd")) if driver == "io_uring" else None
+        method = discard_method(driver, fd)
+        core = DeviceCore(
+            make_error=functools.partial(request_error, driver),
+            make_refusal=Refusals(driver, limits),
+            needs_regions=limits.needs_mem_regions,
+            read_only=cast(bool, handle.get("read-only")),
+            request_alignment=limits.request_alignment,
+            buf_alignment=limits.buf_alignment,
+            max_segments=limits.max_segments,
+            max_segment_len=limits.max_segment_len,
+            max_transfer=min(limits.max_transfer or _LARGEST_PART, _LARGEST_PART),
+            max_discard_len=limits.max_discard_len,
+            max_write_zeroes_len=limits.max_write_zeroes_len,
+            discard_alignment=limits.discard_alignment,
+            discard_alignment_offset=limits.discard_alignment_offset,
+            discard_method=method,
+            bounce_cap=self._options.bounce_pool_size,
+        )
+        self._limits = limits
+        self._properties = Properties(handle)
+        self._queue = Queue(handle, core, 0, depth=_depth(handle), on_broken=self._on_broken)
+        self._memory = DeviceMemory(handle, core, limits.memory_rules, reserved=1)
+        self._pool = BouncePool(self._queue.core, handle, self._memory, maximum=self._options.bounce_pool_size)
+        if fd is not None and method == BlockDiscard.method:
+            self._queue.core.on_discard = BlockDiscard(fd, self._queue.core, self._loop_here())
+        if self._peer is not None:
+            self._loop_here().add_reader(self._peer.fileno(), self._on_peer_event)
+        self._core = self._queue.core
+
+    async def aclose(self) -> None:
+        """Refuse new requests, wait for those in flight, give everything back. Idempotent.
+
+        A task that is cancelled here does not wait any longer; closing goes on without it.
+        """
+        if self._state is _State.NEW:
+            self._state = _State.CLOSED
+        if self._state is _State.OPENING:
+            raise self._misuse("close", "the device is being opened; cancel that instead")
+        if self._state is _State.CLOSED:
+            return
+        if self._loop is not asyncio.get_running_loop():
+            raise self._misuse("close", "the device belongs to another event loop")
+        if self._closing is None:
+            self._state = _State.CLOSING
+            if self._queue is not None and self._lost is None:
+                self._queue.close("closed")
+            self._closing = self._loop.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        try:
+            if self._queue is not None:
+                await self._queue.drain()
+        finally:
+            await self._tear_down()
+            self._state = _State.CLOSED
+
+    async def _tear_down(self) -> None:
+        """Give back whatever there is; nothing is in flight. Every step is made, whatever becomes of the others."""
+        async with contextlib.AsyncExitStack() as stack:
+            if self._handle is not None:
+                stack.push_async_callback(run_blocking, self._handle.destroy)
+            if self._queue is not None:
+                stack.callback(self._queue.dispose)
+            stack.callback(self._forget_peer)
+            if self._memory is not None:
+                stack.push_async_callback(self._memory.aclose)
+            if self._pool is not None:
+                stack.push_async_callback(self._pool.aclose)
+
+    async def __aenter__(self) -> Self:
+        return await self.open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", _State.CLOSED) not in (_State.OPEN, _State.CLOSING):
+            return
+        handle, queue = self._handle, self._queue
+        if handle is None or queue is None or os.getpid() != handle.pid:
+            return
+        warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+        # With nothing in flight, everything can be given back from here; otherwise memory that the device still uses
+        # would go: a leak is the lesser evil.
+        if queue.core.in_flight == 0 and queue.is_bound_here():
+            self._forget_peer()
+            queue.dispose()
+            handle.destroy()
+
+    def __repr__(self) -> str:
+        where = self._options.before_connect.get("path", self._options.before_connect.get("fd"))
+        return f"<aioblk.{type(self).__name__} {where!r} {'lost' if self._lost else self._state}>"
+
+    # --- loss -------------------------------------------------------------------------------------------------------
+
+    def _on_peer_event(self) -> None:
+        if self._peer is not None and has_hung_up(self._peer):
+            self._lose("the backend has closed the connection")
+
+    def _on_broken(self, errno: int) -> None:
+        self._lose(f"the queue broke down: {os.strerror(errno)}")
+
+    def _lose(self, why: str) -> None:
+        if self._lost is None and self._queue is not None:
+            self._lost = DeviceLostError(why, driver=self._options.driver)
+            self._forget_peer()
+            self._queue.close("lost")
+            self._queue.abandon(self._lost)
+
+    def _forget_peer(self) -> None:
+        peer, self._peer = self._peer, None
+        if peer is not None:
+            if self._loop is not None and not self._loop.is_closed():
+                self._loop.remove_reader(peer.fileno())
+            peer.close()
+
+    # --- what the device is -----------------------------------------------------------------------------------------
+
+    @property
+    def driver(self) -> str:
+        """The name of libblkio's driver."""
+        return self._options.driver
+
+    @property
+    def capacity(self) -> int:
+        """The size of the device in bytes, now: it changes when a file grows or a backend resizes the device."""
+        return cast(int, self._require_handle("capacity").get("capacity"))
+
+    @property
+    def limits(self) -> Limits:
+        """What the device accepts; fixed while it is open."""
+        self._require_handle("limits")
+        assert self._limits is not None
+        return self._limits
+
+    @property
+    def properties(self) -> Properties:
+        """Every libblkio property of the driver, by its name: ``dev.properties["queue-size"]``."""
+        self._require_handle("properties")
+        assert self._properties is not None
+        return self._properties
+
+    def statistics(self) -> QueueStatistics:
+        """A snapshot of the default queue's counters."""
+        self._require_handle("statistics")
+        assert self._queue is not None
+        return self._queue.statistics()
+
+    @property
+    def bounce_pool(self) -> BouncePool:
+        """The memory through which requests go whose own memory the device cannot reach."""
+        self._require_handle("bounce_pool")
+        assert self._pool is not None
+        return self._pool
+
+    @property
+    def closed(self) -> bool:
+        """Whether the device is closed, or being closed."""
+        return self._state in (_State.CLOSING, _State.CLOSED)
+
+    # --- memory -----------------------------------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> DeviceMemory:
+        """The device's regions; an Arena attaches itself here."""
+        self._require_handle("memory")
+        assert self._memory is not None
+        return self._memory
+
+    def register(
+        self, buffer: Buffer, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
+    ) -> MemoryRegion:
+        """Register existing memory: ``async with dev.register(buffer) as region``. See MemoryRegion."""
+        return self.memory.register(buffer, fd=fd, fd_offset=fd_offset, required=required)
+
+    def allocate(self, length: int) -> MemoryRegion:
+        """New, zeroed memory that the device reaches without copying: ``async with dev.allocate(n) as region``."""
+        return self.memory.allocate(length)
+
+    # --- refusals -----------------------------------------------------------------------------------------------------
+
+    def _loop_here(self) -> asyncio.AbstractEventLoop:
+        assert self._loop is not None
+        return self._loop
+
+    def _require_handle(self, operation: str) -> Blkio:
+        if self._handle is None or self._state is not _State.OPEN:
+            self._refuse_unopened(operation)
+        return self._handle
+
+    def _refuse_unopened(self, operation: str) -> NoReturn:
+        if self._state in (_State.CLOSED, _State.CLOSING):
+            raise DeviceClosedError("the device is closed", driver=self._options.driver, operation=operation)
+        raise self._misuse(operation, f"the device is {self._state}; use `async with device:` or `await device.open()`")
+
+    def _misuse(self, operation: str, message: str) -> UsageError:
+        return UsageError(message, driver=self._options.driver, operation=operation)
+
+
+def _connect_and_start(options: DriverOptions) -> tuple[Blkio, socket.socket | None]:
+    """All that may block. Whatever fails leaves nothing open."""
+    known = open_descriptors()
+    handle = Blkio(options.driver)
+    peer = None
+    try:
+        for name, value in options.before_connect.items():
+            handle.set(name, value)
+        handle.connect()
+        if options.driver == "virtio-blk-vhost-user":
+            peer = find_peer_socket(str(options.before_connect["path"]), known)
+        for name, value in options.before_start.items():
+            handle.set(name, value)
+        handle.start()
+    except BaseException:
+        if peer is not None:
+            peer.close()
+        handle.destroy()
+        raise
+    return handle, peer
+
+
+def _undo_start(started: tuple[Blkio, socket.socket | None]) -> None:
+    handle, peer = started
+    if peer is not None:
+        peer.close()
+    handle.destroy()
+
+
+def _depth(handle: Blkio) -> int:
+    """How many requests libblkio is given at once; the others wait in a queue of ours, where they can be cancelled."""
+    if "num-entries" in Properties(handle):
+        return 2 * cast(int, handle.get("num-entries"))
+    return cast(int, handle.get("queue-size"))
