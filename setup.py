@@ -1,4 +1,4 @@
-"""Builds the two extension modules against libblkio; the rest of the package is described in pyproject.toml."""
+"""Builds the two extension modules against libblkio; the rest of the package is in pyproject.toml."""
 
 import os
 import shlex
