@@ -1,0 +1,381 @@
+"""Memory that a device reaches without copying: regions, and the book-keeping of what is mapped.
+
+A driver that needs memory regions transfers only from and to memory it was told of beforehand. Telling it is
+slow, and the number of regions is limited; transferring is then as fast as can be. Memory that is not
+registered is copied through the bounce pool instead, so registration is never needed for a correct result.
+"""
+
+import asyncio
+import mmap
+import os
+import threading
+from bisect import bisect_left, insort
+from collections.abc import Callable, Coroutine
+from types import TracebackType
+from typing import Any, ParamSpec, Self, TypeVar, final
+
+from typing_extensions import Buffer
+
+from ._backing import Backing, BackingError, find_backing, verify_backing
+from ._blocking import run_blocking
+from ._handle import Blkio, MemRegion
+from ._native._core import DeviceCore, Memory, View
+from .errors import BlkioError, DeviceClosedError, RegistrationError, UsageError
+from .limits import Limits
+
+__all__ = ["DeviceMemory", "MemoryRegion"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@final
+class MemoryRegion(View):
+    """A range of memory that a device was told of: ``async with dev.register(buffer) as region``.
+
+    The region is a buffer of bytes, as are its slices: ``region[a:b]`` takes part in requests without being
+    copied, and ``memoryview``, ``numpy.frombuffer`` and ``struct`` accept both. So does any other view of the
+    same memory.
+
+    Leaving the ``async with`` block waits until no request uses the region and unmaps it. From then on the
+    region and its slices raise ``ValueError``. What was made of them before (a memoryview, an array) stays
+    valid, and keeps the memory, for as long as it exists. A task that is cancelled while it leaves does not
+    wait; unmapping goes on without it.
+
+    Belongs to the event loop of its device.
+    """
+
+    __slots__ = ("_device", "_entered", "_fd", "_fd_offset", "_mapped", "_reason", "_required")
+
+    # What a View refers to is settled by __new__ and never changes.
+    def __new__(cls, _device: "DeviceMemory", memory: Memory, length: int, **_options: Any) -> Self:
+        return super().__new__(cls, memory, 0, length)
+
+    def __init__(
+        self,
+        device: "DeviceMemory",
+        _memory: Memory,
+        _length: int,
+        *,
+        fd: int | None = None,
+        fd_offset: int = 0,
+        required: bool = False,
+    ) -> None:
+        self._device = device
+        self._fd = fd
+        self._fd_offset = fd_offset
+        self._required = required
+        self._entered = False
+        self._mapped: _Mapped | None = None
+        self._reason: str | None = None
+
+    @property
+    def mapped(self) -> bool:
+        """Whether the region is mapped into the device. Never so where the device needs no regions."""
+        return self._mapped is not None
+
+    @property
+    def zero_copy(self) -> bool:
+        """Whether aligned requests on the region avoid the bounce pool."""
+        return self._mapped is not None or not self._device.limits.needs_mem_regions
+
+    @property
+    def reason(self) -> str | None:
+        """Why the region is not mapped, if mapping it was tried in vain."""
+        return self._reason
+
+    async def __aenter__(self) -> Self:
+        """Map the region.
+
+        Where that fails, requests on the region bounce, and :attr:`reason` says why; with ``required=True``
+        it raises.
+
+        Raises:
+            RegistrationError: ``required`` and misaligned, overlapping another region, without a file where
+                the device
+                needs one, more regions than the device can take, or refused by the device.
+            DeviceClosedError: the device is closed.
+            UsageError: the region has been entered before.
+        """
+        if self._entered:
+            raise UsageError("a region can be entered once", operation="register")
+        self._entered = True
+        try:
+            self._mapped = await self._device.attach(self.memory, self._fd, self._fd_offset)
+        except BaseException as error:
+            if not isinstance(error, RegistrationError) or self._required:
+                await self.aclose()
+                raise
+            self._reason = error.message or error.strerror
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Unmap the region as soon as no request uses it, as leaving the block does; idempotent."""
+        mapped, self._mapped = self._mapped, None
+        await self._device.detach(self.memory, mapped)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.memory.closed else "mapped" if self.mapped else "not mapped"
+        return f"<MemoryRegion of {len(self.memory)} bytes at {self.memory.address:#x}, {state}>"
+
+
+class _Mapped:
+    """A range that is mapped once for all who registered it or a part of it."""
+
+    def __init__(self, memory: Memory, backing: Backing | None) -> None:
+        self.pin = memoryview(View(memory))  # the memory lasts until it is unmapped, whoever closes it before
+        self.region = MemRegion(
+            memory.address,
+            len(memory),
+            fd=-1 if backing is None else backing.fd,
+            fd_offset=0 if backing is None else backing.offset,
+        )
+        self.holders = 1
+        self.mapping: asyncio.Task[None] | None = None
+        self.unmapping: asyncio.Task[None] | None = None
+        self.idle = asyncio.Event()
+
+    @property
+    def start(self) -> int:
+        return self.region.address
+
+    @property
+    def end(self) -> int:
+        return self.region.address + self.region.length
+
+    def let_go(self) -> None:
+        if self.region.fd >= 0:
+            os.close(self.region.fd)
+        self.pin.release()
+
+
+@final
+class DeviceMemory:
+    """The regions of one device: who registered what, and what is mapped therefore.
+
+    A range that lies within a mapped one is not mapped again but counted; the last one to leave unmaps it.
+    Calls that may block (a vhost-user backend has to answer, VFIO pins pages) are made in a worker thread,
+    one at a time.
+    """
+
+    def __init__(self, handle: Blkio, core: DeviceCore, limits: Limits, *, reserved: int = 0) -> None:
+        """Of a started device. ``reserved`` regions are kept free for bounce pools."""
+        self.limits = limits
+        self._handle = handle
+        self._core = core
+        self._most = max(limits.max_mem_regions - reserved, 0)
+        self._loop = asyncio.get_running_loop()
+        self._turn = threading.Lock()
+        self._memories: set[Memory] = set()  # of the regions in use
+        self._ranges: list[_Mapped] = []  # sorted by start, disjoint
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+        core.on_region_idle = self._on_region_idle
+
+    # --- what the device offers -----------------------------------------------------------------------------
+
+    def register(
+        self, buffer: Buffer, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
+    ) -> MemoryRegion:
+        """A region of existing memory, to be entered with ``async with``; from now on the buffer cannot be
+        resized.
+
+        Raises:
+            TypeError: not a buffer.
+            BufferError: not contiguous.
+            ValueError: empty.
+        """
+        memory = Memory.from_buffer(buffer)
+        if len(memory) == 0:
+            memory.close()
+            raise ValueError("an empty buffer cannot be registered")
+        return MemoryRegion(self, memory, len(memory), fd=fd, fd_offset=fd_offset, required=required)
+
+    def allocate(self, length: int, *, required: bool = True) -> MemoryRegion:
+        """A region of ``length`` new zero bytes that suit the device, to be entered with ``async with``.
+
+        Unless ``required``, it does not matter if the memory cannot be mapped.
+
+        Raises:
+            ValueError: ``length`` is not positive.
+            OSError: there is not that much memory.
+        """
+        # libblkio would unmap memory of its own when the device is closed, under the views that still exist.
+        if length <= 0:
+            raise ValueError(f"length must be positive, not {length}")
+        whole = self.round_up(length)
+        fd = os.memfd_create("aioblk", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, whole)
+            pages = mmap.mmap(fd, whole)
+        finally:
+            os.close(fd)
+        return MemoryRegion(self, Memory.from_buffer(pages), length, required=required)
+
+    def round_up(self, length: int) -> int:
+        """The next length that a region may have and that is whole pages, in bytes."""
+        unit = max(self.limits.mem_region_alignment, mmap.PAGESIZE)
+        return -(-length // unit) * unit
+
+    async def aclose(self) -> None:
+        """Unmap everything and close every region; idempotent. The device has been drained or is lost."""
+        self._closed = True
+        for memory in self._memories:
+            memory.close()
+        self._memories.clear()
+        for mapped in list(self._ranges):
+            mapped.idle.set()  # or never will be
+            self._start_unmapping(mapped)
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+        self._core.on_region_idle = None
+
+    # --- regions --------------------------------------------------------------------------------------------
+
+    async def attach(self, memory: Memory, fd: int | None, fd_offset: int) -> _Mapped | None:
+        """Have the memory mapped; None where the device needs no regions. RegistrationError: it is not."""
+        if self._closed:
+            raise DeviceClosedError("the device is closed", driver=self._handle.driver, operation="register")
+        self._memories.add(memory)
+        if not self.limits.needs_mem_regions:
+            return None
+        mapped = await self._find_or_map(memory, fd, fd_offset)
+        assert mapped.mapping is not None
+        try:
+            await asyncio.shield(mapped.mapping)
+        except asyncio.CancelledError:
+            self._leave(mapped)
+            raise
+        return mapped
+
+    async def detach(self, memory: Memory, mapped: _Mapped | None) -> None:
+        """Undo attach. Unless others hold the range too, it waits until no request uses it, and unmaps it."""
+        memory.close()
+        self._memories.discard(memory)
+        if mapped is not None:
+            self._leave(mapped)
+            if mapped.unmapping is not None:
+                await asyncio.shield(mapped.unmapping)
+
+    def _leave(self, mapped: _Mapped) -> None:
+        mapped.holders -= 1
+        if mapped.holders == 0:
+            self._start_unmapping(mapped)
+
+    async def _find_or_map(self, memory: Memory, fd: int | None, fd_offset: int) -> _Mapped:
+        start, end = memory.address, memory.address + len(memory)
+        while overlapping := self._overlapping(start, end):
+            leaving = next((mapped for mapped in overlapping if mapped.unmapping is not None), None)
+            if leaving is not None:
+                assert leaving.unmapping is not None
+                await asyncio.wait([leaving.unmapping])
+                continue
+            only = overlapping[0]
+            if only.start <= start and end <= only.end:
+                only.holders += 1
+                return only
+            raise self._refusal(f"the range overlaps another region, at {only.start:#x}", len(memory))
+        self._check(memory)
+        mapped = _Mapped(memory, self._backing(memory, fd, fd_offset))
+        insort(self._ranges, mapped, key=_start)
+        mapped.mapping = self._task(self._map(mapped))
+        return mapped
+
+    def _check(self, memory: Memory) -> None:
+        alignment = self.limits.mem_region_alignment
+        if memory.address % alignment or len(memory) % alignment:
+            raise self._refusal(f"address and length must be multiples of {alignment}", len(memory))
+        if len(self._ranges) >= self._most:
+            raise self._refusal(f"the device cannot take more than {self._most} regions", len(memory))
+
+    def _backing(self, memory: Memory, fd: int | None, fd_offset: int) -> Backing | None:
+        if fd is None and not self.limits.needs_mem_region_fd:
+            return None
+        try:
+            if fd is None:
+                return find_backing(memory.address, len(memory))
+            return verify_backing(memory.address, len(memory), fd, fd_offset)
+        except BackingError as error:
+            raise self._refusal(str(error), len(memory)) from None
+        except OSError as error:
+            raise self._refusal(f"fd {fd} cannot be used: {error.strerror}", len(memory)) from None
+
+    def _overlapping(self, start: int, end: int) -> list[_Mapped]:
+        first = bisect_left(self._ranges, start, key=_end_inclusive)
+        last = bisect_left(self._ranges, end, key=_start)
+        return self._ranges[first:last]
+
+    def _refusal(self, message: str, length: int) -> RegistrationError:
+        return RegistrationError(message, driver=self._handle.driver, operation="register", length=length)
+
+    # --- the device's side ----------------------------------------------------------------------------------
+
+    async def _map(self, mapped: _Mapped) -> None:
+        try:
+            await self.call(self._handle.map_mem_region, mapped.region)
+        except BlkioError as error:
+            self._ranges.remove(mapped)
+            mapped.let_go()
+            if isinstance(error, RegistrationError):
+                raise
+            raise self._refusal(error.message or str(error), mapped.region.length) from error
+        self._core.add_region(mapped.start, mapped.region.length)
+
+    def _start_unmapping(self, mapped: _Mapped) -> None:
+        if mapped.unmapping is None:
+            mapped.unmapping = self._task(self._unmap(mapped))
+
+    async def _unmap(self, mapped: _Mapped) -> None:
+        assert mapped.mapping is not None
+        await asyncio.wait([mapped.mapping])
+        if mapped.mapping.cancelled() or mapped.mapping.exception() is not None:
+            return
+        if self._core.retire_region(mapped.start):
+            await mapped.idle.wait()
+        if self._core.retire_region(mapped.start):
+            _abandoned.append(mapped)  # in use for good: a lost device may still write there
+            return
+        await self.call(self._handle.unmap_mem_region, mapped.region)
+        self._core.remove_region(mapped.start)
+        self._ranges.remove(mapped)
+        mapped.let_go()
+
+    def _on_region_idle(self, address: int) -> None:
+        """The last request on a retired region is over; told by whatever thread runs that request's queue."""
+        self._loop.call_soon_threadsafe(self._mark_idle, address)
+
+    def _mark_idle(self, address: int) -> None:
+        for mapped in self._overlapping(address, address + 1):
+            mapped.idle.set()
+
+    async def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call the handle in a worker thread, after whoever does so now."""
+
+        def take_turn() -> T:
+            with self._turn:
+                return function(*args, **kwargs)
+
+        return await run_blocking(take_turn)
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """A task that goes on when the caller of ours is cancelled, and that closing waits for."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+
+_abandoned: list[_Mapped] = []
+
+
+def _start(mapped: _Mapped) -> int:
+    return mapped.start
+
+
+def _end_inclusive(mapped: _Mapped) -> int:
+    return mapped.end - 1
