@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, cast, final
 
 from ._native._blkio import ffi, lib
-from ._properties import INT_MAX, UINT64_MAX, Property, PropertyValue, State, lookup
+from ._properties import INT_MAX, UINT64_MAX, VHOST_VDPA, Property, PropertyValue, State, lookup
 from .errors import (
     AlignmentError,
     BlkioError,
@@ -40,6 +40,9 @@ class MemRegion(NamedTuple):
     fd_offset: int = 0  # where in the file *fd* the region begins, bytes
     fd: int = -1  # -1: memory without a file
     flags: int = 0  # reserved
+
+    def __str__(self) -> str:
+        return f"region {self.address:#x} to {self.end:#x}"
 
     @property
     def end(self) -> int:
@@ -76,12 +79,19 @@ class Blkio:
     def state(self) -> State:
         return self._state
 
+    @property
+    def pid(self) -> int:
+        """The process that made the instance; its forked children may not use it."""
+        return self._pid
+
     def connect(self) -> None:
         """Connect to the device that the properties name. May block for as long as the backend pleases."""
         if self._state is State.CREATED:
             path = self._path()
             if (path is None) == (self._fd < 0):
                 raise OptionError("set one of path and fd", driver=self._driver, operation="connect")
+            if path is not None and self._driver == VHOST_VDPA:
+                self._open(path)
             self._fd = -1  # libblkio's from now on: it closes the descriptor even when it cannot connect
             self._check(lib.blkio_connect(self._cell[0]), "connect", filename=path)
             self._state = State.CONNECTED
@@ -139,7 +149,7 @@ class Blkio:
         entry = lookup(self._driver, name)
         if not entry.readable_from <= self._state < State.DESTROYED:
             raise PropertyError(
-                f"{name} can be read once the device is {entry.readable_from}; this one is {self._state}",
+                f"{name} can be read once the device is {entry.readable_from}; this device is {self._state}",
                 errno=errnos.ENODEV,
                 driver=self._driver,
                 operation="get",
@@ -216,6 +226,16 @@ class Blkio:
         self._close_fd()
         self._fd = duplicate
         return duplicate
+
+    def _open(self, path: str) -> None:
+        """Give libblkio a descriptor in place of *path*: about a path it says EIO, whatever is wrong with it."""
+        try:
+            self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # the driver's ioctls need write access
+        except OSError as error:
+            assert error.errno is not None
+            raise request_error(self._driver, "connect", error.errno, filename=path) from None
+        self._set(lookup(self._driver, "path"), "")
+        self._set(lookup(self._driver, "fd"), self._fd)
 
     def _close_fd(self) -> None:
         if self._fd >= 0:
@@ -388,7 +408,7 @@ class Blkio:
 
     def _wrong_state(self, operation: str, rule: str) -> UsageError:
         number = errnos.ENODEV if self._state is State.CREATED else errnos.EBUSY
-        return self._refusal(operation, f"{rule}; this one is {self._state}", number)
+        return self._refusal(operation, f"{rule}; this device is {self._state}", number)
 
     def _refusal(self, operation: str, message: str, errno: int = errnos.EBUSY) -> UsageError:
         return UsageError(message, errno=errno, driver=self._driver, operation=operation)

@@ -75,7 +75,7 @@ class BlkioError(OSError):
         parts = [where] if where else []
         if not (self.explains_itself and self.message):
             parts.append(f"[Errno {self.errno}] {self.strerror}")
-        if self.message:
+        if self.message and not self.message.startswith(f"{self.strerror} (os error"):  # as Rust repeats it
             parts.append(self.message)
         return ": ".join(parts)
 
@@ -148,6 +148,7 @@ class RegistrationError(BlkioError):
     """Memory could not be registered with the device. Requests on it still work; they bounce."""
 
     default_errno = errnos.ENOMEM
+    explains_itself = True
 
 
 def request_error(

@@ -24,7 +24,7 @@ def cannot_have_loop_devices() -> str | None:
 
 
 class LoopDevice:
-    """A block device with the contents of *file*. The kernel detaches it when its last descriptor is closed."""
+    """A block device with the contents of *file*; detached when its last descriptor is closed."""
 
     def __init__(self, file: Path, *, block_size: int = 512) -> None:
         backing = os.open(file, os.O_RDWR | os.O_CLOEXEC)
