@@ -228,12 +228,11 @@ class Blkio:
         return duplicate
 
     def _open(self, path: str) -> None:
-        """Give libblkio a descriptor in place of *path*: about a path it says EIO, whatever is wrong with it."""
+        """Give libblkio a descriptor in place of *path*; about a path it says EIO, whatever is wrong."""
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # the driver's ioctls need write access
         except OSError as error:
-            assert error.errno is not None
-            raise request_error(self._driver, "connect", error.errno, filename=path) from None
+            raise request_error(self._driver, "connect", error.errno or errnos.EIO, filename=path) from None
         self._set(lookup(self._driver, "path"), "")
         self._set(lookup(self._driver, "fd"), self._fd)
 

@@ -1,0 +1,67 @@
+"""Files and block devices through the kernel's io_uring."""
+
+from typing import final
+
+from .._properties import IO_URING
+from ..device import Device
+from ._options import DEFAULT_BOUNCE_POOL_SIZE, Checks, DriverOptions, StrPath
+
+__all__ = ["IoUring"]
+
+
+@final
+class IoUring(Device):
+    """A regular file or a block device, driven by io_uring.
+
+    It needs a kernel that lets this process use io_uring (``/proc/sys/kernel/io_uring_disabled`` is 0 and no
+    seccomp filter of a container is in the way) and permission to open the file; nothing else. To try it,
+    any file will do::
+
+        truncate --size 1G disk.img
+        losetup --find --show disk.img      # as a block device, for root
+
+    :param path: The file or block device.
+    :param fd: An open descriptor of it, in place of *path*. It is duplicated: the caller's stays open and the
+        caller's to close. How it was opened decides about *direct* and *read_only*, which cannot be given
+        with it.
+    :param direct: Bypass the page cache (``O_DIRECT``); offsets, lengths and buffers then have to be aligned
+    as
+        ``limits`` says, typically to 512 bytes.
+    :param read_only: Open for reading; every writing request is refused.
+    :param num_queues: Queues, each an io_uring of its own.
+    :param num_poll_queues: Queues whose completions are polled for; they need *direct* and a device that can.
+    :param num_entries: Entries of each ring; libblkio's default is 128.
+    :param bounce_pool_size: The most memory for buffers in between, in bytes.
+    :raises OptionError: An option has an impossible value; the message names it.
+    """
+
+    def __init__(
+        self,
+        path: StrPath | None = None,
+        *,
+        fd: int | None = None,
+        direct: bool = False,
+        read_only: bool = False,
+        num_queues: int = 1,
+        num_poll_queues: int = 0,
+        num_entries: int | None = None,
+        bounce_pool_size: int = DEFAULT_BOUNCE_POOL_SIZE,
+    ) -> None:
+        check = Checks(IO_URING)
+        location = check.location(path, fd)
+        flags = {"direct": check.flag("direct", direct), "read-only": check.flag("read_only", read_only)}
+        for name, value in flags.items():
+            if value and fd is not None:
+                option = name.replace("-", "_")
+                raise check.error(f"{option} has no effect with fd; open the descriptor accordingly")
+        super().__init__(
+            DriverOptions(
+                driver=IO_URING,
+                before_connect={**location, **flags},
+                before_start={
+                    **check.queues(num_queues, num_poll_queues),
+                    **check.ring_entries(num_entries),
+                },
+                bounce_pool_size=check.bounce_pool_size(bounce_pool_size),
+            )
+        )
