@@ -36,16 +36,18 @@ class WaitQueue:
     decides whose turn it is, for resources of which different tasks need different amounts::
 
         async def take(amount):
-            if queue or free < amount:       # somebody came first, or too little is left
-                await queue.wait()
-                while free < amount:         # woken, but it does not suffice yet
-                    await queue.wait(front=True)
-            free -= amount
-            queue.notify()                   # there may be enough for the next one, too
+            try:
+                if queue or free < amount:       # somebody came first, or too little is left
+                    await queue.wait()
+                    while free < amount:         # woken, but it does not suffice yet
+                        await queue.wait(front=True)
+                free -= amount
+            finally:
+                queue.notify_head()              # what is left may suit the next one, even if we gave up
 
         def give(amount):
             free += amount
-            queue.notify()
+            queue.notify_head()
 
     Three properties make that fair:
 
@@ -53,11 +55,11 @@ class WaitQueue:
     *   A task that was woken but has not run yet **still counts** in ``len(queue)`` and ``bool(queue)``. A
         newcomer that finds the queue true waits; nobody barges in between a wake-up and its effect.
     *   A wake-up is **never lost**: a task that is cancelled after it was woken hands the wake-up to the next
-        one. (One that is cancelled while waiting just leaves. If it was the head and what is free could suit
-        its successor, its owner calls :meth:`notify` on the way out.)
+        one.
 
-    Tasks that are woken together by ``notify(n)`` run in order, but each one that requeues goes to the very
-    head. Where the order among them matters, wake one and let it wake the next, as above.
+    The order is strict as long as one task is woken at a time and wakes the next one when it is through,
+    which is what :meth:`notify_head` is for. Of several that were woken together, a later one may succeed
+    where the first one did not and goes back to the head.
 
     How it compares:
 
@@ -118,6 +120,13 @@ class WaitQueue:
             waiter.set_result(None)
             self._woken += 1
         return max(woken, 0)
+
+    def notify_head(self) -> bool:
+        """Wake the first task, unless one that was woken has not run yet; returns whether it did.
+
+        That one is expected to look at what there is now, and to call this method when it is through.
+        """
+        return self._woken == 0 and self.notify() == 1
 
     def notify_all(self) -> int:
         """Wake every task that waits now; returns how many."""

@@ -1,0 +1,35 @@
+"""An event loop that a synchronous test drives turn by turn: state machines need the moments in between."""
+
+import asyncio
+from collections.abc import Callable
+
+import uvloop
+
+LOOP_FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
+    "asyncio": asyncio.SelectorEventLoop,
+    "uvloop": uvloop.new_event_loop,
+}
+
+
+class DrivenLoop:
+    """Owns a loop and the tasks made on it; nothing runs except inside :meth:`settle` and :meth:`run`."""
+
+    def __init__(self, name: str) -> None:
+        self.loop = LOOP_FACTORIES[name]()
+        self.errors: list[dict[str, object]] = []
+        self.loop.set_exception_handler(lambda _, context: self.errors.append(context))
+
+    def settle(self, turns: int = 4) -> None:
+        """Run what is ready now and what becomes ready by it."""
+        for _ in range(turns):
+            self.loop.run_until_complete(asyncio.sleep(0))
+
+    def close(self) -> None:
+        tasks = asyncio.all_tasks(self.loop)
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            self.loop.run_until_complete(asyncio.wait(tasks))
+        self.loop.run_until_complete(self.loop.shutdown_asyncgens())
+        self.loop.close()
+        assert not self.errors
