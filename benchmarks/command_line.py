@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import machine, pictures, report, tables
+from benchmarks import instructions, machine, pictures, report, tables
 from benchmarks.contenders import (
     BASELINE,
     BlkioBench,
@@ -34,6 +34,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench           a cached file: aioblk, C, plain os.pread and a thread pool (3 minutes)
   ./run bench full      all devices, and fio, QEMU, other libraries, uvloop (--rounds 1: half an hour)
   ./run bench memory    registered memory, the bounce pool, mapping for each request (2 minutes)
+  ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer
   ./run bench report    write RESULTS.md anew from the published runs
 """
 EPILOG = """\
@@ -86,6 +87,8 @@ def main() -> int:
         report.write_page()
         return 0
     try:
+        if arguments.command == "instructions":
+            return 0 if instructions.check(update=arguments.update, console=console) else 1
         run = measure_run(arguments, console)
     except UnavailableError as reason:
         print(f"bench: {reason}", file=sys.stderr)
@@ -109,7 +112,11 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "command", nargs="?", choices=[*DEFAULTS, "report"], default="run", help="default: run"
+        "command",
+        nargs="?",
+        choices=[*DEFAULTS, "instructions", "report"],
+        default="run",
+        help="default: run",
     )
     parser.add_argument(
         "--rounds", type=int, default=3, metavar="N", help="how often everything is measured (%(default)s)"
@@ -142,6 +149,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="draw it (.png, .svg, .pdf)")
     parser.add_argument(
         "--publish", metavar="NAME", help="keep the run in benchmarks/results and write RESULTS.md anew"
+    )
+    parser.add_argument(
+        "--update", action="store_true", help="make the instructions counted now the new bounds"
     )
     arguments = parser.parse_args()
     for option, value in DEFAULTS.get(arguments.command, {}).items():

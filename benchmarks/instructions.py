@@ -1,0 +1,144 @@
+"""How many instructions an operation takes: repeatable where times are not, so a guard against a longer path.
+
+Callgrind counts two runs that differ only in the number of operations; the difference is what the operations
+cost. The guard is on aioblk's own compiled code. The interpreter's and libblkio's shares are shown but not
+judged: they change with versions that are not ours.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.paths import ROOT, WORK
+from benchmarks.targets import UnavailableError, scratch_file
+from benchmarks.workers.measuring import Job
+
+BOUNDS = ROOT / "benchmarks" / "instructions.json"
+TOLERANCE = 0.10
+SHORT, LONG = 4_096, 20_480
+FILE_SIZE = 1 << 20
+OURS = "_core"
+
+
+@dataclass(frozen=True)
+class Route:
+    """One way through the code: the contender's form, the operation and the depth."""
+
+    form: str
+    operation: str
+    depth: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.form} {self.operation}, depth {self.depth}"
+
+
+ROUTES = (
+    Route("await", "read", 1),
+    Route("await", "read", 32),
+    Route("await", "write", 32),
+    Route("batch", "read", 32),
+)
+
+
+def check(*, update: bool, console: Console) -> bool:
+    """Count, print, and compare with the bounds; or make what was counted the new bounds."""
+    if not shutil.which("valgrind"):
+        raise UnavailableError("valgrind is not installed")
+    counted = {route.name: count(route) for route in ROUTES}
+    if update:
+        BOUNDS.write_text(
+            json.dumps({name: round(by_object[OURS]) for name, by_object in counted.items()}, indent=1) + "\n"
+        )
+    bounds: dict[str, int] = json.loads(BOUNDS.read_text()) if BOUNDS.exists() else {}
+    objects = [OURS, *sorted({name for by_object in counted.values() for name in by_object} - {OURS})]
+    table = Table("instructions per operation", *objects, "all", "bound", "", box=SIMPLE_HEAD, pad_edge=False)
+    within = True
+    for name, by_object in counted.items():
+        bound = bounds[name] * (1 + TOLERANCE) if name in bounds else None
+        passed = bound is None or by_object[OURS] <= bound
+        within &= passed
+        figures = [f"{by_object.get(part, 0):.0f}" for part in objects]
+        limit = f"{bound:.0f}" if bound else "-"
+        table.add_row(name, *figures, f"{sum(by_object.values()):.0f}", limit, "" if passed else "TOO LONG")
+    console.print(table)
+    console.print(
+        f"{OURS} is aioblk's compiled code; its bound is {TOLERANCE:.0%} above what {BOUNDS.name} records."
+    )
+    return within
+
+
+def count(route: Route) -> dict[str, float]:
+    """Instructions for one operation, by the object file that they belong to."""
+    short, long = callgrind(route, SHORT), callgrind(route, LONG)
+    return {name: (long[name] - short[name]) / (LONG - SHORT) for name in long}
+
+
+def callgrind(route: Route, operations: int) -> Counter[str]:
+    with tempfile.TemporaryDirectory() as directory:
+        out = Path(directory) / "callgrind.out"
+        job = Job(
+            path=str(scratch_file(WORK / "small", FILE_SIZE)),
+            kind="file",
+            capacity=FILE_SIZE,
+            operation=route.operation,
+            block_size=4096,
+            depth=route.depth,
+            seconds=0,
+            options=(route.form, str(operations)),
+        )
+        worker = [sys.executable, "-m", "benchmarks.workers.instructions", json.dumps(asdict(job))]
+        result = subprocess.run(
+            ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *worker],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONHASHSEED": "0"},
+            capture_output=True,
+            text=True,
+        )
+        if result.returncode:
+            raise UnavailableError(f"valgrind failed: {result.stderr.strip().splitlines()[-1]}")
+        return self_cost(out)
+
+
+def self_cost(out: Path) -> Counter[str]:
+    """Add up the cost lines of a callgrind file by object, leaving out what its `calls=` lines carry."""
+    names: dict[str, str] = {}
+    totals: Counter[str] = Counter()
+    current = ""
+    inclusive = False
+    for line in out.read_text().splitlines():
+        if match := re.match(r"(c?ob)=\((\d+)\)(?: (.*))?", line):
+            kind, number, name = match.groups()
+            if name:
+                names[number] = short_name(name)
+            if kind == "ob":
+                current = names[number]
+        elif line.startswith("calls="):
+            inclusive = True
+        elif line[:1] in "0123456789+-*" and line:
+            if not inclusive:
+                totals[current] += int(line.split()[1])
+            inclusive = False
+    return totals
+
+
+def short_name(path: str) -> str:
+    """`_core` for ours, `libblkio`, `python` and `libc` for the usual company, `others` for the rest."""
+    name = Path(path).name
+    for known in (OURS, "libblkio", "python", "libc", "uvloop"):
+        if name.startswith((known, f"lib{known}")):
+            return known
+    return "others"
