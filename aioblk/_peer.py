@@ -20,9 +20,14 @@ def find_peer_socket(path: str, known: set[int]) -> socket.socket | None:
     """A duplicate of the socket, opened since *known* was taken, that is connected to *path*."""
     for fd in sorted(open_descriptors() - known):
         try:
-            duplicate = socket.socket(fileno=os.dup(fd))
+            number = os.dup(fd)
         except OSError:
-            continue  # closed meanwhile, or no socket
+            continue  # closed meanwhile
+        try:
+            duplicate = socket.socket(fileno=number)
+        except OSError:
+            os.close(number)  # no socket
+            continue
         try:
             if duplicate.family == socket.AF_UNIX and duplicate.getpeername() == path:
                 duplicate.setblocking(False)
