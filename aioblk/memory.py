@@ -45,7 +45,7 @@ class MemoryRegion(View):
     Belongs to the event loop of its device.
     """
 
-    __slots__ = ("_device", "_entered", "_fd", "_fd_offset", "_mapped", "_reason", "_required")
+    __slots__ = ("_device", "_entered", "_fd", "_fd_offset", "_length", "_mapped", "_reason", "_required")
 
     # What a View refers to is settled by __new__ and never changes.
     def __new__(cls, _device: "DeviceMemory", memory: Memory, length: int, **_options: Any) -> Self:
@@ -55,13 +55,14 @@ class MemoryRegion(View):
         self,
         device: "DeviceMemory",
         _memory: Memory,
-        _length: int,
+        length: int,
         *,
         fd: int | None = None,
         fd_offset: int = 0,
         required: bool = False,
     ) -> None:
         self._device = device
+        self._length = length
         self._fd = fd
         self._fd_offset = fd_offset
         self._required = required
@@ -92,8 +93,7 @@ class MemoryRegion(View):
 
         Raises:
             RegistrationError: ``required`` and misaligned, overlapping another region, without a file where
-                the device
-                needs one, more regions than the device can take, or refused by the device.
+                the device needs one, more regions than the device can take, or refused by the device.
             DeviceClosedError: the device is closed.
             UsageError: the region has been entered before.
         """
@@ -121,7 +121,7 @@ class MemoryRegion(View):
 
     def __repr__(self) -> str:
         state = "closed" if self.memory.closed else "mapped" if self.mapped else "not mapped"
-        return f"<MemoryRegion of {len(self.memory)} bytes at {self.memory.address:#x}, {state}>"
+        return f"<MemoryRegion of {self._length} bytes at {self.memory.address:#x}, {state}>"
 
 
 class _Mapped:
@@ -136,6 +136,7 @@ class _Mapped:
             fd_offset=0 if backing is None else backing.offset,
         )
         self.holders = 1
+        self.known_to_core = False  # which means: mapped
         self.mapping: asyncio.Task[None] | None = None
         self.unmapping: asyncio.Task[None] | None = None
         self.idle = asyncio.Event()
@@ -182,8 +183,11 @@ class DeviceMemory:
     def register(
         self, buffer: Buffer, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
     ) -> MemoryRegion:
-        """A region of existing memory, to be entered with ``async with``; from now on the buffer cannot be
-        resized.
+        """A region of existing memory, to be entered with ``async with``.
+
+        From now on the buffer can be neither resized nor closed. Where the device needs a file descriptor, it
+        is found for every shared mapping of a file that is open for reading and writing (SharedMemory, mmap,
+        numpy.memmap, a memfd); ``fd`` and ``fd_offset`` (in bytes) name it explicitly. It is duplicated.
 
         Raises:
             TypeError: not a buffer.
@@ -239,8 +243,7 @@ class DeviceMemory:
 
     async def attach(self, memory: Memory, fd: int | None, fd_offset: int) -> _Mapped | None:
         """Have the memory mapped; None where the device needs no regions. RegistrationError: it is not."""
-        if self._closed:
-            raise DeviceClosedError("the device is closed", driver=self._handle.driver, operation="register")
+        self._refuse_if_closed()
         self._memories.add(memory)
         if not self.limits.needs_mem_regions:
             return None
@@ -269,22 +272,25 @@ class DeviceMemory:
 
     async def _find_or_map(self, memory: Memory, fd: int | None, fd_offset: int) -> _Mapped:
         start, end = memory.address, memory.address + len(memory)
-        while overlapping := self._overlapping(start, end):
-            leaving = next((mapped for mapped in overlapping if mapped.unmapping is not None), None)
-            if leaving is not None:
-                assert leaving.unmapping is not None
-                await asyncio.wait([leaving.unmapping])
-                continue
-            only = overlapping[0]
-            if only.start <= start and end <= only.end:
-                only.holders += 1
-                return only
-            raise self._refusal(f"the range overlaps another region, at {only.start:#x}", len(memory))
+        while leaving := [mapped.unmapping for mapped in self._overlapping(start, end) if mapped.unmapping]:
+            await asyncio.gather(*map(asyncio.shield, leaving))
+            self._refuse_if_closed()
+        overlapping = self._overlapping(start, end)
+        if overlapping:
+            first = overlapping[0]
+            if first.start <= start and end <= first.end:
+                first.holders += 1
+                return first
+            raise self._refusal(f"the range overlaps another region, at {first.start:#x}", len(memory))
         self._check(memory)
         mapped = _Mapped(memory, self._backing(memory, fd, fd_offset))
         insort(self._ranges, mapped, key=_start)
         mapped.mapping = self._task(self._map(mapped))
         return mapped
+
+    def _refuse_if_closed(self) -> None:
+        if self._closed:
+            raise DeviceClosedError("the device is closed", driver=self._handle.driver, operation="register")
 
     def _check(self, memory: Memory) -> None:
         alignment = self.limits.mem_region_alignment
@@ -325,16 +331,20 @@ class DeviceMemory:
                 raise
             raise self._refusal(error.message or str(error), mapped.region.length) from error
         self._core.add_region(mapped.start, mapped.region.length)
+        mapped.known_to_core = True
 
     def _start_unmapping(self, mapped: _Mapped) -> None:
+        """From this moment on no new request uses the region."""
         if mapped.unmapping is None:
+            if mapped.known_to_core:
+                self._core.retire_region(mapped.start)
             mapped.unmapping = self._task(self._unmap(mapped))
 
     async def _unmap(self, mapped: _Mapped) -> None:
         assert mapped.mapping is not None
         await asyncio.wait([mapped.mapping])
-        if mapped.mapping.cancelled() or mapped.mapping.exception() is not None:
-            return
+        if not mapped.known_to_core:
+            return  # mapping it has failed
         if self._core.retire_region(mapped.start):
             await mapped.idle.wait()
         if self._core.retire_region(mapped.start):

@@ -512,6 +512,24 @@ static PyBufferProcs view_as_buffer = {
     .bf_releasebuffer = (releasebufferproc)view_releasebuffer,
 };
 
+/* Makes views iterable, as array and list expect of a sequence of bytes. */
+static PyObject *view_item(ViewObject *self, Py_ssize_t index)
+{
+    if (self->memory->closed) {
+        return raise_closed();
+    }
+    if (index < 0 || index >= (Py_ssize_t)self->length) {
+        PyErr_SetString(PyExc_IndexError, "view index out of range");
+        return NULL;
+    }
+    return PyLong_FromLong((unsigned char)self->address[index]);
+}
+
+static PySequenceMethods view_as_sequence = {
+    .sq_length = (lenfunc)view_length,
+    .sq_item = (ssizeargfunc)view_item,
+};
+
 static PyMappingMethods view_as_mapping = {
     .mp_length = (lenfunc)view_length,
     .mp_subscript = (binaryfunc)view_subscript,
@@ -531,7 +549,9 @@ PyTypeObject View_Type = {
     .tp_repr = (reprfunc)view_repr,
     .tp_hash = PyObject_HashNotImplemented,
     .tp_richcompare = (richcmpfunc)view_richcompare,
+    .tp_iter = PySeqIter_New,
     .tp_as_buffer = &view_as_buffer,
+    .tp_as_sequence = &view_as_sequence,
     .tp_as_mapping = &view_as_mapping,
     .tp_methods = view_methods,
     .tp_getset = view_getset,
