@@ -16,7 +16,16 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, cast, final
 
 from ._native._blkio import ffi, lib
-from ._properties import INT_MAX, UINT64_MAX, VHOST_VDPA, Property, PropertyValue, State, lookup
+from ._properties import (
+    INT_MAX,
+    UINT64_MAX,
+    VHOST_VDPA,
+    Property,
+    PropertyValue,
+    State,
+    lookup,
+    usable_mem_regions,
+)
 from .errors import (
     AlignmentError,
     BlkioError,
@@ -182,7 +191,7 @@ class Blkio:
                 text = ffi.new("char **")
                 self._check(lib.blkio_get_str(self._cell[0], name, text), operation)
                 try:
-                    return os.fsdecode(ffi.string(text[0]))
+                    return ffi.string(text[0]).decode()
                 finally:
                     lib.free(text[0])
 
@@ -213,7 +222,7 @@ class Blkio:
             case int():
                 result = lib.blkio_set_int(instance, name, value)
             case str():
-                result = lib.blkio_set_str(instance, name, os.fsencode(value))
+                result = lib.blkio_set_str(instance, name, value.encode())
         self._check(result, f"set {entry.name} to {value!r}")
 
     def _duplicate(self, fd: int) -> int:
@@ -279,7 +288,7 @@ class Blkio:
         libblkio and its backends take much on trust here, and some of what they believe kills them. Hence
         AlignmentError for an address or length that is not a positive multiple of mem-region-alignment, and
         RegistrationError for a region that overlaps another, lacks a descriptor that the device needs,
-        reaches past the end of its file, or is one more than max-mem-regions. The caller may close the
+        reaches past the end of its file, or is one more than the device takes. The caller may close the
         descriptor afterwards.
         """
         self._require_started("map_mem_region")
@@ -314,9 +323,9 @@ class Blkio:
             )
 
     def _require_room(self, region: MemRegion) -> None:
-        most = cast(int, self.get("max-mem-regions"))
+        most = usable_mem_regions(self)
         if len(self._mapped) >= most:
-            raise self._cannot_map(f"{most} regions are mapped, which is max-mem-regions", errnos.ENOSPC)
+            raise self._cannot_map(f"{most} regions are mapped; the device takes no more", errnos.ENOSPC)
         if region.end > UINT64_MAX:
             raise self._cannot_map(f"{region} reaches past the end of the address space", errnos.EFAULT)
         at = bisect_left(self._mapped, (region.address,))
@@ -418,7 +427,7 @@ class Blkio:
 
 def _error_text() -> str:
     """libblkio's explanation of the calling thread's last failure."""
-    return os.fsdecode(ffi.string(lib.blkio_get_error_msg()))
+    return ffi.string(lib.blkio_get_error_msg()).decode(errors="replace")
 
 
 def _address(pointer: Pointer) -> int:

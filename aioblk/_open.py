@@ -3,7 +3,7 @@
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import cast
 
 from ._properties import PROPERTIES
@@ -13,7 +13,10 @@ from .errors import OptionError
 
 __all__ = ["open"]
 
-WORDS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
+WORDS: Mapping[str, bool] = {
+    **dict.fromkeys(("true", "yes", "on", "1"), True),
+    **dict.fromkeys(("false", "no", "off", "0"), False),
+}
 NUMBER = re.compile(r"(?P<digits>\d+|0x[0-9a-f]+)\s*((?P<unit>[kmgt])(ib?)?)?", re.ASCII | re.IGNORECASE)
 
 

@@ -9,7 +9,7 @@ import difflib
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, final
+from typing import Literal, Protocol, TypeAlias, cast, final
 
 from .errors import OptionError, PropertyError
 
@@ -63,15 +63,24 @@ class Property:
                     return value
                 expected = "True or False"
             case "str":
-                if isinstance(value, str) and "\0" not in value:
+                if isinstance(value, str) and "\0" not in value and is_utf8(value):
                     return value
-                expected = "a string without null characters"
+                expected = "a string of UTF-8 without null characters"
             case "int" | "uint64":
                 low, high = (-INT_MAX - 1, INT_MAX) if self.kind == "int" else (0, UINT64_MAX)
                 if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
                     return value
                 expected = f"an integer from {low} to {high}"
         raise OptionError(f"{self.name} must be {expected}, not {value!r}", driver=driver, operation="set")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether libblkio can take the text; of file names it takes no others, though the kernel would."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _setting(name: str, kind: Kind, state: State, doc: str, *, drivers: frozenset[str] = DRIVERS) -> Property:
@@ -206,3 +215,13 @@ class Properties(Mapping[str, PropertyValue]):
 
     def __repr__(self) -> str:
         return f"<Properties {dict(self)!r}>"
+
+
+def usable_mem_regions(source: PropertySource) -> int:
+    """How many regions can really be mapped at a time.
+
+    The memory of libblkio's virtqueues is a region too, and max-mem-regions counts it. A vhost-user backend
+    that is sent one too many drops the connection, and libblkio hears of it only with the next call.
+    """
+    own = 1 if source.driver in VIRTIO else 0
+    return cast(int, source.get("max-mem-regions")) - own

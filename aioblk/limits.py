@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, final
 
-from ._properties import NVME_IO_URING, VIRTIO, PropertySource
+from ._properties import NVME_IO_URING, VIRTIO, PropertySource, usable_mem_regions
 from .errors import BlkioError, PropertyError
 
 __all__ = ["Limits"]
@@ -73,7 +73,7 @@ class Limits:
     mem_region_alignment: int
     """Address and length of a region are multiples of it."""
     max_mem_regions: int
-    """Most regions that can be mapped at a time."""
+    """Most regions that can be mapped at a time, the bounce pool's included."""
 
     @classmethod
     def read(cls, device: PropertySource, *, sysfs: Path = Path("/sys")) -> "Limits":
@@ -114,7 +114,7 @@ class Limits:
             needs_mem_region_fd=flag("needs-mem-region-fd"),
             may_pin_mem_regions=may_pin_mem_regions,
             mem_region_alignment=number("mem-region-alignment"),
-            max_mem_regions=number("max-mem-regions"),
+            max_mem_regions=usable_mem_regions(device),
         )
         _validate(limits, device.driver)
         return _correct(limits, device, sysfs)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeAlias, cast, final
 
-from .._properties import INT_MAX, PropertyValue
+from .._properties import INT_MAX, PropertyValue, is_utf8
 from ..errors import OptionError
 
 StrPath: TypeAlias = str | os.PathLike[str]
@@ -51,11 +51,13 @@ class Checks:
             raise self.error("path must not be empty")
         if "\0" in path:
             raise self.error(f"path must not contain null characters, as {path!r} does")
+        if not is_utf8(path):
+            raise self.error(f"path must be UTF-8, the only encoding libblkio takes, unlike {path!r}")
         return path
 
     def socket_path(self, value: object) -> str:
         path = self.path(value)
-        length = len(os.fsencode(path))
+        length = len(path.encode())
         if length > LONGEST_SOCKET_PATH:
             raise self.error(
                 f"path must not be longer than {LONGEST_SOCKET_PATH} bytes, which is all that a Unix socket's"
