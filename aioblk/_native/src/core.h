@@ -228,6 +228,8 @@ struct queue_core {
     Request *inline_request;    /* borrowed: the latest inline completion that nobody has looked at */
     uint64_t spin_ns;
     bool flush_scheduled, waking, closed, room_made;
+    bool more_to_reap;      /* the last reaping ended for another reason than that nothing was left */
+    bool backlog_cancelled; /* parts of cancelled requests are in the backlog */
     const char *closed_reason;
     allocator_t *bounce;
     char *bounce_address;
@@ -244,6 +246,7 @@ int queue_submit(QueueCore *q, Request *r);
 int queue_submit_children(QueueCore *q, Request *batch);
 int queue_submit_external(QueueCore *q, Request *r, PyObject *hook);
 int queue_schedule_flush(QueueCore *q);
+void queue_cancelled(QueueCore *q);
 int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObject *context);
 void queue_ready(QueueCore *q, Request *r);
 int queue_wake_ready(QueueCore *q, bool direct);

@@ -71,6 +71,17 @@ int queue_schedule_flush(QueueCore *q)
     return q->flush_scheduled ? 0 : -1;
 }
 
+/* The same beside an exception that is on its way: a KeyboardInterrupt must not stop the I/O. */
+static void go_on_next_turn(QueueCore *q)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (queue_schedule_flush(q) < 0) {
+        PyErr_Clear(); /* the loop is closed: nobody waits */
+    }
+    PyErr_Restore(type, value, traceback);
+}
+
 /* ---- the ready list: requests whose outcome is known and whose waiters are not woken yet ----------------------- */
 
 void queue_ready(QueueCore *q, Request *r)
@@ -117,12 +128,7 @@ int queue_wake_ready(QueueCore *q, bool direct)
     }
     q->waking = false;
     if (q->ready_head) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        if (queue_schedule_flush(q) < 0) {
-            PyErr_Clear();
-        }
-        PyErr_Restore(type, value, traceback);
+        go_on_next_turn(q);
     }
     return PyErr_Occurred() ? -1 : 0;
 }
@@ -325,12 +331,8 @@ static bool may_issue(const QueueCore *q, const Part *part)
             part->request->operation > OP_WRITE);
 }
 
-static void enqueue(QueueCore *q, Part *part)
+static void append_backlog(QueueCore *q, Part *part)
 {
-    if (!q->backlog_head && may_issue(q, part)) {
-        issue(q, part);
-        return;
-    }
     part->next = NULL;
     if (q->backlog_tail) {
         q->backlog_tail->next = part;
@@ -340,26 +342,73 @@ static void enqueue(QueueCore *q, Part *part)
     q->backlog_tail = part;
 }
 
+static void enqueue(QueueCore *q, Part *part)
+{
+    if (!q->backlog_head && may_issue(q, part)) {
+        issue(q, part);
+        return;
+    }
+    append_backlog(q, part);
+}
+
 static void part_done(QueueCore *q, Part *part, int ret, const char *message);
 
-/* A cancelled request's parts never reach the device. */
+static bool is_pointless(const Part *part)
+{
+    const Request *r = part->request;
+    return r->cancel_requested || r->state != PENDING || r->error;
+}
+
+/* Parts that nobody wants any more leave the backlog from anywhere: they need not wait for those before them. */
+static void sweep_backlog(QueueCore *q)
+{
+    Part *part = q->backlog_head, *dropped = NULL, *next;
+    q->backlog_cancelled = false;
+    q->backlog_head = q->backlog_tail = NULL;
+    for (; part; part = next) {
+        next = part->next;
+        if (is_pointless(part)) {
+            part->next = dropped;
+            dropped = part;
+        } else {
+            append_backlog(q, part);
+        }
+    }
+    for (part = dropped; part; part = next) {
+        next = part->next; /* the request may go with its last part */
+        part_done(q, part, -ECANCELED, NULL);
+    }
+}
+
 static void issue_backlog(QueueCore *q)
 {
     Part *part;
+    if (q->backlog_cancelled) {
+        sweep_backlog(q);
+    }
     while ((part = q->backlog_head) != NULL) {
-        bool dropped = part->request->cancel_requested || part->request->state != PENDING;
-        if (!dropped && !may_issue(q, part)) {
+        bool pointless = is_pointless(part);
+        if (!pointless && !may_issue(q, part)) {
             return;
         }
         q->backlog_head = part->next;
         if (!q->backlog_head) {
             q->backlog_tail = NULL;
         }
-        if (dropped) {
-            part_done(q, part, 0, NULL);
+        if (pointless) {
+            part_done(q, part, -ECANCELED, NULL);
         } else {
             issue(q, part);
         }
+    }
+}
+
+/* A request was cancelled: the next flush takes its parts out of the backlog. */
+void queue_cancelled(QueueCore *q)
+{
+    if (q->backlog_head && !q->backlog_cancelled) {
+        q->backlog_cancelled = true;
+        go_on_next_turn(q);
     }
 }
 
@@ -396,8 +445,8 @@ static void fill_iov(Vector *vector, char *bounce)
     }
 }
 
-/* Bounce memory for a part that needs it. False: there is no room now. */
-static bool admit_part(QueueCore *q, Part *part)
+/* What the device is given: bounce memory for a part that needs it. False: there is no room now. */
+static bool prepare_part(QueueCore *q, Part *part)
 {
     char *bounce = NULL;
     if (part->bounce_length > 0) {
@@ -419,7 +468,6 @@ static bool admit_part(QueueCore *q, Part *part)
     } else if (bounce) {
         part->address = bounce;
     }
-    enqueue(q, part);
     return true;
 }
 
@@ -427,10 +475,12 @@ static bool admit_part(QueueCore *q, Part *part)
 static bool admit_parts(QueueCore *q, Request *r)
 {
     while (r->admitted < r->part_count) {
-        if (!admit_part(q, request_part(r, r->admitted))) {
+        Part *part = request_part(r, r->admitted);
+        if (!prepare_part(q, part)) {
             return false;
         }
         r->admitted++;
+        enqueue(q, part);
     }
     return true;
 }
@@ -499,13 +549,15 @@ static int reap(QueueCore *q)
 {
     struct blkio_completion completions[REAP_MAX];
     int total = 0;
-    for (int round = 0; round < REAP_ROUNDS; round++) {
+    q->more_to_reap = true;
+    for (int round = 0; round < REAP_ROUNDS && q->more_to_reap; round++) {
         int count = blkioq_do_io(q->blkioq, completions, 0, REAP_MAX, NULL);
         q->counters.do_io_calls++;
         q->unflushed_bytes = 0;
         q->unflushed_parts = 0;
         if (count < 0) {
             if (count != -EINTR && count != -EAGAIN && count != -EBUSY) {
+                q->more_to_reap = false;
                 queue_broken(q, -count);
             }
             break;
@@ -516,9 +568,7 @@ static int reap(QueueCore *q)
             part_done(q, completions[i].user_data, completions[i].ret, completions[i].error_msg);
         }
         total += count;
-        if (count < REAP_MAX) {
-            break;
-        }
+        q->more_to_reap = count == REAP_MAX;
     }
     return total;
 }
@@ -551,8 +601,9 @@ static PyObject *finish_turn(QueueCore *q)
         }
     }
     int status = queue_wake_ready(q, true);
-    if (q->backlog_head && status == 0) {
-        status = queue_schedule_flush(q);
+    /* Where the backlog waits for room in the device, an event tells; a flush per turn would be a busy loop. */
+    if (q->more_to_reap || (q->backlog_head && may_issue(q, q->backlog_head))) {
+        go_on_next_turn(q);
     }
     if (status < 0) {
         return NULL;
@@ -578,10 +629,10 @@ static PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
         issue_backlog(q);
         q->last_batch = q->unflushed_parts;
         int count = reap(q);
-        if (count > 0) {
-            reset_event(q);
-            reap(q);
-        } else if (q->spin_ns > 0 && spin(q) > 0) {
+        if (count == 0 && q->spin_ns > 0) {
+            count = spin(q);
+        }
+        if (count > 0 && usable(q)) {
             reset_event(q);
             reap(q);
         }
@@ -614,7 +665,7 @@ static PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
 static bool alone(const QueueCore *q)
 {
     return q->device_count == 0 && !q->backlog_head && !q->flush_scheduled && q->last_batch <= 1 &&
-           q->inline_budget > 0 && !q->inline_request;
+           q->inline_budget > 0 && !q->inline_request && q->completion_fd >= 0;
 }
 
 static void mark_inline(QueueCore *q, Request *r, uint32_t cost)
@@ -691,14 +742,11 @@ static void start(QueueCore *q, Request *r)
 
 int queue_submit(QueueCore *q, Request *r)
 {
-    if (r->part_count == 1 && !r->first_part.vector && alone(q) && q->completion_fd >= 0) {
-        Part *part = &r->first_part;
-        if (part->bounce_length == 0) {
-            q->counters.submitted++;
-            r->outstanding = 1;
-            link_request(q, r);
-            return submit_now(q, r);
-        }
+    if (r->part_count == 1 && alone(q) && q->waiting == 0 && prepare_part(q, &r->first_part)) {
+        q->counters.submitted++;
+        r->outstanding = 1;
+        link_request(q, r);
+        return submit_now(q, r);
     }
     if (queue_schedule_flush(q) < 0) {
         return -1;
@@ -709,7 +757,7 @@ int queue_submit(QueueCore *q, Request *r)
 
 int queue_submit_children(QueueCore *q, Request *batch)
 {
-    bool now = alone(q) && q->completion_fd >= 0;
+    bool now = alone(q);
     if (!now && queue_schedule_flush(q) < 0) {
         return -1;
     }

@@ -483,6 +483,7 @@ bool request_cancel_io(Request *r, PyObject *message)
             request_cancel_io(r->children[i], message);
         }
     }
+    queue_cancelled(r->queue);
     if (r->private_memory && r->state == PENDING) {
         request_settle(r, CANCELLED);
     }
