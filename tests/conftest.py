@@ -12,11 +12,13 @@ from typing import Any, Protocol
 import pytest
 import uvloop
 
+from .support.devices import device, file_device, slow_daemon, slow_device, target  # noqa: F401 (fixtures)
 from .support.leaks import Holdings
 from .support.loop_device import LoopDevice, cannot_have_loop_devices
 from .support.storage_daemon import StorageDaemon
 
 SCRATCH_SIZE = 8 << 20
+uvloop.new_event_loop().close()  # libuv keeps a pipe for signals from its first loop on
 NO_LOOP_DEVICES = cannot_have_loop_devices()
 
 # --- event loops --------------------------------------------------------------------------------------------
@@ -25,6 +27,8 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 LoopError = dict[str, Any]
 
 _loop_errors: list[LoopError] = []
+
+uvloop.new_event_loop().close()  # the first one makes a pipe for signals that the process keeps
 
 
 def _watched(loop: asyncio.AbstractEventLoop) -> asyncio.AbstractEventLoop:
