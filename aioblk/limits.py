@@ -1,5 +1,6 @@
 """Limits: what a started device accepts, read once and checked before anything relies on it."""
 
+import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -221,6 +222,7 @@ def _validate(limits: Limits, driver: str) -> None:
         if not is_kept(limits):
             raise BlkioError(
                 f"the device's {name.replace('_', '-')} is {values[name]}, but it {rule.format_map(values)}",
+                errno=errno.EINVAL,
                 driver=driver,
                 operation="start",
             )
