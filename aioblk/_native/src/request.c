@@ -238,10 +238,15 @@ PyObject *request_exception_object(Request *r)
     return Py_XNewRef(r->exception);
 }
 
+static PyObject *request_make_cancelled_error(Request *r, PyObject *Py_UNUSED(ignored))
+{
+    return r->cancel_message ? PyObject_CallOneArg(cancelled_error, r->cancel_message)
+                             : PyObject_CallNoArgs(cancelled_error);
+}
+
 static PyObject *raise_cancelled(Request *r)
 {
-    PyObject *exception = r->cancel_message ? PyObject_CallOneArg(cancelled_error, r->cancel_message)
-                                            : PyObject_CallNoArgs(cancelled_error);
+    PyObject *exception = request_make_cancelled_error(r, NULL);
     if (exception) {
         PyErr_SetObject(cancelled_error, exception);
         Py_DECREF(exception);
@@ -629,6 +634,7 @@ static PyMethodDef future_methods[] = {
      "Remove every instance of a callback; returns how many there were."},
     {"cancel", (PyCFunction)(void (*)(void))request_cancel, METH_VARARGS | METH_KEYWORDS,
      "Cancel. A request on the caller's own memory is done only when the device has finished with it."},
+    {"_make_cancelled_error", (PyCFunction)request_make_cancelled_error, METH_NOARGS, "What asyncio.gather asks for."},
     {"send", (PyCFunction)request_send, METH_O, NULL},
     {"throw", (PyCFunction)request_throw, METH_VARARGS, NULL},
     {"__class_getitem__", (PyCFunction)Py_GenericAlias, METH_O | METH_CLASS, NULL},
@@ -647,8 +653,14 @@ static PyMemberDef request_members[] = {
 
 static PyObject *request_get_loop_attribute(Request *r, void *Py_UNUSED(closure)) { return Py_NewRef(r->queue->loop); }
 
+static PyObject *request_get_cancel_message(Request *r, void *Py_UNUSED(closure))
+{
+    return Py_NewRef(r->cancel_message ? r->cancel_message : Py_None);
+}
+
 static PyGetSetDef request_getset[] = {
     {"_loop", (getter)request_get_loop_attribute, NULL, NULL, NULL},
+    {"_cancel_message", (getter)request_get_cancel_message, NULL, NULL, "What asyncio.gather asks for."},
     {NULL, NULL, NULL, NULL, NULL},
 };
 
