@@ -1,8 +1,8 @@
 """Blocking work that may take forever, beside a loop that must not.
 
-Connecting to a vhost-user socket that another client holds blocks until that client leaves. The loop's default executor
-is no place for it: its few threads would be taken, and the interpreter waits for them at exit. A daemon thread of its
-own hurts nobody.
+Connecting to a vhost-user socket that another client holds blocks until that client leaves. The loop's
+default executor is no place for it: its few threads would be taken, and the interpreter waits for them at
+exit. A daemon thread of its own hurts nobody.
 """
 
 import asyncio
@@ -18,8 +18,8 @@ T = TypeVar("T")
 async def run_blocking(function: Callable[[], T], *, undo: Callable[[T], object] | None = None) -> T:
     """Call *function* in a thread of its own and return what it returns.
 
-    If the caller is cancelled the thread goes on, since nothing can stop it, and *undo* is called there with a result
-    that comes too late. The same goes for a loop that was closed in the meantime.
+    If the caller is cancelled the thread goes on, since nothing can stop it, and *undo* is called there
+    with a result that comes too late. The same goes for a loop that was closed in the meantime.
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

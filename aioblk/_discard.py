@@ -1,15 +1,16 @@
 """Discard on the io_uring driver.
 
-libblkio's own discard passes fallocate() a flag that current kernels refuse (ENOTSUP, for files and block devices
-alike). What works, and really gives the space back:
+libblkio's own discard passes fallocate() a flag that current kernels refuse (ENOTSUP, for files and block
+devices alike). What works, and really gives the space back:
 
-*   On a regular file, libblkio's write_zeroes without NO_UNMAP punches a hole through the ring. The request path does
-    that by itself (DISCARD_BY_ZEROING).
-*   On a block device, punching a hole means writing zeroes, which a disk may do slowly and without freeing anything.
-    BLKDISCARD is the real thing. It blocks, so it runs in the loop's executor.
+*   On a regular file, libblkio's write_zeroes without NO_UNMAP punches a hole through the ring. The request
+    path does that by itself (DISCARD_BY_ZEROING).
+*   On a block device, punching a hole means writing zeroes, which a disk may do slowly and without freeing
+    anything. BLKDISCARD is the real thing. It blocks, so it runs in the loop's executor.
 """
 
 import asyncio
+import errno
 import fcntl
 import os
 import stat
@@ -38,6 +39,8 @@ def discard_method(driver: str, fd: int | None) -> DiscardMethod:
 class BlockDiscard:
     """The request path's on_discard hook for a block device."""
 
+    method = BY_HOOK
+
     def __init__(self, fd: int, core: QueueCore, loop: asyncio.AbstractEventLoop) -> None:
         self._fd = fd  # libblkio's; closing the device waits for requests in flight
         self._core = core
@@ -49,13 +52,13 @@ class BlockDiscard:
 
     def _finish(self, request: Request[Any], done: "asyncio.Future[None]") -> None:
         if done.cancelled():
-            self._core.complete(request, 125, "the executor was shut down")  # ECANCELED
+            self._core.complete(request, errno.ECANCELED, "the loop's executor was shut down")
             return
         error = done.exception()
         if isinstance(error, OSError):
-            self._core.complete(request, error.errno or 5, None)
+            self._core.complete(request, error.errno or errno.EIO, None)
         elif error is not None:
-            self._core.complete(request, 5, str(error))
+            self._core.complete(request, errno.EIO, str(error))
         else:
             self._core.complete(request, 0, None)
 

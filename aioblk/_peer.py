@@ -1,48 +1,50 @@
 """Noticing that a vhost-user backend is gone.
 
-When the backend dies, libblkio says nothing: submission succeeds and nothing ever completes. libblkio does not hand out
-its socket either, but the process's own descriptor table shows it: a Unix socket whose peer has the backend's name. A
-duplicate of it tells of the hang-up.
+When the backend dies, libblkio says nothing: submission succeeds and nothing ever completes. libblkio does
+not hand out its socket either, but the process's own descriptor table shows it: a Unix socket whose peer
+has the backend's name. A duplicate of it tells of the hang-up.
+
+Descriptors are looked at without making socket objects of them: a socket object may change the O_NONBLOCK
+that all duplicates share.
 """
 
 import os
+import select
 import socket
 
-__all__ = ["find_peer_socket", "has_hung_up", "open_descriptors"]
+from ._native._blkio import ffi, lib
+
+__all__ = ["duplicate_peer_socket", "has_hung_up", "peer_descriptors"]
+
+_FAMILY_BYTES = 2  # of struct sockaddr_un, before the path
+_ADDRESS_BYTES = 128  # of struct sockaddr_storage
 
 
-def open_descriptors() -> set[int]:
-    """The descriptors that this process has open."""
-    return {int(name) for name in os.listdir("/proc/self/fd")}
+def peer_descriptors(path: str) -> set[int]:
+    """The descriptors of this process that are connected to the Unix socket at *path*."""
+    descriptors = (int(name) for name in os.listdir("/proc/self/fd"))
+    return {fd for fd in descriptors if _peer_path(fd) == os.fsencode(path)}
 
 
-def find_peer_socket(path: str, known: set[int]) -> socket.socket | None:
-    """A duplicate of the socket, opened since *known* was taken, that is connected to *path*."""
-    for fd in sorted(open_descriptors() - known):
-        try:
-            number = os.dup(fd)
-        except OSError:
-            continue  # closed meanwhile
-        try:
-            duplicate = socket.socket(fileno=number)
-        except OSError:
-            os.close(number)  # no socket
-            continue
-        try:
-            if duplicate.family == socket.AF_UNIX and duplicate.getpeername() == path:
-                duplicate.setblocking(False)
-                return duplicate
-        except OSError:
-            pass  # not connected
-        duplicate.close()
+def _peer_path(fd: int) -> bytes | None:
+    address = ffi.new("char[]", _ADDRESS_BYTES)
+    length = ffi.new("unsigned int *", _ADDRESS_BYTES)
+    if lib.getpeername(fd, ffi.cast("struct sockaddr *", address), length) != 0:
+        return None  # closed meanwhile, no socket, or not connected
+    raw = bytes(ffi.buffer(address, length[0]))
+    family = int.from_bytes(raw[:_FAMILY_BYTES], "little")
+    return raw[_FAMILY_BYTES:].rstrip(b"\0") if family == socket.AF_UNIX else None
+
+
+def duplicate_peer_socket(path: str, known: set[int]) -> int | None:
+    """A duplicate of the connection to *path* that was made since ``peer_descriptors()`` gave *known*."""
+    for fd in peer_descriptors(path) - known:
+        return os.dup(fd)
     return None
 
 
-def has_hung_up(peer: socket.socket) -> bool:
-    """Whether the other end is closed. Takes nothing out of the stream, which is libblkio's to read."""
-    try:
-        return peer.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) == b""
-    except (BlockingIOError, InterruptedError):
-        return False
-    except OSError:
-        return True  # ECONNRESET
+def has_hung_up(peer: int) -> bool:
+    """Whether the other end is closed."""
+    poll = select.poll()
+    poll.register(peer, select.POLLRDHUP)
+    return bool(poll.poll(0))

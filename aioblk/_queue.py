@@ -1,9 +1,10 @@
-"""A queue of a device, bound to one event loop: the reader of its completion descriptor, draining, and loss."""
+"""A queue of a device, bound to one event loop: its completion descriptor's reader, draining, and loss."""
 
 import asyncio
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import NoReturn, Self, final
+from typing import Literal, NoReturn, Self, final
 
 from ._handle import Blkio
 from ._native._core import DeviceCore, QueueCore, Submitter
@@ -63,9 +64,13 @@ class Queue(Submitter):
         depth: int,
         on_broken: Callable[[int], object],
     ) -> None:
-        """Bind queue *index* of a started device to the running loop; *depth* bounds what libblkio is given at once."""
+        """Bind queue *index* of a started device to the running loop.
+
+        *depth* bounds how many requests libblkio is given at once.
+        """
         self.index = index
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._drained: asyncio.Future[None] | None = None
         handle.set_completion_fd_enabled(index, True)  # before the first submission, or it may stay silent
         self._fd = handle.completion_fd(index)
@@ -82,6 +87,10 @@ class Queue(Submitter):
         assert self._core is not None
         return self._core
 
+    def is_bound_here(self) -> bool:
+        """Whether the caller runs in the thread that the queue belongs to."""
+        return self._thread == threading.get_ident()
+
     def statistics(self) -> QueueStatistics:
         """A snapshot of the counters."""
         return QueueStatistics.of(self.core)
@@ -93,7 +102,7 @@ class Queue(Submitter):
                 self._drained = self._loop.create_future()
             await asyncio.shield(self._drained)
 
-    def close(self, reason: str) -> None:
+    def close(self, reason: Literal["closed", "lost"]) -> None:
         """Refuse new requests from now on; *reason* is "closed" or "lost"."""
         self.core.close(reason)
 

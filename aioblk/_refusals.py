@@ -34,19 +34,26 @@ class Refusals:
             case "alignment":
                 required = self._limits.request_alignment
                 return AlignmentError, (
-                    f"{_misaligned(required, 0, offset, length)} not a multiple of {required} bytes, the device's "
-                    "request-alignment; align it, or use aioblk.ByteView"
+                    f"{_misaligned(required, 0, offset, length)} not a multiple of {required} bytes, the"
+                    " device's request-alignment; align it, or use aioblk.ByteView"
                 )
             case "discard-alignment":
                 required, first = self._limits.discard_alignment, self._limits.discard_alignment_offset
+                counted = f", counted from {first}" if first else ""
                 return AlignmentError, (
-                    f"{_misaligned(required, first, offset, length)} not a multiple of {required} bytes, the device's "
-                    f"discard-alignment{f', counted from {first}' if first else ''}; discard the whole blocks inside"
+                    f"{_misaligned(required, first, offset, length)} not a multiple of {required} bytes, the"
+                    f" device's discard-alignment{counted}; discard the whole blocks inside"
                 )
             case "range":
-                return OptionError, f"offset and length lie between 0 and {_LARGEST_OFFSET}, and so must their sum"
+                return (
+                    OptionError,
+                    f"offset and length lie between 0 and {_LARGEST_OFFSET}, and so must their sum",
+                )
             case "too-many-parts":
-                return OptionError, "the device takes so little at a time that this is over a million requests; divide it"
+                return (
+                    OptionError,
+                    "the device takes so little at a time that this is over a million requests; divide it",
+                )
             case "bounce-cap":
                 return OptionError, "not even one block of it fits the bounce pool; raise bounce_pool_size"
             case "read-only":
@@ -54,11 +61,20 @@ class Refusals:
             case "lost":
                 return DeviceLostError, "the device is lost; close it and open it again"
             case "thread":
-                return UsageError, "the queue belongs to another thread; use a queue that was bound in this one"
+                return (
+                    UsageError,
+                    "the queue belongs to another thread; use a queue that was bound in this one",
+                )
             case "loop":
-                return UsageError, "the queue belongs to another event loop, which is not the one running here"
+                return (
+                    UsageError,
+                    "the queue belongs to another event loop, which is not the one running here",
+                )
             case "fork":
-                return UsageError, "the device was opened before fork(); only the parent can use it, open it anew here"
+                return (
+                    UsageError,
+                    "the device was opened before fork(); only the parent can use it, open it anew here",
+                )
             case _:
                 return DeviceClosedError, "the device is closed"
 

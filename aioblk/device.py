@@ -10,8 +10,6 @@ import contextlib
 import enum
 import functools
 import os
-import socket
-import threading
 import warnings
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, Self, cast
@@ -22,12 +20,12 @@ from ._blocking import run_blocking
 from ._discard import BlockDiscard, discard_method
 from ._handle import Blkio
 from ._native._core import DeviceCore, Submitter
-from ._peer import find_peer_socket, has_hung_up, open_descriptors
-from ._properties import Properties
+from ._peer import duplicate_peer_socket, has_hung_up, peer_descriptors
+from ._properties import IO_URING, VHOST_USER, Properties
 from ._queue import Queue, QueueStatistics
 from ._refusals import Refusals
 from .bounce import BouncePool
-from .errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError, request_error
+from .errors import DeviceClosedError, DeviceLostError, UsageError, request_error
 from .limits import Limits
 from .memory import DeviceMemory, MemoryRegion
 
@@ -36,7 +34,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Device"]
 
-# Cached reads are copied inside the submitting call, with the loop standing still; larger requests are divided.
+# Cached reads are copied inside the submitting call, with the loop standing still; larger requests are
+# divided.
 _LARGEST_PART = 1 << 20
 
 
@@ -51,9 +50,9 @@ class _State(enum.StrEnum):
 class Device(Submitter):
     """A block device on the running event loop.
 
-    Open it with ``async with``, or with :meth:`open` and :meth:`aclose`. Request methods submit when they are called
-    and return an awaitable :class:`aioblk.Request`; offsets and lengths are bytes. What is wrong with the arguments is
-    raised by the call, what goes wrong with the I/O by the ``await``.
+    Open it with ``async with``, or with :meth:`open` and :meth:`aclose`. Request methods submit when they
+    are called and return an awaitable :class:`aioblk.Request`; offsets and lengths are bytes. What is wrong
+    with the arguments is raised by the call, what goes wrong with the I/O by the ``await``.
 
     A device belongs to the loop and the thread that opened it. Any other use raises :class:`UsageError`.
     """
@@ -67,18 +66,19 @@ class Device(Submitter):
         self._queue: Queue | None = None
         self._memory: DeviceMemory | None = None
         self._pool: BouncePool | None = None
-        self._peer: socket.socket | None = None
+        self._peer: int | None = None  # a duplicate of libblkio's socket
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
         self._lost: DeviceLostError | None = None
+        self._pid = os.getpid()
 
-    # --- life -----------------------------------------------------------------------------------------------------
+    # --- life -----------------------------------------------------------------------------------------------
 
     async def open(self) -> Self:
         """Connect and start the device. Blocking work is done in a thread of its own.
 
         Raises:
-            BlkioError: libblkio or the system refused; ``errno``, ``message`` and ``filename`` say what and why.
+            BlkioError: libblkio or the system refused; ``errno``, ``message`` and ``filename`` say why.
             UsageError: the device has been opened before.
 
         If the task is cancelled, a connection that is made later all the same is given back at once.
@@ -89,8 +89,9 @@ class Device(Submitter):
         self._loop = asyncio.get_running_loop()
         try:
             start = functools.partial(_connect_and_start, self._options)
-            self._handle, self._peer = await run_blocking(start, undo=_undo_start)
-            self._set_up(self._handle)
+            handle, self._peer = await run_blocking(start, undo=_undo_start)
+            self._handle = handle
+            self._set_up(handle)
         except BaseException:
             self._state = _State.CLOSED
             await self._tear_down()
@@ -101,7 +102,7 @@ class Device(Submitter):
     def _set_up(self, handle: Blkio) -> None:
         driver = self._options.driver
         limits = Limits.read(handle)
-        fd = cast(int, handle.get("fd")) if driver == "io_uring" else None
+        fd = cast(int, handle.get("fd")) if driver == IO_URING else None
         method = discard_method(driver, fd)
         core = DeviceCore(
             make_error=functools.partial(request_error, driver),
@@ -123,12 +124,14 @@ class Device(Submitter):
         self._limits = limits
         self._properties = Properties(handle)
         self._queue = Queue(handle, core, 0, depth=_depth(handle), on_broken=self._on_broken)
-        self._memory = DeviceMemory(handle, core, limits.memory_rules, reserved=1)
-        self._pool = BouncePool(self._queue.core, handle, self._memory, maximum=self._options.bounce_pool_size)
+        self._memory = DeviceMemory(handle, core, limits, reserved=1)
+        self._pool = BouncePool(
+            self._queue.core, handle, self._memory, maximum=self._options.bounce_pool_size
+        )
         if fd is not None and method == BlockDiscard.method:
             self._queue.core.on_discard = BlockDiscard(fd, self._queue.core, self._loop_here())
         if self._peer is not None:
-            self._loop_here().add_reader(self._peer.fileno(), self._on_peer_event)
+            self._loop_here().add_reader(self._peer, self._on_peer_event)
         self._core = self._queue.core
 
     async def aclose(self) -> None:
@@ -142,13 +145,14 @@ class Device(Submitter):
             raise self._misuse("close", "the device is being opened; cancel that instead")
         if self._state is _State.CLOSED:
             return
-        if self._loop is not asyncio.get_running_loop():
+        loop = asyncio.get_running_loop()
+        if self._loop is not loop:
             raise self._misuse("close", "the device belongs to another event loop")
         if self._closing is None:
             self._state = _State.CLOSING
             if self._queue is not None and self._lost is None:
                 self._queue.close("closed")
-            self._closing = self._loop.create_task(self._close())
+            self._closing = loop.create_task(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
@@ -160,7 +164,7 @@ class Device(Submitter):
             self._state = _State.CLOSED
 
     async def _tear_down(self) -> None:
-        """Give back whatever there is; nothing is in flight. Every step is made, whatever becomes of the others."""
+        """Give back whatever there is; nothing is in flight. One failing step does not stop the others."""
         async with contextlib.AsyncExitStack() as stack:
             if self._handle is not None:
                 stack.push_async_callback(run_blocking, self._handle.destroy)
@@ -184,11 +188,11 @@ class Device(Submitter):
         if getattr(self, "_state", _State.CLOSED) not in (_State.OPEN, _State.CLOSING):
             return
         handle, queue = self._handle, self._queue
-        if handle is None or queue is None or os.getpid() != handle.pid:
+        if handle is None or queue is None or os.getpid() != self._pid:
             return
         warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        # With nothing in flight, everything can be given back from here; otherwise memory that the device still uses
-        # would go: a leak is the lesser evil.
+        # With nothing in flight, everything can be given back from here; otherwise memory that the device
+        # still uses would go: a leak is the lesser evil.
         if queue.core.in_flight == 0 and queue.is_bound_here():
             self._forget_peer()
             queue.dispose()
@@ -198,7 +202,7 @@ class Device(Submitter):
         where = self._options.before_connect.get("path", self._options.before_connect.get("fd"))
         return f"<aioblk.{type(self).__name__} {where!r} {'lost' if self._lost else self._state}>"
 
-    # --- loss -------------------------------------------------------------------------------------------------------
+    # --- loss -----------------------------------------------------------------------------------------------
 
     def _on_peer_event(self) -> None:
         if self._peer is not None and has_hung_up(self._peer):
@@ -218,10 +222,10 @@ class Device(Submitter):
         peer, self._peer = self._peer, None
         if peer is not None:
             if self._loop is not None and not self._loop.is_closed():
-                self._loop.remove_reader(peer.fileno())
-            peer.close()
+                self._loop.remove_reader(peer)
+            os.close(peer)
 
-    # --- what the device is -----------------------------------------------------------------------------------------
+    # --- what the device is ---------------------------------------------------------------------------------
 
     @property
     def driver(self) -> str:
@@ -230,7 +234,7 @@ class Device(Submitter):
 
     @property
     def capacity(self) -> int:
-        """The size of the device in bytes, now: it changes when a file grows or a backend resizes the device."""
+        """The size in bytes, now: it changes when a file grows or a backend resizes the device."""
         return cast(int, self._require_handle("capacity").get("capacity"))
 
     @property
@@ -265,7 +269,7 @@ class Device(Submitter):
         """Whether the device is closed, or being closed."""
         return self._state in (_State.CLOSING, _State.CLOSED)
 
-    # --- memory -----------------------------------------------------------------------------------------------------
+    # --- memory ---------------------------------------------------------------------------------------------
 
     @property
     def memory(self) -> DeviceMemory:
@@ -281,10 +285,10 @@ class Device(Submitter):
         return self.memory.register(buffer, fd=fd, fd_offset=fd_offset, required=required)
 
     def allocate(self, length: int) -> MemoryRegion:
-        """New, zeroed memory that the device reaches without copying: ``async with dev.allocate(n) as region``."""
+        """New, zeroed memory for zero-copy requests: ``async with dev.allocate(n) as region``."""
         return self.memory.allocate(length)
 
-    # --- refusals -----------------------------------------------------------------------------------------------------
+    # --- refusals -------------------------------------------------------------------------------------------
 
     def _loop_here(self) -> asyncio.AbstractEventLoop:
         assert self._loop is not None
@@ -298,43 +302,46 @@ class Device(Submitter):
     def _refuse_unopened(self, operation: str) -> NoReturn:
         if self._state in (_State.CLOSED, _State.CLOSING):
             raise DeviceClosedError("the device is closed", driver=self._options.driver, operation=operation)
-        raise self._misuse(operation, f"the device is {self._state}; use `async with device:` or `await device.open()`")
+        raise self._misuse(
+            operation, f"the device is {self._state}; use `async with device:` or `await device.open()`"
+        )
 
     def _misuse(self, operation: str, message: str) -> UsageError:
         return UsageError(message, driver=self._options.driver, operation=operation)
 
 
-def _connect_and_start(options: DriverOptions) -> tuple[Blkio, socket.socket | None]:
+def _connect_and_start(options: DriverOptions) -> tuple[Blkio, int | None]:
     """All that may block. Whatever fails leaves nothing open."""
-    known = open_descriptors()
+    socket_path = str(options.before_connect["path"]) if options.driver == VHOST_USER else None
+    known = peer_descriptors(socket_path) if socket_path is not None else set[int]()
     handle = Blkio(options.driver)
     peer = None
     try:
         for name, value in options.before_connect.items():
             handle.set(name, value)
         handle.connect()
-        if options.driver == "virtio-blk-vhost-user":
-            peer = find_peer_socket(str(options.before_connect["path"]), known)
+        if socket_path is not None:
+            peer = duplicate_peer_socket(socket_path, known)
         for name, value in options.before_start.items():
             handle.set(name, value)
         handle.start()
     except BaseException:
         if peer is not None:
-            peer.close()
+            os.close(peer)
         handle.destroy()
         raise
     return handle, peer
 
 
-def _undo_start(started: tuple[Blkio, socket.socket | None]) -> None:
+def _undo_start(started: tuple[Blkio, int | None]) -> None:
     handle, peer = started
     if peer is not None:
-        peer.close()
+        os.close(peer)
     handle.destroy()
 
 
 def _depth(handle: Blkio) -> int:
-    """How many requests libblkio is given at once; the others wait in a queue of ours, where they can be cancelled."""
+    """How many requests libblkio is given at once; the others wait where they can still be cancelled."""
     if "num-entries" in Properties(handle):
         return 2 * cast(int, handle.get("num-entries"))
     return cast(int, handle.get("queue-size"))

@@ -144,3 +144,8 @@ int blkioq_do_io_interruptible(struct blkioq *q, struct blkio_completion *comple
                                int max_completions, struct timespec *timeout, const sigset_t *sig);
 int blkioq_get_completion_fd(struct blkioq *q);
 void blkioq_set_completion_fd_enabled(struct blkioq *q, bool enable);
+
+/* Of the C library: who is at the other end of a socket that libblkio keeps to itself */
+
+struct sockaddr;
+int getpeername(int fd, struct sockaddr *address, unsigned int *length);

@@ -1,16 +1,16 @@
-"""Types of the compiled request path. The semantics are documented in the C sources and in docs/architecture.md."""
+"""Types of the compiled request path. The C sources, and docs/architecture.md, say how it works."""
 
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Generic, Literal, TypeVar, final, overload
+from typing import Any, Generic, Literal, Self, TypeVar, final, overload
 
-from typing_extensions import Buffer, Self
+from typing_extensions import Buffer
 
-T_co = TypeVar("T_co", covariant=True)
+_T_co = TypeVar("_T_co", covariant=True)
 
-class Request(Generic[T_co]):
+class Request(Generic[_T_co]):
     """A submitted request: awaitable like a Future, accepted where asyncio wants a coroutine."""
 
     _asyncio_future_blocking: bool
@@ -18,14 +18,16 @@ class Request(Generic[T_co]):
     def _loop(self) -> AbstractEventLoop: ...
     def done(self) -> bool: ...
     def cancelled(self) -> bool: ...
-    def result(self) -> T_co: ...
+    def result(self) -> _T_co: ...
     def exception(self) -> BaseException | None: ...
     def cancel(self, msg: Any | None = None) -> bool: ...
-    def add_done_callback(self, fn: Callable[[Any], object], /, *, context: Context | None = None) -> None: ...
+    def add_done_callback(
+        self, fn: Callable[[Any], object], /, *, context: Context | None = None
+    ) -> None: ...
     def remove_done_callback(self, fn: Callable[[Any], object], /) -> int: ...
     def get_loop(self) -> AbstractEventLoop: ...
-    def __await__(self) -> Generator[Any, None, T_co]: ...
-    def __iter__(self) -> Generator[Any, None, T_co]: ...
+    def __await__(self) -> Generator[Any, None, _T_co]: ...
+    def __iter__(self) -> Generator[Any, None, _T_co]: ...
     def send(self, value: None, /) -> Any: ...
     def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None, /) -> Any: ...
     def close(self) -> None: ...
@@ -37,9 +39,9 @@ class DeviceCore:
         self,
         *,
         make_error: Callable[[str, int, str | None, int | None, int | None], BaseException],
+        make_refusal: Callable[[str, str, int | None, int | None], BaseException],
         needs_regions: bool,
         read_only: bool,
-        can_grow: bool,
         request_alignment: int,
         buf_alignment: int,
         max_segments: int,
@@ -50,10 +52,12 @@ class DeviceCore:
         discard_alignment: int,
         discard_alignment_offset: int,
         discard_method: Literal[0, 1, 2],
+        bounce_cap: int,
     ) -> None: ...
     def add_region(self, address: int, length: int, /) -> None: ...
     def retire_region(self, address: int, /) -> int:
-        """No new request uses the region; returns how many in flight still do (on_region_idle tells when none)."""
+        """No new request uses the region; returns how many in flight still do (on_region_idle tells when
+        none)."""
     def remove_region(self, address: int, /) -> None: ...
     on_region_idle: Callable[[int], object] | None
     @property
@@ -62,8 +66,11 @@ class DeviceCore:
 class QueueCore:
     """One blkioq bound to one loop and one thread."""
 
-    def __init__(self, device: DeviceCore, blkioq: int, completion_fd: int, loop: AbstractEventLoop) -> None: ...
-    # Bounce memory. QueueCore carves it up with an Allocator; a request that cannot be admitted at once goes to on_bounce.
+    def __init__(
+        self, device: DeviceCore, blkioq: int, completion_fd: int, loop: AbstractEventLoop, depth: int
+    ) -> None: ...
+    # Bounce memory. QueueCore carves it up with an Allocator; a request that cannot be admitted at once
+    # goes to on_bounce.
     def attach_bounce(self, address: int, length: int, granule: int, /) -> None: ...
     def detach_bounce(self) -> None: ...
     @property
@@ -83,23 +90,52 @@ class QueueCore:
     on_room: Callable[[], object] | None
     """Called after bounce memory was given back while waiting is not 0 (once per reaping, not per buffer)."""
     def admit(self, request: Request[Any], /) -> bool:
-        """Give bounce memory to the request's parts, in order, and submit them; True when all are (or it is done)."""
+        """Give bounce memory to the request's parts, in order, and submit them; True when all are (or it is
+        done)."""
     def refuse(self, request: Request[Any], error: BaseException, /) -> None:
         """Fail what of the request has not been admitted."""
 
+    on_discard: Callable[[Request[None], int, int], object] | None
+    """Called with (request, offset, length) where discards are done outside libblkio; complete() ends it."""
+    on_idle: Callable[[], object] | None
+    """Called when nothing is in flight any more."""
+    on_broken: Callable[[int], object] | None
+    """Called with the errno of a failing do_io."""
+    spin_ns: int
+    """How long a flush may wait actively for a completion, in nanoseconds."""
+    @property
+    def in_flight(self) -> int: ...
+    def complete(self, request: Request[Any], errno: int, message: str | None, /) -> None:
+        """The end of work that was done outside libblkio; errno 0: success."""
+    def close(self, reason: Literal["closed", "lost"], /) -> None:
+        """Refuse every new request."""
+    def abandon(self, error: BaseException, /) -> int:
+        """The device is lost: fail what is in flight, and never let go of its memory."""
+    def dispose(self) -> None:
+        """Let go of the blkioq; nothing may be in flight."""
+    def statistics(self) -> dict[str, int]: ...
     def on_event(self) -> None: ...
     def flush(self) -> None: ...
 
 class Submitter:
     """The request methods, shared by Device (its default queue) and Queue."""
 
+    _core: QueueCore | None
+    def _report_zones(self, offset: int, zones: int, /) -> Request[bytes]: ...
+    def _manage_zone(self, operation: str, offset: int = 0, /) -> Request[None]: ...
     def read(self, offset: int, length: int) -> Request[bytes]: ...
     def read_into(self, offset: int, buffer: Buffer) -> Request[None]: ...
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Request[None]: ...
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Request[None]: ...
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Request[None]: ...
     def write_zeroes(
-        self, offset: int, length: int, *, fua: bool = False, no_unmap: bool = False, no_fallback: bool = False
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_unmap: bool = False,
+        no_fallback: bool = False,
     ) -> Request[None]: ...
     def discard(self, offset: int, length: int) -> Request[None]: ...
     def flush(self) -> Request[None]: ...
@@ -111,7 +147,9 @@ class Submitter:
     def read_many(
         self, requests: Iterable[tuple[int, int]], *, return_exceptions: bool
     ) -> Request[list[bytes | BaseException]]: ...
-    def read_into_many(self, requests: Iterable[tuple[int, Buffer]], *, return_exceptions: bool = False) -> Request[Any]: ...
+    def read_into_many(
+        self, requests: Iterable[tuple[int, Buffer]], *, return_exceptions: bool = False
+    ) -> Request[Any]: ...
     def write_many(
         self, requests: Iterable[tuple[int, Buffer]], *, fua: bool = False, return_exceptions: bool = False
     ) -> Request[Any]: ...
@@ -137,7 +175,8 @@ class Allocator:
 
 @final
 class Memory:
-    """Memory that Views hand out. It is released only when it is closed and no view's export or request uses it."""
+    """Memory that Views hand out. It is released only when it is closed and no view's export or request
+    uses it."""
 
     def __init__(
         self,
@@ -167,7 +206,8 @@ class Memory:
         """Exports and requests in flight that keep the memory."""
 
 class View:
-    """A range of a Memory with the buffer protocol; slicing gives a View; everything raises ValueError once closed."""
+    """A range of a Memory with the buffer protocol; slicing gives a View; everything raises ValueError once
+    closed."""
 
     def __new__(cls, memory: Memory, start: int = 0, length: int | None = None) -> Self: ...
     def __len__(self) -> int: ...
@@ -176,6 +216,7 @@ class View:
     @overload
     def __getitem__(self, index: slice, /) -> View: ...
     def __setitem__(self, index: int | slice, value: Any, /) -> None: ...
+    def __iter__(self) -> Iterator[int]: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
     def __eq__(self, other: object, /) -> bool: ...
     def tobytes(self) -> bytes: ...

@@ -1,0 +1,61 @@
+"""Block devices for asyncio: libblkio's drivers as classes whose requests are awaited.
+
+::
+
+    async with aioblk.IoUring("disk.img") as dev:
+        data = await dev.read(0, 4096)
+        await dev.write(4096, data, fua=True)
+
+This module holds the public names and nothing else. See README.md for a tour and docs/ for the whole story.
+"""
+
+from ._native._core import Request
+from ._open import open
+from ._properties import Properties
+from ._queue import Queue, QueueStatistics
+from ._wait_queue import WaitQueue, WaitQueueStatistics
+from .bounce import BouncePool, BounceStatistics
+from .device import Device
+from .drivers import IoUring, NvmeIoUring, VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa
+from .errors import (
+    AlignmentError,
+    BlkioError,
+    DeviceClosedError,
+    DeviceLostError,
+    OptionError,
+    PropertyError,
+    RegistrationError,
+    UnsupportedError,
+    UsageError,
+)
+from .limits import Limits
+from .memory import MemoryRegion
+
+__all__ = [
+    "AlignmentError",
+    "BlkioError",
+    "BouncePool",
+    "BounceStatistics",
+    "Device",
+    "DeviceClosedError",
+    "DeviceLostError",
+    "IoUring",
+    "Limits",
+    "MemoryRegion",
+    "NvmeIoUring",
+    "OptionError",
+    "Properties",
+    "PropertyError",
+    "Queue",
+    "QueueStatistics",
+    "RegistrationError",
+    "Request",
+    "UnsupportedError",
+    "UsageError",
+    "VirtioBlkVfioPci",
+    "VirtioBlkVhostUser",
+    "VirtioBlkVhostVdpa",
+    "WaitQueue",
+    "WaitQueueStatistics",
+    "open",
+]
