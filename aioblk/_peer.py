@@ -2,10 +2,11 @@
 
 When the backend dies, libblkio says nothing: submission succeeds and nothing ever completes. libblkio does
 not hand out its socket either, but the process's own descriptor table shows it: a Unix socket whose peer
-has the backend's name. A duplicate of it tells of the hang-up.
+has the backend's name. It tells of the hang-up.
 
-Descriptors are looked at without making socket objects of them: a socket object may change the O_NONBLOCK
-that all duplicates share.
+libblkio expects its socket to block. A socket object may make it non-blocking, and so does uvloop's
+add_reader, even to a duplicate. Hence no socket objects here, and an epoll instance stands between the socket
+and the loop.
 """
 
 import os
@@ -14,7 +15,7 @@ import socket
 
 from ._native._blkio import ffi, lib
 
-__all__ = ["duplicate_peer_socket", "has_hung_up", "peer_descriptors"]
+__all__ = ["has_hung_up", "peer_descriptors", "watch_peer"]
 
 _FAMILY_BYTES = 2  # of struct sockaddr_un, before the path
 _ADDRESS_BYTES = 128  # of struct sockaddr_storage
@@ -36,15 +37,21 @@ def _peer_path(fd: int) -> bytes | None:
     return raw[_FAMILY_BYTES:].rstrip(b"\0") if family == socket.AF_UNIX else None
 
 
-def duplicate_peer_socket(path: str, known: set[int]) -> int | None:
-    """A duplicate of the connection to *path* that was made since ``peer_descriptors()`` gave *known*."""
+def watch_peer(path: str, known: set[int]) -> int | None:
+    """A descriptor that becomes readable when the other end of the connection to *path* is closed.
+
+    The connection is the one that was made since ``peer_descriptors()`` gave *known*. The caller closes the
+    descriptor.
+    """
     for fd in peer_descriptors(path) - known:
-        return os.dup(fd)
+        with select.epoll() as events:
+            events.register(fd, select.EPOLLRDHUP)
+            return os.dup(events.fileno())
     return None
 
 
 def has_hung_up(peer: int) -> bool:
-    """Whether the other end is closed."""
+    """Whether the other end is closed; *peer* is from ``watch_peer()``."""
     poll = select.poll()
-    poll.register(peer, select.POLLRDHUP)
+    poll.register(peer, select.POLLIN)
     return bool(poll.poll(0))

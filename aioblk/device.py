@@ -20,7 +20,7 @@ from ._blocking import run_blocking
 from ._discard import BlockDiscard, discard_method
 from ._handle import Blkio
 from ._native._core import DeviceCore, Submitter
-from ._peer import duplicate_peer_socket, has_hung_up, peer_descriptors
+from ._peer import has_hung_up, peer_descriptors, watch_peer
 from ._properties import IO_URING, VHOST_USER, Properties
 from ._queue import Queue, QueueStatistics
 from ._refusals import Refusals
@@ -66,7 +66,7 @@ class Device(Submitter):
         self._queue: Queue | None = None
         self._memory: DeviceMemory | None = None
         self._pool: BouncePool | None = None
-        self._peer: int | None = None  # a duplicate of libblkio's socket
+        self._peer: int | None = None  # readable when the backend has hung up
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
         self._lost: DeviceLostError | None = None
@@ -321,7 +321,7 @@ def _connect_and_start(options: DriverOptions) -> tuple[Blkio, int | None]:
             handle.set(name, value)
         handle.connect()
         if socket_path is not None:
-            peer = duplicate_peer_socket(socket_path, known)
+            peer = watch_peer(socket_path, known)
         for name, value in options.before_start.items():
             handle.set(name, value)
         handle.start()
