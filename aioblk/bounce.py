@@ -102,6 +102,7 @@ class BouncePool:
         self._resizing: asyncio.Task[None] | None = None
         self._emptying = False
         self._serving = False
+        self._closing = False
         self._idle_check: asyncio.TimerHandle | None = None
         self._takes_seen = 0
         self._high_water = 0
@@ -135,11 +136,12 @@ class BouncePool:
 
     async def aclose(self) -> None:
         """Give the memory back; idempotent. The queue has been drained, or the device is lost."""
-        if self._resizing is not None:
-            await asyncio.wait([self._resizing])
+        self._closing = True
         if self._idle_check is not None:
             self._idle_check.cancel()
             self._idle_check = None
+        while self._resizing is not None:
+            await asyncio.wait([self._resizing])
         self._waiters.clear()  # of a lost device: they have been failed
         if self._region is not None and not self._core.bounce_in_use:
             await asyncio.wait([self._start_resizing(0)])
@@ -246,7 +248,7 @@ class BouncePool:
             self._shrinks += 1
 
     def _watch_for_idleness(self) -> None:
-        if self._core.bounce_size > self._first_size and self._idle_check is None:
+        if self._core.bounce_size > self._first_size and self._idle_check is None and not self._closing:
             self._takes_seen = self._core.bounce_takes
             self._idle_check = self._loop.call_later(self._idle_seconds, self._check_idleness)
 

@@ -1,0 +1,32 @@
+"""The state machines of the memory layer, ten thousand examples each.
+
+./run test tests/campaigns/memory_machines.py
+"""
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
+
+from tests.test_allocator import AllocatorMachine
+from tests.test_bounce import BounceMachine, UvloopBounceMachine
+from tests.test_wait_queue import UvloopWaitQueueMachine, WaitQueueMachine
+
+MACHINES = [
+    AllocatorMachine,
+    WaitQueueMachine,
+    UvloopWaitQueueMachine,
+    BounceMachine,
+    UvloopBounceMachine,
+]
+MANY = settings(
+    max_examples=10_000,
+    stateful_step_count=40,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    print_blob=True,
+)
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_machine(machine: type[RuleBasedStateMachine]) -> None:
+    run_state_machine_as_test(machine, settings=MANY)
