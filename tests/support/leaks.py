@@ -1,4 +1,4 @@
-"""What a process holds: descriptors, shared mappings and threads, to compare before and after a test."""
+"""What a process holds (descriptors, mapped memory, threads), to compare before and after a test."""
 
 import os
 import threading
@@ -7,30 +7,33 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+PATIENCE = 5  # seconds for a thread that has done its work to be gone
+
 
 @dataclass(frozen=True)
 class Holdings:
     descriptors: frozenset[str]
     mappings: frozenset[str]
-    threads: frozenset[str]
+    threads: frozenset[threading.Thread]
 
     @classmethod
     def now(cls) -> Self:
         return cls(
+            threads=frozenset(threading.enumerate()),
             descriptors=frozenset(_descriptors()),
             mappings=frozenset(_memory_file_mappings()),
-            threads=frozenset(
-                f"thread {thread.name} ({thread.native_id})" for thread in threading.enumerate()
-            ),
         )
 
     def added_since(self, before: "Holdings") -> list[str]:
         """What is held now and was not before, in words."""
-        return sorted(
-            (self.descriptors - before.descriptors)
-            | (self.mappings - before.mappings)
-            | (self.threads - before.threads)
-        )
+        threads = {f"thread {thread.name}" for thread in self.threads - before.threads}
+        return sorted((self.descriptors - before.descriptors) | (self.mappings - before.mappings) | threads)
+
+
+def join_threads(before: Holdings) -> None:
+    """Let the threads come to their end that have been started since."""
+    for thread in frozenset(threading.enumerate()) - before.threads:
+        thread.join(PATIENCE)
 
 
 def _descriptors() -> list[str]:

@@ -1,11 +1,13 @@
 """A real vhost-user device: qemu-storage-daemon with a vhost-user-blk export."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -71,8 +73,9 @@ class StorageDaemon:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         request = {"execute": command, "arguments": {k.replace("_", "-"): v for k, v in arguments.items()}}
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
+        with suppress(BrokenPipeError):  # the daemon is gone, as its silence will show
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
         for line in self._process.stdout:
             answer = json.loads(line)
             if "return" in answer:
@@ -86,8 +89,9 @@ class StorageDaemon:
         self.qmp("block_resize", node_name=NODE, size=size)
 
     def pause(self) -> None:
-        """Let the daemon do nothing until resume()."""
+        """Let the daemon do nothing from now on until resume()."""
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.pid, os.WSTOPPED | os.WEXITED | os.WNOWAIT)
 
     def resume(self) -> None:
         self._process.send_signal(signal.SIGCONT)
@@ -101,7 +105,8 @@ class StorageDaemon:
         self.kill()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
-                pipe.close()
+                with suppress(BrokenPipeError):  # what could not be sent to a daemon that is gone
+                    pipe.close()
         shutil.rmtree(self._directory)
 
     def __enter__(self) -> Self:

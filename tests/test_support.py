@@ -1,0 +1,82 @@
+"""The tests' own tools: what they promise to notice and to clean up."""
+
+import os
+import select
+import subprocess
+import sys
+import threading
+from mmap import mmap
+from pathlib import Path
+
+import pytest
+
+from .conftest import StorageDaemonFactory
+from .support.leaks import Holdings, join_threads
+from .support.loop_device import LoopDevice
+
+
+def test_a_descriptor_a_mapping_and_a_thread_are_noticed() -> None:
+    before = Holdings.now()
+    assert Holdings.now().added_since(before) == []
+    release = threading.Event()
+    thread = threading.Thread(target=release.wait, name="late")
+    thread.start()
+    fd = os.memfd_create("left-over")
+    os.ftruncate(fd, 4096)
+    with mmap(fd, 4096):
+        left = Holdings.now().added_since(before)
+        assert [entry.split()[0] for entry in left] == ["descriptor", "descriptor", "mapping", "thread"]
+        assert "left-over" in left[0]
+    os.close(fd)
+    release.set()
+    join_threads(before)
+    assert Holdings.now().added_since(before) == []
+
+
+def test_a_loop_device_is_gone_when_it_is_closed(loop_device: Path, tmp_path: Path) -> None:
+    backing = Path(f"/sys/block/{loop_device.name}/loop/backing_file")
+    assert backing.read_text().strip() == str(tmp_path / "scratch")
+    other = tmp_path / "other"
+    other.write_bytes(bytes(1 << 20))
+    with LoopDevice(other, block_size=4096) as device:
+        assert device.path != loop_device
+        size = Path(f"/sys/block/{device.path.name}/queue/logical_block_size")
+        assert size.read_text().strip() == "4096"
+    with pytest.raises(FileNotFoundError):
+        Path(f"/sys/block/{device.path.name}/loop/backing_file").read_text()
+
+
+def test_a_storage_daemon_answers_pauses_and_dies(
+    storage_daemon: StorageDaemonFactory, scratch_file: Path
+) -> None:
+    daemon = storage_daemon(scratch_file)
+    daemon.resize(1 << 20)
+    assert scratch_file.stat().st_size == 1 << 20
+    daemon.pause()
+    assert Path(f"/proc/{daemon.pid}/stat").read_text().split()[2] == "T"
+    daemon.resume()
+    assert daemon.alive
+    daemon.kill()
+    assert not daemon.alive
+    with pytest.raises(RuntimeError, match="qemu-storage-daemon is gone, status 1"):
+        storage_daemon(Path("/no/such/file"))
+
+
+def test_a_storage_daemon_dies_with_whoever_started_it() -> None:
+    script = """if True:
+        import os, sys
+        from tests.support.storage_daemon import StorageDaemon
+        daemon = StorageDaemon({"driver": "null-co", "size": 4096})
+        print(daemon.pid, flush=True)
+        sys.stdin.readline()
+        os._exit(1)
+    """
+    command = [sys.executable, "-c", script]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as starter:
+        assert starter.stdout is not None
+        daemon = os.pidfd_open(int(starter.stdout.readline()))
+        try:
+            starter.communicate("end", timeout=30)
+            assert select.select([daemon], [], [], 30)[0], "the daemon lives on"
+        finally:
+            os.close(daemon)
