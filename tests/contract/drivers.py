@@ -1,0 +1,259 @@
+"""The table of drivers: how each is opened here, which properties it has, and what it cannot do and why.
+
+The tests hold the table against the device in both directions: what is not listed must work, and what is
+listed must be refused in the way a user is promised.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+import pytest
+
+import aioblk
+
+from ..support.loop_device import cannot_have_loop_devices
+
+Feature: TypeAlias = Literal[
+    "adding queues",
+    "bytes instead of blocks",
+    "growing",
+    "memory without a descriptor",
+    "opening by descriptor",
+    "page cache",
+    "polling",
+    "sharing",
+    "zones",
+]
+Can: TypeAlias = Callable[[Feature], bool]
+
+MIB = 1 << 20
+UNLIMITED = 2**64 - 1
+
+# Where the device of a test is: the value of the driver's path.
+Locate: TypeAlias = Callable[[pytest.FixtureRequest], Path]
+
+
+@dataclass(frozen=True)
+class Driver:
+    """One column of the table."""
+
+    name: str
+    """What the column is called."""
+    libblkio_name: str
+    locate: Locate
+    properties: Mapping[str, bool | int]
+    """What the device reports."""
+    lacks: Mapping[Feature, str]
+    """What it cannot do, and why."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """Properties it is always opened with."""
+    errno_past_the_end: int = 0
+
+
+FIXED_SIZE = "a block device does not grow"
+BLOCKS = "the device transfers whole blocks"
+ONE_CLIENT = "the device serves one client at a time"
+NO_DESCRIPTOR = "libblkio takes this device's path only"
+FIXED_QUEUES = "virtqueues are set up when the device starts"
+NEEDS_FILE = "the device's other side maps the memory by its descriptor"
+NO_PAGE_CACHE = "the driver bypasses the page cache, there is nothing to choose"
+
+
+def scratch_file(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue("scratch_file")
+    return path
+
+
+def loop_device(request: pytest.FixtureRequest) -> Path:
+    path: Path = request.getfixturevalue("loop_device")
+    return path
+
+
+def vhost_user_socket(request: pytest.FixtureRequest) -> Path:
+    start = request.getfixturevalue("storage_daemon")
+    socket: Path = start(scratch_file(request), num_queues=2).socket
+    return socket
+
+
+def guest_device(variable: str) -> Locate:
+    return lambda _: Path(os.environ[variable])
+
+
+IO_URING_PROPERTIES: Mapping[str, bool | int] = {
+    "needs-mem-regions": False,
+    "needs-mem-region-fd": False,
+    "may-pin-mem-regions": False,
+    "max-mem-regions": UNLIMITED,
+    "max-segments": 1024,
+    "max-write-zeroes-len": 0,
+    "max-discard-len": 0,
+    "can-add-queues": True,
+    "flush-needed": True,
+}
+
+BUFFERED = Driver(
+    "file",
+    "io_uring",
+    scratch_file,
+    {
+        **IO_URING_PROPERTIES,
+        "request-alignment": 1,
+        "buf-alignment": 1,
+        "mem-region-alignment": 1,
+        "can-grow": True,
+    },
+    {},
+)
+
+DIRECT = Driver(
+    "direct",
+    "io_uring",
+    scratch_file,
+    {
+        **IO_URING_PROPERTIES,
+        "request-alignment": 512,
+        "buf-alignment": 512,
+        "mem-region-alignment": 512,
+        "can-grow": True,
+    },
+    {"bytes instead of blocks": BLOCKS},
+    options={"direct": True},
+)
+
+LOOP = Driver(
+    "loop device",
+    "io_uring",
+    loop_device,
+    {
+        **IO_URING_PROPERTIES,
+        "request-alignment": 512,
+        "buf-alignment": 512,
+        "mem-region-alignment": 512,
+        "can-grow": False,
+    },
+    {"bytes instead of blocks": BLOCKS, "growing": FIXED_SIZE},
+    options={"direct": True},
+)
+
+VIRTIO_PROPERTIES: Mapping[str, bool | int] = {
+    "needs-mem-regions": True,
+    "may-pin-mem-regions": True,
+    "buf-alignment": 1,
+    "request-alignment": 512,
+    "max-transfer": 0,
+    "can-add-queues": False,
+    "can-grow": False,
+    "supports-fua-natively": False,
+    "max-queues": 2,
+}
+VIRTIO_LACKS: Mapping[Feature, str] = {
+    "adding queues": FIXED_QUEUES,
+    "bytes instead of blocks": BLOCKS,
+    "page cache": NO_PAGE_CACHE,
+    "growing": FIXED_SIZE,
+    "sharing": ONE_CLIENT,
+}
+
+VHOST_USER = Driver(
+    "vhost-user",
+    "virtio-blk-vhost-user",
+    vhost_user_socket,
+    {
+        **VIRTIO_PROPERTIES,
+        "flush-needed": False,
+        "needs-mem-region-fd": True,
+        "max-mem-regions": 32,
+        "mem-region-alignment": 1,
+        "max-segments": 126,
+        "max-write-zeroes-len": 16 * MIB,
+        "max-discard-len": 16 * MIB,
+    },
+    {**VIRTIO_LACKS, "memory without a descriptor": NEEDS_FILE, "opening by descriptor": NO_DESCRIPTOR},
+)
+
+VDUSE = Driver(
+    "vduse",
+    "virtio-blk-vhost-vdpa",
+    guest_device("AIOBLK_VM_VDPA"),
+    {
+        **VIRTIO_PROPERTIES,
+        "flush-needed": True,
+        "needs-mem-region-fd": True,
+        "max-mem-regions": UNLIMITED,
+        "mem-region-alignment": 4096,
+        "max-segments": 254,
+        "max-write-zeroes-len": 16 * MIB,
+        "max-discard-len": 16 * MIB,
+        "discard-alignment": 512,
+    },
+    {**VIRTIO_LACKS, "memory without a descriptor": NEEDS_FILE},
+)
+
+VFIO = Driver(
+    "vfio",
+    "virtio-blk-vfio-pci",
+    guest_device("AIOBLK_VM_VFIO"),
+    {
+        **VIRTIO_PROPERTIES,
+        "flush-needed": True,
+        "needs-mem-region-fd": False,
+        "max-mem-regions": 65535,
+        "mem-region-alignment": 4096,
+        "max-segments": 254,
+        "max-write-zeroes-len": 2147483136,
+        "max-discard-len": 2147483136,
+        "discard-alignment": 512,
+    },
+    {**VIRTIO_LACKS, "opening by descriptor": NO_DESCRIPTOR},
+)
+
+NVME = Driver(
+    "nvme",
+    "nvme-io_uring",
+    guest_device("AIOBLK_VM_NVME"),
+    {
+        "needs-mem-regions": False,
+        "needs-mem-region-fd": False,
+        "may-pin-mem-regions": False,
+        "max-mem-regions": UNLIMITED,
+        "mem-region-alignment": 4096,
+        "request-alignment": 4096,
+        "buf-alignment": 4096,
+        "max-segments": 1024,
+        "can-add-queues": True,
+        "supports-poll-queues": False,
+        "supports-fua-natively": True,
+        "flush-needed": True,
+        "max-write-zeroes-len": 256 * MIB,
+        "max-discard-len": (2**32 - 1) * 4096,
+        "discard-alignment": 4096,
+    },
+    {"bytes instead of blocks": BLOCKS, "page cache": NO_PAGE_CACHE, "growing": FIXED_SIZE},
+)
+
+IN_GUEST = "AIOBLK_VM_NVME" in os.environ
+
+
+def drivers_here() -> list[Driver]:
+    """Those whose devices this machine has."""
+    if IN_GUEST:
+        return [NVME, VDUSE, VFIO]
+    with_loop_devices = [LOOP] if cannot_have_loop_devices() is None else []
+    return [BUFFERED, DIRECT, *with_loop_devices, VHOST_USER]
+
+
+class Opener:
+    """Opens the device of one test."""
+
+    def __init__(self, driver: Driver, path: Path) -> None:
+        self.driver = driver
+        self.path = path
+
+    def __call__(self, **properties: Any) -> aioblk.Device:
+        """A device that is not yet open, with the properties given."""
+        return aioblk.open(
+            self.driver.libblkio_name, **{"path": str(self.path), **self.driver.options, **properties}
+        )

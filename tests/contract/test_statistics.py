@@ -1,0 +1,36 @@
+"""What the device says of its work."""
+
+import pytest
+
+import aioblk
+
+BLOCK = 4096
+
+
+async def test_counts_requests_and_bytes(device: aioblk.Device) -> None:
+    await device.write(0, bytes(4 * BLOCK))
+    await device.writev(0, [bytes(BLOCK), bytes(BLOCK)])
+    await device.read(0, 3 * BLOCK)
+    await device.flush()
+    await device.write_zeroes(0, BLOCK)
+    seen = device.statistics()
+    assert (seen.submitted, seen.completed, seen.failed, seen.in_flight) == (5, 5, 0, 0)
+    assert (seen.bytes_read, seen.bytes_written) == (3 * BLOCK, 6 * BLOCK)
+    assert seen.parts >= 5
+
+
+async def test_counts_failures(device: aioblk.Device) -> None:
+    with pytest.raises(aioblk.BlkioError):
+        await device.write(1 << 62, bytes(BLOCK))
+    seen = device.statistics()
+    assert (seen.submitted, seen.completed, seen.failed, seen.in_flight) == (1, 0, 1, 0)
+
+
+async def test_counts_what_was_copied(device: aioblk.Device) -> None:
+    async with device.allocate(BLOCK) as region:
+        await device.write(0, region)
+        assert device.statistics().bounced_bytes == 0
+    shifted = memoryview(bytearray(BLOCK + 8192))
+    await device.write(0, shifted[1 : BLOCK + 1])
+    bounces = device.limits.needs_mem_regions or device.limits.buf_alignment > 1
+    assert device.statistics().bounced_bytes == (BLOCK if bounces else 0)
