@@ -36,7 +36,7 @@ def mapped_each_time(device: aioblk.Device, job: Job) -> AsyncOperation:
     async def read(offset: int, memory: bytearray) -> None:
         async with regions, device.allocate(job.block_size) as region:
             await device.read_into(offset, region[:])
-            memory[:] = region[:]
+            memory[:] = region[:].tobytes()
 
     async def write(offset: int, memory: bytearray) -> None:
         async with regions, device.allocate(job.block_size) as region:

@@ -8,17 +8,16 @@ a short warm-up, so that nothing is decided or counted in the loops.
 from __future__ import annotations
 
 import asyncio
-import itertools
 import json
 import platform
 import random
 import resource
 import sys
 import time
-from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 WARM_UP = 0.05
 """Seconds, at least, before anything is measured."""
@@ -54,11 +53,32 @@ class Job:
     def reads(self) -> bool:
         return self.operation == "read"
 
-    def offsets(self, slot: int = 0, slots: int = 1) -> list[int]:
-        """Random offsets of whole blocks; each of several concurrent slots has its own."""
+    def offsets(self) -> list[int]:
+        """Offsets of whole blocks in random order, none twice."""
         blocks = self.capacity // self.block_size
-        draw = random.Random(slot).randrange
-        return [draw(blocks) * self.block_size for _ in range(max(64, DISTINCT_OFFSETS // slots))]
+        order = random.Random(0).sample(range(blocks), min(blocks, DISTINCT_OFFSETS))
+        return [block * self.block_size for block in order]
+
+    def orders(self, count: int) -> list[list[int]]:
+        """For each of as many slots as the depth, `count` offsets: a list, which costs a loop the least."""
+        offsets = self.offsets()
+        return [repeated(offsets[slot % len(offsets) :: self.depth], count) for slot in range(self.depth)]
+
+    def batches(self, count: int) -> list[list[int]]:
+        """`count` times as many offsets as the depth."""
+        offsets = self.offsets()
+        places = range(0, max(1, len(offsets) - self.depth + 1), self.depth)
+        return repeated(
+            [repeated(offsets[place : place + self.depth], self.depth) for place in places], count
+        )
+
+
+T = TypeVar("T")
+
+
+def repeated(items: list[T], count: int) -> list[T]:
+    """`count` items, beginning again where they run out."""
+    return (items * (count // len(items) + 1))[:count]
 
 
 AsyncOperation = Callable[[int, Any], Awaitable[object]]
@@ -79,83 +99,109 @@ def main(prepare: Callable[[Job], AbstractAsyncContextManager[Prepared]]) -> Non
 
     async def measure() -> None:
         async with prepare(job) as prepared:
-            orders = [job.offsets(slot, job.depth) for slot in range(job.depth)]
+            operation = prepared.operation
 
-            async def untimed(slot: int, count: int) -> None:
-                operation, buffer = prepared.operation, prepared.buffers[slot]
-                for offset in itertools.islice(itertools.cycle(orders[slot]), count):
+            async def untimed(offsets: list[int], buffer: object) -> None:
+                for offset in offsets:
                     await operation(offset, buffer)
 
-            async def timed(slot: int, count: int, latencies: list[int]) -> None:
-                operation, buffer, clock = prepared.operation, prepared.buffers[slot], time.perf_counter_ns
-                for offset in itertools.islice(itertools.cycle(orders[slot]), count):
+            async def timed(offsets: list[int], buffer: object, latencies: list[int]) -> None:
+                clock = time.perf_counter_ns
+                for offset in offsets:
                     start = clock()
                     await operation(offset, buffer)
                     latencies.append(clock() - start)
 
-            await measure_rounds(
-                job,
-                lambda count: in_tasks(untimed(slot, count) for slot in range(job.depth)),
-                lambda count, latencies: in_tasks(timed(slot, count, latencies) for slot in range(job.depth)),
-            )
+            async def run(orders: list[list[int]], latencies: list[int] | None) -> None:
+                async with asyncio.TaskGroup() as group:
+                    for offsets, buffer in zip(orders, prepared.buffers, strict=True):
+                        slot = (
+                            untimed(offsets, buffer)
+                            if latencies is None
+                            else timed(offsets, buffer, latencies)
+                        )
+                        group.create_task(slot)
+
+            await measure_rounds(job, job.orders, run)
 
     run_loop(job, measure())
 
 
-async def in_tasks(coroutines: Iterator[Coroutine[Any, Any, None]]) -> None:
-    async with asyncio.TaskGroup() as group:
-        for coroutine in coroutines:
-            group.create_task(coroutine)
+Work = TypeVar("Work")
 
 
 async def measure_rounds(
     job: Job,
-    untimed: Callable[[int], Awaitable[None]],
-    timed: Callable[[int, list[int]], Awaitable[None]],
+    plan: Callable[[int], Work],
+    run: Callable[[Work, list[int] | None], Awaitable[None]],
     *,
     operations_each: int | None = None,
 ) -> None:
     """Warm up, measure throughput, measure latency, print.
 
-    Both callables take a count. Each of that count stands for `operations_each` operations (the depth).
+    `plan` makes the work for a count, of which each stands for `operations_each` operations (by default, the
+    depth); `run` does it and, where it is given a list, appends the latency of each operation in nanoseconds.
     """
-    each = operations_each or job.depth
     count, elapsed = 1, 0.0
     while elapsed < WARM_UP:
         count *= 2
-        start = time.perf_counter()
-        await untimed(count)
-        elapsed = time.perf_counter() - start
+        elapsed, _ = await stopwatch(run, plan(count), None)
 
-    rate = count / elapsed
-    count = max(1, round(rate * job.seconds))
-    cpu_start = cpu_seconds()
-    start = time.perf_counter()
-    await untimed(count)
-    elapsed = time.perf_counter() - start
-    cpu = cpu_seconds() - cpu_start
+    count = max(1, round(count / elapsed * job.seconds))
+    elapsed, cpu = await stopwatch(run, plan(count), None)
 
     latencies: list[int] = []
-    await timed(max(1, round(count / elapsed * job.seconds * LATENCY_SHARE)), latencies)
-    report(job, count * each, elapsed, cpu, latencies)
+    share = max(1, round(count / elapsed * job.seconds * LATENCY_SHARE))
+    await stopwatch(run, plan(share), latencies)
+    report(count * (operations_each or job.depth), elapsed, cpu, latencies)
+
+
+async def stopwatch(
+    run: Callable[[Work, list[int] | None], Awaitable[None]], work: Work, latencies: list[int] | None
+) -> tuple[float, float]:
+    """Seconds by the clock and of processor time."""
+    cpu_start, start = cpu_seconds(), time.perf_counter()
+    await run(work, latencies)
+    return time.perf_counter() - start, cpu_seconds() - cpu_start
 
 
 def measure_blocking(job: Job, operation: Callable[[int], object]) -> None:
     """The same for a contender that does one blocking operation after the other."""
-    offsets = itertools.cycle(job.offsets())
 
-    async def untimed(count: int) -> None:
-        for offset in itertools.islice(offsets, count):
-            operation(offset)
+    def plan(count: int) -> list[int]:
+        return repeated(job.offsets(), count)
 
-    async def timed(count: int, latencies: list[int]) -> None:
-        clock = time.perf_counter_ns
-        for offset in itertools.islice(offsets, count):
-            start = clock()
-            operation(offset)
-            latencies.append(clock() - start)
+    async def run(offsets: list[int], latencies: list[int] | None) -> None:
+        if latencies is None:
+            for offset in offsets:
+                operation(offset)
+        else:
+            clock = time.perf_counter_ns
+            for offset in offsets:
+                start = clock()
+                operation(offset)
+                latencies.append(clock() - start)
 
-    run_loop(job, measure_rounds(job, untimed, timed, operations_each=1))
+    run_loop(job, measure_rounds(job, plan, run, operations_each=1))
+
+
+def measure_batches(
+    job: Job, do_batch: Callable[[list[int]], Awaitable[object]]
+) -> Coroutine[Any, Any, None]:
+    """The same for one that does as many operations as the depth at once, given their offsets."""
+
+    async def run(batches: list[list[int]], latencies: list[int] | None) -> None:
+        if latencies is None:
+            for batch in batches:
+                await do_batch(batch)
+        else:
+            clock = time.perf_counter_ns
+            for batch in batches:
+                start = clock()
+                await do_batch(batch)
+                latencies.append(clock() - start)
+
+    return measure_rounds(job, job.batches, run)
 
 
 def run_loop(job: Job, coroutine: Coroutine[Any, Any, None]) -> None:
@@ -174,7 +220,7 @@ def cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def report(job: Job, operations: int, elapsed: float, cpu: float, latencies: list[int]) -> None:
+def report(operations: int, elapsed: float, cpu: float, latencies: list[int]) -> None:
     """Print the result as one line of JSON, latencies in microseconds; the percentiles are exact."""
     latencies.sort()
     last = len(latencies) - 1

@@ -1,11 +1,9 @@
 """liburing: a raw ring without asyncio. Its way is to prepare, submit and wait: here for a whole batch."""
 
 import importlib
-import itertools
 import os
-import time
 
-from benchmarks.workers.measuring import Job, measure_rounds, run_loop
+from benchmarks.workers.measuring import Job, measure_batches, run_loop
 
 liburing = importlib.import_module("liburing")
 job = Job.from_arguments()
@@ -14,13 +12,9 @@ ring, cqe = liburing.Ring(), liburing.Cqe()
 liburing.io_uring_queue_init(job.depth, ring)
 prepare = liburing.io_uring_prep_read if job.reads else liburing.io_uring_prep_write
 memory = [bytearray(job.block_size) for _ in range(job.depth)]
-offsets = job.offsets()
-batches = itertools.cycle(
-    [offsets[start : start + job.depth] for start in range(0, len(offsets) - job.depth + 1, job.depth)]
-)
 
 
-def do_batch(batch: list[int]) -> None:
+async def do_batch(batch: list[int]) -> None:
     for offset, buffer in zip(batch, memory, strict=True):
         prepare(liburing.io_uring_get_sqe(ring), descriptor, buffer, offset)
     liburing.io_uring_submit(ring)
@@ -32,17 +26,4 @@ def do_batch(batch: list[int]) -> None:
         liburing.io_uring_cqe_seen(ring, entry)
 
 
-async def untimed(count: int) -> None:
-    for batch in itertools.islice(batches, count):
-        do_batch(batch)
-
-
-async def timed(count: int, latencies: list[int]) -> None:
-    clock = time.perf_counter_ns
-    for batch in itertools.islice(batches, count):
-        start = clock()
-        do_batch(batch)
-        latencies.append(clock() - start)
-
-
-run_loop(job, measure_rounds(job, untimed, timed))
+run_loop(job, measure_batches(job, do_batch))
