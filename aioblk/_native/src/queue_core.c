@@ -67,6 +67,10 @@ int queue_schedule_flush(QueueCore *q)
     if (q->flush_scheduled) {
         return 0;
     }
+    if (!q->flush_method) {
+        PyErr_SetString(PyExc_RuntimeError, "the queue is being deallocated");
+        return -1;
+    }
     q->flush_scheduled = queue_call_soon(q, q->flush_method, NULL, q->loop_context) == 0;
     return q->flush_scheduled ? 0 : -1;
 }
@@ -77,7 +81,7 @@ static void go_on_next_turn(QueueCore *q)
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     if (queue_schedule_flush(q) < 0) {
-        PyErr_Clear(); /* the loop is closed: nobody waits */
+        put_off_exception(NULL); /* the loop is closed: nobody waits */
     }
     PyErr_Restore(type, value, traceback);
 }
@@ -148,15 +152,7 @@ static void link_request(QueueCore *q, Request *r)
     q->in_flight_count++;
 }
 
-static void report_hook_error(PyObject *hook, PyObject *answer)
-{
-    if (answer) {
-        Py_DECREF(answer);
-    } else {
-        PyErr_WriteUnraisable(hook);
-    }
-}
-
+/* Nobody else can reach the request from here on, whatever Python code runs. Its reference goes to the caller. */
 static void unlink_request(QueueCore *q, Request *r)
 {
     *(r->previous ? &r->previous->following : &q->in_flight) = r->following;
@@ -165,8 +161,13 @@ static void unlink_request(QueueCore *q, Request *r)
     }
     r->linked = false;
     r->previous = r->following = NULL;
-    if (--q->in_flight_count == 0 && q->on_idle && q->on_idle != Py_None) {
-        report_hook_error(q->on_idle, PyObject_CallNoArgs(q->on_idle));
+    q->in_flight_count--;
+}
+
+static void tell_if_idle(QueueCore *q)
+{
+    if (q->in_flight_count == 0) {
+        call_hook(q->on_idle, NULL);
     }
 }
 
@@ -184,7 +185,7 @@ static int collect_children(Request *batch)
         if (child->state == FAILED) {
             value = request_exception_object(child);
             if (!value) {
-                Py_DECREF(results);
+                Py_XDECREF(results);
                 return -1;
             }
             if (!batch->return_exceptions) {
@@ -215,19 +216,30 @@ static void child_done(Request *batch)
     if (batch->cancel_requested) {
         request_settle(batch, CANCELLED);
     } else if (collect_children(batch) < 0) {
-        PyObject *type, *value, *traceback;
-        PyErr_Fetch(&type, &value, &traceback);
-        PyErr_NormalizeException(&type, &value, &traceback);
-        Py_XDECREF(type);
-        Py_XDECREF(traceback);
-        Py_XSETREF(batch->exception, value);
+        Py_XSETREF(batch->exception, take_exception());
         request_settle(batch, FAILED);
     }
 }
 
+/* The parent has the child: no circles. */
+static void leave_batch(Request *r)
+{
+    Request *batch = r->parent;
+    if (batch) {
+        r->parent = NULL;
+        child_done(batch);
+        Py_DECREF(batch);
+    }
+}
+
+/* Letting go of memory may run Python code, which may do anything; so the request leaves the queue's books first. */
 void queue_outcome(Request *r)
 {
     QueueCore *q = r->queue;
+    bool linked = r->linked;
+    if (linked) {
+        unlink_request(q, r);
+    }
     request_drop_parts(r);
     request_drop_pins(r);
     if (r->state == PENDING) {
@@ -241,12 +253,9 @@ void queue_outcome(Request *r)
             request_settle(r, FINISHED);
         }
     }
-    if (r->parent) {
-        child_done(r->parent);
-        Py_CLEAR(r->parent); /* the parent has the child: no circles */
-    }
-    if (r->linked) {
-        unlink_request(q, r);
+    leave_batch(r);
+    if (linked) {
+        tell_if_idle(q);
         Py_DECREF(r);
     }
 }
@@ -351,6 +360,17 @@ static void enqueue(QueueCore *q, Part *part)
     append_backlog(q, part);
 }
 
+/* Takes what has not been admitted out of the request's account. */
+static void drop_unadmitted(Request *r)
+{
+    uint32_t left = r->part_count - r->admitted;
+    r->admitted = r->part_count;
+    r->outstanding -= left;
+    if (left > 0 && r->outstanding == 0) {
+        queue_outcome(r);
+    }
+}
+
 static void part_done(QueueCore *q, Part *part, int ret, const char *message);
 
 static bool is_pointless(const Part *part)
@@ -403,9 +423,13 @@ static void issue_backlog(QueueCore *q)
     }
 }
 
-/* A request was cancelled: the next flush takes its parts out of the backlog. */
-void queue_cancelled(QueueCore *q)
+/* A request was cancelled: what waits for bounce memory goes at once, the next flush takes the rest out of the backlog. */
+void queue_cancelled(Request *r)
 {
+    QueueCore *q = r->queue;
+    if (r->linked) {
+        drop_unadmitted(r);
+    }
     if (q->backlog_head && !q->backlog_cancelled) {
         q->backlog_cancelled = true;
         go_on_next_turn(q);
@@ -539,8 +563,10 @@ static void reset_event(QueueCore *q)
 /* do_io refused: the device is of no more use. The Python side is told, and fails what is in flight. */
 static void queue_broken(QueueCore *q, int error)
 {
-    if (q->on_broken && q->on_broken != Py_None) {
-        report_hook_error(q->on_broken, PyObject_CallFunction(q->on_broken, "i", error));
+    PyObject *number = PyLong_FromLong(error);
+    if (number) {
+        call_hook(q->on_broken, number);
+        Py_DECREF(number);
     }
 }
 
@@ -550,7 +576,7 @@ static int reap(QueueCore *q)
     struct blkio_completion completions[REAP_MAX];
     int total = 0;
     q->more_to_reap = true;
-    for (int round = 0; round < REAP_ROUNDS && q->more_to_reap; round++) {
+    for (int round = 0; round < REAP_ROUNDS && q->more_to_reap && q->blkioq; round++) {
         int count = blkioq_do_io(q->blkioq, completions, 0, REAP_MAX, NULL);
         q->counters.do_io_calls++;
         q->unflushed_bytes = 0;
@@ -562,7 +588,7 @@ static int reap(QueueCore *q)
             }
             break;
         }
-        for (int i = 0; i < count; i++) {
+        for (int i = 0; i < count && q->blkioq; i++) { /* Python code may give the device up for lost */
             q->device_count--;
             ((Part *)completions[i].user_data)->request->issued--;
             part_done(q, completions[i].user_data, completions[i].ret, completions[i].error_msg);
@@ -591,18 +617,20 @@ static int spin(QueueCore *q)
     return count;
 }
 
+static bool usable(const QueueCore *q) { return q->blkioq && q->fork_generation == fork_generation; }
+
 /* The end of every entrance from the loop: what can go on goes on. */
 static PyObject *finish_turn(QueueCore *q)
 {
     if (q->room_made) {
         q->room_made = false;
-        if (q->waiting > 0 && q->on_room && q->on_room != Py_None) {
-            report_hook_error(q->on_room, PyObject_CallNoArgs(q->on_room));
+        if (q->waiting > 0) {
+            call_hook(q->on_room, NULL);
         }
     }
     int status = queue_wake_ready(q, true);
     /* Where the backlog waits for room in the device, an event tells; a flush per turn would be a busy loop. */
-    if (q->more_to_reap || (q->backlog_head && may_issue(q, q->backlog_head))) {
+    if (usable(q) && (q->more_to_reap || (q->backlog_head && may_issue(q, q->backlog_head)))) {
         go_on_next_turn(q);
     }
     if (status < 0) {
@@ -617,8 +645,6 @@ static void new_turn(QueueCore *q)
     q->inline_budget = INLINE_BUDGET;
     q->inline_request = NULL;
 }
-
-static bool usable(const QueueCore *q) { return q->blkioq && q->fork_generation == fork_generation; }
 
 static PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
 {
@@ -665,7 +691,7 @@ static PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
 static bool alone(const QueueCore *q)
 {
     return q->device_count == 0 && !q->backlog_head && !q->flush_scheduled && q->last_batch <= 1 &&
-           q->inline_budget > 0 && !q->inline_request && q->completion_fd >= 0;
+           q->inline_budget > 0 && !q->inline_request && q->completion_fd >= 0 && q->blkioq;
 }
 
 static void mark_inline(QueueCore *q, Request *r, uint32_t cost)
@@ -702,21 +728,8 @@ static void ask_for_room(QueueCore *q, Request *r)
         Py_DECREF(answer);
         return;
     }
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
-    if (!r->exception) {
-        r->exception = value;
-    } else {
-        Py_XDECREF(value);
-    }
-    r->outstanding -= r->part_count - r->admitted;
-    r->admitted = r->part_count;
-    if (r->outstanding == 0) {
-        queue_outcome(r);
-    }
+    Py_XSETREF(r->exception, take_exception());
+    drop_unadmitted(r);
 }
 
 static bool needs_bounce(const Request *r)
@@ -735,7 +748,10 @@ static void start(QueueCore *q, Request *r)
     q->counters.submitted++;
     r->outstanding = r->part_count;
     link_request(q, r);
-    if ((q->waiting > 0 && needs_bounce(r)) || !admit_parts(q, r)) {
+    if (!q->blkioq) { /* lost since the caller was checked: preparing may run Python code */
+        r->error = ENODEV;
+        drop_unadmitted(r);
+    } else if ((q->waiting > 0 && needs_bounce(r)) || !admit_parts(q, r)) {
         ask_for_room(q, r);
     }
 }
@@ -775,7 +791,7 @@ int queue_submit_children(QueueCore *q, Request *batch)
         reap(q);
         if (batch->state != PENDING) {
             mark_inline(q, batch, batch->child_count);
-        } else if (q->backlog_head && queue_schedule_flush(q) < 0) {
+        } else if ((q->backlog_head || q->room_made) && queue_schedule_flush(q) < 0) {
             return -1;
         }
     }
@@ -850,21 +866,12 @@ static Request *own_request(QueueCore *q, PyObject *object)
     return (Request *)object;
 }
 
-/* Takes what has not been admitted out of the request's account. */
-static void drop_unadmitted(Request *r)
-{
-    uint32_t left = r->part_count - r->admitted;
-    r->admitted = r->part_count;
-    r->outstanding -= left;
-    if (left > 0 && r->outstanding == 0) {
-        queue_outcome(r);
-    }
-}
-
 static int after_admission(QueueCore *q)
 {
-    int status = (q->unflushed_parts > 0 || q->backlog_head) ? queue_schedule_flush(q) : 0;
-    return q->ready_head && queue_wake_ready(q, false) < 0 ? -1 : status;
+    if ((q->unflushed_parts > 0 || q->backlog_head) && queue_schedule_flush(q) < 0) {
+        return -1;
+    }
+    return q->ready_head ? queue_wake_ready(q, false) : 0;
 }
 
 static PyObject *queue_admit(QueueCore *q, PyObject *object)
@@ -928,6 +935,17 @@ static PyObject *queue_complete(QueueCore *q, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* What a request in flight fails with when the device is lost: what it was, and why. */
+static PyObject *lost_error(Request *r, PyObject *cause)
+{
+    bool ranged = r->operation != OP_FLUSH && r->operation != OP_BATCH;
+    device_refuse(r->queue->device, "lost", r->operation, ranged ? r->offset : UINT64_MAX,
+                  ranged ? r->length : UINT64_MAX);
+    PyObject *exception = take_exception();
+    PyException_SetCause(exception, Py_NewRef(cause));
+    return exception;
+}
+
 /*
  * The device is lost. Who waits is told so. What the device may still write to is never let go: such requests are
  * forgotten here but not released, and their memory lives as long as the process.
@@ -935,31 +953,31 @@ static PyObject *queue_complete(QueueCore *q, PyObject *args)
 static PyObject *queue_abandon(QueueCore *q, PyObject *exception)
 {
     size_t count = 0;
-    Request *next;
+    Request *r;
     q->blkioq = NULL;
     q->backlog_head = q->backlog_tail = NULL;
     q->device_count = 0;
-    for (Request *r = q->in_flight; r; r = next) {
-        next = r->following;
+    while ((r = q->in_flight) != NULL) {
+        bool in_use = r->issued > 0;
+        unlink_request(q, r);
         if (r->state == PENDING && !r->exception) {
-            r->exception = Py_NewRef(exception);
+            r->exception = lost_error(r, exception);
             count++;
         }
         r->admitted = r->part_count; /* who waits for bounce memory finds nothing left to do */
-        if (r->issued == 0) {
+        if (!in_use) {
             r->outstanding = 0;
             queue_outcome(r);
+            Py_DECREF(r);
             continue;
         }
         if (r->state == PENDING) {
-            request_settle(r, FAILED);
+            q->counters.failed += !r->cancel_requested;
+            request_settle(r, r->cancel_requested ? CANCELLED : FAILED);
         }
-        if (r->parent) {
-            child_done(r->parent);
-            Py_CLEAR(r->parent);
-        }
-        unlink_request(q, r);
+        leave_batch(r);
     }
+    tell_if_idle(q);
     if (queue_wake_ready(q, false) < 0) {
         return NULL;
     }
@@ -1000,7 +1018,7 @@ static PyObject *queue_statistics(QueueCore *q, PyObject *Py_UNUSED(ignored))
 
 /* ---- the type -------------------------------------------------------------------------------------------- */
 
-static int queue_init(QueueCore *self, PyObject *args, PyObject *kwargs)
+static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"device", "blkioq", "completion_fd", "loop", "depth", NULL};
     PyObject *device, *loop;
@@ -1008,11 +1026,14 @@ static int queue_init(QueueCore *self, PyObject *args, PyObject *kwargs)
     int completion_fd;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "O!KiOK", names, &DeviceCore_Type, &device, &blkioq,
                                      &completion_fd, &loop, &depth)) {
-        return -1;
+        return NULL;
     }
-    if (self->device || blkioq == 0 || depth == 0) {
-        PyErr_SetString(PyExc_ValueError, "blkioq and depth must not be 0, and a queue is initialised once");
-        return -1;
+    if (blkioq == 0 || depth == 0) {
+        return PyErr_Format(PyExc_ValueError, "blkioq and depth must not be 0");
+    }
+    QueueCore *self = (QueueCore *)type->tp_alloc(type, 0);
+    if (!self) {
+        return NULL;
     }
     self->device = (DeviceCore *)Py_NewRef(device);
     self->blkioq = (struct blkioq *)(uintptr_t)blkioq;
@@ -1025,7 +1046,10 @@ static int queue_init(QueueCore *self, PyObject *args, PyObject *kwargs)
     self->call_soon = PyObject_GetAttrString(loop, "call_soon");
     self->flush_method = PyObject_GetAttrString((PyObject *)self, "flush");
     self->loop_context = PyContext_CopyCurrent();
-    return self->call_soon && self->flush_method && self->loop_context ? 0 : -1;
+    if (!self->call_soon || !self->flush_method || !self->loop_context) {
+        Py_CLEAR(self);
+    }
+    return (PyObject *)self;
 }
 
 static int queue_traverse(QueueCore *self, visitproc visit, void *arg)
@@ -1043,12 +1067,10 @@ static int queue_traverse(QueueCore *self, visitproc visit, void *arg)
     return 0;
 }
 
+/* What its requests use of a queue goes only with the last of them. */
 static int queue_clear(QueueCore *self)
 {
-    Py_CLEAR(self->loop);
-    Py_CLEAR(self->call_soon);
     Py_CLEAR(self->flush_method);
-    Py_CLEAR(self->loop_context);
     Py_CLEAR(self->on_bounce);
     Py_CLEAR(self->on_room);
     Py_CLEAR(self->on_discard);
@@ -1061,6 +1083,9 @@ static void queue_dealloc(QueueCore *self)
 {
     PyObject_GC_UnTrack(self);
     queue_clear(self);
+    Py_CLEAR(self->loop_context);
+    Py_CLEAR(self->call_soon);
+    Py_CLEAR(self->loop);
     Py_CLEAR(self->device);
     if (self->bounce) {
         allocator_free(self->bounce);
@@ -1133,8 +1158,7 @@ PyTypeObject QueueCore_Type = {
     .tp_doc = "One blkioq bound to one loop and one thread.",
     .tp_basicsize = sizeof(QueueCore),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)queue_init,
+    .tp_new = queue_new,
     .tp_dealloc = (destructor)queue_dealloc,
     .tp_traverse = (traverseproc)queue_traverse,
     .tp_clear = (inquiry)queue_clear,
@@ -1153,7 +1177,9 @@ int queue_module_init(void)
     }
     get_running_loop = PyObject_GetAttrString(asyncio, "_get_running_loop");
     Py_DECREF(asyncio);
-    call_soon_names = Py_BuildValue("(s)", "context");
+    PyObject *context = PyUnicode_InternFromString("context"); /* interned: the callee finds it by identity */
+    call_soon_names = context ? PyTuple_Pack(1, context) : NULL;
+    Py_XDECREF(context);
     if (!get_running_loop || !call_soon_names) {
         return -1;
     }
