@@ -6,6 +6,7 @@
  *   queue_core.c   issues parts, reaps completions, wakes who waits
  *   request.c      the awaitable
  *   device_core.c  limits and mapped regions, shared by the queues of a device
+ *   calls.c        how all of them call Python code
  *
  * Ownership. A request in flight is owned by its queue (one reference from link to unlink) and owns what the
  * device may touch: the pins on the caller's buffers, its bounce memory and its vectors. All of that is let go
@@ -41,6 +42,15 @@ typedef struct submitter Submitter;
 
 /* The kernel's limit on one vector. */
 #define IOV_MAX_SEGMENTS 1024
+
+/* ---- calls to Python ------------------------------------------------------------------------------------ */
+
+/* The current exception as an object, normalised: a new reference. It is no longer set. */
+PyObject *take_exception(void);
+/* For an exception that cannot be raised here. `where` reports it, unless NULL; Ctrl-C is only put off. */
+void put_off_exception(PyObject *where);
+/* Calls a hook, which may be NULL or None, with one argument or none. What it raises is reported. */
+void call_hook(PyObject *hook, PyObject *argument);
 
 /* ---- operations ---------------------------------------------------------------------------------------- */
 
@@ -246,7 +256,7 @@ int queue_submit(QueueCore *q, Request *r);
 int queue_submit_children(QueueCore *q, Request *batch);
 int queue_submit_external(QueueCore *q, Request *r, PyObject *hook);
 int queue_schedule_flush(QueueCore *q);
-void queue_cancelled(QueueCore *q);
+void queue_cancelled(Request *r);
 int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObject *context);
 void queue_ready(QueueCore *q, Request *r);
 int queue_wake_ready(QueueCore *q, bool direct);

@@ -94,11 +94,12 @@ void device_leave_region(DeviceCore *device, Region *region)
     if (--region->users > 0 || !region->retired || !device->on_region_idle) {
         return;
     }
-    PyObject *answer = PyObject_CallFunction(device->on_region_idle, "K", (unsigned long long)region->start);
-    if (answer) {
-        Py_DECREF(answer);
+    PyObject *address = PyLong_FromSize_t(region->start);
+    if (address) {
+        call_hook(device->on_region_idle, address);
+        Py_DECREF(address);
     } else {
-        PyErr_WriteUnraisable(device->on_region_idle);
+        put_off_exception(device->on_region_idle);
     }
 }
 
@@ -173,7 +174,7 @@ static bool power_of_two(uint64_t value) { return value > 0 && (value & (value -
 /* libblkio's 0 means unlimited. */
 static uint64_t unlimited_if_zero(uint64_t value) { return value ? value : UINT64_MAX; }
 
-static int device_init(DeviceCore *self, PyObject *args, PyObject *kwargs)
+static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"make_error", "make_refusal", "needs_regions", "read_only", "request_alignment",
                             "buf_alignment", "max_segments", "max_segment_len", "max_transfer", "max_discard_len",
@@ -187,14 +188,18 @@ static int device_init(DeviceCore *self, PyObject *args, PyObject *kwargs)
                                      &needs_regions, &read_only, &request_alignment, &buf_alignment, &max_segments,
                                      &max_segment_len, &max_transfer, &max_discard_len, &max_write_zeroes_len,
                                      &discard_alignment, &discard_alignment_offset, &discard_method, &bounce_cap)) {
-        return -1;
+        return NULL;
     }
     if (!power_of_two(request_alignment) || !power_of_two(buf_alignment) || max_segments == 0 || bounce_cap == 0) {
-        PyErr_SetString(PyExc_ValueError, "alignments must be powers of two, max_segments and bounce_cap positive");
-        return -1;
+        return PyErr_Format(PyExc_ValueError,
+                            "alignments must be powers of two, max_segments and bounce_cap positive");
     }
-    Py_XSETREF(self->make_error, Py_NewRef(make_error));
-    Py_XSETREF(self->make_refusal, Py_NewRef(make_refusal));
+    DeviceCore *self = (DeviceCore *)type->tp_alloc(type, 0);
+    if (!self) {
+        return NULL;
+    }
+    self->make_error = Py_NewRef(make_error);
+    self->make_refusal = Py_NewRef(make_refusal);
     self->needs_regions = needs_regions;
     self->read_only = read_only;
     self->request_alignment = request_alignment;
@@ -208,7 +213,7 @@ static int device_init(DeviceCore *self, PyObject *args, PyObject *kwargs)
     self->discard_alignment_offset = discard_alignment_offset;
     self->discard_method = discard_method;
     self->bounce_cap = bounce_cap;
-    return 0;
+    return (PyObject *)self;
 }
 
 static int device_traverse(DeviceCore *self, visitproc visit, void *arg)
@@ -267,8 +272,7 @@ PyTypeObject DeviceCore_Type = {
     .tp_doc = "What all queues of one device share: limits, mapped regions, and how errors are made.",
     .tp_basicsize = sizeof(DeviceCore),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_new = PyType_GenericNew,
-    .tp_init = (initproc)device_init,
+    .tp_new = device_new,
     .tp_dealloc = (destructor)device_dealloc,
     .tp_traverse = (traverseproc)device_traverse,
     .tp_clear = (inquiry)device_clear,

@@ -13,12 +13,13 @@
 #include "core.h"
 
 static PyObject *task_type, *cancelled_error, *str_context;
-static PyObject *call_soon_names; /* ("context",) */
 
 /* ---- making and unmaking --------------------------------------------------------------------------------- */
 
 /* Requests are made at the rate of the I/O: keep a few to save the allocator's time. */
+#ifndef FREE_MAX
 #define FREE_MAX 1024
+#endif
 static Request *free_requests[FREE_MAX];
 static size_t free_count;
 
@@ -331,11 +332,9 @@ int request_wake(Request *r, bool direct)
         Py_DECREF(callback);
         Py_XDECREF(context);
     }
-    for (Py_ssize_t i = 0; more && i < PyList_GET_SIZE(more); i++) {
+    for (Py_ssize_t i = 0; status == 0 && more && i < PyList_GET_SIZE(more); i++) {
         PyObject *pair = PyList_GET_ITEM(more, i);
-        if (queue_call_soon(r->queue, PyTuple_GET_ITEM(pair, 0), (PyObject *)r, PyTuple_GET_ITEM(pair, 1)) < 0) {
-            status = -1;
-        }
+        status = queue_call_soon(r->queue, PyTuple_GET_ITEM(pair, 0), (PyObject *)r, PyTuple_GET_ITEM(pair, 1));
     }
     Py_XDECREF(more);
     return status;
@@ -428,32 +427,34 @@ static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py
     Py_RETURN_NONE;
 }
 
+/* Comparing may run anything: whatever else has happened to the callbacks by then, it sees and leaves them whole. */
 static PyObject *request_remove_done_callback(Request *r, PyObject *callback)
 {
     Py_ssize_t removed = 0;
-    if (r->more_callbacks) {
-        /* Comparing may run anything, so work on a list of our own. */
-        PyObject *old = r->more_callbacks, *kept = PyList_New(0);
-        if (!kept) {
-            return NULL;
+    for (Py_ssize_t i = 0; r->more_callbacks && i < PyList_GET_SIZE(r->more_callbacks);) {
+        PyObject *list = Py_NewRef(r->more_callbacks), *pair = Py_NewRef(PyList_GET_ITEM(list, i));
+        int same = PyObject_RichCompareBool(PyTuple_GET_ITEM(pair, 0), callback, Py_EQ);
+        bool in_place = i < PyList_GET_SIZE(list) && PyList_GET_ITEM(list, i) == pair;
+        if (same > 0 && in_place) {
+            same = PyList_SetSlice(list, i, i + 1, NULL);
+            removed++;
+        } else {
+            i++;
         }
-        for (Py_ssize_t i = 0; i < PyList_GET_SIZE(old); i++) {
-            PyObject *pair = PyList_GET_ITEM(old, i);
-            int same = PyObject_RichCompareBool(PyTuple_GET_ITEM(pair, 0), callback, Py_EQ);
-            if (same < 0 || (!same && PyList_Append(kept, pair) < 0)) {
-                Py_DECREF(kept);
-                return NULL;
-            }
-            removed += same;
-        }
-        Py_SETREF(r->more_callbacks, kept);
-    }
-    if (r->callback) {
-        int same = PyObject_RichCompareBool(r->callback, callback, Py_EQ);
+        Py_DECREF(pair);
+        Py_DECREF(list);
         if (same < 0) {
             return NULL;
         }
-        if (same) {
+    }
+    if (r->callback) {
+        PyObject *first = Py_NewRef(r->callback);
+        int same = PyObject_RichCompareBool(first, callback, Py_EQ);
+        Py_DECREF(first);
+        if (same < 0) {
+            return NULL;
+        }
+        if (same && r->callback == first) {
             removed++;
             Py_CLEAR(r->callback);
             Py_CLEAR(r->context);
@@ -488,7 +489,7 @@ bool request_cancel_io(Request *r, PyObject *message)
             request_cancel_io(r->children[i], message);
         }
     }
-    queue_cancelled(r->queue);
+    queue_cancelled(r);
     if (r->private_memory && r->state == PENDING) {
         request_settle(r, CANCELLED);
     }
@@ -712,8 +713,7 @@ int request_module_init(void)
     cancelled_error = PyObject_GetAttrString(asyncio, "CancelledError");
     Py_DECREF(asyncio);
     str_context = PyUnicode_InternFromString("context");
-    call_soon_names = str_context ? PyTuple_Pack(1, str_context) : NULL;
-    if (!task_type || !cancelled_error || !call_soon_names) {
+    if (!task_type || !cancelled_error || !str_context) {
         return -1;
     }
     return PyType_Ready(&Future_Type) < 0 || PyType_Ready(&Request_Type) < 0 ? -1 : 0;

@@ -166,15 +166,20 @@ static int pin_acquire(Py_buffer *pin, PyObject *object, bool writable)
 
 /* ---- preparing: a planned request that is not submitted yet ------------------------------------------------------ */
 
+/* Drops the request, which may run Python code, beside the exception that is on its way. */
 static Request *failed(Request *r)
 {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
     Py_XDECREF(r);
+    PyErr_Restore(type, value, traceback);
     return NULL;
 }
 
 /* Zero bytes are done at once: virtio queues hang on an empty request (libblkio.md, hazards). */
 static Request *nothing_to_do(Request *r)
 {
+    request_drop_pins(r);
     r->state = FINISHED;
     return r;
 }
@@ -220,11 +225,11 @@ static Request *prepare_buffer(QueueCore *q, Operation op, uint64_t offset, PyOb
 
 static Request *prepare_buffers(QueueCore *q, Operation op, uint64_t offset, PyObject *buffers, uint32_t flags)
 {
-    PyObject *sequence = PySequence_Fast(buffers, "a sequence of buffers is needed");
+    PyObject *sequence = PySequence_Tuple(buffers); /* ours: pinning may run Python code */
     if (!sequence) {
         return NULL;
     }
-    size_t count = PySequence_Fast_GET_SIZE(sequence);
+    size_t count = PyTuple_GET_SIZE(sequence);
     struct iovec *memory = PyMem_Calloc(count ? count : 1, sizeof(*memory));
     Request *r = memory ? request_new(q, op, offset, 0) : NULL;
     Py_buffer *pins = r ? PyMem_Calloc(count ? count : 1, sizeof(*pins)) : NULL;
@@ -236,12 +241,7 @@ static Request *prepare_buffers(QueueCore *q, Operation op, uint64_t offset, PyO
     r->pins = pins;
     r->flags = flags;
     for (size_t i = 0; i < count; i++) {
-        /* Acquiring may run Python code, which may change a list that we were given. */
-        if (i >= (size_t)PySequence_Fast_GET_SIZE(sequence)) {
-            PyErr_SetString(PyExc_RuntimeError, "the list of buffers changed while it was read");
-            goto out;
-        }
-        if (pin_acquire(&pins[i], PySequence_Fast_GET_ITEM(sequence, i), op == OP_READ) < 0) {
+        if (pin_acquire(&pins[i], PyTuple_GET_ITEM(sequence, i), op == OP_READ) < 0) {
             goto out;
         }
         r->pin_count++;
@@ -253,10 +253,7 @@ static Request *prepare_buffers(QueueCore *q, Operation op, uint64_t offset, PyO
         r->length += pins[i].len;
     }
     if (check_range(q->device, op, offset, r->length) == 0) {
-        planned = r->length == 0 || plan_memory(r, q->device, memory, count) == 0;
-        if (planned && r->length == 0) {
-            r->state = FINISHED;
-        }
+        planned = r->length == 0 ? nothing_to_do(r) != NULL : plan_memory(r, q->device, memory, count) == 0;
     }
 out:
     PyMem_Free(memory);
@@ -414,35 +411,30 @@ static PyObject *submitter_flush(Submitter *self, PyObject *Py_UNUSED(ignored))
 /* What an item that was refused leaves behind where exceptions are results. */
 static Request *refused_child(QueueCore *q, Operation op)
 {
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    PyErr_NormalizeException(&type, &value, &traceback);
-    Py_XDECREF(type);
-    Py_XDECREF(traceback);
+    PyObject *exception = take_exception();
     Request *r = request_new(q, op, 0, 0);
     if (!r) {
-        Py_XDECREF(value);
+        Py_DECREF(exception);
         return NULL;
     }
-    r->exception = value;
+    r->exception = exception;
     r->state = FAILED;
     return r;
 }
 
 static Request *prepare_item(QueueCore *q, Operation op, bool bytes, PyObject *item, uint32_t flags)
 {
-    PyObject *pair = PySequence_Fast(item, bytes ? "an (offset, length) pair is needed"
-                                                 : "an (offset, buffer) pair is needed");
+    PyObject *pair = PySequence_Tuple(item); /* ours, for the same reason */
     if (!pair) {
         return NULL;
     }
     Request *r = NULL;
     uint64_t offset, length;
-    if (PySequence_Fast_GET_SIZE(pair) != 2) {
+    if (PyTuple_GET_SIZE(pair) != 2) {
         PyErr_Format(PyExc_ValueError, "an (offset, %s) pair is needed, not %zd values", bytes ? "length" : "buffer",
-                     PySequence_Fast_GET_SIZE(pair));
-    } else if (parse_bytes(q->device, op, PySequence_Fast_GET_ITEM(pair, 0), &offset) == 0) {
-        PyObject *second = PySequence_Fast_GET_ITEM(pair, 1);
+                     PyTuple_GET_SIZE(pair));
+    } else if (parse_bytes(q->device, op, PyTuple_GET_ITEM(pair, 0), &offset) == 0) {
+        PyObject *second = PyTuple_GET_ITEM(pair, 1);
         if (!bytes) {
             r = prepare_buffer(q, op, offset, second, flags);
         } else if (parse_bytes(q->device, op, second, &length) == 0) {
