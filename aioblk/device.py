@@ -9,10 +9,13 @@ import asyncio
 import contextlib
 import enum
 import functools
+import operator
 import os
 import warnings
+import weakref
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, Self, cast
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, cast
 
 from typing_extensions import Buffer
 
@@ -22,7 +25,7 @@ from ._handle import Blkio
 from ._native._core import DeviceCore, Submitter
 from ._peer import has_hung_up, peer_descriptors, watch_peer
 from ._properties import IO_URING, VHOST_USER, Properties
-from ._queue import Queue, QueueStatistics
+from ._queue import Queue, QueueContext, QueueStatistics
 from ._refusals import Refusals
 from .bounce import BouncePool
 from .errors import DeviceClosedError, DeviceLostError, UsageError, request_error
@@ -33,6 +36,8 @@ if TYPE_CHECKING:
     from .drivers._options import DriverOptions
 
 __all__ = ["Device"]
+
+P = ParamSpec("P")
 
 # Cached reads are copied inside the submitting call, with the loop standing still; larger requests are
 # divided.
@@ -63,9 +68,10 @@ class Device(Submitter):
         self._handle: Blkio | None = None
         self._limits: Limits | None = None
         self._properties: Properties | None = None
-        self._queue: Queue | None = None
         self._memory: DeviceMemory | None = None
-        self._pool: BouncePool | None = None
+        self._context: QueueContext | None = None
+        self._queue: Queue | None = None  # the default one, whose requests are the device's own
+        self._queues: dict[tuple[bool, int], Queue] = {}  # bound ones, by (poll, index), the default included
         self._peer: int | None = None  # readable when the backend has hung up
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -123,15 +129,19 @@ class Device(Submitter):
         )
         self._limits = limits
         self._properties = Properties(handle)
-        self._queue = Queue(handle, core, 0, depth=_depth(handle), on_broken=self._on_broken)
-        self._memory = DeviceMemory(handle, core, limits, reserved=1)
-        self._pool = BouncePool(
-            self._queue.core, handle, self._memory, maximum=self._options.bounce_pool_size
+        self._memory = DeviceMemory(handle, core, limits, reserved=_queue_count(handle))
+        self._context = QueueContext(
+            handle=handle,
+            device=core,
+            memory=self._memory,
+            bounce_pool_size=self._options.bounce_pool_size,
+            discard_fd=fd if method == BlockDiscard.method else None,
+            on_broken=self._on_broken,
+            on_released=self._on_released,
         )
-        if fd is not None and method == BlockDiscard.method:
-            self._queue.core.on_discard = BlockDiscard(fd, self._queue.core, self._loop_here())
+        self._queue = self._bind(0, poll=handle.get("num-queues") == 0)
         if self._peer is not None:
-            self._loop_here().add_reader(self._peer, self._on_peer_event)
+            self._loop_here().add_reader(self._peer, _weakly(self._on_peer_event))
         self._core = self._queue.core
 
     async def aclose(self) -> None:
@@ -149,32 +159,31 @@ class Device(Submitter):
         if self._loop is not loop:
             raise self._misuse("close", "the device belongs to another event loop")
         if self._closing is None:
+            others = [queue for queue in self._queues.values() if queue is not self._queue]
+            if others and self._lost is None:
+                raise self._misuse("close", f"still bound: {others}; close these queues first")
             self._state = _State.CLOSING
             if self._queue is not None and self._lost is None:
-                self._queue.close("closed")
+                self._queue.close()
             self._closing = loop.create_task(self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
         try:
-            if self._queue is not None:
-                await self._queue.drain()
-        finally:
             await self._tear_down()
+        finally:
             self._state = _State.CLOSED
 
     async def _tear_down(self) -> None:
-        """Give back whatever there is; nothing is in flight. One failing step does not stop the others."""
+        """Drain and give back whatever there is. One failing step does not stop the others."""
         async with contextlib.AsyncExitStack() as stack:
             if self._handle is not None:
                 stack.push_async_callback(run_blocking, self._handle.destroy)
-            if self._queue is not None:
-                stack.callback(self._queue.dispose)
             stack.callback(self._forget_peer)
             if self._memory is not None:
                 stack.push_async_callback(self._memory.aclose)
-            if self._pool is not None:
-                stack.push_async_callback(self._pool.aclose)
+            if self._queue is not None:
+                stack.push_async_callback(self._queue.aclose)
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -215,8 +224,8 @@ class Device(Submitter):
         if self._lost is None and self._queue is not None:
             self._lost = DeviceLostError(why, driver=self._options.driver)
             self._forget_peer()
-            self._queue.close("lost")
-            self._queue.abandon(self._lost)
+            for queue in list(self._queues.values()):
+                queue.abandon(self._lost)
 
     def _forget_peer(self) -> None:
         peer, self._peer = self._peer, None
@@ -252,17 +261,9 @@ class Device(Submitter):
         return self._properties
 
     def statistics(self) -> QueueStatistics:
-        """A snapshot of the default queue's counters."""
+        """A snapshot of the counters of all queues that are bound now."""
         self._require_handle("statistics")
-        assert self._queue is not None
-        return self._queue.statistics()
-
-    @property
-    def bounce_pool(self) -> BouncePool:
-        """The memory through which requests go whose own memory the device cannot reach."""
-        self._require_handle("bounce_pool")
-        assert self._pool is not None
-        return self._pool
+        return functools.reduce(operator.add, (queue.statistics() for queue in list(self._queues.values())))
 
     @property
     def closed(self) -> bool:
@@ -288,6 +289,65 @@ class Device(Submitter):
         """New, zeroed memory for zero-copy requests: ``async with dev.allocate(n) as region``."""
         return self.memory.allocate(length)
 
+    @property
+    def bounce_pool(self) -> BouncePool:
+        """The default queue's memory for requests whose own memory the device cannot reach."""
+        self._require_handle("bounce_pool")
+        assert self._queue is not None
+        return self._queue.bounce_pool
+
+    # --- queues ---------------------------------------------------------------------------------------------
+
+    def queue(self, index: int = 0) -> Queue:
+        """Queue *index*, bound to the running loop until it is closed: ``async with dev.queue(1) as queue``.
+
+        Threads with loops of their own thus share a device, each at full speed. Queue 0 is the default queue, which
+        serves the device's own request methods and belongs to the device's loop.
+
+        Raises:
+            UsageError: there is no such queue, or it is bound to another loop.
+        """
+        return self._find_or_bind(index, poll=False)
+
+    def poll_queue(self, index: int = 0) -> Queue:
+        """Poll queue *index*, bound to the running loop, which never sleeps while it has requests in flight.
+
+        io_uring's poll queues take reads and writes only, and need ``direct=True`` and a device that can be polled.
+        """
+        return self._find_or_bind(index, poll=True)
+
+    async def add_queue(self) -> int:
+        """Add a queue to the started device; returns its index. UnsupportedError where ``can-add-queues`` is false."""
+        handle = self._require_handle("add_queue")
+        return await self.memory.call(handle.add_queue)
+
+    async def remove_queue(self, index: int) -> None:
+        """Remove a queue that is not bound. The default queue stays. Other queues keep their indices."""
+        handle = self._require_handle("remove_queue")
+        if (False, index) in self._queues:
+            raise self._misuse("remove_queue", f"queue {index} is in use; close it first")
+        await self.memory.call(handle.remove_queue, index)
+
+    def _find_or_bind(self, index: int, *, poll: bool) -> Queue:
+        self._require_handle("queue")
+        bound = self._queues.get((poll, index))
+        if bound is None:
+            return self._bind(index, poll=poll)
+        if not bound.is_bound_here():
+            raise self._misuse("queue", f"{bound!r} is bound to another loop; close it there first")
+        return bound
+
+    def _bind(self, index: int, *, poll: bool) -> Queue:
+        assert self._context is not None
+        queue = Queue(self._context, index, poll=poll)
+        if self._queues.setdefault((poll, index), queue) is not queue:
+            queue.dispose()
+            raise self._misuse("queue", f"queue {index} has just been bound by another thread")
+        return queue
+
+    def _on_released(self, queue: Queue) -> None:
+        self._queues.pop((queue.poll, queue.index), None)
+
     # --- refusals -------------------------------------------------------------------------------------------
 
     def _loop_here(self) -> asyncio.AbstractEventLoop:
@@ -308,6 +368,18 @@ class Device(Submitter):
 
     def _misuse(self, operation: str, message: str) -> UsageError:
         return UsageError(message, driver=self._options.driver, operation=operation)
+
+
+def _weakly(method: Callable[P, object]) -> Callable[P, None]:
+    """Calls *method* for as long as its object exists: the loop must not keep an unclosed device alive."""
+    reference = weakref.WeakMethod(method)
+
+    def call(*args: P.args, **kwargs: P.kwargs) -> None:
+        bound = reference()
+        if bound is not None:
+            bound(*args, **kwargs)
+
+    return call
 
 
 def _connect_and_start(options: DriverOptions) -> tuple[Blkio, int | None]:
@@ -340,8 +412,6 @@ def _undo_start(started: tuple[Blkio, int | None]) -> None:
     handle.destroy()
 
 
-def _depth(handle: Blkio) -> int:
-    """How many requests libblkio is given at once; the others wait where they can still be cancelled."""
-    if "num-entries" in Properties(handle):
-        return 2 * cast(int, handle.get("num-entries"))
-    return cast(int, handle.get("queue-size"))
+def _queue_count(handle: Blkio) -> int:
+    """The queues that may have a bounce pool of their own, and with it a memory region."""
+    return cast(int, handle.get("num-queues")) + cast(int, handle.get("num-poll-queues"))
