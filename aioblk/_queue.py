@@ -1,16 +1,24 @@
-"""A queue of a device, bound to one event loop: its completion descriptor's reader, draining, and loss."""
+"""A queue of a device, bound to one event loop: its completion descriptor's reader, its pool, draining, loss."""
 
 import asyncio
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Literal, NoReturn, Self, final
+from types import TracebackType
+from typing import Literal, NoReturn, Self, cast, final
 
+from ._discard import BlockDiscard
 from ._handle import Blkio
 from ._native._core import DeviceCore, QueueCore, Submitter
-from .errors import BlkioError, DeviceClosedError
+from ._properties import Properties
+from .bounce import BouncePool
+from .errors import BlkioError, DeviceClosedError, OptionError, UsageError
+from .memory import DeviceMemory
 
-__all__ = ["Queue", "QueueStatistics"]
+__all__ = ["Queue", "QueueContext", "QueueStatistics"]
+
+LONGEST_SPIN = 0.001
 
 
 @final
@@ -52,34 +60,140 @@ class QueueStatistics:
         )
 
 
+@final
+@dataclass(frozen=True, slots=True)
+class QueueContext:
+    """What the queues of one device have in common."""
+
+    handle: Blkio
+    device: DeviceCore
+    memory: DeviceMemory
+    bounce_pool_size: int
+    discard_fd: int | None
+    """Where discards go by ioctl; see _discard."""
+    on_broken: Callable[[int], object]
+    """Called, in the queue's thread, with the errno of a queue that broke down."""
+    on_released: Callable[["Queue"], object]
+    """Called, in the queue's thread, when a queue is free for others."""
+
+    @property
+    def depth(self) -> int:
+        """How many requests libblkio is given at once; the others wait where they can still be cancelled."""
+        if "num-entries" in Properties(self.handle):
+            return 2 * cast(int, self.handle.get("num-entries"))
+        return cast(int, self.handle.get("queue-size"))
+
+
+@final
 class Queue(Submitter):
-    """One queue of a device, used from the event loop (and thread) that it was bound to."""
+    """One queue of a device, used from the event loop (and thread) that it was bound to.
 
-    def __init__(
-        self,
-        handle: Blkio,
-        device: DeviceCore,
-        index: int,
-        *,
-        depth: int,
-        on_broken: Callable[[int], object],
-    ) -> None:
-        """Bind queue *index* of a started device to the running loop.
+    ``async with dev.queue(1) as queue:`` binds queue 1 to the running loop, which may be another one, in another
+    thread, than the device's; its requests are the device's. Leaving the block waits for what is in flight and frees
+    the queue for others.
+    """
 
-        *depth* bounds how many requests libblkio is given at once.
-        """
+    def __init__(self, context: QueueContext, index: int, *, poll: bool = False) -> None:
+        """Bind queue *index* of a started device to the running loop; *poll*: of its poll queues."""
         self.index = index
+        self.poll = poll
+        self._context = context
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._drained: asyncio.Future[None] | None = None
-        handle.set_completion_fd_enabled(index, True)  # before the first submission, or it may stay silent
-        self._fd = handle.completion_fd(index)
-        core = QueueCore(device, handle.queue(index), self._fd, self._loop, depth)
+        self._closing: asyncio.Task[None] | None = None
+        handle = context.handle
+        if poll:
+            self._fd = -1
+            address = handle.poll_queue(index)
+        else:
+            handle.set_completion_fd_enabled(
+                index, True
+            )  # before the first submission, or it may stay silent
+            self._fd = handle.completion_fd(index)
+            address = handle.queue(index)
+        core = QueueCore(context.device, address, self._fd, self._loop, context.depth)
         core.on_idle = self._on_idle
-        core.on_broken = on_broken
-        self._loop.add_reader(self._fd, core.on_event)
+        core.on_broken = context.on_broken
+        if context.discard_fd is not None:
+            core.on_discard = BlockDiscard(context.discard_fd, core, self._loop)
+        self.bounce_pool = BouncePool(core, handle, context.memory, maximum=context.bounce_pool_size)
+        """The memory through which requests go whose own memory the device cannot reach."""
+        if self._fd >= 0:
+            self._loop.add_reader(self._fd, core.on_event)
         self._core = core
         self._attached = True
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Wait until nothing is in flight, cancelled requests included."""
+        while self.core.in_flight:
+            if self._drained is None or self._drained.done():
+                self._drained = self._loop.create_future()
+            await asyncio.shield(self._drained)
+
+    def close(self, reason: Literal["closed", "lost"] = "closed") -> None:
+        """Refuse new requests from now on."""
+        self.core.close(reason)
+
+    async def aclose(self) -> None:
+        """Refuse new requests, wait for those in flight and free the queue; idempotent.
+
+        A task that is cancelled here does not wait any longer; closing goes on without it.
+        """
+        if self._closing is None:
+            if asyncio.get_running_loop() is not self._loop:
+                raise UsageError("the queue belongs to another event loop", operation="close queue")
+            self.close()
+            self._closing = self._loop.create_task(self._close())
+        await asyncio.shield(self._closing)
+
+    async def _close(self) -> None:
+        await self.drain()
+        try:
+            await self.bounce_pool.aclose()
+        finally:
+            self.dispose()
+            self._context.on_released(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    def abandon(self, error: BlkioError) -> None:
+        """The device is lost: fail what is in flight. From any thread."""
+        if not self.is_bound_here():
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
+                self._loop.call_soon_threadsafe(self.abandon, error)
+            return
+        self.close("lost")
+        self._detach()
+        self.core.abandon(error)
+        self.bounce_pool.refuse_all(error)
+
+    def dispose(self) -> None:
+        """Let go of the drained queue; the device may be destroyed."""
+        self._detach()
+        self.core.dispose()
+
+    def _detach(self) -> None:
+        # libblkio closes the descriptor with the device, and the next device gets its number.
+        if self._attached:
+            self._attached = False
+            if self._fd >= 0 and not self._loop.is_closed():
+                self._loop.remove_reader(self._fd)
+        self.core.on_broken = None
+
+    def _on_idle(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # --- what it is -----------------------------------------------------------------------------------------
 
     @property
     def core(self) -> QueueCore:
@@ -95,38 +209,24 @@ class Queue(Submitter):
         """A snapshot of the counters."""
         return QueueStatistics.of(self.core)
 
-    async def drain(self) -> None:
-        """Wait until nothing is in flight, cancelled requests included."""
-        while self.core.in_flight:
-            if self._drained is None or self._drained.done():
-                self._drained = self._loop.create_future()
-            await asyncio.shield(self._drained)
+    @property
+    def spin(self) -> float:
+        """The longest time, in seconds, to wait actively for a completion before the loop sleeps; 0: never.
 
-    def close(self, reason: Literal["closed", "lost"]) -> None:
-        """Refuse new requests from now on; *reason* is "closed" or "lost"."""
-        self.core.close(reason)
+        It pays where a completion takes less time than waking a sleeping processor, and the device works on another
+        processor than the loop; on the same one it only takes the device's time away.
+        """
+        return self.core.spin_ns / 1e9
 
-    def abandon(self, error: BlkioError) -> None:
-        """The device is lost: fail what is in flight."""
-        self._detach()
-        self.core.abandon(error)
+    @spin.setter
+    def spin(self, seconds: float) -> None:
+        if not 0 <= seconds <= LONGEST_SPIN:
+            raise OptionError(f"spin must be from 0 to {LONGEST_SPIN} seconds, not {seconds}")
+        self.core.spin_ns = round(seconds * 1e9)
 
-    def dispose(self) -> None:
-        """Let go of the drained queue: the device is about to be destroyed."""
-        self._detach()
-        self.core.dispose()
-
-    def _detach(self) -> None:
-        # libblkio closes the descriptor with the device, and the next device gets its number.
-        if self._attached:
-            self._attached = False
-            if not self._loop.is_closed():
-                self._loop.remove_reader(self._fd)
-        self.core.on_broken = None
-
-    def _on_idle(self) -> None:
-        if self._drained is not None and not self._drained.done():
-            self._drained.set_result(None)
+    def __repr__(self) -> str:
+        kind = "poll queue" if self.poll else "queue"
+        return f"<aioblk.Queue: {kind} {self.index} of {self._context.handle.driver}>"
 
     def _refuse_unopened(self, operation: str) -> NoReturn:
         raise DeviceClosedError("the queue is closed", operation=operation)

@@ -136,8 +136,8 @@ class Device(Submitter):
             memory=self._memory,
             bounce_pool_size=self._options.bounce_pool_size,
             discard_fd=fd if method == BlockDiscard.method else None,
-            on_broken=self._on_broken,
-            on_released=self._on_released,
+            on_broken=_weakly(self._on_broken),
+            on_released=_weakly(self._on_released),
         )
         self._queue = self._bind(0, poll=handle.get("num-queues") == 0)
         if self._peer is not None:
@@ -301,8 +301,8 @@ class Device(Submitter):
     def queue(self, index: int = 0) -> Queue:
         """Queue *index*, bound to the running loop until it is closed: ``async with dev.queue(1) as queue``.
 
-        Threads with loops of their own thus share a device, each at full speed. Queue 0 is the default queue, which
-        serves the device's own request methods and belongs to the device's loop.
+        Threads with loops of their own thus share a device, each at full speed. Queue 0 is the default queue,
+        which serves the device's own request methods and belongs to the device's loop.
 
         Raises:
             UsageError: there is no such queue, or it is bound to another loop.
@@ -312,12 +312,17 @@ class Device(Submitter):
     def poll_queue(self, index: int = 0) -> Queue:
         """Poll queue *index*, bound to the running loop, which never sleeps while it has requests in flight.
 
-        io_uring's poll queues take reads and writes only, and need ``direct=True`` and a device that can be polled.
+        io_uring's poll queues take reads and writes only, and need ``direct=True`` and a device that can be
+        polled.
         """
         return self._find_or_bind(index, poll=True)
 
     async def add_queue(self) -> int:
-        """Add a queue to the started device; returns its index. UnsupportedError where ``can-add-queues`` is false."""
+        """Add a queue to the started device and return its index.
+
+        Raises:
+            UnsupportedError: the driver cannot; its property ``can-add-queues`` says so.
+        """
         handle = self._require_handle("add_queue")
         return await self.memory.call(handle.add_queue)
 
