@@ -1,0 +1,97 @@
+"""examples/nbd_server.py as users start it: a process of its own."""
+
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TIME_LIMIT = 30
+
+
+class NbdServer:
+    """A server that is ready to be connected to as soon as it is constructed: at :attr:`uri`, which is at the
+    Unix socket :attr:`socket` unless the arguments name a port."""
+
+    def __init__(self, driver: str, *arguments: str) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="aioblk-")
+        self.socket = Path(self._directory.name) / "nbd.sock"
+        self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        where = () if {"--port", "--unix"} & {*arguments} else ("--unix", str(self.socket))
+        self._process = subprocess.Popen(
+            [
+                *("setpriv", "--pdeathsig", "KILL"),
+                *(sys.executable, str(EXAMPLES / "nbd_server.py"), driver, *arguments, *where),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            text=True,
+        )
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], TIME_LIMIT)
+        self.announcement = self._process.stdout.readline() if ready else ""
+        if " at nbd" not in self.announcement:
+            self.kill()
+            errors = self.errors()
+            self._let_go()
+            raise RuntimeError(f"the server did not start: {errors}")
+
+    @property
+    def uri(self) -> str:
+        return self.announcement.split()[-1]
+
+    @property
+    def alive(self) -> bool:
+        return self._process.poll() is None
+
+    def descriptors(self) -> int:
+        """How many it has open."""
+        return len(os.listdir(f"/proc/{self._process.pid}/fd"))
+
+    def errors(self) -> str:
+        """What it has complained about."""
+        self._errors.seek(0)
+        return self._errors.read()
+
+    def end(self) -> None:
+        """Ask it to end."""
+        self._process.send_signal(signal.SIGTERM)
+
+    def wait(self) -> int:
+        """Its status, once it has ended."""
+        return self._process.wait(TIME_LIMIT)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def close(self) -> None:
+        """End it, and see that it ends well and has had nothing to complain about."""
+        try:
+            self.end()
+            status = self.wait()
+            assert status == 0, f"the server ended with status {status}: {self.errors()}"
+            assert not self.errors()
+            assert not self.socket.exists()
+        finally:
+            self.kill()
+            self._let_go()
+
+    def _let_go(self) -> None:
+        assert self._process.stdout is not None
+        self._process.stdout.close()
+        self._errors.close()
+        self._directory.cleanup()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
