@@ -30,6 +30,7 @@ from .errors import (
 )
 from .limits import Limits
 from .memory import MemoryRegion
+from .zones import Extent, SequentialWriter, Zone, Zones, ZoneState, ZoneType
 
 __all__ = [
     "AlignmentError",
@@ -39,6 +40,7 @@ __all__ = [
     "Device",
     "DeviceClosedError",
     "DeviceLostError",
+    "Extent",
     "IoUring",
     "Limits",
     "MemoryRegion",
@@ -50,6 +52,7 @@ __all__ = [
     "QueueStatistics",
     "RegistrationError",
     "Request",
+    "SequentialWriter",
     "UnsupportedError",
     "UsageError",
     "VirtioBlkVfioPci",
@@ -57,5 +60,9 @@ __all__ = [
     "VirtioBlkVhostVdpa",
     "WaitQueue",
     "WaitQueueStatistics",
+    "Zone",
+    "ZoneState",
+    "ZoneType",
+    "Zones",
     "open",
 ]

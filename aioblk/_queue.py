@@ -1,4 +1,4 @@
-"""A queue of a device, bound to one event loop: its completion descriptor's reader, its pool, draining, loss."""
+"""A queue of a device, bound to one event loop: its reader, its bounce pool, draining, and loss."""
 
 import asyncio
 import contextlib
@@ -88,9 +88,9 @@ class QueueContext:
 class Queue(Submitter):
     """One queue of a device, used from the event loop (and thread) that it was bound to.
 
-    ``async with dev.queue(1) as queue:`` binds queue 1 to the running loop, which may be another one, in another
-    thread, than the device's; its requests are the device's. Leaving the block waits for what is in flight and frees
-    the queue for others.
+    ``async with dev.queue(1) as queue:`` binds queue 1 to the running loop, which may be another one, in
+    another thread, than the device's. Leaving the block waits for what is in flight and frees the queue for
+    others.
     """
 
     def __init__(self, context: QueueContext, index: int, *, poll: bool = False) -> None:
@@ -107,9 +107,8 @@ class Queue(Submitter):
             self._fd = -1
             address = handle.poll_queue(index)
         else:
-            handle.set_completion_fd_enabled(
-                index, True
-            )  # before the first submission, or it may stay silent
+            # Before the first submission, or it may stay silent.
+            handle.set_completion_fd_enabled(index, True)
             self._fd = handle.completion_fd(index)
             address = handle.queue(index)
         core = QueueCore(context.device, address, self._fd, self._loop, context.depth)
@@ -213,8 +212,8 @@ class Queue(Submitter):
     def spin(self) -> float:
         """The longest time, in seconds, to wait actively for a completion before the loop sleeps; 0: never.
 
-        It pays where a completion takes less time than waking a sleeping processor, and the device works on another
-        processor than the loop; on the same one it only takes the device's time away.
+        It pays where a completion takes less time than waking a sleeping processor, and the device works on
+        another processor than the loop; on the same one it only takes the device's time away.
         """
         return self.core.spin_ns / 1e9
 
