@@ -15,6 +15,7 @@ from bisect import bisect_left, insort
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self, cast, final
 
+from ._hints import hint
 from ._native._blkio import ffi, lib
 from ._properties import (
     INT_MAX,
@@ -72,6 +73,7 @@ class Blkio:
         self._state = State.DESTROYED  # until there is something to destroy
         self._pid = os.getpid()
         self._fd = -1  # a duplicate of the caller's descriptor, until libblkio takes it
+        self._filename: str | None = None
         self._mapped: list[MemRegion] = []  # sorted by address
         self._allocated: set[MemRegion] = set()
         self._cell: Cell[Pointer] = ffi.new("struct blkio **")
@@ -96,13 +98,13 @@ class Blkio:
     def connect(self) -> None:
         """Connect to the device that the properties name. May block for as long as the backend pleases."""
         if self._state is State.CREATED:
-            path = self._path()
+            self._filename = path = cast(str, self.get("path")) or None
             if (path is None) == (self._fd < 0):
                 raise OptionError("set one of path and fd", driver=self._driver, operation="connect")
             if path is not None and self._driver == VHOST_VDPA:
                 self._open(path)
             self._fd = -1  # libblkio's from now on: it closes the descriptor even when it cannot connect
-            self._check(lib.blkio_connect(self._cell[0]), "connect", filename=path)
+            self._check(lib.blkio_connect(self._cell[0]), "connect")
             self._state = State.CONNECTED
         elif self._state is not State.CONNECTED:
             raise self._wrong_state("connect", "a device can be connected once, before it is started")
@@ -110,8 +112,7 @@ class Blkio:
     def start(self) -> None:
         """Start the connected device: queues exist from now on, and memory regions can be mapped."""
         if self._state is State.CONNECTED:
-            path = self._path()
-            self._check(lib.blkio_start(self._cell[0]), "start", filename=path)
+            self._check(lib.blkio_start(self._cell[0]), "start")
             self._state = State.STARTED
         elif self._state is not State.STARTED:
             raise self._wrong_state("start", "a device can be started once it is connected")
@@ -241,7 +242,7 @@ class Blkio:
         try:
             self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # the driver's ioctls need write access
         except OSError as error:
-            raise request_error(self._driver, "connect", error.errno or errnos.EIO, filename=path) from None
+            raise self._failure("connect", error.errno or errnos.EIO, None) from None
         self._set(lookup(self._driver, "path"), "")
         self._set(lookup(self._driver, "fd"), self._fd)
 
@@ -401,14 +402,18 @@ class Blkio:
 
     # --- refusals -------------------------------------------------------------------------------------------
 
-    def _check(self, result: int, operation: str, *, filename: str | None = None) -> int:
+    def _check(self, result: int, operation: str) -> int:
         """*result* of the call to libblkio that this thread has just made, unless it is an error."""
         if result < 0:
-            raise request_error(self._driver, operation, -result, _error_text(), filename=filename)
+            raise self._failure(operation, -result, _error_text())
         return result
 
-    def _path(self) -> str | None:
-        return cast(str, self.get("path")) or None
+    def _failure(self, operation: str, errno: int, message: str | None) -> BlkioError:
+        filename = self._filename if operation in ("connect", "start") else None
+        error = request_error(self._driver, operation, errno, message, filename=filename)
+        if reason := hint(self._driver, operation, errno):
+            error.message = f"{error.message}; {reason}" if error.message else reason
+        return error
 
     def _require_started(self, operation: str) -> None:
         if self._state is not State.STARTED:

@@ -75,7 +75,7 @@ class BlkioError(OSError):
         parts = [where] if where else []
         if not (self.explains_itself and self.message):
             parts.append(f"[Errno {self.errno}] {self.strerror}")
-        if self.message and not self.message.startswith(f"{self.strerror} (os error"):  # as Rust repeats it
+        if self.message:
             parts.append(self.message)
         return ": ".join(parts)
 
@@ -165,6 +165,8 @@ def request_error(
 
     *operation* is the verb the user knows ("read", "connect"); *message* is libblkio's text, if it gave one.
     """
+    if message == f"{os.strerror(errno)} (os error {errno})":  # Rust's words for the errno and no more
+        message = None
     kind = UnsupportedError if errno == errnos.ENOTSUP else BlkioError
     return kind(
         message,

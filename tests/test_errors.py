@@ -60,6 +60,7 @@ def test_an_errno_is_not_explained_twice() -> None:
     error = request_error(
         "io_uring", "connect", errno.ENOENT, "No such file or directory (os error 2)", filename="/nope"
     )
+    assert error.message is None
     assert str(error) == "io_uring connect '/nope': [Errno 2] No such file or directory"
 
 

@@ -139,7 +139,7 @@ def test_a_device_that_is_not_there_fails_to_connect_and_leaves_nothing(
 
 def test_the_text_of_an_error_is_that_of_its_own_thread() -> None:
     """libblkio keeps the text per thread: failures in several at once must not mix."""
-    messages: dict[str, set[str | None]] = {
+    messages: dict[str, set[tuple[int | None, str | None]]] = {
         path: set() for path in ("/no/such/file", "/dev/null", "/proc", "/dev/null/x")
     }
     barrier = threading.Barrier(len(messages))
@@ -152,7 +152,7 @@ def test_the_text_of_an_error_is_that_of_its_own_thread() -> None:
                 try:
                     device.connect()
                 except BlkioError as error:
-                    messages[path].add(error.message)
+                    messages[path].add((error.errno, error.message))
 
     threads = [threading.Thread(target=connect_to, args=(path,)) for path in messages]
     for thread in threads:
@@ -160,10 +160,10 @@ def test_the_text_of_an_error_is_that_of_its_own_thread() -> None:
     for thread in threads:
         thread.join()
     assert messages == {
-        "/no/such/file": {"No such file or directory (os error 2)"},
-        "/dev/null": {"The file must be a block device or a regular file"},
-        "/proc": {"Is a directory (os error 21)"},
-        "/dev/null/x": {"Not a directory (os error 20)"},
+        "/no/such/file": {(errno.ENOENT, None)},
+        "/dev/null": {(errno.EINVAL, "The file must be a block device or a regular file")},
+        "/proc": {(errno.EISDIR, None)},
+        "/dev/null/x": {(errno.ENOTDIR, None)},
     }
 
 
@@ -454,3 +454,54 @@ def test_a_driver_that_cannot_add_queues_says_so(vhost_user: Blkio) -> None:
     for add in (vhost_user.add_queue, vhost_user.add_poll_queue):
         with pytest.raises(UnsupportedError, match="Driver does not support dynamically adding queues"):
             add()
+
+
+# --- hints --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("number", "reason"),
+    [
+        (errno.ENOSYS, "io_uring is not available here: kernel.io_uring_disabled or a container's seccomp"),
+        (errno.EPERM, "io_uring is not available here: kernel.io_uring_disabled or a container's seccomp"),
+        (errno.ENOMEM, "the rings need more memory than may be locked (ulimit -l)"),
+    ],
+)
+def test_a_process_without_io_uring_is_told_why(scratch_file: Path, number: int, reason: str) -> None:
+    script = f"""if True:
+        from aioblk._handle import Blkio
+        from aioblk.errors import BlkioError
+        from tests.support.no_io_uring import forbid_io_uring
+        forbid_io_uring({number})
+        with Blkio("io_uring") as device:
+            device.set("path", {str(scratch_file)!r})
+            device.connect()
+            try:
+                device.start()
+            except BlkioError as error:
+                print(error)
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=True, timeout=60, text=True, capture_output=True
+    )
+    assert done.stdout.startswith(f"io_uring start '{scratch_file}': [Errno {number}] ")
+    assert reason in done.stdout
+
+
+def test_a_backend_that_cannot_be_written_is_said_to_be(storage_daemon: StorageDaemonFactory) -> None:
+    daemon = storage_daemon(writable=False)
+    with Blkio("virtio-blk-vhost-user") as device:
+        device.set("path", str(daemon.socket))
+        device.connect()
+        with pytest.raises(BlkioError, match="Device is read-only; open it with read_only=True") as caught:
+            device.start()
+        assert caught.value.errno == errno.EROFS
+
+
+def test_a_socket_that_nobody_listens_on_is_said_to_be(storage_daemon: StorageDaemonFactory) -> None:
+    daemon = storage_daemon()
+    daemon.kill()
+    with Blkio("virtio-blk-vhost-user") as device:
+        device.set("path", str(daemon.socket))
+        with pytest.raises(BlkioError, match="Connection refused: no backend listens on the socket"):
+            device.connect()
