@@ -80,7 +80,7 @@ class Refusals:
 
 
 def _misaligned(required: int, first: int, offset: int | None, length: int | None) -> str:
-    values = []
+    values: list[str] = []
     if offset is not None and (offset < first or (offset - first) % required):
         values.append(f"offset {offset}")
     if length is not None and length % required:

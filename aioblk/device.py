@@ -35,13 +35,13 @@ from .memory import DeviceMemory, MemoryRegion
 if TYPE_CHECKING:
     from .drivers._options import DriverOptions
 
-__all__ = ["Device"]
+__all__ = ["LARGEST_PART", "Device"]
 
 P = ParamSpec("P")
 
 # Cached reads are copied inside the submitting call, with the loop standing still; larger requests are
 # divided.
-_LARGEST_PART = 1 << 20
+LARGEST_PART = 1 << 20
 
 
 class _State(enum.StrEnum):
@@ -119,7 +119,7 @@ class Device(Submitter):
             buf_alignment=limits.buf_alignment,
             max_segments=limits.max_segments,
             max_segment_len=limits.max_segment_len,
-            max_transfer=min(limits.max_transfer or _LARGEST_PART, _LARGEST_PART),
+            max_transfer=min(limits.max_transfer or LARGEST_PART, LARGEST_PART),
             max_discard_len=limits.max_discard_len,
             max_write_zeroes_len=limits.max_write_zeroes_len,
             discard_alignment=limits.discard_alignment,

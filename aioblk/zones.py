@@ -1,7 +1,7 @@
 """Zoned storage: what the zones are, moving them from state to state, and writing through them in order.
 
-Zones are for host-managed devices, which NVMe drives with zoned namespaces (ZNS) are: a zone is written from its
-start, at its write pointer, and reset as a whole before it is written again. libblkio offers them on its
+Zones are for host-managed devices, which NVMe drives with zoned namespaces (ZNS) are: a zone is written from
+its start, at its write pointer, and reset as a whole before it is written again. libblkio offers them on its
 nvme-io_uring driver.
 """
 
@@ -15,7 +15,7 @@ from typing import NamedTuple, cast, final
 
 from typing_extensions import Buffer
 
-from .device import Device
+from .device import LARGEST_PART, Device
 from .errors import AlignmentError, BlkioError, OptionError, PropertyError, UnsupportedError
 
 __all__ = ["Extent", "SequentialWriter", "Zone", "ZoneState", "ZoneType", "Zones"]
@@ -37,7 +37,7 @@ class ZoneType(enum.IntEnum):
 
 
 class ZoneState(enum.IntEnum):
-    """Where a zone is in its life. Open and closed zones are *active* and count against the device's limits."""
+    """Where a zone is in its life. Open and closed zones are *active*; the device limits their number."""
 
     EMPTY = 0x1
     IMPLICITLY_OPEN = 0x2
@@ -60,7 +60,7 @@ class ZoneState(enum.IntEnum):
 @final
 @dataclass(frozen=True, slots=True)
 class Zone:
-    """A zone at the time of the report; all positions and lengths in bytes, counted from the device's start."""
+    """A zone at the time of the report. Positions are bytes from the device's start, lengths bytes."""
 
     start: int
     length: int
@@ -84,8 +84,8 @@ class Zone:
 class Zones:
     """The zones of an open device.
 
-    Zone commands take the zone, or its first byte's offset. They fail with BlkioError where the device refuses
-    the transition. Same loop, thread and cancellation rules as the device's requests.
+    Zone commands take the zone, or its first byte's offset. They fail with BlkioError where the device
+    refuses the transition. Same loop, thread and cancellation rules as the device's requests.
     """
 
     def __init__(self, device: Device) -> None:
@@ -102,7 +102,7 @@ class Zones:
                 operation="zones",
             )
 
-    # --- what they are ----------------------------------------------------------------------------------------
+    # --- what they are --------------------------------------------------------------------------------------
 
     @property
     def zone_size(self) -> int:
@@ -127,7 +127,7 @@ class Zones:
     def _number(self, name: str) -> int:
         return cast(int, self._device.properties[name])
 
-    # --- reports ------------------------------------------------------------------------------------------------
+    # --- reports --------------------------------------------------------------------------------------------
 
     async def report(self, start: int = 0, stop: int | None = None) -> AsyncIterator[Zone]:
         """The zones from the one that holds byte *start* to the one before byte *stop*, a thousand at a time.
@@ -154,7 +154,7 @@ class Zones:
             return zone
         raise OptionError(f"there is no zone at offset {offset}", driver=self._device.driver, offset=offset)
 
-    # --- commands -----------------------------------------------------------------------------------------------
+    # --- commands -------------------------------------------------------------------------------------------
 
     async def open(self, zone: Zone | int) -> None:
         """Open a zone explicitly: it stays open until it is closed, finished or reset."""
@@ -199,7 +199,7 @@ class Zones:
             )
         await self._device._manage_zone(command, start)
 
-    # --- writing ------------------------------------------------------------------------------------------------
+    # --- writing --------------------------------------------------------------------------------------------
 
     def writer(self, start: int = 0, stop: int | None = None) -> "SequentialWriter":
         """Appends data to the zones between two offsets; see SequentialWriter."""
@@ -223,9 +223,9 @@ class SequentialWriter:
     """Appends to zones, one after the other, and says where the data went.
 
     It goes on in a zone that is active already before it takes an empty one, and holds one zone at a time, so
-    that it needs no more than one of the zones that may be open or active. A zone that somebody else has filled,
-    finished or reset in the meantime is found out by the failing write, and left for the next. It never resets a
-    zone. Several tasks may append; their data are not mixed.
+    that it needs no more than one of the zones that may be open or active. A zone that somebody else has
+    filled, finished or reset in the meantime is found out by the failing write, and left for the next. It
+    never resets a zone. Several tasks may append; their data are not mixed.
     """
 
     def __init__(self, zones: Zones, device: Device, start: int, stop: int | None) -> None:
@@ -238,10 +238,10 @@ class SequentialWriter:
         self._pointer = 0
 
     async def append(self, data: Buffer, *, fua: bool = False) -> list[Extent]:
-        """Write *data*, whole blocks of ``request_alignment`` bytes, where there is room, across zones if need be.
+        """Write *data*, whole blocks of ``request_alignment`` bytes, where there is room, in one zone or more.
 
-        Returns the extents in order; together they are as long as the data. A task that is cancelled has written
-        some part of its data or none.
+        Returns the extents in order; together they are as long as the data. A task that is cancelled has
+        written some part of its data or none.
 
         Raises:
             AlignmentError: the data are not whole blocks.
@@ -270,9 +270,9 @@ class SequentialWriter:
         passed: set[int] = set()
         while True:
             zone = await self._current_zone(passed, failed)
-            length = min(
-                len(data), zone.start + zone.capacity - self._pointer, self._device.limits.max_transfer
-            )
+            # One part: a request that is divided may arrive out of order, off the write pointer.
+            longest = min(self._device.limits.max_transfer, LARGEST_PART)
+            length = min(len(data), zone.start + zone.capacity - self._pointer, longest)
             extent = Extent(self._pointer, length)
             try:
                 await self._device.write(extent.offset, data[:length], fua=fua)
