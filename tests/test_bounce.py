@@ -455,5 +455,6 @@ class UvloopBounceMachine(BounceMachine):
 
 TestBounceOnAsyncio = BounceMachine.TestCase
 TestBounceOnUvloop = UvloopBounceMachine.TestCase
-for case in (TestBounceOnAsyncio, TestBounceOnUvloop):
-    case.settings = settings(max_examples=50, stateful_step_count=40, deadline=None)
+TestBounceOnAsyncio.settings = TestBounceOnUvloop.settings = settings(
+    max_examples=50, stateful_step_count=40, deadline=None
+)

@@ -352,5 +352,6 @@ class UvloopWaitQueueMachine(WaitQueueMachine):
 
 TestWaitQueueOnAsyncio = WaitQueueMachine.TestCase
 TestWaitQueueOnUvloop = UvloopWaitQueueMachine.TestCase
-for case in (TestWaitQueueOnAsyncio, TestWaitQueueOnUvloop):
-    case.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)
+TestWaitQueueOnAsyncio.settings = TestWaitQueueOnUvloop.settings = settings(
+    max_examples=50, stateful_step_count=30, deadline=None
+)

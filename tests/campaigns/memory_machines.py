@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from tests.test_allocator import AllocatorMachine
+from tests.test_arena import ArenaMachine, UvloopArenaMachine
 from tests.test_bounce import BounceMachine, UvloopBounceMachine
 from tests.test_wait_queue import UvloopWaitQueueMachine, WaitQueueMachine
 
@@ -17,6 +18,8 @@ MACHINES = [
     UvloopWaitQueueMachine,
     BounceMachine,
     UvloopBounceMachine,
+    ArenaMachine,
+    UvloopArenaMachine,
 ]
 MANY = settings(
     max_examples=10_000,

@@ -153,6 +153,9 @@ static void memory_dealloc(MemoryObject *self)
         return;
     }
     PyObject_GC_UnTrack(self);
+    if (self->weak_references != NULL) {
+        PyObject_ClearWeakRefs((PyObject *)self);
+    }
     memory_clear(self);
     if (self->source.obj != NULL) {
         PyBuffer_Release(&self->source);
@@ -241,6 +244,7 @@ PyTypeObject Memory_Type = {
     .tp_traverse = (traverseproc)memory_traverse,
     .tp_clear = (inquiry)memory_clear,
     .tp_finalize = (destructor)memory_finalize,
+    .tp_weaklistoffset = offsetof(MemoryObject, weak_references),
     .tp_dealloc = (destructor)memory_dealloc,
     .tp_free = PyObject_GC_Del,
     .tp_repr = (reprfunc)memory_repr,
@@ -379,6 +383,9 @@ static PyObject *view_subscript(ViewObject *self, PyObject *key)
         return new_view(&View_Type, self->memory, address, (size_t)length);
     }
     char *byte = view_byte(self, key);
+    if (byte != NULL && self->memory->closed) { /* __index__ of key may run any code */
+        return raise_closed();
+    }
     return byte == NULL ? NULL : PyLong_FromLong((unsigned char)*byte);
 }
 

@@ -24,6 +24,7 @@ typedef struct {
     PyObject *owner;      /* kept until release */
     PyObject *on_release; /* called once, without arguments, or NULL */
     Py_buffer source;     /* the buffer that the memory belongs to; source.obj is NULL when there is none */
+    PyObject *weak_references;
 } MemoryObject;
 
 typedef struct {

@@ -1,0 +1,506 @@
+"""Arena: memory for buffers that any number of devices reach without copying."""
+
+import asyncio
+import ctypes
+import mmap
+import os
+import weakref
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Protocol, Self, TypeVar, final
+
+from ._blocking import run_blocking
+from ._native._core import Allocator, Memory, View
+from .errors import BlkioError, UsageError
+from .memory import DeviceMemory, MemoryRegion
+
+__all__ = ["Arena", "ArenaBlock", "ArenaBuffer", "ArenaListener", "ArenaStatistics", "Attachment"]
+
+T = TypeVar("T")
+
+HUGE_PAGE = 2 << 20
+MFD_HUGE_SHIFT = 26
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ArenaStatistics:
+    """What :meth:`Arena.statistics` reports; sizes in bytes."""
+
+    blocks: int
+    size: int
+    in_use: int
+    buffers: int
+    devices: int
+
+
+class HasMemory(Protocol):
+    """A device, as far as an arena is concerned."""
+
+    @property
+    def memory(self) -> DeviceMemory: ...
+    @property
+    def closed(self) -> bool: ...
+
+
+class ArenaListener(Protocol):
+    """Told of every block. May remove itself, or others, while it is being called. What it raises is reported
+    to the event loop's exception handler, and stops nothing."""
+
+    async def block_added(self, block: "ArenaBlock", /) -> None:
+        """The block exists; no buffer of it has been handed out yet."""
+
+    async def block_removed(self, block: "ArenaBlock", /) -> None:
+        """No buffer of the block is in use; it goes when everybody has been told."""
+
+
+@final
+class ArenaBuffer(View):
+    """A buffer from an arena, and a context manager that gives it back.
+
+    Giving it back makes it and its slices raise ``ValueError``. Its memory is handed out again as soon as no
+    request in flight and nothing made of it (a memoryview, an array) uses it. A buffer that is forgotten
+    gives itself back.
+    """
+
+    __slots__ = ()
+
+    def __new__(cls, memory: Memory, length: int) -> Self:
+        return super().__new__(cls, memory, 0, length)
+
+    def release(self) -> None:
+        """Give the buffer back; idempotent."""
+        self.memory.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+@final
+class ArenaBlock:
+    """One memfd, mapped as a whole."""
+
+    def __init__(self, size: int, *, granule: int, huge_page: int, locked: bool) -> None:
+        flags = os.MFD_CLOEXEC
+        if huge_page:
+            flags |= os.MFD_HUGETLB | (huge_page.bit_length() - 1) << MFD_HUGE_SHIFT
+        self.fd = os.memfd_create("aioblk-arena", flags)
+        try:
+            os.ftruncate(self.fd, size)
+            self._pages = mmap.mmap(self.fd, size)
+            self.memory = Memory.from_buffer(self._pages)
+            if locked:
+                _lock(self.memory)
+        except BaseException:
+            os.close(self.fd)
+            raise
+        self._unit = huge_page or mmap.PAGESIZE
+        self._allocator = Allocator(size, granule)
+        self._buffers: weakref.WeakSet[Memory] = weakref.WeakSet()
+
+    @property
+    def size(self) -> int:
+        """In bytes."""
+        return self._allocator.size
+
+    @property
+    def in_use(self) -> int:
+        """Bytes handed out."""
+        return self._allocator.in_use
+
+    @property
+    def buffers(self) -> int:
+        """Buffers handed out, and not yet free again."""
+        return self._allocator.count
+
+    def take(self, length: int) -> ArenaBuffer | None:
+        """A buffer, or None when the block has no room for it."""
+        offset = self._allocator.take(length)
+        if offset is None:
+            return None
+        memory = Memory(
+            self.memory.address + offset,
+            length,
+            owner=memoryview(View(self.memory)),  # the block lasts as long as its buffers
+            on_release=_Giver(self._allocator, offset),
+        )
+        self._buffers.add(memory)
+        return ArenaBuffer(memory, length)
+
+    def give_free_pages_back(self) -> int:
+        """Punch holes where no buffer is, which may take a while; returns how many bytes."""
+        taken = []
+        while length := self._allocator.largest_free:
+            offset = self._allocator.take(length)
+            assert offset is not None
+            taken.append((offset, length))
+        given = 0
+        try:
+            for offset, length in taken:
+                start = -(-offset // self._unit) * self._unit
+                end = (offset + length) // self._unit * self._unit
+                if start < end:
+                    self._pages.madvise(mmap.MADV_REMOVE, start, end - start)
+                    given += end - start
+        finally:
+            for offset, _ in taken:
+                self._allocator.give(offset)
+        return given
+
+    def close(self) -> None:
+        """Close every buffer; the memory goes when the last of them is unused."""
+        for memory in list(self._buffers):
+            memory.close()
+        if not self.memory.closed:
+            self.memory.close()
+            os.close(self.fd)
+
+    def __repr__(self) -> str:
+        return f"<ArenaBlock of {self.size} bytes at {self.memory.address:#x}, {self.in_use} in use>"
+
+
+class _Giver:
+    """Gives a range back once, also when nobody but the garbage collector asks for it."""
+
+    __slots__ = ("_allocator", "_offset")
+
+    def __init__(self, allocator: Allocator, offset: int) -> None:
+        self._allocator = allocator
+        self._offset = offset
+
+    def __call__(self) -> None:
+        self._allocator.give(self._offset)
+
+
+@final
+class Attachment:
+    """A device's registrations of an arena's blocks: all of them or, after a failure, none."""
+
+    def __init__(self, arena: "Arena", device: HasMemory) -> None:
+        self._arena = arena
+        self._device = device
+        self._memory = device.memory
+        self._regions: dict[ArenaBlock, MemoryRegion] = {}
+        self._attached = True
+        self._error: BlkioError | None = None
+
+    @property
+    def device(self) -> HasMemory:
+        return self._device
+
+    @property
+    def attached(self) -> bool:
+        """Whether the device has every block. Requests on buffers of the arena are correct either way."""
+        return self._attached and not self._device.closed
+
+    @property
+    def error(self) -> BlkioError | None:
+        """Why the device was detached, if not by :meth:`detach`."""
+        return self._error
+
+    @property
+    def may_pin(self) -> bool:
+        """Whether the device may have pinned pages of the arena."""
+        limits = self._memory.limits
+        return self.attached and limits.needs_mem_regions and limits.may_pin_mem_regions
+
+    async def detach(self) -> None:
+        """Unregister every block, each as soon as no request uses it; idempotent."""
+        self._attached = False
+        self._arena.remove_listener(self)
+        await self._arena.finish(self._close_regions())
+
+    async def _close_regions(self) -> None:
+        while self._regions:
+            _block, region = self._regions.popitem()
+            await region.aclose()
+
+    async def block_added(self, block: ArenaBlock, /) -> None:
+        """Register the block; a failure detaches the device, so that it has all blocks or none."""
+        region = self._memory.register(View(block.memory), fd=block.fd, required=True)
+        try:
+            await region.__aenter__()
+        except BlkioError as error:
+            self._error = error
+            await self.detach()
+            return
+        if self._attached:
+            self._regions[block] = region
+        else:  # detached meanwhile
+            await region.aclose()
+
+    async def block_removed(self, block: ArenaBlock, /) -> None:
+        region = self._regions.pop(block, None)
+        if region is not None:
+            await region.aclose()
+
+
+@final
+class Arena:
+    """Blocks of shared memory that are registered with every attached device, and carved into aligned
+    buffers::
+
+        async with aioblk.Arena(16 << 20) as arena:
+            await arena.attach(source)
+            await arena.attach(destination)
+            with arena.allocate(1 << 20) as buffer:
+                await source.read_into(0, buffer)
+                await destination.write(0, buffer)
+
+    Blocks are added and removed while devices are attached, and devices come and go while there are blocks;
+    every device has all blocks or, when it could not take one, none: it is detached then, its requests
+    bounce, and the other devices do not notice. A device that needs no memory regions is not told of any.
+
+    What is begun is finished: a task that is cancelled while it adds or removes a block, or attaches or
+    detaches a device, does not wait any longer, and it happens all the same.
+
+    Belongs to one event loop. Buffers can be handed out and given back in any thread.
+    """
+
+    def __init__(
+        self,
+        size: int = 0,
+        *,
+        block_size: int = 16 << 20,
+        alignment: int = mmap.PAGESIZE,
+        huge_pages: bool | int = False,
+        locked: bool = False,
+    ) -> None:
+        """Describe an arena; entering it adds a first block of ``size`` bytes, unless 0.
+
+        ``block_size`` is the size in bytes of blocks added without one. Buffers start at multiples of
+        ``alignment``, a power of two from 512 bytes to a page. ``huge_pages`` takes pages of 2 MiB or of the
+        given size, which the system must have reserved; ``locked`` keeps the memory from being swapped out.
+
+        Raises:
+            ValueError: a size or the alignment is out of range.
+        """
+        if alignment & (alignment - 1) or not 512 <= alignment <= mmap.PAGESIZE:
+            raise ValueError(f"alignment must be a power of two from 512 to {mmap.PAGESIZE}, not {alignment}")
+        self._huge_page = HUGE_PAGE if huge_pages is True else int(huge_pages)
+        if self._huge_page & (self._huge_page - 1):
+            raise ValueError(f"the size of a huge page is a power of two, not {huge_pages}")
+        if size < 0 or block_size <= 0:
+            raise ValueError(f"sizes must be positive, not {min(size, block_size)}")
+        self._first_size = size
+        self._block_size = block_size
+        self._alignment = alignment
+        self._locked = locked
+        self._blocks: list[ArenaBlock] = []
+        self._listeners: list[ArenaListener] = []
+        self._work: set[asyncio.Future[Any]] = set()
+        self._turn = asyncio.Lock()  # of whoever changes blocks or attaches devices
+        self._closed = False
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        if self._first_size and not self._blocks:
+            await self.add_block(self._first_size)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+    async def aclose(self) -> None:
+        """Detach every device and close every block and buffer; idempotent."""
+        await self.finish(self._close())
+
+    async def _close(self) -> None:
+        async with self._turn:
+            self._closed = True
+            for attachment in self.attachments:
+                await attachment.detach()
+            for block in self._blocks:
+                block.close()
+            self._blocks.clear()
+            self._listeners.clear()
+
+    # --- buffers --------------------------------------------------------------------------------------------
+
+    def allocate(self, length: int) -> ArenaBuffer:
+        """A buffer of ``length`` bytes, with whatever content, from the first block that has room.
+
+        Raises:
+            ValueError: ``length`` is not positive.
+            MemoryError: no block has room for it; :meth:`add_block` makes some.
+        """
+        for block in self._blocks:
+            buffer = block.take(length)
+            if buffer is not None:
+                return buffer
+        if length <= 0:
+            raise ValueError(f"length must be positive, not {length}")
+        raise MemoryError(f"no block of the arena has {length} bytes in a row; add a block")
+
+    # --- blocks ---------------------------------------------------------------------------------------------
+
+    @property
+    def blocks(self) -> tuple[ArenaBlock, ...]:
+        return tuple(self._blocks)
+
+    async def add_block(self, size: int | None = None) -> ArenaBlock:
+        """Add a block of ``size`` bytes, rounded up to whole pages, and register it with every device.
+
+        Raises:
+            OSError: there is not that much memory, or not that much that may be locked.
+            UsageError: the arena is closed.
+        """
+        wanted = self._block_size if size is None else size
+        if wanted <= 0:
+            raise ValueError(f"size must be positive, not {wanted}")
+        return await self.finish(self._add_block(wanted))
+
+    async def _add_block(self, wanted: int) -> ArenaBlock:
+        async with self._turn:
+            self._refuse_if_closed("add a block to")
+            unit = self._huge_page or mmap.PAGESIZE
+            whole = -(-wanted // unit) * unit
+            block = ArenaBlock(whole, granule=self._alignment, huge_page=self._huge_page, locked=self._locked)
+            await self._tell(lambda listener: listener.block_added(block))
+            self._blocks.append(block)
+            return block
+
+    async def remove_block(self, block: ArenaBlock) -> None:
+        """Unregister a block of which no buffer is in use, as soon as no request uses it, and free it.
+
+        Raises:
+            UsageError: buffers of the block are in use.
+            ValueError: the block is not one of this arena.
+        """
+        await self.finish(self._remove_block(block))
+
+    async def _remove_block(self, block: ArenaBlock) -> None:
+        async with self._turn:
+            if block not in self._blocks:
+                raise ValueError(f"{block} does not belong to this arena")
+            if block.buffers:
+                raise UsageError(f"{block.buffers} buffers of the block are in use", operation="remove_block")
+            self._blocks.remove(block)
+            await self._tell(lambda listener: listener.block_removed(block))
+            block.close()
+
+    async def trim(self) -> int:
+        """Give the pages of free memory back to the system; returns how many bytes that are.
+
+        Meanwhile, :meth:`allocate` finds no room.
+
+        Raises:
+            UsageError: an attached device may have pinned the pages, or they are locked.
+        """
+        return await self.finish(self._trim())
+
+    async def _trim(self) -> int:
+        async with self._turn:
+            if self._locked:
+                raise UsageError("the arena's memory is locked", operation="trim")
+            for attachment in self.attachments:
+                if attachment.may_pin:
+                    raise UsageError(
+                        f"{attachment.device!r} may pin pages of the arena, and would go on using those "
+                        "that were given back; detach it first",
+                        operation="trim",
+                    )
+            blocks = self.blocks
+            return await run_blocking(lambda: sum(block.give_free_pages_back() for block in blocks))
+
+    # --- devices and other listeners ------------------------------------------------------------------------
+
+    @property
+    def attachments(self) -> tuple[Attachment, ...]:
+        """The attached devices, in the order in which they came."""
+        return tuple(listener for listener in self._listeners if isinstance(listener, Attachment))
+
+    async def attach(self, device: HasMemory) -> Attachment:
+        """Register every block, and every block to come, with an open device.
+
+        Raises:
+            RegistrationError: the device could not take a block; it is left as it was.
+            DeviceClosedError: the device is closed.
+            UsageError: the arena is closed, or the device is attached already.
+        """
+        return await self.finish(self._attach(device))
+
+    async def _attach(self, device: HasMemory) -> Attachment:
+        async with self._turn:
+            self._refuse_if_closed("attach a device to")
+            if any(attachment.device is device for attachment in self.attachments):
+                raise UsageError(f"{device!r} is attached already", operation="attach")
+            attachment = Attachment(self, device)
+            for block in self._blocks:
+                await attachment.block_added(block)
+                if attachment.error is not None:
+                    raise attachment.error
+            self._listeners.append(attachment)
+            return attachment
+
+    async def detach(self, device: HasMemory) -> None:
+        """Undo :meth:`attach`; nothing happens when the device is not attached."""
+        for attachment in self.attachments:
+            if attachment.device is device:
+                await attachment.detach()
+
+    def add_listener(self, listener: ArenaListener) -> None:
+        """Have *listener* told of blocks from now on. It knows of the present ones by :attr:`blocks`."""
+        self._listeners.append(listener)
+
+    def remove_listener(self, listener: ArenaListener) -> None:
+        """Undo :meth:`add_listener`; nothing happens when it has been undone."""
+        if listener in self._listeners:
+            self._listeners.remove(listener)
+
+    async def _tell(self, call: Callable[[ArenaListener], Any]) -> None:
+        """Call every listener that is still one when its turn comes."""
+        for listener in tuple(self._listeners):
+            if listener not in self._listeners:
+                continue
+            if isinstance(listener, Attachment) and listener.device.closed:
+                self._listeners.remove(listener)
+                continue
+            try:
+                await call(listener)
+            except Exception as error:
+                message = f"{listener!r} failed to follow an arena"
+                asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+
+    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await work that goes on when the caller is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._work.add(task)
+        task.add_done_callback(self._work.discard)
+        return await asyncio.shield(task)
+
+    # --- what there is --------------------------------------------------------------------------------------
+
+    def statistics(self) -> ArenaStatistics:
+        """The state of the arena in this moment."""
+        return ArenaStatistics(
+            blocks=len(self._blocks),
+            size=sum(block.size for block in self._blocks),
+            in_use=sum(block.in_use for block in self._blocks),
+            buffers=sum(block.buffers for block in self._blocks),
+            devices=sum(attachment.attached for attachment in self.attachments),
+        )
+
+    def __repr__(self) -> str:
+        statistics = self.statistics()
+        return f"<Arena of {statistics.blocks} blocks, {statistics.size} bytes, {statistics.in_use} in use>"
+
+    def _refuse_if_closed(self, what: str) -> None:
+        if self._closed:
+            raise UsageError(f"cannot {what} a closed arena", operation="arena")
+
+
+def _lock(memory: Memory) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.mlock(ctypes.c_void_p(memory.address), ctypes.c_size_t(len(memory))) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, f"{len(memory)} bytes could not be locked: {os.strerror(number)}")
