@@ -11,7 +11,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import instructions, machine, pictures, report, tables
+from benchmarks import fairness, instructions, machine, pictures, report, tables
 from benchmarks.contenders import (
     BASELINE,
     BlkioBench,
@@ -34,6 +34,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench           a cached file: aioblk, C, plain os.pread and a thread pool (3 minutes)
   ./run bench full      all devices, and fio, QEMU, other libraries, uvloop (--rounds 1: half an hour)
   ./run bench memory    registered memory, the bounce pool, mapping for each request (2 minutes)
+  ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
   ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer
   ./run bench report    write RESULTS.md anew from the published runs
 """
@@ -87,6 +88,15 @@ def main() -> int:
         report.write_page()
         return 0
     try:
+        if arguments.command == "fairness":
+            kept = fairness.measure(
+                console,
+                rounds=arguments.rounds,
+                seconds=arguments.seconds,
+                directory=arguments.directory,
+                file_size=parse_size(arguments.file_size),
+            )
+            return 0 if kept else 1
         if arguments.command == "instructions":
             return 0 if instructions.check(update=arguments.update, console=console) else 1
         run = measure_run(arguments, console)
@@ -114,7 +124,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=[*DEFAULTS, "instructions", "report"],
+        choices=[*DEFAULTS, "fairness", "instructions", "report"],
         default="run",
         help="default: run",
     )
