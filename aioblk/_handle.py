@@ -1,8 +1,8 @@
 """Blkio: one instance of libblkio, with its states, properties, memory regions and queues.
 
 Everything here is synchronous, and some of it blocks: ``connect()`` waits for a vhost-user backend that
-serves another client. Threads may take turns with an instance but not use it at the same time; whoever hands
-it from one thread to another orders their calls.
+serves another client. Threads may share an instance; their calls take turns. libblkio itself does not see to
+that: reading the capacity while another thread maps memory mixes up the two answers of a vhost-user backend.
 """
 
 from __future__ import annotations
@@ -12,8 +12,11 @@ import os
 import stat
 import warnings
 from bisect import bisect_left, insort
+from collections.abc import Callable
+from functools import wraps
+from threading import RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self, cast, final
+from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast, final
 
 from ._hints import hint
 from ._native._blkio import ffi, lib
@@ -40,6 +43,9 @@ from .errors import (
 if TYPE_CHECKING:  # cffi's own types; they have no names at run time
     from ._native._blkio import Cell, MemRegionStruct, Pointer
 
+P = ParamSpec("P")
+T = TypeVar("T")
+
 
 class MemRegion(NamedTuple):
     """A memory region as libblkio describes it; unmapping and freeing need the very same values again."""
@@ -59,6 +65,17 @@ class MemRegion(NamedTuple):
         return self.address + self.length
 
 
+def _in_turn(method: Callable[Concatenate[Blkio, P], T]) -> Callable[Concatenate[Blkio, P], T]:
+    """Let a call of *method* wait until no other thread is calling the same instance."""
+
+    @wraps(method)
+    def call(self: Blkio, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        with self._lock:  # pyright: ignore[reportPrivateUsage]
+            return method(self, *args, **kwargs)
+
+    return call
+
+
 @final
 class Blkio:
     """One ``struct blkio``.
@@ -72,6 +89,7 @@ class Blkio:
         self._driver = driver
         self._state = State.DESTROYED  # until there is something to destroy
         self._pid = os.getpid()
+        self._lock = RLock()
         self._fd = -1  # a duplicate of the caller's descriptor, until libblkio takes it
         self._filename: str | None = None
         self._mapped: list[MemRegion] = []  # sorted by address
@@ -95,6 +113,7 @@ class Blkio:
         """The process that made the instance; its forked children may not use it."""
         return self._pid
 
+    @_in_turn
     def connect(self) -> None:
         """Connect to the device that the properties name. May block for as long as the backend pleases."""
         if self._state is State.CREATED:
@@ -109,6 +128,7 @@ class Blkio:
         elif self._state is not State.CONNECTED:
             raise self._wrong_state("connect", "a device can be connected once, before it is started")
 
+    @_in_turn
     def start(self) -> None:
         """Start the connected device: queues exist from now on, and memory regions can be mapped."""
         if self._state is State.CONNECTED:
@@ -123,14 +143,18 @@ class Blkio:
         The caller has drained the queues: the device may still use the buffers of requests in flight. A
         forked child only forgets the instance, since the device is its parent's to stop.
         """
-        if self._state is State.DESTROYED:
+        if os.getpid() != self._pid:
+            self._state = State.DESTROYED  # without the lock, which a thread of the parent may have held
+            self._close_fd()
             return
-        self._state = State.DESTROYED
-        self._mapped.clear()
-        self._allocated.clear()
-        if os.getpid() == self._pid:
+        with self._lock:
+            if self._state is State.DESTROYED:
+                return
+            self._state = State.DESTROYED
+            self._mapped.clear()
+            self._allocated.clear()
             lib.blkio_destroy(self._cell)
-        self._close_fd()
+            self._close_fd()
 
     def __enter__(self) -> Self:
         return self
@@ -144,8 +168,7 @@ class Blkio:
         if self._state is State.DESTROYED or os.getpid() != self._pid:
             return
         warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-        # A started device may have requests in flight on memory that is about to go; a leak is the lesser
-        # evil.
+        # A started device may have requests in flight on memory that is about to go: better to leak.
         if self._state is not State.STARTED:
             self.destroy()
 
@@ -154,6 +177,7 @@ class Blkio:
 
     # --- properties -----------------------------------------------------------------------------------------
 
+    @_in_turn
     def get(self, name: str) -> PropertyValue:
         """The value of a property; PropertyError if the driver does not have it or it cannot be read yet."""
         entry = lookup(self._driver, name)
@@ -196,6 +220,7 @@ class Blkio:
                 finally:
                     lib.free(text[0])
 
+    @_in_turn
     def set(self, name: str, value: PropertyValue) -> None:
         """Set a property; OptionError for a wrong type or range, UsageError if it cannot be set (now).
 
@@ -256,8 +281,10 @@ class Blkio:
     @property
     def mapped_regions(self) -> tuple[MemRegion, ...]:
         """The regions that are mapped, by address."""
-        return tuple(self._mapped)
+        with self._lock:
+            return tuple(self._mapped)
 
+    @_in_turn
     def alloc_mem_region(self, length: int) -> MemRegion:
         """Allocate memory that suits the device; *length* is a multiple of mem-region-alignment, in bytes.
 
@@ -271,6 +298,7 @@ class Blkio:
         self._allocated.add(region)
         return region
 
+    @_in_turn
     def free_mem_region(self, region: MemRegion) -> None:
         """Give back a region of ``alloc_mem_region()`` that is not mapped (any more)."""
         self._require_started("free_mem_region")
@@ -283,6 +311,7 @@ class Blkio:
         self._allocated.remove(region)
         lib.blkio_free_mem_region(self._cell[0], _to_struct(region))
 
+    @_in_turn
     def map_mem_region(self, region: MemRegion) -> None:
         """Make a region usable by requests on every queue.
 
@@ -302,6 +331,7 @@ class Blkio:
             raise self._cannot_map(_error_text(), -result)
         insort(self._mapped, region)
 
+    @_in_turn
     def unmap_mem_region(self, region: MemRegion) -> None:
         """Undo ``map_mem_region()`` of the very same description. No request in flight may use the region."""
         self._require_started("unmap_mem_region")
@@ -353,10 +383,12 @@ class Blkio:
 
     # --- queues ---------------------------------------------------------------------------------------------
 
+    @_in_turn
     def queue(self, index: int) -> int:
         """The address of the ``struct blkioq`` of queue *index*, valid until the queue is removed."""
         return _address(self._queue(index))
 
+    @_in_turn
     def poll_queue(self, index: int) -> int:
         """The address of the ``struct blkioq`` of poll queue *index*; otherwise as :meth:`queue`."""
         self._require_started("poll_queue")
@@ -365,29 +397,35 @@ class Blkio:
             raise self._refusal("poll_queue", f"there is no poll queue {index}", errnos.ENOENT)
         return _address(found)
 
+    @_in_turn
     def completion_fd(self, index: int) -> int:
         """The event descriptor of queue *index*, libblkio's own. It stays silent until it is enabled."""
         return lib.blkioq_get_completion_fd(self._queue(index))
 
+    @_in_turn
     def set_completion_fd_enabled(self, index: int, enabled: bool) -> None:
         """Have completions of queue *index* signalled; enable it before the first submission."""
         lib.blkioq_set_completion_fd_enabled(self._queue(index), enabled)
 
+    @_in_turn
     def add_queue(self) -> int:
         """Add a queue to the started device and return its index; UnsupportedError without can-add-queues."""
         self._require_started("add_queue")
         return self._check(lib.blkio_add_queue(self._cell[0]), "add_queue")
 
+    @_in_turn
     def add_poll_queue(self) -> int:
         """Add a poll queue; otherwise as :meth:`add_queue`."""
         self._require_started("add_poll_queue")
         return self._check(lib.blkio_add_poll_queue(self._cell[0]), "add_poll_queue")
 
+    @_in_turn
     def remove_queue(self, index: int) -> None:
         """Remove queue *index*, which the caller has drained. The other queues keep their indices."""
         self._queue(index)
         self._check(lib.blkio_remove_queue(self._cell[0], index), "remove_queue")
 
+    @_in_turn
     def remove_poll_queue(self, index: int) -> None:
         """Remove poll queue *index*; otherwise as :meth:`remove_queue`."""
         self.poll_queue(index)

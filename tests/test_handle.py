@@ -25,7 +25,7 @@ from aioblk.errors import (
     UsageError,
 )
 
-from .conftest import StorageDaemonFactory
+from .conftest import SCRATCH_SIZE, StorageDaemonFactory
 from .support.blocking_io import BlockingQueue
 
 PAGE = mmap.PAGESIZE
@@ -167,7 +167,31 @@ def test_the_text_of_an_error_is_that_of_its_own_thread() -> None:
     }
 
 
-def test_threads_can_take_turns(scratch_file: Path) -> None:
+def test_threads_do_not_mix_up_the_answers_of_a_backend(vhost_user: Blkio) -> None:
+    """Both kinds of call send a message over one socket and wait for the answer."""
+    regions = [vhost_user.alloc_mem_region(PAGE) for _ in range(8)]
+    mapping_is_over = threading.Event()
+    capacities: set[object] = set()
+
+    def read_capacity() -> None:
+        while not mapping_is_over.is_set():
+            capacities.add(vhost_user.get("capacity"))
+
+    reader = threading.Thread(target=read_capacity)
+    reader.start()
+    try:
+        for _ in range(200):
+            for region in regions:
+                vhost_user.map_mem_region(region)
+            for region in regions:
+                vhost_user.unmap_mem_region(region)
+    finally:
+        mapping_is_over.set()
+        reader.join()
+    assert capacities == {SCRATCH_SIZE}
+
+
+def test_an_instance_goes_from_thread_to_thread(scratch_file: Path) -> None:
     with Blkio("io_uring") as device:
 
         def connect() -> None:
