@@ -165,7 +165,6 @@ VHOST_USER = Driver(
         **VIRTIO_PROPERTIES,
         "flush-needed": False,
         "needs-mem-region-fd": True,
-        "max-mem-regions": 32,
         "mem-region-alignment": 1,
         "max-segments": 126,
         "max-write-zeroes-len": 16 * MIB,

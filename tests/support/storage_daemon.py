@@ -84,10 +84,6 @@ class StorageDaemon:
                 raise RuntimeError(f"{command}: {answer['error']['desc']}")
         raise RuntimeError(f"qemu-storage-daemon is gone, status {self._process.wait()}")
 
-    def resize(self, size: int) -> None:
-        """Change the size of the exported file, in bytes."""
-        self.qmp("block_resize", node_name=NODE, size=size)
-
     def pause(self) -> None:
         """Let the daemon do nothing from now on until resume()."""
         self._process.send_signal(signal.SIGSTOP)
