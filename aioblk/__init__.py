@@ -9,6 +9,7 @@
 This module holds the public names and nothing else. See README.md for a tour and docs/ for the whole story.
 """
 
+from ._blocking_queue import BlockingQueue
 from ._native._core import Request
 from ._open import open
 from ._properties import Properties
@@ -35,6 +36,7 @@ from .zones import Extent, SequentialWriter, Zone, Zones, ZoneState, ZoneType
 __all__ = [
     "AlignmentError",
     "BlkioError",
+    "BlockingQueue",
     "BouncePool",
     "BounceStatistics",
     "Device",

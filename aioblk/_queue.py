@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from types import TracebackType
-from typing import Literal, NoReturn, Self, cast, final
+from typing import Any, Literal, NoReturn, Self, cast, final
 
 from ._discard import BlockDiscard
 from ._handle import Blkio
@@ -73,7 +73,7 @@ class QueueContext:
     """Where discards go by ioctl; see _discard."""
     on_broken: Callable[[int], object]
     """Called, in the queue's thread, with the errno of a queue that broke down."""
-    on_released: Callable[["Queue"], object]
+    on_released: Callable[[Any], object]
     """Called, in the queue's thread, when a queue is free for others."""
 
     @property

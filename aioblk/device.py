@@ -15,11 +15,12 @@ import warnings
 import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, cast
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, TypeVar, cast
 
 from typing_extensions import Buffer
 
 from ._blocking import run_blocking
+from ._blocking_queue import BlockingQueue
 from ._discard import BlockDiscard, discard_method
 from ._handle import Blkio
 from ._native._core import DeviceCore, Submitter
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_PART", "Device"]
 
 P = ParamSpec("P")
+Q = TypeVar("Q", Queue, BlockingQueue)
 
 # Cached reads are copied inside the submitting call, with the loop standing still; larger requests are
 # divided.
@@ -71,7 +73,7 @@ class Device(Submitter):
         self._memory: DeviceMemory | None = None
         self._context: QueueContext | None = None
         self._queue: Queue | None = None  # the default one, whose requests are the device's own
-        self._queues: dict[tuple[bool, int], Queue] = {}  # bound ones, by (poll, index), the default included
+        self._queues: dict[tuple[bool, int], Queue | BlockingQueue] = {}  # bound ones, by (poll, index)
         self._peer: int | None = None  # readable when the backend has hung up
         self._loop: asyncio.AbstractEventLoop | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -160,7 +162,7 @@ class Device(Submitter):
             raise self._misuse("close", "the device belongs to another event loop")
         if self._closing is None:
             others = [queue for queue in self._queues.values() if queue is not self._queue]
-            if others and self._lost is None:
+            if others:
                 raise self._misuse("close", f"still bound: {others}; close these queues first")
             self._state = _State.CLOSING
             if self._queue is not None and self._lost is None:
@@ -317,6 +319,18 @@ class Device(Submitter):
         """
         return self._find_or_bind(index, poll=True)
 
+    def blocking_queue(self, index: int = 0, *, poll: bool = False) -> BlockingQueue:
+        """A queue for the calling thread, which has no event loop: ``with dev.blocking_queue(1) as queue``.
+
+        Raises:
+            UsageError: there is no such queue, or it is bound already.
+        """
+        self._require_handle("queue")
+        assert self._context is not None
+        if (poll, index) in self._queues:
+            raise self._misuse("queue", f"{self._queues[poll, index]!r} is in use; close it first")
+        return self._keep(BlockingQueue(self._context, index, poll=poll))
+
     async def add_queue(self) -> int:
         """Add a queue to the started device and return its index.
 
@@ -338,20 +352,23 @@ class Device(Submitter):
         bound = self._queues.get((poll, index))
         if bound is None:
             return self._bind(index, poll=poll)
-        if not bound.is_bound_here():
-            raise self._misuse("queue", f"{bound!r} is bound to another loop; close it there first")
+        if not isinstance(bound, Queue) or not bound.is_bound_here():
+            raise self._misuse("queue", f"{bound!r} is bound elsewhere; close it there first")
         return bound
 
     def _bind(self, index: int, *, poll: bool) -> Queue:
         assert self._context is not None
-        queue = Queue(self._context, index, poll=poll)
-        if self._queues.setdefault((poll, index), queue) is not queue:
+        return self._keep(Queue(self._context, index, poll=poll))
+
+    def _keep(self, queue: Q) -> Q:
+        if self._queues.setdefault((queue.poll, queue.index), queue) is not queue:
             queue.dispose()
-            raise self._misuse("queue", f"queue {index} has just been bound by another thread")
+            raise self._misuse("queue", f"queue {queue.index} has just been bound by another thread")
         return queue
 
-    def _on_released(self, queue: Queue) -> None:
-        self._queues.pop((queue.poll, queue.index), None)
+    def _on_released(self, queue: Queue | BlockingQueue) -> None:
+        if self._queues.get((queue.poll, queue.index)) is queue:
+            del self._queues[queue.poll, queue.index]
 
     # --- refusals -------------------------------------------------------------------------------------------
 

@@ -238,7 +238,7 @@ class SequentialWriter:
         self._pointer = 0
 
     async def append(self, data: Buffer, *, fua: bool = False) -> list[Extent]:
-        """Write *data*, whole blocks of ``request_alignment`` bytes, where there is room, in one zone or more.
+        """Write *data*, whole blocks of ``request_alignment`` bytes, wherever there is room.
 
         Returns the extents in order; together they are as long as the data. A task that is cancelled has
         written some part of its data or none.

@@ -1,7 +1,7 @@
 """Types of the compiled request path. The C sources, and docs/architecture.md, say how it works."""
 
 from asyncio import AbstractEventLoop
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextvars import Context
 from types import TracebackType
 from typing import Any, Generic, Literal, Self, TypeVar, final, overload
@@ -10,7 +10,7 @@ from typing_extensions import Buffer
 
 _T_co = TypeVar("_T_co", covariant=True)
 
-class Request(Generic[_T_co]):
+class Request(Coroutine[Any, Any, _T_co]):
     """A submitted request: awaitable like a Future, accepted where asyncio wants a coroutine."""
 
     _asyncio_future_blocking: bool
@@ -67,7 +67,7 @@ class QueueCore:
     """One blkioq bound to one loop and one thread."""
 
     def __init__(
-        self, device: DeviceCore, blkioq: int, completion_fd: int, loop: AbstractEventLoop, depth: int
+        self, device: DeviceCore, blkioq: int, completion_fd: int, loop: AbstractEventLoop | None, depth: int
     ) -> None: ...
     # Bounce memory. QueueCore carves it up with an Allocator; a request that cannot be admitted at once
     # goes to on_bounce.
@@ -111,6 +111,8 @@ class QueueCore:
         """Refuse every new request."""
     def abandon(self, error: BaseException, /) -> int:
         """The device is lost: fail what is in flight, and never let go of its memory."""
+    def wait(self, request: Request[Any] | None, seconds: float, /) -> bool:
+        """Without a loop: block until the request is done, or anything has completed; < 0: for ever."""
     def dispose(self) -> None:
         """Let go of the blkioq; nothing may be in flight."""
     def statistics(self) -> dict[str, int]: ...

@@ -237,6 +237,8 @@ struct queue_core {
     int inline_budget;          /* inline completions left until a turn of the loop must pass */
     Request *inline_request;    /* borrowed: the latest inline completion that nobody has looked at */
     uint64_t spin_ns;
+    uint32_t spin_pause;        /* flushes that do not spin */
+    uint32_t spin_penalty;      /* what spin_pause was after the latest spinning in vain */
     bool flush_scheduled, waking, closed, room_made;
     bool more_to_reap;      /* the last reaping ended for another reason than that nothing was left */
     bool backlog_cancelled; /* parts of cancelled requests are in the backlog */

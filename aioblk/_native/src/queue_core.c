@@ -19,6 +19,7 @@
 #define REAP_ROUNDS 4          /* do_io calls per turn of the loop */
 #define WAKE_MAX 512           /* requests woken per turn of the loop */
 #define FLUSH_BYTES (1u << 20) /* data per do_io: cached reads are copied within the call, and the loop stands still */
+#define SPIN_PENALTY_MAX 1023  /* flushes without spinning after spinning in vain, at most */
 #define INLINE_BUDGET 128      /* inline completions in a row before others must get their turn */
 
 unsigned fork_generation;
@@ -26,8 +27,15 @@ static PyObject *get_running_loop, *call_soon_names;
 
 /* ---- the loop -------------------------------------------------------------------------------------------- */
 
+/* A queue without a loop is driven by wait(), and its requests cannot be awaited. */
+static bool has_loop(const QueueCore *q) { return q->loop != Py_None; }
+
 int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObject *context)
 {
+    if (!has_loop(q)) {
+        PyErr_SetString(PyExc_RuntimeError, "a blocking queue has no event loop; use its wait()");
+        return -1;
+    }
     PyObject *arguments[] = {callback, argument, context};
     PyObject *handle = argument ? PyObject_Vectorcall(q->call_soon, arguments, 2, call_soon_names)
                                 : PyObject_Vectorcall(q->call_soon, (PyObject *[]){callback, context}, 1,
@@ -38,6 +46,9 @@ int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObje
 
 static bool on_own_loop(QueueCore *q)
 {
+    if (!has_loop(q)) {
+        return true;
+    }
     PyObject *running = PyObject_CallNoArgs(get_running_loop);
     if (!running) {
         PyErr_Clear();
@@ -64,7 +75,7 @@ int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t len
 
 int queue_schedule_flush(QueueCore *q)
 {
-    if (q->flush_scheduled) {
+    if (q->flush_scheduled || !has_loop(q)) {
         return 0;
     }
     if (!q->flush_method) {
@@ -571,6 +582,15 @@ static void queue_broken(QueueCore *q, int error)
 }
 
 /* Submits what was issued and takes what has completed; returns how many completions. */
+static void take_completions(QueueCore *q, const struct blkio_completion *completions, int count)
+{
+    for (int i = 0; i < count && q->blkioq; i++) { /* Python code may give the device up for lost */
+        q->device_count--;
+        ((Part *)completions[i].user_data)->request->issued--;
+        part_done(q, completions[i].user_data, completions[i].ret, completions[i].error_msg);
+    }
+}
+
 static int reap(QueueCore *q)
 {
     struct blkio_completion completions[REAP_MAX];
@@ -588,15 +608,33 @@ static int reap(QueueCore *q)
             }
             break;
         }
-        for (int i = 0; i < count && q->blkioq; i++) { /* Python code may give the device up for lost */
-            q->device_count--;
-            ((Part *)completions[i].user_data)->request->issued--;
-            part_done(q, completions[i].user_data, completions[i].ret, completions[i].error_msg);
-        }
+        take_completions(q, completions, count);
         total += count;
         q->more_to_reap = count == REAP_MAX;
     }
     return total;
+}
+
+/* Blocks, without the GIL, until at least one part has completed or timeout_ns have passed. */
+static int reap_blocking(QueueCore *q, uint64_t timeout_ns)
+{
+    struct blkio_completion completions[REAP_MAX];
+    struct timespec timeout = {timeout_ns / 1000000000u, timeout_ns % 1000000000u};
+    int count;
+    Py_BEGIN_ALLOW_THREADS
+    count = blkioq_do_io(q->blkioq, completions, 1, REAP_MAX, &timeout);
+    Py_END_ALLOW_THREADS
+    q->counters.do_io_calls++;
+    q->unflushed_bytes = 0;
+    q->unflushed_parts = 0;
+    if (count < 0) {
+        if (count != -ETIME && count != -EINTR && count != -EAGAIN && count != -EBUSY) {
+            queue_broken(q, -count);
+        }
+        return 0;
+    }
+    take_completions(q, completions, count);
+    return count;
 }
 
 static uint64_t now_ns(void)
@@ -606,16 +644,32 @@ static uint64_t now_ns(void)
     return (uint64_t)now.tv_sec * 1000000000u + now.tv_nsec;
 }
 
-/* Waits actively, for at most spin_ns: cheaper than sleeping where waking up takes long. */
+/*
+ * Waits actively, for at most spin_ns: cheaper than sleeping where waking up takes long. Where the device needs the
+ * processor that spins, or takes longer anyway, spinning only costs: each time it was in vain, it is left out for twice
+ * as long as the time before.
+ */
 static int spin(QueueCore *q)
 {
+    if (q->spin_pause > 0) {
+        q->spin_pause--;
+        return 0;
+    }
     uint64_t end = now_ns() + q->spin_ns;
     int count = 0;
     while (count == 0 && q->device_count > 0 && now_ns() < end) {
         count = reap(q);
     }
+    if (count > 0) {
+        q->spin_penalty = 0;
+    } else {
+        q->spin_penalty = q->spin_penalty < SPIN_PENALTY_MAX ? 2 * q->spin_penalty + 1 : SPIN_PENALTY_MAX;
+        q->spin_pause = q->spin_penalty;
+    }
     return count;
 }
+
+static bool would_spin(const QueueCore *q) { return q->spin_ns > 0 && q->spin_pause == 0; }
 
 static bool usable(const QueueCore *q) { return q->blkioq && q->fork_generation == fork_generation; }
 
@@ -630,7 +684,8 @@ static PyObject *finish_turn(QueueCore *q)
     }
     int status = queue_wake_ready(q, true);
     /* Where the backlog waits for room in the device, an event tells; a flush per turn would be a busy loop. */
-    if (usable(q) && (q->more_to_reap || (q->backlog_head && may_issue(q, q->backlog_head)))) {
+    bool silent = q->completion_fd < 0 && q->device_count > 0; /* a poll queue tells nothing by itself */
+    if (usable(q) && (silent || q->more_to_reap || (q->backlog_head && may_issue(q, q->backlog_head)))) {
         go_on_next_turn(q);
     }
     if (status < 0) {
@@ -655,7 +710,7 @@ static PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
         issue_backlog(q);
         q->last_batch = q->unflushed_parts;
         int count = reap(q);
-        if (count == 0 && q->spin_ns > 0) {
+        if (count == 0 && q->spin_ns > 0 && q->device_count > 0) {
             count = spin(q);
         }
         if (count > 0 && usable(q)) {
@@ -709,6 +764,8 @@ static int submit_now(QueueCore *q, Request *r)
     reap(q);
     if (r->state != PENDING) {
         mark_inline(q, r, 1);
+    } else if (would_spin(q) && queue_schedule_flush(q) < 0) {
+        return -1; /* the flush spins, after others have had their turn */
     }
     return q->ready_head ? queue_wake_ready(q, false) : 0;
 }
@@ -913,6 +970,46 @@ static PyObject *queue_refuse(QueueCore *q, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* Signals are looked at this often while wait() blocks. */
+#define WAIT_SLICE_NS 100000000u
+
+/* Drives a queue that has no loop until a request is done; without one, until anything has completed. */
+static PyObject *queue_wait(QueueCore *q, PyObject *args)
+{
+    PyObject *object;
+    double seconds;
+    if (!PyArg_ParseTuple(args, "Od", &object, &seconds)) {
+        return NULL;
+    }
+    Request *r = object == Py_None ? NULL : own_request(q, object);
+    if (!r && object != Py_None) {
+        return NULL;
+    }
+    if (has_loop(q) || q->thread != PyThread_get_thread_ident() || !usable(q)) {
+        PyErr_SetString(PyExc_RuntimeError, "wait() is for a usable queue without a loop, in its own thread");
+        return NULL;
+    }
+    uint64_t end = seconds < 0 ? UINT64_MAX : now_ns() + (uint64_t)(seconds * 1e9);
+    int count = 0;
+    Py_XINCREF(r);
+    while (usable(q) && (r ? r->state == PENDING : count == 0)) {
+        issue_backlog(q);
+        uint64_t now = now_ns();
+        if (q->device_count == 0 || now >= end) {
+            break;
+        }
+        uint64_t slice = end - now < WAIT_SLICE_NS ? end - now : WAIT_SLICE_NS;
+        count += reap_blocking(q, slice);
+        if (PyErr_CheckSignals() < 0) {
+            Py_XDECREF(r);
+            return NULL;
+        }
+    }
+    bool done = r ? r->state != PENDING : count > 0;
+    Py_XDECREF(r);
+    return PyBool_FromLong(done);
+}
+
 /* The end of work that was done outside libblkio: on_discard's. */
 static PyObject *queue_complete(QueueCore *q, PyObject *args)
 {
@@ -1043,7 +1140,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->fork_generation = fork_generation;
     self->inline_budget = INLINE_BUDGET;
     self->loop = Py_NewRef(loop);
-    self->call_soon = PyObject_GetAttrString(loop, "call_soon");
+    self->call_soon = has_loop(self) ? PyObject_GetAttrString(loop, "call_soon") : Py_NewRef(Py_None);
     self->flush_method = PyObject_GetAttrString((PyObject *)self, "flush");
     self->loop_context = PyContext_CopyCurrent();
     if (!self->call_soon || !self->flush_method || !self->loop_context) {
@@ -1124,6 +1221,8 @@ static PyMethodDef queue_methods[] = {
     {"refuse", (PyCFunction)queue_refuse, METH_VARARGS, "(request, error): fail what has not been admitted."},
     {"complete", (PyCFunction)queue_complete, METH_VARARGS,
      "(request, errno, message): the end of work that was done outside libblkio."},
+    {"wait", (PyCFunction)queue_wait, METH_VARARGS,
+     "(request or None, seconds, < 0 for ever): block until it is done, or anything has completed; False: not in time."},
     {"abandon", (PyCFunction)queue_abandon, METH_O,
      "(error): the device is lost; fail what is in flight and never let go of its memory."},
     {"close", (PyCFunction)queue_close, METH_O, "(\"closed\" or \"lost\"): refuse every new request."},

@@ -166,7 +166,7 @@ static void drop_children(Request *r)
 /* As asyncio does for futures: an error that nobody has looked at goes to the loop's exception handler. */
 static void request_report(Request *r)
 {
-    if (!r->log_traceback || !r->queue || !r->queue->loop) {
+    if (!r->log_traceback || !r->queue || !r->queue->loop || r->queue->loop == Py_None) {
         return;
     }
     r->log_traceback = false;

@@ -1,0 +1,124 @@
+"""A queue for threads without an event loop: submit as elsewhere, and block until it is done.
+
+It suits a thread that has nothing else to do and wants the lowest latency, on a poll queue above all: there
+libblkio, or the kernel, watches the device actively while the thread waits.
+"""
+
+import mmap
+import threading
+from types import TracebackType
+from typing import Any, NoReturn, Self, TypeVar, final
+
+from ._native._core import QueueCore, Request, Submitter
+from ._queue import QueueContext, QueueStatistics
+from .errors import BlkioError, DeviceClosedError, UsageError
+
+__all__ = ["BlockingQueue"]
+
+T = TypeVar("T")
+
+_BOUNCE_BYTES = 2 << 20  # two of the largest parts
+_BOUNCE_GRANULE = 4096
+
+
+@final
+class BlockingQueue(Submitter):
+    """One queue of a device, used from the thread that bound it, without an event loop.
+
+    ::
+
+        with dev.blocking_queue(0, poll=True) as queue:      # in a thread of its own
+            data = queue.wait(queue.read(0, 4096))
+            queue.wait(queue.write_many(pairs), timeout=1.0)
+
+    Request methods submit as everywhere, many at a time if you like; :meth:`wait` gives the result. Requests
+    of a blocking queue cannot be awaited.
+    """
+
+    def __init__(self, context: QueueContext, index: int, *, poll: bool) -> None:
+        self.index = index
+        self.poll = poll
+        self._context = context
+        self._thread = threading.get_ident()
+        handle = context.handle
+        address = handle.poll_queue(index) if poll else handle.queue(index)
+        core = QueueCore(context.device, address, -1, None, context.depth)
+        core.on_bounce = self._make_room
+        self._region = handle.alloc_mem_region(-(-_BOUNCE_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
+        self._mapped = bool(handle.get("needs-mem-regions"))
+        if self._mapped:
+            handle.map_mem_region(self._region)
+        core.attach_bounce(self._region.address, self._region.length, _BOUNCE_GRANULE)
+        self._core = core
+
+    def wait(self, request: Request[T], timeout: float | None = None) -> T:
+        """The outcome of a request of this queue, as soon as it is known. Signals are handled meanwhile.
+
+        Raises:
+            BlkioError: the request has failed.
+            TimeoutError: it was not done within *timeout* seconds. It goes on; wait again, or cancel it.
+        """
+        if not self.core.wait(request, -1 if timeout is None else max(timeout, 0)):
+            raise TimeoutError(f"{request!r} was not done within {timeout} seconds")
+        return request.result()
+
+    def close(self) -> None:
+        """Refuse new requests, wait for those in flight and free the queue; idempotent."""
+        if self._core is None:
+            return
+        if not self.is_bound_here():
+            raise UsageError("the queue belongs to another thread", operation="close queue")
+        core = self.core
+        core.close("closed")
+        while core.in_flight:
+            core.wait(None, -1)
+        core.detach_bounce()
+        core.dispose()
+        self._core = None
+        if self._mapped:
+            self._context.handle.unmap_mem_region(self._region)
+        self._context.handle.free_mem_region(self._region)
+        self._context.on_released(self)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def dispose(self) -> None:
+        """Let go of a queue that was never used."""
+        self.close()
+
+    def abandon(self, error: BlkioError) -> None:
+        """The device is lost; the waiting thread is told at its next signal check."""
+        self.core.close("lost")
+        self.core.abandon(error)
+
+    def _make_room(self, request: Request[Any], _need: int) -> None:
+        while not self.core.admit(request):
+            self.core.wait(None, -1)
+
+    @property
+    def core(self) -> QueueCore:
+        """The compiled part."""
+        if self._core is None:
+            self._refuse_unopened("queue")
+        return self._core
+
+    def is_bound_here(self) -> bool:
+        """Whether the caller runs in the thread that the queue belongs to."""
+        return self._thread == threading.get_ident()
+
+    def statistics(self) -> QueueStatistics:
+        """A snapshot of the counters."""
+        return QueueStatistics.of(self.core)
+
+    def __repr__(self) -> str:
+        kind = "poll queue" if self.poll else "queue"
+        return f"<aioblk.BlockingQueue: {kind} {self.index} of {self._context.handle.driver}>"
+
+    def _refuse_unopened(self, operation: str) -> NoReturn:
+        raise DeviceClosedError("the queue is closed", operation=operation)
