@@ -15,7 +15,9 @@ from ._open import open
 from ._properties import Properties
 from ._queue import Queue, QueueStatistics
 from ._wait_queue import WaitQueue, WaitQueueStatistics
+from .arena import Arena, ArenaBlock, ArenaBuffer, ArenaListener, ArenaStatistics
 from .bounce import BouncePool, BounceStatistics
+from .byte_view import ByteView
 from .device import Device
 from .drivers import IoUring, NvmeIoUring, VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa
 from .errors import (
@@ -35,10 +37,16 @@ from .zones import Extent, SequentialWriter, Zone, Zones, ZoneState, ZoneType
 
 __all__ = [
     "AlignmentError",
+    "Arena",
+    "ArenaBlock",
+    "ArenaBuffer",
+    "ArenaListener",
+    "ArenaStatistics",
     "BlkioError",
     "BlockingQueue",
     "BouncePool",
     "BounceStatistics",
+    "ByteView",
     "Device",
     "DeviceClosedError",
     "DeviceLostError",

@@ -403,8 +403,8 @@ class ArenaMachine(RuleBasedStateMachine):
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-            while self.arena._work:  # it is finished all the same
-                await asyncio.sleep(0)
+            if self.arena._work:
+                await asyncio.wait(self.arena._work)  # it is finished all the same
 
         self.run(cancel())
 
