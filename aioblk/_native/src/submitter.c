@@ -424,15 +424,18 @@ static Request *refused_child(QueueCore *q, Operation op)
 
 static Request *prepare_item(QueueCore *q, Operation op, bool bytes, PyObject *item, uint32_t flags)
 {
+    const char *what = bytes ? "length" : "buffer";
     PyObject *pair = PySequence_Tuple(item); /* ours, for the same reason */
     if (!pair) {
+        if (PyErr_ExceptionMatches(PyExc_TypeError)) {
+            PyErr_Format(PyExc_TypeError, "an (offset, %s) pair is needed, not %s", what, Py_TYPE(item)->tp_name);
+        }
         return NULL;
     }
     Request *r = NULL;
     uint64_t offset, length;
     if (PyTuple_GET_SIZE(pair) != 2) {
-        PyErr_Format(PyExc_ValueError, "an (offset, %s) pair is needed, not %zd values", bytes ? "length" : "buffer",
-                     PyTuple_GET_SIZE(pair));
+        PyErr_Format(PyExc_ValueError, "an (offset, %s) pair is needed, not %zd values", what, PyTuple_GET_SIZE(pair));
     } else if (parse_bytes(q->device, op, PyTuple_GET_ITEM(pair, 0), &offset) == 0) {
         PyObject *second = PyTuple_GET_ITEM(pair, 1);
         if (!bytes) {
