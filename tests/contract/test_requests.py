@@ -8,8 +8,6 @@ import pytest
 
 import aioblk
 
-from .drivers import Driver
-
 BLOCK = 4096
 PATTERN = bytes(range(256)) * (BLOCK // 256)
 
@@ -46,25 +44,24 @@ async def test_scatters_and_gathers_through_odd_buffers(device: aioblk.Device) -
     assert b"".join(buffers) == data
 
 
-@pytest.mark.parametrize("fua", [False, True], ids=["cached", "fua"])
-async def test_writes_through_when_asked(device: aioblk.Device, driver: Driver, fua: bool) -> None:
-    await device.write(0, PATTERN, fua=fua)
-    await device.writev(BLOCK, [PATTERN, PATTERN], fua=fua)
-    await device.write_many([(3 * BLOCK, PATTERN)], fua=fua)
-    assert await device.read(0, 4 * BLOCK) == 4 * PATTERN
+async def test_writes_through_when_asked(device: aioblk.Device) -> None:
+    for fua in (False, True):
+        await device.write_zeroes(0, 4 * BLOCK, fua=fua)
+        await device.write(0, PATTERN, fua=fua)
+        await device.writev(BLOCK, [PATTERN, PATTERN], fua=fua)
+        await device.write_many([(3 * BLOCK, PATTERN)], fua=fua)
+        assert await device.read(0, 4 * BLOCK) == 4 * PATTERN
 
 
-@pytest.mark.parametrize(
-    ("fua", "no_unmap", "no_fallback"), list(itertools.product([False, True], repeat=3)), ids=str
-)
-async def test_writes_zeroes(device: aioblk.Device, fua: bool, no_unmap: bool, no_fallback: bool) -> None:
-    await device.write(0, 4 * PATTERN)
-    try:
-        await device.write_zeroes(BLOCK, 2 * BLOCK, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
-    except aioblk.UnsupportedError:
-        assert no_fallback  # which is what it is for
-    else:
-        assert await device.read(0, 4 * BLOCK) == PATTERN + bytes(2 * BLOCK) + PATTERN
+async def test_writes_zeroes_in_every_way(device: aioblk.Device) -> None:
+    for fua, no_unmap, no_fallback in itertools.product([False, True], repeat=3):
+        await device.write(0, 4 * PATTERN)
+        try:
+            await device.write_zeroes(BLOCK, 2 * BLOCK, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
+        except aioblk.UnsupportedError:
+            assert no_fallback  # which is what it is for
+        else:
+            assert await device.read(0, 4 * BLOCK) == PATTERN + bytes(2 * BLOCK) + PATTERN
 
 
 async def test_discards(device: aioblk.Device) -> None:

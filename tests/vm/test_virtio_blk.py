@@ -24,10 +24,10 @@ async def works(device: aioblk.Device) -> bool:
     return await device.read(0, BLOCK) == data
 
 
-@pytest.mark.parametrize("size", [0, 1, 2, 3, 100, 65536])
-async def test_refuses_impossible_queue_sizes(virtio_blk: VirtioBlk, size: int) -> None:
-    with pytest.raises(aioblk.OptionError, match="queue_size"):
-        virtio_blk(queue_size=size)
+def test_refuses_impossible_queue_sizes(virtio_blk: VirtioBlk) -> None:
+    for size in (0, 1, 2, 3, 100, 65536):
+        with pytest.raises(aioblk.OptionError, match="queue_size"):
+            virtio_blk(queue_size=size)
 
 
 async def test_works_with_the_smallest_queue(virtio_blk: VirtioBlk) -> None:
