@@ -50,6 +50,7 @@ class _State(enum.StrEnum):
     NEW = "not open"
     OPENING = "being opened"
     OPEN = "open"
+    DETACHED = "detached from its loop"
     CLOSING = "being closed"
     CLOSED = "closed"
 
@@ -100,11 +101,12 @@ class Device(Submitter):
             handle, self._peer = await run_blocking(start, undo=_undo_start)
             self._handle = handle
             self._set_up(handle)
+            self._state = _State.OPEN
+            self._bind_default()
         except BaseException:
             self._state = _State.CLOSED
             await self._tear_down()
             raise
-        self._state = _State.OPEN
         return self
 
     def _set_up(self, handle: Blkio) -> None:
@@ -141,6 +143,38 @@ class Device(Submitter):
             on_broken=_weakly(self._on_broken),
             on_released=_weakly(self._on_released),
         )
+
+    async def detach(self) -> None:
+        """Let go of the loop, once nothing is in flight: the device can then be attached to another one.
+
+        Registered memory stays registered. Regions must not be entered or left in between.
+
+        Raises:
+            UsageError: other queues than the default one are bound.
+        """
+        self._require_handle("detach")
+        self._require_only_default_queue("detach")
+        assert self._queue is not None
+        assert self._memory is not None
+        await self._queue.aclose()
+        await self._memory.detach_loop()
+        self._stop_watching_peer()
+        self._core = None
+        self._state = _State.DETACHED
+
+    async def attach(self) -> Self:
+        """Bind a detached device to the running loop, in whatever thread."""
+        if self._state is not _State.DETACHED:
+            raise self._misuse("attach", f"the device is {self._state}; detach it from its loop first")
+        assert self._memory is not None
+        self._loop = asyncio.get_running_loop()
+        self._memory.attach_loop()
+        self._state = _State.OPEN
+        self._bind_default()
+        return self
+
+    def _bind_default(self) -> None:
+        handle = self._require_handle("open")
         self._queue = self._bind(0, poll=handle.get("num-queues") == 0)
         if self._peer is not None:
             self._loop_here().add_reader(self._peer, _weakly(self._on_peer_event))
@@ -158,12 +192,12 @@ class Device(Submitter):
         if self._state is _State.CLOSED:
             return
         loop = asyncio.get_running_loop()
+        if self._state is _State.DETACHED:
+            await self.attach()
         if self._loop is not loop:
             raise self._misuse("close", "the device belongs to another event loop")
         if self._closing is None:
-            others = [queue for queue in self._queues.values() if queue is not self._queue]
-            if others:
-                raise self._misuse("close", f"still bound: {others}; close these queues first")
+            self._require_only_default_queue("close")
             self._state = _State.CLOSING
             if self._queue is not None and self._lost is None:
                 self._queue.close()
@@ -196,7 +230,7 @@ class Device(Submitter):
         await self.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_state", _State.CLOSED) not in (_State.OPEN, _State.CLOSING):
+        if getattr(self, "_state", _State.CLOSED) not in (_State.OPEN, _State.DETACHED, _State.CLOSING):
             return
         handle, queue = self._handle, self._queue
         if handle is None or queue is None or os.getpid() != self._pid:
@@ -204,7 +238,7 @@ class Device(Submitter):
         warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
         # With nothing in flight, everything can be given back from here; otherwise memory that the device
         # still uses would go: a leak is the lesser evil.
-        if queue.core.in_flight == 0 and queue.is_bound_here():
+        if self._state is _State.DETACHED or (queue.core.in_flight == 0 and queue.is_bound_here()):
             self._forget_peer()
             queue.dispose()
             handle.destroy()
@@ -228,13 +262,18 @@ class Device(Submitter):
             self._forget_peer()
             for queue in list(self._queues.values()):
                 queue.abandon(self._lost)
+            if self._memory is not None:
+                self._memory.lose()
 
     def _forget_peer(self) -> None:
+        self._stop_watching_peer()
         peer, self._peer = self._peer, None
         if peer is not None:
-            if self._loop is not None and not self._loop.is_closed():
-                self._loop.remove_reader(peer)
             os.close(peer)
+
+    def _stop_watching_peer(self) -> None:
+        if self._peer is not None and self._loop is not None and not self._loop.is_closed():
+            self._loop.remove_reader(self._peer)
 
     # --- what the device is ---------------------------------------------------------------------------------
 
@@ -366,6 +405,11 @@ class Device(Submitter):
             raise self._misuse("queue", f"queue {queue.index} has just been bound by another thread")
         return queue
 
+    def _require_only_default_queue(self, operation: str) -> None:
+        others = [queue for queue in self._queues.values() if queue is not self._queue]
+        if others:
+            raise self._misuse(operation, f"still bound: {others}; close these queues first")
+
     def _on_released(self, queue: Queue | BlockingQueue) -> None:
         if self._queues.get((queue.poll, queue.index)) is queue:
             del self._queues[queue.poll, queue.index]
@@ -384,9 +428,8 @@ class Device(Submitter):
     def _refuse_unopened(self, operation: str) -> NoReturn:
         if self._state in (_State.CLOSED, _State.CLOSING):
             raise DeviceClosedError("the device is closed", driver=self._options.driver, operation=operation)
-        raise self._misuse(
-            operation, f"the device is {self._state}; use `async with device:` or `await device.open()`"
-        )
+        remedy = "await device.attach()" if self._state is _State.DETACHED else "async with device"
+        raise self._misuse(operation, f"the device is {self._state}; use `{remedy}` first")
 
     def _misuse(self, operation: str, message: str) -> UsageError:
         return UsageError(message, driver=self._options.driver, operation=operation)

@@ -176,6 +176,7 @@ class DeviceMemory:
         self._ranges: list[_Mapped] = []  # sorted by start, disjoint
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._lost = False
         core.on_region_idle = self._on_region_idle
 
     # --- what the device offers -----------------------------------------------------------------------------
@@ -239,10 +240,26 @@ class DeviceMemory:
             await asyncio.wait(self._tasks)
         self._core.on_region_idle = None
 
+    def lose(self) -> None:
+        """The device is lost. What it may still write to will be abandoned, and nobody waits for it."""
+        self._lost = True
+        for mapped in self._ranges:
+            mapped.idle.set()
+
+    async def detach_loop(self) -> None:
+        """Finish what is being mapped and unmapped; the present loop is not needed any more."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def attach_loop(self) -> None:
+        """Go on with the running loop."""
+        self._loop = asyncio.get_running_loop()
+
     # --- regions --------------------------------------------------------------------------------------------
 
     async def attach(self, memory: Memory, fd: int | None, fd_offset: int) -> _Mapped | None:
         """Have the memory mapped; None where the device needs no regions. RegistrationError: it is not."""
+        self._refuse_other_loops()
         self._refuse_if_closed()
         self._memories.add(memory)
         if not self.limits.needs_mem_regions:
@@ -258,6 +275,7 @@ class DeviceMemory:
 
     async def detach(self, memory: Memory, mapped: _Mapped | None) -> None:
         """Undo attach. Unless others hold the range too, it waits until no request uses it, and unmaps it."""
+        self._refuse_other_loops()
         memory.close()
         self._memories.discard(memory)
         if mapped is not None:
@@ -287,6 +305,12 @@ class DeviceMemory:
         insort(self._ranges, mapped, key=_start)
         mapped.mapping = self._task(self._map(mapped))
         return mapped
+
+    def _refuse_other_loops(self) -> None:
+        if asyncio.get_running_loop() is not self._loop:
+            raise UsageError(
+                "the device belongs to another event loop", driver=self._handle.driver, operation="register"
+            )
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
@@ -345,12 +369,16 @@ class DeviceMemory:
         await asyncio.wait([mapped.mapping])
         if not mapped.known_to_core:
             return  # mapping it has failed
-        if self._core.retire_region(mapped.start):
+        if self._core.retire_region(mapped.start) and not self._lost:
             await mapped.idle.wait()
         if self._core.retire_region(mapped.start):
             _abandoned.append(mapped)  # in use for good: a lost device may still write there
             return
-        await self.call(self._handle.unmap_mem_region, mapped.region)
+        try:
+            await self.call(self._handle.unmap_mem_region, mapped.region)
+        except BlkioError:
+            if not self._lost:  # otherwise there is nobody to be told
+                raise
         self._core.remove_region(mapped.start)
         self._ranges.remove(mapped)
         mapped.let_go()

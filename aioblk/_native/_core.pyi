@@ -4,7 +4,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable, Coroutine, Generator, Iterable, Iterator, Sequence
 from contextvars import Context
 from types import TracebackType
-from typing import Any, Generic, Literal, Self, TypeVar, final, overload
+from typing import Any, Literal, Self, TypeVar, final, overload
 
 from typing_extensions import Buffer
 

@@ -253,6 +253,8 @@ extern PyTypeObject QueueCore_Type;
 extern unsigned fork_generation;
 
 int queue_module_init(void);
+/* A queue without a loop is driven by wait(), and its requests cannot be awaited. */
+static inline bool queue_has_loop(const QueueCore *q) { return q->loop != Py_None; }
 int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t length);
 int queue_submit(QueueCore *q, Request *r);
 int queue_submit_children(QueueCore *q, Request *batch);

@@ -27,15 +27,8 @@ static PyObject *get_running_loop, *call_soon_names;
 
 /* ---- the loop -------------------------------------------------------------------------------------------- */
 
-/* A queue without a loop is driven by wait(), and its requests cannot be awaited. */
-static bool has_loop(const QueueCore *q) { return q->loop != Py_None; }
-
 int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObject *context)
 {
-    if (!has_loop(q)) {
-        PyErr_SetString(PyExc_RuntimeError, "a blocking queue has no event loop; use its wait()");
-        return -1;
-    }
     PyObject *arguments[] = {callback, argument, context};
     PyObject *handle = argument ? PyObject_Vectorcall(q->call_soon, arguments, 2, call_soon_names)
                                 : PyObject_Vectorcall(q->call_soon, (PyObject *[]){callback, context}, 1,
@@ -46,7 +39,7 @@ int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObje
 
 static bool on_own_loop(QueueCore *q)
 {
-    if (!has_loop(q)) {
+    if (!queue_has_loop(q)) {
         return true;
     }
     PyObject *running = PyObject_CallNoArgs(get_running_loop);
@@ -75,7 +68,7 @@ int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t len
 
 int queue_schedule_flush(QueueCore *q)
 {
-    if (q->flush_scheduled || !has_loop(q)) {
+    if (q->flush_scheduled || !queue_has_loop(q)) {
         return 0;
     }
     if (!q->flush_method) {
@@ -985,7 +978,7 @@ static PyObject *queue_wait(QueueCore *q, PyObject *args)
     if (!r && object != Py_None) {
         return NULL;
     }
-    if (has_loop(q) || q->thread != PyThread_get_thread_ident() || !usable(q)) {
+    if (queue_has_loop(q) || q->thread != PyThread_get_thread_ident() || !usable(q)) {
         PyErr_SetString(PyExc_RuntimeError, "wait() is for a usable queue without a loop, in its own thread");
         return NULL;
     }
@@ -1140,7 +1133,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->fork_generation = fork_generation;
     self->inline_budget = INLINE_BUDGET;
     self->loop = Py_NewRef(loop);
-    self->call_soon = has_loop(self) ? PyObject_GetAttrString(loop, "call_soon") : Py_NewRef(Py_None);
+    self->call_soon = queue_has_loop(self) ? PyObject_GetAttrString(loop, "call_soon") : Py_NewRef(Py_None);
     self->flush_method = PyObject_GetAttrString((PyObject *)self, "flush");
     self->loop_context = PyContext_CopyCurrent();
     if (!self->call_soon || !self->flush_method || !self->loop_context) {

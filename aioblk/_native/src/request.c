@@ -166,7 +166,7 @@ static void drop_children(Request *r)
 /* As asyncio does for futures: an error that nobody has looked at goes to the loop's exception handler. */
 static void request_report(Request *r)
 {
-    if (!r->log_traceback || !r->queue || !r->queue->loop || r->queue->loop == Py_None) {
+    if (!r->log_traceback || !r->queue || !r->queue->loop || !queue_has_loop(r->queue)) {
         return;
     }
     r->log_traceback = false;
@@ -388,6 +388,10 @@ static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py
     if (count != 1 || (names && (PyTuple_GET_SIZE(names) != 1 ||
                                  PyUnicode_Compare(PyTuple_GET_ITEM(names, 0), str_context) != 0))) {
         PyErr_SetString(PyExc_TypeError, "add_done_callback() takes a callback and keyword context");
+        return NULL;
+    }
+    if (!queue_has_loop(r->queue)) {
+        PyErr_SetString(PyExc_RuntimeError, "a blocking queue has no event loop; use its wait()");
         return NULL;
     }
     if (names && args[1] != Py_None) {
