@@ -2,20 +2,20 @@
 
 import asyncio
 import contextvars
+import functools
 import gc
 import sys
 import weakref
+from typing import Any
 
 import pytest
 
 import aioblk
 
-from .support.devices import BLOCK, LATENCY, held
+from .support.devices import BLOCK, LATENCY, held, settled
 from .support.storage_daemon import StorageDaemon
 
 ZEROES = bytes(BLOCK)
-
-
 
 
 # --- awaiting -----------------------------------------------------------------------------------------------
@@ -52,7 +52,7 @@ async def test_gather(slow_device: aioblk.Device) -> None:
 
 async def test_gather_of_the_same_request_twice(slow_device: aioblk.Device) -> None:
     request = slow_device.read(0, BLOCK)
-    assert await asyncio.gather(request, request) == [ZEROES] * 2
+    assert list(await asyncio.gather(request, request)) == [ZEROES] * 2
 
 
 async def test_gather_with_exceptions_as_results(slow_device: aioblk.Device) -> None:
@@ -67,7 +67,7 @@ async def test_gather_with_exceptions_as_results(slow_device: aioblk.Device) -> 
 
 async def test_wait(slow_device: aioblk.Device) -> None:
     requests = [slow_device.read(0, BLOCK) for _ in range(4)]
-    done, pending = await asyncio.wait(requests)
+    done, pending = await asyncio.wait(requests)  # type: ignore[type-var]
     assert done == set(requests)
     assert not pending
     assert [request.result() for request in requests] == [ZEROES] * 4
@@ -76,7 +76,8 @@ async def test_wait(slow_device: aioblk.Device) -> None:
 async def test_wait_for_the_first_of_requests_and_tasks(slow_device: aioblk.Device) -> None:
     never = asyncio.create_task(asyncio.Event().wait())
     request = slow_device.read(0, BLOCK)
-    done, pending = await asyncio.wait({request, never}, return_when=asyncio.FIRST_COMPLETED)
+    both: set[Any] = {request, never}
+    done, pending = await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
     assert (done, pending) == ({request}, {never})
     never.cancel()
 
@@ -84,7 +85,7 @@ async def test_wait_for_the_first_of_requests_and_tasks(slow_device: aioblk.Devi
 async def test_wait_with_a_timeout(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
     request = slow_device.read(0, BLOCK)
     with held(slow_daemon):
-        done, pending = await asyncio.wait([request], timeout=0)
+        done, pending = await asyncio.wait([request], timeout=0)  # type: ignore[type-var]
         assert (done, pending) == (set(), {request})
     assert await request == ZEROES
 
@@ -105,9 +106,13 @@ async def test_wait_for_too_little_time(slow_device: aioblk.Device, slow_daemon:
 async def test_timeout(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
     async with asyncio.timeout(60):
         assert await slow_device.read(0, BLOCK) == ZEROES
-    with held(slow_daemon), pytest.raises(TimeoutError):
+
+    async def read_in_time() -> None:
         async with asyncio.timeout(LATENCY):
             await slow_device.read(0, BLOCK)
+
+    with held(slow_daemon), pytest.raises(TimeoutError):
+        await read_in_time()
 
 
 async def test_shield(slow_device: aioblk.Device) -> None:
@@ -152,11 +157,16 @@ async def test_task_groups(slow_device: aioblk.Device) -> None:
 async def test_a_failing_request_cancels_its_task_group(
     slow_device: aioblk.Device, slow_daemon: StorageDaemon
 ) -> None:
-    with pytest.raises(ExceptionGroup) as caught:
+    tasks: list[asyncio.Task[Any]] = []
+
+    async def run() -> None:
         async with asyncio.TaskGroup() as group:
-            group.create_task(slow_device.read(slow_device.capacity, BLOCK))
-            never = group.create_task(asyncio.Event().wait())
-    assert never.cancelled()
+            tasks.append(group.create_task(slow_device.read(slow_device.capacity, BLOCK)))
+            tasks.append(group.create_task(asyncio.Event().wait()))
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await run()
+    assert tasks[1].cancelled()
     [error] = caught.value.exceptions
     assert isinstance(error, aioblk.BlkioError)
 
@@ -213,7 +223,7 @@ async def test_a_pending_request_has_no_outcome(slow_device: aioblk.Device) -> N
 
 async def test_a_finished_request_keeps_its_outcome(slow_device: aioblk.Device) -> None:
     request = slow_device.read(0, BLOCK)
-    await asyncio.wait([request])
+    await settled(request)
     assert (request.done(), request.cancelled()) == (True, False)
     assert request.result() == ZEROES
     assert request.exception() is None
@@ -222,7 +232,7 @@ async def test_a_finished_request_keeps_its_outcome(slow_device: aioblk.Device) 
 
 async def test_a_failed_request_keeps_its_error(slow_device: aioblk.Device) -> None:
     request = slow_device.read(slow_device.capacity, BLOCK)
-    await asyncio.wait([request])
+    await settled(request)
     error = request.exception()
     assert isinstance(error, aioblk.BlkioError)
     with pytest.raises(aioblk.BlkioError) as caught:
@@ -253,7 +263,7 @@ async def test_done_callbacks_are_called_once_in_order(slow_device: aioblk.Devic
     calls: list[tuple[str, object]] = []
     request = slow_device.read(0, BLOCK)
     for name in "abc":
-        request.add_done_callback(lambda done, name=name: calls.append((name, done)))
+        request.add_done_callback(functools.partial(lambda name, done: calls.append((name, done)), name))
     await request
     await asyncio.sleep(0)
     assert calls == [("a", request), ("b", request), ("c", request)]
@@ -365,7 +375,7 @@ async def test_an_error_that_nobody_retrieves_is_reported_once(
 
 async def test_an_error_that_was_retrieved_is_not_reported(slow_device: aioblk.Device) -> None:
     request = slow_device.read(slow_device.capacity, BLOCK)
-    await asyncio.wait([request])
+    await settled(request)
     assert request.exception() is not None
     del request
     gc.collect()
@@ -374,12 +384,8 @@ async def test_an_error_that_was_retrieved_is_not_reported(slow_device: aioblk.D
 # --- waking -------------------------------------------------------------------------------------------------
 
 
-
-
-def test_an_interrupt_out_of_a_woken_task_loses_no_other_completion(storage_daemon: object) -> None:
+def test_an_interrupt_out_of_a_woken_task_loses_no_other_completion(slow_daemon: StorageDaemon) -> None:
     """Runs its loop itself, since a KeyboardInterrupt ends the running of a loop."""
-    assert callable(storage_daemon)
-    daemon = storage_daemon(latency_ns=int(LATENCY * 1e9))
     loop = asyncio.SelectorEventLoop()
 
     async def read(device: aioblk.Device, interrupt: bool) -> bytes:
@@ -389,7 +395,7 @@ def test_an_interrupt_out_of_a_woken_task_loses_no_other_completion(storage_daem
         return data
 
     async def start() -> tuple[aioblk.Device, list["asyncio.Task[bytes]"]]:
-        device = aioblk.VirtioBlkVhostUser(daemon.socket)
+        device = aioblk.VirtioBlkVhostUser(slow_daemon.socket)
         await device.open()
         await device.read(0, BLOCK)
         return device, [loop.create_task(read(device, i == 2)) for i in range(8)]

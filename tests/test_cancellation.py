@@ -1,7 +1,8 @@
 """Cancellation, wherever a task may wait, while a real device is slow or does not answer at all.
 
-The device cannot be told to stop. So what matters is whose memory it may still write to: a request that only touches
-memory of aioblk's own is left at once, one on the caller's memory when the device has finished with it.
+The device cannot be told to stop. So what matters is whose memory it may still write to: a request that only
+touches memory of aioblk's own is left at once, one on the caller's memory when the device has finished with
+it.
 """
 
 import asyncio
@@ -108,7 +109,9 @@ ON_REGIONS: dict[str, Callable[[aioblk.Device, aioblk.MemoryRegion], "aioblk.Req
     "write": lambda device, region: device.write(0, region[:BLOCK]),
     "writev": lambda device, region: device.writev(0, [region[:512], region[512:BLOCK]]),
     "split read_into": lambda device, region: device.read_into(0, region),
-    "read_into_many": lambda device, region: device.read_into_many([(0, region[:512]), (0, region[512:1024])]),
+    "read_into_many": lambda device, region: device.read_into_many(
+        [(0, region[:512]), (0, region[512:1024])]
+    ),
     "write_many": lambda device, region: device.write_many([(0, region[:512]), (0, region[512:1024])]),
 }
 
@@ -208,7 +211,7 @@ async def test_wait_leaves_requests_alone(slow_device: aioblk.Device, slow_daemo
     request = slow_device.read(0, BLOCK)
 
     async def run() -> None:
-        await asyncio.wait([request])
+        await asyncio.wait([request])  # type: ignore[type-var]
 
     with held(slow_daemon):
         task = asyncio.create_task(run())

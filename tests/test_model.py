@@ -1,7 +1,7 @@
 """Whatever is done to a device, it holds what a bytearray would hold.
 
-A program is a list of steps; the operations of a step are in flight together and touch different blocks. Reads are
-compared at once, the whole device at the end.
+A program is a list of steps; the operations of a step are in flight together and touch different blocks.
+Reads are compared at once, the whole device at the end.
 """
 
 import asyncio
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 import aioblk
 
-from .support.devices import Target, pattern
+from .support.devices import Target, pattern, settled
 
 UNIT = 512
 UNITS = 256
@@ -151,7 +151,7 @@ class Checked:
         buffer = bytearray(it.length)
         request = self.device.read_into(it.offset, buffer)
         request.cancel()
-        await asyncio.wait([request])
+        await settled(request)
         assert request.cancelled() or bytes(buffer) == self.held(it)
 
     def _change(self, it: Operation) -> bytes:
@@ -167,7 +167,9 @@ async def region(device: aioblk.Device) -> AsyncIterator[aioblk.MemoryRegion]:
 
 
 @settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=60,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(program=st.lists(steps(), min_size=1, max_size=12))
 async def test_a_device_holds_what_a_bytearray_would(

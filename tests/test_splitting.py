@@ -1,11 +1,12 @@
 """Splitting: requests beyond what the device takes become several, and every byte goes where it belongs.
 
-The devices are real. Their limits are made smaller than they are, so that small requests meet every one of them.
+The devices are real. Their limits are made smaller than they are, so that small requests meet every one of
+them.
 """
 
 import asyncio
 import mmap
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -22,7 +23,7 @@ MIB = 1 << 20
 
 
 @pytest.fixture
-def impose(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def impose(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Devices opened after ``impose(max_segments=3)`` have that limit."""
     imposed: dict[str, Any] = {}
     read = Limits.read
@@ -36,7 +37,7 @@ def impose(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         imposed.clear()
         imposed.update(limits)
 
-    yield change
+    return change
 
 
 async def parts_of(device: aioblk.Device, submit: Callable[[], "aioblk.Request[object]"]) -> int:
@@ -48,7 +49,7 @@ async def parts_of(device: aioblk.Device, submit: Callable[[], "aioblk.Request[o
 # --- one limit at a time ------------------------------------------------------------------------------------
 
 
-async def test_max_transfer(target: Target, impose: Any) -> None:
+async def test_max_transfer(target: Target, impose: Callable[..., None]) -> None:
     impose(max_transfer=2 * BLOCK)
     async with target.device() as device:
         data = pattern(7 * BLOCK)
@@ -57,7 +58,7 @@ async def test_max_transfer(target: Target, impose: Any) -> None:
         assert await device.read(BLOCK, 7 * BLOCK) == data
 
 
-async def test_max_segments(target: Target, impose: Any) -> None:
+async def test_max_segments(target: Target, impose: Callable[..., None]) -> None:
     impose(max_segments=3)
     async with target.device() as device, device.allocate(8 * BLOCK) as region:
         data = pattern(8 * BLOCK)
@@ -69,7 +70,7 @@ async def test_max_segments(target: Target, impose: Any) -> None:
         assert bytes(region) == data
 
 
-async def test_max_segment_len(target: Target, impose: Any) -> None:
+async def test_max_segment_len(target: Target, impose: Callable[..., None]) -> None:
     impose(max_segment_len=BLOCK, max_segments=2)
     async with target.device() as device, device.allocate(5 * BLOCK) as region:
         region[:] = pattern(5 * BLOCK)
@@ -77,7 +78,7 @@ async def test_max_segment_len(target: Target, impose: Any) -> None:
         assert await device.read(0, 5 * BLOCK) == pattern(5 * BLOCK)
 
 
-async def test_max_write_zeroes_len(target: Target, impose: Any) -> None:
+async def test_max_write_zeroes_len(target: Target, impose: Callable[..., None]) -> None:
     impose(max_write_zeroes_len=2 * BLOCK)
     async with target.device() as device:
         data = pattern(8 * BLOCK)
@@ -86,7 +87,7 @@ async def test_max_write_zeroes_len(target: Target, impose: Any) -> None:
         assert await device.read(0, 8 * BLOCK) == data[:BLOCK] + bytes(5 * BLOCK) + data[6 * BLOCK :]
 
 
-async def test_max_discard_len(target: Target, impose: Any) -> None:
+async def test_max_discard_len(target: Target, impose: Callable[..., None]) -> None:
     impose(max_discard_len=2 * BLOCK, max_write_zeroes_len=2 * BLOCK)  # files are discarded by zeroing
     async with target.device() as device:
         data = pattern(8 * BLOCK)
@@ -104,7 +105,7 @@ async def test_the_bounce_pool(target: Target) -> None:
         assert await device.read(0, MIB) == data
 
 
-async def test_buf_alignment(target: Target, impose: Any) -> None:
+async def test_buf_alignment(target: Target, impose: Callable[..., None]) -> None:
     impose(buf_alignment=512, mem_region_alignment=512)
     async with target.device() as device:
         memory = mmap.mmap(-1, 4 * BLOCK)
@@ -117,7 +118,7 @@ async def test_buf_alignment(target: Target, impose: Any) -> None:
         view.release()
 
 
-async def test_discard_alignment(target: Target, impose: Any) -> None:
+async def test_discard_alignment(target: Target, impose: Callable[..., None]) -> None:
     impose(discard_alignment=2 * BLOCK, discard_alignment_offset=BLOCK)
     async with target.device() as device:
         for offset, length in ((0, 2 * BLOCK), (BLOCK, BLOCK), (2 * BLOCK, 2 * BLOCK)):
@@ -155,7 +156,9 @@ class Segment:
 def layouts(draw: st.DrawFn) -> list[Segment]:
     """Segments of any size and alignment, whole blocks together."""
     lengths = draw(
-        st.lists(st.sampled_from([0, 1, 7, 63, 64, 100, 511, 512, 513, 1024, 4096, 5000]), min_size=1, max_size=24)
+        st.lists(
+            st.sampled_from([0, 1, 7, 63, 64, 100, 511, 512, 513, 1024, 4096, 5000]), min_size=1, max_size=24
+        )
     )
     padding = -sum(lengths) % 512
     return [
@@ -193,11 +196,13 @@ def lay_out(layout: list[Segment], region: aioblk.MemoryRegion) -> list[memoryvi
 
 
 @settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(layout=layouts(), limits=smaller_limits(), seed=st.integers(1, 1000))
 async def test_any_segments_within_any_limits(
-    target: Target, impose: Any, layout: list[Segment], limits: dict[str, int], seed: int
+    target: Target, impose: Callable[..., None], layout: list[Segment], limits: dict[str, int], seed: int
 ) -> None:
     impose(**limits)
     length = sum(segment.length for segment in layout)
@@ -224,7 +229,9 @@ async def test_any_segments_within_any_limits(
 
 
 @settings(
-    max_examples=20, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(layout=layouts(), seed=st.integers(1, 1000))
 async def test_any_segments_of_direct_io_on_a_block_device(

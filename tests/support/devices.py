@@ -1,9 +1,10 @@
 """Open devices for the tests of the request path: one test, every driver that this machine can offer it.
 
-Every device begins with 8 MiB of zeroes. ``slow_device`` answers each request after LATENCY, and not at all while its
-daemon is held: what is in flight then stays in flight for as long as a test wants.
+Every device begins with 8 MiB of zeroes. ``slow_device`` answers each request after LATENCY, and not at all
+while its daemon is held: what is in flight then stays in flight for as long as a test wants.
 """
 
+import asyncio
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -96,3 +97,8 @@ def pattern(length: int, seed: int = 1) -> bytes:
     for index in range(-(-length // 8)):
         words += ((word + index * 0x2545F4914F6CDD1D) & (2**64 - 1)).to_bytes(8, "little")
     return bytes(words[:length])
+
+
+async def settled(*requests: "aioblk.Request[Any]") -> None:
+    """Wait until the requests are done, whatever their outcome."""
+    await asyncio.wait(requests)  # type: ignore[type-var] # asyncio takes more than its types say
