@@ -10,7 +10,6 @@ import signal
 import socket
 import sys
 from collections.abc import Generator
-from typing import NoReturn
 from urllib.parse import quote
 
 from _nbd.export import Export, open_export
@@ -49,8 +48,7 @@ def main() -> None:
     options = parse_options()
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
-        properties = dict(split_property(text) for text in options.properties)
-        device = aioblk.open(options.driver, **properties)
+        device = aioblk.open(options.driver, **dict(map(split_property, options.properties)))
         asyncio.run(serve(device, options))
     except OSError as error:
         sys.exit(f"nbd_server: {error}")
@@ -173,17 +171,13 @@ def parse_options() -> argparse.Namespace:
 def split_property(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not equals:
-        fail(f"{text!r} is no PROPERTY=VALUE, such as path=disk.img")
+        sys.exit(f"nbd_server: {text!r} is no PROPERTY=VALUE, such as path=disk.img")
     return name, value
 
 
 def size(text: str) -> int:
     unit = text[-1:].upper()
     return int(text[:-1]) * 1024 ** " KMG".index(unit) if unit in "KMG" and unit else int(text)
-
-
-def fail(message: str) -> NoReturn:
-    sys.exit(f"nbd_server: {message}")
 
 
 if __name__ == "__main__":
