@@ -15,7 +15,7 @@ from ._open import open
 from ._properties import Properties
 from ._queue import Queue, QueueStatistics
 from ._wait_queue import WaitQueue, WaitQueueStatistics
-from .arena import Arena, ArenaBlock, ArenaBuffer, ArenaListener, ArenaStatistics
+from .arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer, ArenaListener, ArenaStatistics
 from .bounce import BouncePool, BounceStatistics
 from .byte_view import ByteView
 from .device import Device
@@ -38,6 +38,7 @@ from .zones import Extent, SequentialWriter, Zone, Zones, ZoneState, ZoneType
 __all__ = [
     "AlignmentError",
     "Arena",
+    "ArenaAttachment",
     "ArenaBlock",
     "ArenaBuffer",
     "ArenaListener",

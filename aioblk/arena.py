@@ -12,10 +12,11 @@ from typing import Any, Protocol, Self, TypeVar, final
 
 from ._blocking import run_blocking
 from ._native._core import Allocator, Memory, View
+from ._tasks import start_steadfast_task
 from .errors import BlkioError, UsageError
 from .memory import DeviceMemory, MemoryRegion
 
-__all__ = ["Arena", "ArenaBlock", "ArenaBuffer", "ArenaListener", "ArenaStatistics", "Attachment"]
+__all__ = ["Arena", "ArenaAttachment", "ArenaBlock", "ArenaBuffer", "ArenaListener", "ArenaStatistics"]
 
 T = TypeVar("T")
 
@@ -179,7 +180,7 @@ class _Giver:
 
 
 @final
-class Attachment:
+class ArenaAttachment:
     """A device's registrations of an arena's blocks: all of them or, after a failure, none."""
 
     def __init__(self, arena: "Arena", device: HasMemory) -> None:
@@ -415,11 +416,15 @@ class Arena:
     # --- devices and other listeners ------------------------------------------------------------------------
 
     @property
-    def attachments(self) -> tuple[Attachment, ...]:
+    def attachments(self) -> tuple[ArenaAttachment, ...]:
         """The attached devices, in the order in which they came."""
-        return tuple(listener for listener in self._listeners if isinstance(listener, Attachment))
+        return tuple(
+            listener
+            for listener in self._listeners
+            if isinstance(listener, ArenaAttachment) and listener.attached
+        )
 
-    async def attach(self, device: HasMemory) -> Attachment:
+    async def attach(self, device: HasMemory) -> ArenaAttachment:
         """Register every block, and every block to come, with an open device.
 
         Raises:
@@ -429,12 +434,12 @@ class Arena:
         """
         return await self.finish(self._attach(device))
 
-    async def _attach(self, device: HasMemory) -> Attachment:
+    async def _attach(self, device: HasMemory) -> ArenaAttachment:
         async with self._turn:
             self._refuse_if_closed("attach a device to")
             if any(attachment.device is device for attachment in self.attachments):
                 raise UsageError(f"{device!r} is attached already", operation="attach")
-            attachment = Attachment(self, device)
+            attachment = ArenaAttachment(self, device)
             for block in self._blocks:
                 await attachment.block_added(block)
                 if attachment.error is not None:
@@ -462,7 +467,7 @@ class Arena:
         for listener in tuple(self._listeners):
             if listener not in self._listeners:
                 continue
-            if isinstance(listener, Attachment) and listener.device.closed:
+            if isinstance(listener, ArenaAttachment) and listener.device.closed:
                 self._listeners.remove(listener)
                 continue
             try:
@@ -473,7 +478,7 @@ class Arena:
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Await work that goes on when the caller is cancelled."""
-        task = asyncio.ensure_future(work)
+        task = start_steadfast_task(asyncio.get_running_loop(), work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         return await asyncio.shield(task)

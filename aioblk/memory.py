@@ -20,6 +20,7 @@ from ._backing import Backing, BackingError, find_backing, verify_backing
 from ._blocking import run_blocking
 from ._handle import Blkio, MemRegion
 from ._native._core import DeviceCore, Memory, View
+from ._tasks import start_steadfast_task
 from .errors import BlkioError, DeviceClosedError, RegistrationError, UsageError
 from .limits import Limits
 
@@ -73,12 +74,12 @@ class MemoryRegion(View):
     @property
     def mapped(self) -> bool:
         """Whether the region is mapped into the device. Never so where the device needs no regions."""
-        return self._mapped is not None
+        return self._mapped is not None and not self.memory.closed
 
     @property
     def zero_copy(self) -> bool:
         """Whether aligned requests on the region avoid the bounce pool."""
-        return self._mapped is not None or not self._device.limits.needs_mem_regions
+        return self.mapped or not self._device.limits.needs_mem_regions
 
     @property
     def reason(self) -> str | None:
@@ -116,8 +117,7 @@ class MemoryRegion(View):
 
     async def aclose(self) -> None:
         """Unmap the region as soon as no request uses it, as leaving the block does; idempotent."""
-        mapped, self._mapped = self._mapped, None
-        await self._device.detach(self.memory, mapped)
+        await self._device.detach(self.memory, self._mapped)
 
     def __repr__(self) -> str:
         state = "closed" if self.memory.closed else "mapped" if self.mapped else "not mapped"
@@ -222,6 +222,11 @@ class DeviceMemory:
             os.close(fd)
         return MemoryRegion(self, Memory.from_buffer(pages), length, required=required)
 
+    @property
+    def busy(self) -> bool:
+        """Whether a worker thread is using the handle."""
+        return self._turn.locked()
+
     def round_up(self, length: int) -> int:
         """The next length that a region may have and that is whole pages, in bytes."""
         unit = max(self.limits.mem_region_alignment, mmap.PAGESIZE)
@@ -274,14 +279,15 @@ class DeviceMemory:
         return mapped
 
     async def detach(self, memory: Memory, mapped: _Mapped | None) -> None:
-        """Undo attach. Unless others hold the range too, it waits until no request uses it, and unmaps it."""
+        """Undo attach, once. Unless others hold the range too, unmap it as soon as no request uses it."""
         self._refuse_other_loops()
         memory.close()
-        self._memories.discard(memory)
-        if mapped is not None:
-            self._leave(mapped)
-            if mapped.unmapping is not None:
-                await asyncio.shield(mapped.unmapping)
+        if memory in self._memories:
+            self._memories.remove(memory)
+            if mapped is not None:
+                self._leave(mapped)
+        if mapped is not None and mapped.unmapping is not None:
+            await asyncio.shield(mapped.unmapping)
 
     def _leave(self, mapped: _Mapped) -> None:
         mapped.holders -= 1
@@ -402,7 +408,7 @@ class DeviceMemory:
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that goes on when the caller of ours is cancelled, and that closing waits for."""
-        task = self._loop.create_task(work)
+        task = start_steadfast_task(self._loop, work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task

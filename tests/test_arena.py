@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import aioblk
-from aioblk.arena import Arena, ArenaBlock, ArenaBuffer, Attachment
+from aioblk.arena import Arena, ArenaBlock, ArenaBuffer, ArenaAttachment
 from aioblk.errors import RegistrationError
 
 from .conftest import LoopError, StorageDaemonFactory
@@ -352,7 +352,7 @@ class ArenaMachine(RuleBasedStateMachine):
         super().__init__()
         self.driven = DrivenLoop(self.loop_name)
         self.devices: list[FakeDevice] = []
-        self.attached: list[tuple[FakeDevice, Attachment]] = []
+        self.attached: list[tuple[FakeDevice, ArenaAttachment]] = []
         self.buffers: list[tuple[ArenaBuffer, int]] = []  # and what they are filled with
         self.serial = 0
 
