@@ -12,6 +12,7 @@ from ._discard import BlockDiscard
 from ._handle import Blkio
 from ._native._core import DeviceCore, QueueCore, Submitter
 from ._properties import Properties
+from ._tasks import start_steadfast_task
 from .bounce import BouncePool
 from .errors import BlkioError, DeviceClosedError, OptionError, UsageError
 from .memory import DeviceMemory
@@ -145,7 +146,7 @@ class Queue(Submitter):
             if asyncio.get_running_loop() is not self._loop:
                 raise UsageError("the queue belongs to another event loop", operation="close queue")
             self.close()
-            self._closing = self._loop.create_task(self._close())
+            self._closing = start_steadfast_task(self._loop, self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:

@@ -12,6 +12,7 @@ from typing import Any, final
 
 from ._handle import Blkio, MemRegion
 from ._native._core import QueueCore, Request
+from ._tasks import start_steadfast_task
 from .errors import BlkioError
 from .memory import DeviceMemory
 
@@ -204,7 +205,7 @@ class BouncePool:
         self._high_water = max(self._high_water, self._core.bounce_peak)
         before = self._core.bounce_size
         self._core.detach_bounce()
-        self._resizing = self._loop.create_task(self._resize(before, size))
+        self._resizing = start_steadfast_task(self._loop, self._resize(before, size))
         return self._resizing
 
     async def _resize(self, before: int, size: int) -> None:

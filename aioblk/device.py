@@ -28,6 +28,7 @@ from ._peer import has_hung_up, peer_descriptors, watch_peer
 from ._properties import IO_URING, VHOST_USER, Properties
 from ._queue import Queue, QueueContext, QueueStatistics
 from ._refusals import Refusals
+from ._tasks import start_steadfast_task
 from .bounce import BouncePool
 from .errors import DeviceClosedError, DeviceLostError, UsageError, request_error
 from .limits import Limits
@@ -201,7 +202,7 @@ class Device(Submitter):
             self._state = _State.CLOSING
             if self._queue is not None and self._lost is None:
                 self._queue.close()
-            self._closing = loop.create_task(self._close())
+            self._closing = start_steadfast_task(loop, self._close())
         await asyncio.shield(self._closing)
 
     async def _close(self) -> None:
@@ -237,8 +238,11 @@ class Device(Submitter):
             return
         warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
         # With nothing in flight, everything can be given back from here; otherwise memory that the device
-        # still uses would go: a leak is the lesser evil.
-        if self._state is _State.DETACHED or (queue.core.in_flight == 0 and queue.is_bound_here()):
+        # still uses would go: a leak is the lesser evil. So it is when the interpreter ends while a thread
+        # talks to the backend: there would be two who wait for one answer.
+        memory_busy = self._memory is not None and self._memory.busy
+        unused = queue.core.in_flight == 0 and queue.is_bound_here() and not memory_busy
+        if self._state is _State.DETACHED or unused:
             self._forget_peer()
             queue.dispose()
             handle.destroy()
