@@ -396,6 +396,16 @@ EXITS = {
         tasks = [asyncio.create_task(read()) for _ in range(4)]
         await asyncio.sleep(0)
     """,
+    "tasks leaving their blocks": """
+        opened = asyncio.Event()
+        async def read():
+            async with device:
+                opened.set()
+                while True:
+                    await device.read(0, 4096)
+        task = asyncio.create_task(read())
+        await opened.wait()
+    """,
     "an interrupt": "await device.open(); device.read(0, 4096); raise KeyboardInterrupt",
     "sys.exit": "await device.open(); device.read(0, 4096); sys.exit(3)",
     "never opened": "pass",
