@@ -5,6 +5,7 @@ listed must be refused in the way a user is promised.
 """
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,11 @@ ONE_CLIENT = "the device serves one client at a time"
 NO_DESCRIPTOR = "libblkio takes this device's path only"
 FIXED_QUEUES = "virtqueues are set up when the device starts"
 NEEDS_FILE = "the device's other side maps the memory by its descriptor"
+NOTHING_TO_POLL = "only direct I/O can be polled"
+DISK_CANNOT_POLL = "the disk under it has no poll queues"
+LOOP_CANNOT_POLL = "the kernel's loop devices cannot be polled"
+NVME_CANNOT_POLL = "libblkio has no poll queues for it"
+NO_ZONES = "only zoned namespaces of NVMe have zones"
 NO_PAGE_CACHE = "the driver bypasses the page cache, there is nothing to choose"
 
 
@@ -80,6 +86,14 @@ def vhost_user_socket(request: pytest.FixtureRequest) -> Path:
 
 def guest_device(variable: str) -> Locate:
     return lambda _: Path(os.environ[variable])
+
+
+def disk_has_poll_queues() -> bool:
+    """Whether completions on the disk that scratch files are on can be polled for."""
+    number = os.stat(tempfile.gettempdir()).st_dev
+    disk = Path(f"/sys/dev/block/{os.major(number)}:{os.minor(number)}").resolve()
+    settings = [place / "queue/io_poll" for place in (disk, disk.parent)]  # of the disk, or of its partition
+    return any(setting.exists() and setting.read_text() == "1\n" for setting in settings)
 
 
 IO_URING_PROPERTIES: Mapping[str, bool | int] = {
@@ -105,7 +119,7 @@ BUFFERED = Driver(
         "mem-region-alignment": 1,
         "can-grow": True,
     },
-    {},
+    {"polling": NOTHING_TO_POLL, "zones": NO_ZONES},
 )
 
 DIRECT = Driver(
@@ -119,7 +133,11 @@ DIRECT = Driver(
         "mem-region-alignment": 512,
         "can-grow": True,
     },
-    {"bytes instead of blocks": BLOCKS},
+    {
+        "bytes instead of blocks": BLOCKS,
+        "zones": NO_ZONES,
+        **({} if disk_has_poll_queues() else {"polling": DISK_CANNOT_POLL}),
+    },
     options={"direct": True},
 )
 
@@ -134,7 +152,12 @@ LOOP = Driver(
         "mem-region-alignment": 512,
         "can-grow": False,
     },
-    {"bytes instead of blocks": BLOCKS, "growing": FIXED_SIZE},
+    {
+        "bytes instead of blocks": BLOCKS,
+        "growing": FIXED_SIZE,
+        "polling": LOOP_CANNOT_POLL,
+        "zones": NO_ZONES,
+    },
     options={"direct": True},
 )
 
@@ -155,6 +178,7 @@ VIRTIO_LACKS: Mapping[Feature, str] = {
     "page cache": NO_PAGE_CACHE,
     "growing": FIXED_SIZE,
     "sharing": ONE_CLIENT,
+    "zones": NO_ZONES,
 }
 
 VHOST_USER = Driver(
@@ -230,7 +254,13 @@ NVME = Driver(
         "max-discard-len": (2**32 - 1) * 4096,
         "discard-alignment": 4096,
     },
-    {"bytes instead of blocks": BLOCKS, "page cache": NO_PAGE_CACHE, "growing": FIXED_SIZE},
+    {
+        "bytes instead of blocks": BLOCKS,
+        "growing": FIXED_SIZE,
+        "page cache": NO_PAGE_CACHE,
+        "polling": NVME_CANNOT_POLL,
+        "zones": NO_ZONES,
+    },
 )
 
 IN_GUEST = "AIOBLK_VM_NVME" in os.environ

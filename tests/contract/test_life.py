@@ -95,6 +95,12 @@ async def test_writes_nothing_when_read_only(new_device: Opener) -> None:
         assert await device.read(0, 4096) == b"\x44" * 4096
 
 
+async def test_has_zones_or_says_no(device: aioblk.Device, can: Can) -> None:
+    assert not can("zones")  # the guest's zoned namespace has tests of its own
+    with pytest.raises(aioblk.UnsupportedError, match="zones"):
+        aioblk.Zones(device)
+
+
 async def test_closing_waits_for_what_is_in_flight(new_device: Opener) -> None:
     device = await new_device().open()
     written = [device.write(4096 * i, bytes([i]) * 4096) for i in range(64)]

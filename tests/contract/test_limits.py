@@ -91,6 +91,16 @@ async def test_transfers_bytes_or_refuses_what_is_not_aligned(device: aioblk.Dev
     assert device.statistics().submitted == 0
 
 
+async def test_a_byte_view_transfers_bytes(device: aioblk.Device) -> None:
+    view = aioblk.ByteView(device)
+    await device.write(0, b"\x01" * 2 * BLOCK)
+    await view.write(BLOCK - 2, b"abcd")
+    await view.write_zeroes(BLOCK - 1, 2)
+    await view.flush()
+    assert await view.read(BLOCK - 3, 6) == b"\x01a\0\0d\x01"
+    assert await device.read(0, 2 * BLOCK) == b"\x01" * (BLOCK - 2) + b"a\0\0d" + b"\x01" * (BLOCK - 2)
+
+
 async def test_takes_buffers_at_any_address(device: aioblk.Device) -> None:
     data = os.urandom(2 * BLOCK)
     shifted = bytearray(3 * BLOCK)

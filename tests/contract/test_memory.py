@@ -108,6 +108,18 @@ async def test_registered_and_other_memory_in_one_request(device: aioblk.Device)
         assert region[BLOCK:] == b"\x07" * BLOCK
 
 
+async def test_an_arenas_buffers_are_not_copied(device: aioblk.Device) -> None:
+    async with aioblk.Arena(MIB) as arena:
+        await arena.attach(device)
+        with arena.allocate(2 * BLOCK) as buffer:
+            buffer[:] = b"\x0b" * 2 * BLOCK
+            await device.write(0, buffer)
+            await device.read_into(0, buffer[BLOCK:])
+        assert device.statistics().bounced_bytes == 0
+        await arena.detach(device)
+    assert await device.read(0, BLOCK) == b"\x0b" * BLOCK
+
+
 async def test_more_regions_than_the_device_takes(device: aioblk.Device) -> None:
     async with AsyncExitStack() as stack:
         for number in range(40):
