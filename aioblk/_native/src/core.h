@@ -277,6 +277,7 @@ int plan_range(Request *r, DeviceCore *device, uint64_t maximum);
 struct submitter {
     PyObject_HEAD
     QueueCore *core;
+    QueueCore *former; /* kept: a method that runs Python code may still be using it */
     PyObject *weak_references;
 };
 

@@ -574,7 +574,6 @@ static void queue_broken(QueueCore *q, int error)
     }
 }
 
-/* Submits what was issued and takes what has completed; returns how many completions. */
 static void take_completions(QueueCore *q, const struct blkio_completion *completions, int count)
 {
     for (int i = 0; i < count && q->blkioq; i++) { /* Python code may give the device up for lost */
@@ -584,6 +583,7 @@ static void take_completions(QueueCore *q, const struct blkio_completion *comple
     }
 }
 
+/* Submits what was issued and takes what has completed; returns how many completions. */
 static int reap(QueueCore *q)
 {
     struct blkio_completion completions[REAP_MAX];
@@ -982,7 +982,7 @@ static PyObject *queue_wait(QueueCore *q, PyObject *args)
         PyErr_SetString(PyExc_RuntimeError, "wait() is for a usable queue without a loop, in its own thread");
         return NULL;
     }
-    uint64_t end = seconds < 0 ? UINT64_MAX : now_ns() + (uint64_t)(seconds * 1e9);
+    uint64_t end = seconds >= 0 && seconds < 1e9 ? now_ns() + (uint64_t)(seconds * 1e9) : UINT64_MAX;
     int count = 0;
     Py_XINCREF(r);
     while (usable(q) && (r ? r->state == PENDING : count == 0)) {
@@ -1043,6 +1043,7 @@ static PyObject *lost_error(Request *r, PyObject *cause)
 static PyObject *queue_abandon(QueueCore *q, PyObject *exception)
 {
     size_t count = 0;
+    bool was_busy = q->in_flight != NULL;
     Request *r;
     q->blkioq = NULL;
     q->backlog_head = q->backlog_tail = NULL;
@@ -1067,7 +1068,9 @@ static PyObject *queue_abandon(QueueCore *q, PyObject *exception)
         }
         leave_batch(r);
     }
-    tell_if_idle(q);
+    if (was_busy) {
+        tell_if_idle(q);
+    }
     if (queue_wake_ready(q, false) < 0) {
         return NULL;
     }

@@ -563,12 +563,14 @@ static PyObject *submitter_manage_zone(Submitter *self, PyObject *args)
 static int submitter_traverse(Submitter *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->core);
+    Py_VISIT(self->former);
     return 0;
 }
 
 static int submitter_clear(Submitter *self)
 {
     Py_CLEAR(self->core);
+    Py_CLEAR(self->former);
     return 0;
 }
 
@@ -593,7 +595,10 @@ static int submitter_set_core(Submitter *self, PyObject *value, void *Py_UNUSED(
         PyErr_SetString(PyExc_TypeError, "_core is a QueueCore or None");
         return -1;
     }
-    Py_XSETREF(self->core, value && value != Py_None ? (QueueCore *)Py_NewRef(value) : NULL);
+    QueueCore *before_last = self->former;
+    self->former = self->core;
+    self->core = value && value != Py_None ? (QueueCore *)Py_NewRef(value) : NULL;
+    Py_XDECREF(before_last);
     return 0;
 }
 
