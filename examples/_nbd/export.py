@@ -7,16 +7,26 @@ import stat
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import final
+from typing import Any, Protocol, final
 
 import aioblk
 
 from . import protocol
-from .memory import PayloadMemory
+from .memory import Payload, PayloadMemory
 
-__all__ = ["Export", "Extent", "open_export"]
+__all__ = ["Export", "Extent", "Work", "open_export"]
 
 LARGEST_PAYLOAD = 32 << 20  # what clients may send if they are not told anything else
+
+
+class Work(Protocol):
+    """What aioblk's requests and asyncio's tasks have in common."""
+
+    def done(self) -> bool: ...
+    def cancelled(self) -> bool: ...
+    def result(self) -> Any: ...
+    def exception(self) -> BaseException | None: ...
+    def add_done_callback(self, fn: Any, /) -> object: ...
 
 
 @final
@@ -29,23 +39,25 @@ class Extent:
 
 
 @final
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Export:
     """A device under a name. Sizes are in bytes."""
 
-    name: str
-    description: str
-    device: aioblk.Device
-    memory: PayloadMemory
-    size: int
-    read_only: bool
-    minimum_block: int
-    """Offsets and lengths of commands are multiples of it."""
-    preferred_block: int
-    largest_payload: int
-    """The most data of one command."""
-    file: int | None
-    """A descriptor that tells where the holes are, for a regular file."""
+    def __init__(
+        self, device: aioblk.Device, memory: PayloadMemory, file: int | None, *, name: str, description: str
+    ) -> None:
+        """Of an open device; *file* is a descriptor that tells where the holes are, for a regular file."""
+        limits = device.limits
+        self.name = name
+        self.description = description
+        self.device = device
+        self.memory = memory
+        self.minimum_block = limits.request_alignment
+        self.preferred_block = max(4096, limits.request_alignment, limits.optimal_io_alignment)
+        self.largest_payload = min(LARGEST_PAYLOAD, memory.size // 2)
+        self.size = device.capacity // self.minimum_block * self.minimum_block
+        self.read_only = bool(device.properties["read-only"])
+        self._file = file
+        self._bytes = _ByteChanges(device)
 
     @property
     def transmission_flags(self) -> int:
@@ -59,6 +71,34 @@ class Export:
             | protocol.SEND_TRIM
             | protocol.SEND_WRITE_ZEROES
             | protocol.SEND_FAST_ZERO
+        )
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    # Clients are told the block size of the device; those that have not asked may well send anything else.
+
+    def read(self, offset: int, payload: Payload) -> Work:
+        """Fill the payload from *offset* on."""
+        parts = payload.parts
+        if (offset | payload.length) % self.minimum_block:
+            return asyncio.ensure_future(self._bytes.read(offset, parts))
+        return (
+            self.device.read_into(offset, parts[0]) if len(parts) == 1 else self.device.readv(offset, parts)
+        )
+
+    def write(self, offset: int, payload: Payload, *, fua: bool) -> Work:
+        """Write the payload at *offset*."""
+        if self._bytes.under_way or (offset | payload.length) % self.minimum_block:
+            return asyncio.ensure_future(self._bytes.write(offset, payload.parts, fua=fua))
+        return self._bytes.wait_for(self.device.writev(offset, payload.parts, fua=fua))
+
+    def write_zeroes(self, offset: int, length: int, *, fua: bool, no_hole: bool, fast: bool) -> Work:
+        if self._bytes.under_way or (offset | length) % self.minimum_block:
+            if fast:
+                raise aioblk.UnsupportedError("this may take as long as writing does")
+            return asyncio.ensure_future(self._bytes.write_zeroes(offset, length, fua=fua, no_hole=no_hole))
+        return self._bytes.wait_for(
+            self.device.write_zeroes(offset, length, fua=fua, no_unmap=no_hole, no_fallback=fast)
         )
 
     async def trim(self, offset: int, length: int, *, fua: bool) -> None:
@@ -86,9 +126,67 @@ class Export:
 
     async def extents(self, offset: int, length: int, most: int) -> list[Extent]:
         """The stretches from *offset* on, as far as they are known: at least one, not always all of them."""
-        if self.file is None:
+        if self._file is None:
             return [Extent(length, is_data=True)]
-        return await asyncio.to_thread(_file_extents, self.file, offset, length, most)
+        return await asyncio.to_thread(_file_extents, self._file, offset, length, most)
+
+
+@final
+class _ByteChanges:
+    """Reads and writes of anything but whole blocks, by way of a ByteView.
+
+    Changing a part of a block means reading it, and writing all of it back. A change of the whole block in
+    between would be undone. So a change of bytes waits for the direct ones that were begun before it, and
+    while there are any, all changes go through the ByteView, which knows what must not overlap.
+    """
+
+    def __init__(self, device: aioblk.Device) -> None:
+        self._view = aioblk.ByteView(device)
+        self._has_blocks = device.limits.request_alignment > 1
+        self._direct = 0
+        self._none_direct = asyncio.Event()
+        self._none_direct.set()
+        self.under_way = 0
+        """Changes of bytes that have begun and not ended."""
+
+    def wait_for(self, change: aioblk.Request[None]) -> aioblk.Request[None]:
+        """Have all later changes of bytes wait for this direct one, which is returned."""
+        if self._has_blocks:
+            self._direct += 1
+            self._none_direct.clear()
+            change.add_done_callback(self._end_direct)
+        return change
+
+    def _end_direct(self, _change: object) -> None:
+        self._direct -= 1
+        if self._direct == 0:
+            self._none_direct.set()
+
+    async def read(self, offset: int, parts: list[memoryview]) -> None:
+        for part in parts:
+            await self._view.read_into(offset, part)
+            offset += len(part)
+
+    async def write(self, offset: int, parts: list[memoryview], *, fua: bool) -> None:
+        async with self:
+            for part in parts:
+                await self._view.write(offset, part, fua=fua)
+                offset += len(part)
+
+    async def write_zeroes(self, offset: int, length: int, *, fua: bool, no_hole: bool) -> None:
+        async with self:
+            await self._view.write_zeroes(offset, length, fua=fua, no_unmap=no_hole)
+
+    async def __aenter__(self) -> None:
+        self.under_way += 1
+        try:
+            await self._none_direct.wait()
+        except BaseException:
+            self.under_way -= 1
+            raise
+
+    async def __aexit__(self, *_: object) -> None:
+        self.under_way -= 1
 
 
 def _file_extents(file: int, offset: int, length: int, most: int) -> list[Extent]:
@@ -120,22 +218,9 @@ async def open_export(
 ) -> AsyncGenerator[Export]:
     """Open the device and serve all of it; *memory_size* bytes carry the data of all clients together."""
     async with device, device.allocate(memory_size) as region:
-        memory = PayloadMemory(region)
-        limits = device.limits
         file = _open_file(device)
         try:
-            yield Export(
-                name=name,
-                description=description,
-                device=device,
-                memory=memory,
-                size=device.capacity // limits.request_alignment * limits.request_alignment,
-                read_only=bool(device.properties["read-only"]),
-                minimum_block=limits.request_alignment,
-                preferred_block=max(4096, limits.request_alignment, limits.optimal_io_alignment),
-                largest_payload=min(LARGEST_PAYLOAD, memory.size // 2),
-                file=file,
-            )
+            yield Export(device, PayloadMemory(region), file, name=name, description=description)
         finally:
             if file is not None:
                 os.close(file)

@@ -16,6 +16,8 @@ class Payload:
     buffers: list[memoryview]
     parts: list[memoryview]
     """The buffers, the last one cut to length."""
+    length: int
+    """Of the parts together, in bytes."""
 
 
 @final
@@ -60,4 +62,4 @@ class PayloadMemory:
         buffers = self._free[-count:]
         del self._free[-count:]
         rest = length - (count - 1) * self.BUFFER
-        return Payload(buffers, [*buffers[:-1], buffers[-1][:rest]])
+        return Payload(buffers, [*buffers[:-1], buffers[-1][:rest]], length)

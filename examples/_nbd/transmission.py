@@ -9,12 +9,12 @@ import asyncio
 import errno
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol, final
+from typing import final
 
 import aioblk
 
 from . import protocol
-from .export import Export, Extent
+from .export import Export, Extent, Work
 from .handshake import Session
 from .memory import Payload
 from .stream import DisconnectedError, Stream
@@ -75,16 +75,6 @@ class Command:
         return self.length if self.kind in CARRY_DATA else 0
 
 
-class Work(Protocol):
-    """What aioblk's requests and asyncio's tasks have in common."""
-
-    def done(self) -> bool: ...
-    def cancelled(self) -> bool: ...
-    def result(self) -> Any: ...
-    def exception(self) -> BaseException | None: ...
-    def add_done_callback(self, fn: Any, /) -> object: ...
-
-
 class _RefusedError(Exception):
     """The command cannot be carried out; the number is the protocol's."""
 
@@ -100,12 +90,10 @@ class Transmission:
     def __init__(self, stream: Stream, export: Export, session: Session, limits: ClientLimits) -> None:
         self._stream = stream
         self._export = export
-        self._device = export.device
         self._session = session
         self._limits = limits
         self._requests_in_flight = 0  # received, and the reply not sent
         self._bytes_in_flight = 0
-        self._tasks: set[asyncio.Task[Any]] = set()
         self._fewer_in_flight: asyncio.Future[None] | None = None  # whoever waits for that: only the receiver
 
     async def run(self) -> None:
@@ -216,39 +204,28 @@ class Transmission:
 
     def _submit(self, command: Command) -> Work | None:
         """Begin the device's work; None if there is nothing to do."""
-        device, offset, length = self._device, command.offset, command.length
+        export, offset, length = self._export, command.offset, command.length
         fua = bool(command.flags & protocol.FUA)
         match command.kind:
             case protocol.READ if command.payload is not None:
-                parts = command.payload.parts
-                return device.read_into(offset, parts[0]) if len(parts) == 1 else device.readv(offset, parts)
+                return export.read(offset, command.payload)
             case protocol.WRITE if command.payload is not None:
-                return device.writev(offset, command.payload.parts, fua=fua)
+                return export.write(offset, command.payload, fua=fua)
             case protocol.FLUSH:
-                return device.flush()
+                return export.device.flush()
             case protocol.WRITE_ZEROES if length:
-                return device.write_zeroes(
-                    offset,
-                    length,
-                    fua=fua,
-                    no_unmap=bool(command.flags & protocol.NO_HOLE),
-                    no_fallback=bool(command.flags & protocol.FAST_ZERO),
-                )
+                no_hole = bool(command.flags & protocol.NO_HOLE)
+                fast = bool(command.flags & protocol.FAST_ZERO)
+                return export.write_zeroes(offset, length, fua=fua, no_hole=no_hole, fast=fast)
             case protocol.TRIM if length:
-                return self._task(self._export.trim(offset, length, fua=fua))
+                return asyncio.ensure_future(export.trim(offset, length, fua=fua))
             case protocol.CACHE if length:
-                return self._task(self._export.cache(offset, length))
+                return asyncio.ensure_future(export.cache(offset, length))
             case protocol.BLOCK_STATUS:
                 most = 1 if command.flags & protocol.REQ_ONE else MOST_EXTENTS
-                return self._task(self._export.extents(offset, length, most))
+                return asyncio.ensure_future(export.extents(offset, length, most))
             case _:
                 return None
-
-    def _task(self, work: Any) -> "asyncio.Task[Any]":
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)  # the loop itself would let go of it
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     # --- from outcome to reply ------------------------------------------------------------------------------
 

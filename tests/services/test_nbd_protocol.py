@@ -1,6 +1,7 @@
 """The NBD server's answers, byte by byte, to a client that asks for all there is, and for what is not."""
 
 import os
+import random
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -214,15 +215,38 @@ def test_wrong_commands_are_refused_and_do_no_harm(file_server: NbdServer, struc
         assert client.call(wire.READ, 0, 512).data == bytes(512)
 
 
-def test_blocks_that_are_not_whole(image: Path) -> None:
+def test_bytes_that_are_not_whole_blocks(server: NbdServer) -> None:
+    """Many at once, on neighbouring bytes, so that what is read and written back may be written meanwhile."""
+    chance = random.Random(2)
+    expected = bytearray(1 << 20)
     with (
-        NbdServer("io_uring", f"path={image}", "direct=true") as server,
-        Client(server.socket).connect() as client,
+        Client(server.socket).connect(structured=True) as one,
+        Client(server.socket).connect(structured=True) as other,
     ):
-        assert client.call(wire.WRITE, 511, 3, data=b"abc").error == EINVAL
-        assert client.call(wire.READ, 0, 511).error == EINVAL
-        assert client.call(wire.WRITE_ZEROES, 1, 512).error == EINVAL
-        assert client.call(wire.READ, 0, 1024).data == bytes(1024)
+        for _ in range(30):
+            position, sent = chance.randrange(4096), {one: 0, other: 0}
+            while position < len(expected) - 20_000 and sum(sent.values()) < 60:
+                length = chance.choice([1, 100, 511, 512, 4096, chance.randrange(1, 10_000)])
+                client = chance.choice([one, other])
+                if chance.random() < 0.2:
+                    client.send_command(wire.WRITE_ZEROES, position, length)
+                    expected[position : position + length] = bytes(length)
+                else:
+                    data = chance.randbytes(length)
+                    client.send_command(wire.WRITE, position, length, data=data)
+                    expected[position : position + length] = data
+                sent[client] += 1
+                position += length
+                if chance.random() < 0.3:
+                    position = -(-position // 512) * 512
+            for client, count in sent.items():
+                assert [client.receive_reply().error for _ in range(count)] == [0] * count
+        assert one.call(wire.READ, 0, len(expected)).data == expected
+        assert other.call(wire.READ, 511, 300_000).data == expected[511:300_511]
+        assert one.call(wire.WRITE, 7, 600_000, data=bytes(600_000)).error == 0
+        assert one.call(wire.READ, 0, 600_010).data == (
+            expected[:7] + bytes(600_000) + expected[600_007:600_010]
+        )
 
 
 def test_a_read_only_export_refuses_every_change(image: Path) -> None:
