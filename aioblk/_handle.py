@@ -12,7 +12,8 @@ import os
 import stat
 import warnings
 from bisect import bisect_left, insort
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from threading import RLock
 from types import TracebackType
@@ -94,6 +95,8 @@ class Blkio:
         self._filename: str | None = None
         self._mapped: list[MemRegion] = []  # sorted by address
         self._allocated: set[MemRegion] = set()
+        self.on_map_turn: Callable[[], object] | None = None
+        """Called before and after each change of the memory map, by the thread that makes it."""
         self._cell: Cell[Pointer] = ffi.new("struct blkio **")
         self._check(lib.blkio_create(driver.encode(), self._cell), "create")
         self._state = State.CREATED
@@ -326,7 +329,8 @@ class Blkio:
         self._require_alignment("map_mem_region", "length", region.length)
         self._require_room(region)
         self._require_file(region)
-        result = lib.blkio_map_mem_region(self._cell[0], _to_struct(region))
+        with self._map_turn():
+            result = lib.blkio_map_mem_region(self._cell[0], _to_struct(region))
         if result < 0:
             raise self._cannot_map(_error_text(), -result)
         insort(self._mapped, region)
@@ -337,8 +341,18 @@ class Blkio:
         self._require_started("unmap_mem_region")
         if not self._is_mapped(region):
             raise self._refusal("unmap_mem_region", f"{region} is not mapped", errnos.ENOENT)
-        lib.blkio_unmap_mem_region(self._cell[0], _to_struct(region))
+        with self._map_turn():
+            lib.blkio_unmap_mem_region(self._cell[0], _to_struct(region))
         self._mapped.remove(region)
+
+    @contextmanager
+    def _map_turn(self) -> Iterator[None]:
+        turn = self.on_map_turn or (lambda: None)
+        turn()
+        try:
+            yield
+        finally:
+            turn()
 
     def _is_mapped(self, region: MemRegion) -> bool:
         at = bisect_left(self._mapped, region)

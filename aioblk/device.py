@@ -25,7 +25,7 @@ from ._discard import BlockDiscard, discard_method
 from ._handle import Blkio
 from ._native._core import DeviceCore, Submitter
 from ._peer import has_hung_up, peer_descriptors, watch_peer
-from ._properties import IO_URING, VHOST_USER, Properties
+from ._properties import IO_URING, VHOST_USER, VHOST_VDPA, Properties
 from ._queue import Queue, QueueContext, QueueStatistics
 from ._refusals import Refusals
 from ._tasks import start_steadfast_task
@@ -132,6 +132,10 @@ class Device(Submitter):
             discard_method=method,
             bounce_cap=self._options.bounce_pool_size,
         )
+        if driver == VHOST_VDPA:
+            # The kernel tells the device's other side of a change by taking all memory away and giving it
+            # back. Requests that are being served meanwhile fail with EIO.
+            handle.on_map_turn = core.map_turn
         self._limits = limits
         self._properties = Properties(handle)
         self._memory = DeviceMemory(handle, core, limits, reserved=_queue_count(handle))

@@ -59,6 +59,8 @@ class DeviceCore:
         """No new request uses the region; returns how many in flight still do (on_region_idle tells when
         none)."""
     def remove_region(self, address: int, /) -> None: ...
+    def map_turn(self) -> None:
+        """Changing the memory map begins, or has ended; requests that it fails in between are made again."""
     on_region_idle: Callable[[int], object] | None
     @property
     def region_count(self) -> int: ...

@@ -100,6 +100,11 @@ struct device_core {
     uint64_t max_discard_len, max_write_zeroes_len;
     uint64_t bounce_cap; /* the most bounce memory one part may need */
     DiscardMethod discard_method;
+    /*
+     * Where changing the memory map can fail requests in flight with EIO: how often a change has begun or ended. It is
+     * odd while one is being made, and stays 0 where requests need not care.
+     */
+    uint64_t map_turns;
 };
 
 extern PyTypeObject DeviceCore_Type;
@@ -143,6 +148,7 @@ struct part {
     Region *region;
     uint64_t bounce_length; /* 0: the device reaches the caller's memory */
     int64_t bounce_offset;  /* -1: no bounce memory (yet) */
+    uint64_t map_turns;     /* the device's, when the part was issued */
 };
 
 /* ---- requests -------------------------------------------------------------------------------------------- */

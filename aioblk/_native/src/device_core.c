@@ -248,7 +248,15 @@ static PyObject *device_get_region_count(DeviceCore *self, void *Py_UNUSED(closu
     return PyLong_FromSize_t(self->region_count);
 }
 
+static PyObject *device_map_turn(DeviceCore *self, PyObject *Py_UNUSED(ignored))
+{
+    __atomic_add_fetch(&self->map_turns, 1, __ATOMIC_SEQ_CST);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef device_methods[] = {
+    {"map_turn", (PyCFunction)device_map_turn, METH_NOARGS,
+     "Changing the memory map begins, or has ended; requests that it fails in between are made again."},
     {"add_region", (PyCFunction)device_add_region, METH_VARARGS, "Requests may use [address, address + length)."},
     {"retire_region", (PyCFunction)device_retire_region, METH_O,
      "No new request uses the region; returns how many in flight still do (on_region_idle tells when none)."},

@@ -331,6 +331,7 @@ static void issue(QueueCore *q, Part *part)
     case OP_COUNT:
         Py_UNREACHABLE();
     }
+    part->map_turns = __atomic_load_n(&q->device->map_turns, __ATOMIC_SEQ_CST);
     r->issued++;
     q->device_count++;
     q->unflushed_parts++;
@@ -574,12 +575,27 @@ static void queue_broken(QueueCore *q, int error)
     }
 }
 
+/* Whether the memory map has been changed since the part was issued, or is being changed. */
+static bool was_disturbed(const QueueCore *q, const Part *part)
+{
+    uint64_t turns = __atomic_load_n(&q->device->map_turns, __ATOMIC_SEQ_CST);
+    return turns != part->map_turns || turns % 2 == 1;
+}
+
 static void take_completions(QueueCore *q, const struct blkio_completion *completions, int count)
 {
     for (int i = 0; i < count && q->blkioq; i++) { /* Python code may give the device up for lost */
+        Part *part = completions[i].user_data;
         q->device_count--;
-        ((Part *)completions[i].user_data)->request->issued--;
-        part_done(q, completions[i].user_data, completions[i].ret, completions[i].error_msg);
+        part->request->issued--;
+        if (completions[i].ret == -EIO && was_disturbed(q, part)) {
+            append_backlog(q, part); /* once more */
+            if (queue_has_loop(q)) {
+                go_on_next_turn(q);
+            }
+            continue;
+        }
+        part_done(q, part, completions[i].ret, completions[i].error_msg);
     }
 }
 
