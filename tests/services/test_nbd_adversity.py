@@ -159,8 +159,7 @@ def test_clients_that_stall_are_sent_away(image: Path) -> None:
         assert silent.is_closed_by_server()
         assert slow_to_send.is_closed_by_server()
         assert slow_to_begin.is_closed_by_server()
-        with pytest.raises((EOFError, ConnectionError)):
-            deaf.receive(1 << 30)
+        assert deaf.is_hung_up()
         # Whoever is in the middle of nothing may take its time.
         assert idle.call(wire.FLUSH).error == 0
 

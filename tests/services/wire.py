@@ -1,5 +1,6 @@
 """An NBD client that sends what it is told to, right or wrong. It shares no code with the server."""
 
+import select
 import socket
 import struct
 from contextlib import suppress
@@ -78,6 +79,12 @@ class Client:
         with suppress(ConnectionResetError):
             return self.socket.recv(1) == b""
         return True
+
+    def is_hung_up(self) -> bool:
+        """Whether the server has closed, or closes, with or without words that nobody has heard."""
+        hang_up = select.poll()
+        hang_up.register(self.socket, 0)
+        return bool(hang_up.poll(TIME_LIMIT * 1000))
 
     # --- handshake ------------------------------------------------------------------------------------------
 
