@@ -161,12 +161,13 @@ async def test_a_failing_request_cancels_its_task_group(
 
     async def run() -> None:
         async with asyncio.TaskGroup() as group:
+            never = asyncio.Event()
+            tasks.append(group.create_task(never.wait()))
             tasks.append(group.create_task(slow_device.read(slow_device.capacity, BLOCK)))
-            tasks.append(group.create_task(asyncio.Event().wait()))
 
     with pytest.raises(ExceptionGroup) as caught:
         await run()
-    assert tasks[1].cancelled()
+    assert tasks[0].cancelled()
     [error] = caught.value.exceptions
     assert isinstance(error, aioblk.BlkioError)
 

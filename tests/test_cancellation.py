@@ -241,7 +241,7 @@ async def test_task_groups_wait_for_the_device_before_they_are_left(
         async def run() -> None:
             async with asyncio.TaskGroup() as group:
                 group.create_task(slow_device.read_into(0, region))
-                group.create_task(slow_device.read(0, BLOCK))
+                group.create_task(slow_device.read_into(0, region))
 
         with held(slow_daemon):
             task = asyncio.create_task(run())
