@@ -1,5 +1,6 @@
 """Registered, allocated and bounced memory."""
 
+import asyncio
 import mmap
 import os
 from collections.abc import Iterator
@@ -128,6 +129,21 @@ async def test_more_regions_than_the_device_takes(device: aioblk.Device) -> None
             await device.write(number * BLOCK, region)
         for number in range(40):
             assert await device.read(number * BLOCK, BLOCK) == bytes([number]) * BLOCK
+
+
+async def test_memory_comes_and_goes_while_requests_are_in_flight(device: aioblk.Device) -> None:
+    async def come_and_go() -> None:
+        for _ in range(20):
+            async with device.allocate(16 * BLOCK):
+                await asyncio.sleep(0)
+
+    async with device.allocate(64 * BLOCK) as region:
+        coming_and_going = asyncio.create_task(come_and_go())
+        while not coming_and_going.done():
+            pieces = [region[BLOCK * n : BLOCK * (n + 1)] for n in range(64)]
+            await asyncio.gather(*(device.write(BLOCK * n, piece) for n, piece in enumerate(pieces)))
+            await asyncio.gather(*(device.read_into(BLOCK * n, piece) for n, piece in enumerate(pieces)))
+        await coming_and_going
 
 
 async def test_no_empty_region(device: aioblk.Device) -> None:
