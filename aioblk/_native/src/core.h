@@ -230,6 +230,8 @@ struct queue_core {
     unsigned long thread;
     unsigned fork_generation;
     PyObject *loop, *call_soon, *flush_method, *loop_context;
+    PyObject *get_loop;    /* what a request's get_loop is: the same callable for all of a queue */
+    PyObject *wake_future; /* finished: what a task is woken with, see step_task */
     PyObject *on_bounce, *on_room, *on_discard, *on_idle, *on_broken;
     Request *in_flight;         /* newest first */
     Request *ready_head, *ready_tail;

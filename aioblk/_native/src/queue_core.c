@@ -752,11 +752,13 @@ static PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
  * there is. "Nothing else" is: nothing with the device, one request in the previous flush, and the previous inline
  * completion already looked at (else the caller is collecting requests, as gather() does).
  */
-static bool alone(const QueueCore *q)
+static bool idle(const QueueCore *q)
 {
-    return q->device_count == 0 && !q->backlog_head && !q->flush_scheduled && q->last_batch <= 1 &&
-           q->inline_budget > 0 && !q->inline_request && q->completion_fd >= 0 && q->blkioq;
+    return q->device_count == 0 && !q->backlog_head && !q->flush_scheduled && q->inline_budget > 0 &&
+           !q->inline_request && q->completion_fd >= 0 && q->blkioq;
 }
+
+static bool alone(const QueueCore *q) { return q->last_batch <= 1 && idle(q); }
 
 static void mark_inline(QueueCore *q, Request *r, uint32_t cost)
 {
@@ -839,7 +841,7 @@ int queue_submit(QueueCore *q, Request *r)
 
 int queue_submit_children(QueueCore *q, Request *batch)
 {
-    bool now = alone(q);
+    bool now = idle(q); /* a batch is one system call, whatever went before */
     if (!now && queue_schedule_flush(q) < 0) {
         return -1;
     }
@@ -1127,6 +1129,29 @@ static PyObject *queue_statistics(QueueCore *q, PyObject *Py_UNUSED(ignored))
 
 /* ---- the type -------------------------------------------------------------------------------------------- */
 
+/* Bound to the loop itself: what the requests of a queue have in common refers to no request and no queue. */
+static PyObject *get_loop(PyObject *loop, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(loop); }
+static PyMethodDef get_loop_method = {"get_loop", get_loop, METH_NOARGS, NULL};
+
+/* A future that is done, and asyncio's own: see step_task. */
+static PyObject *finished_future(PyObject *loop)
+{
+    PyObject *asyncio = PyImport_ImportModule("asyncio");
+    PyObject *type = asyncio ? PyObject_GetAttrString(asyncio, "Future") : NULL;
+    PyObject *names = type ? Py_BuildValue("{s:O}", "loop", loop) : NULL, *none = PyTuple_New(0);
+    PyObject *future = names && none ? PyObject_Call(type, none, names) : NULL;
+    PyObject *answer = future ? PyObject_CallMethod(future, "set_result", "O", Py_None) : NULL;
+    if (!answer) {
+        Py_CLEAR(future);
+    }
+    Py_XDECREF(answer);
+    Py_XDECREF(none);
+    Py_XDECREF(names);
+    Py_XDECREF(type);
+    Py_XDECREF(asyncio);
+    return future;
+}
+
 static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"device", "blkioq", "completion_fd", "loop", "depth", NULL};
@@ -1155,7 +1180,9 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->call_soon = queue_has_loop(self) ? PyObject_GetAttrString(loop, "call_soon") : Py_NewRef(Py_None);
     self->flush_method = PyObject_GetAttrString((PyObject *)self, "flush");
     self->loop_context = PyContext_CopyCurrent();
-    if (!self->call_soon || !self->flush_method || !self->loop_context) {
+    self->get_loop = PyCFunction_New(&get_loop_method, loop);
+    self->wake_future = queue_has_loop(self) ? finished_future(loop) : Py_NewRef(Py_None);
+    if (!self->call_soon || !self->flush_method || !self->loop_context || !self->get_loop || !self->wake_future) {
         Py_CLEAR(self);
     }
     return (PyObject *)self;
@@ -1168,6 +1195,8 @@ static int queue_traverse(QueueCore *self, visitproc visit, void *arg)
     Py_VISIT(self->call_soon);
     Py_VISIT(self->flush_method);
     Py_VISIT(self->loop_context);
+    Py_VISIT(self->get_loop);
+    Py_VISIT(self->wake_future);
     Py_VISIT(self->on_bounce);
     Py_VISIT(self->on_room);
     Py_VISIT(self->on_discard);
@@ -1193,6 +1222,8 @@ static void queue_dealloc(QueueCore *self)
     PyObject_GC_UnTrack(self);
     queue_clear(self);
     Py_CLEAR(self->loop_context);
+    Py_CLEAR(self->get_loop);
+    Py_CLEAR(self->wake_future);
     Py_CLEAR(self->call_soon);
     Py_CLEAR(self->loop);
     Py_CLEAR(self->device);

@@ -292,27 +292,38 @@ static bool is_task_wakeup(PyObject *callback)
     if (!PyCFunction_CheckExact(callback)) {
         return false;
     }
+    static PyMethodDef *task_wakeup; /* found once: asyncio has one definition of it */
+    PyMethodDef *method = ((PyCFunctionObject *)callback)->m_ml;
     PyObject *self = PyCFunction_GET_SELF(callback);
-    return self && PyObject_TypeCheck(self, (PyTypeObject *)task_type) &&
-           strcmp(((PyCFunctionObject *)callback)->m_ml->ml_name, "task_wakeup") == 0;
+    if (!task_wakeup && self && PyObject_TypeCheck(self, (PyTypeObject *)task_type) &&
+        strcmp(method->ml_name, "task_wakeup") == 0) {
+        task_wakeup = method;
+    }
+    return method == task_wakeup;
 }
 
-/* Runs the task's step here and now, in its context, instead of by way of call_soon. */
-static int step_task(Request *r, PyObject *callback, PyObject *context)
+/*
+ * Runs the task's step here and now, in its context, instead of by way of call_soon.
+ *
+ * A task that is woken asks the future for its result only to learn whether to send() or to throw(), and unless the
+ * future is asyncio's own it calls a method for that: a fifth of all instructions of a request. So it is given a finished
+ * future of asyncio's, sends, and finds the outcome, good or bad, in request_next.
+ */
+static int step_task(QueueCore *q, PyObject *callback, PyObject *context)
 {
     if (PyContext_Enter(context) < 0) {
         PyErr_Clear(); /* somebody runs in this context already */
-        return queue_call_soon(r->queue, callback, (PyObject *)r, context);
+        return queue_call_soon(q, callback, q->wake_future, context);
     }
-    r->queue->counters.direct_wakes++;
-    PyObject *answer = PyObject_CallOneArg(callback, (PyObject *)r);
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    int left = PyContext_Exit(context);
+    q->counters.direct_wakes++;
+    PyObject *answer = PyObject_CallOneArg(callback, q->wake_future);
     if (answer) {
         Py_DECREF(answer);
-        return left;
+        return PyContext_Exit(context);
     }
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    (void)PyContext_Exit(context);
     PyErr_Restore(type, value, traceback);
     return -1;
 }
@@ -327,8 +338,10 @@ int request_wake(Request *r, bool direct)
         direct = false;
     }
     if (callback) {
-        status = direct && is_task_wakeup(callback) ? step_task(r, callback, context)
-                                                    : queue_call_soon(r->queue, callback, (PyObject *)r, context);
+        bool task = is_task_wakeup(callback);
+        PyObject *argument = task ? r->queue->wake_future : (PyObject *)r;
+        status = direct && task ? step_task(r->queue, callback, context)
+                                : queue_call_soon(r->queue, callback, argument, context);
         Py_DECREF(callback);
         Py_XDECREF(context);
     }
@@ -384,11 +397,16 @@ static PyObject *request_get_loop(Request *r, PyObject *Py_UNUSED(ignored)) { re
 
 static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
+    static PyObject *usual_names; /* what asyncio's tasks say, the same object each time, seen to be ("context",) */
     PyObject *context = NULL;
-    if (count != 1 || (names && (PyTuple_GET_SIZE(names) != 1 ||
-                                 PyUnicode_Compare(PyTuple_GET_ITEM(names, 0), str_context) != 0))) {
+    if (count != 1 || (names && names != usual_names &&
+                       (PyTuple_GET_SIZE(names) != 1 ||
+                        PyUnicode_Compare(PyTuple_GET_ITEM(names, 0), str_context) != 0))) {
         PyErr_SetString(PyExc_TypeError, "add_done_callback() takes a callback and keyword context");
         return NULL;
+    }
+    if (names && !usual_names) {
+        usual_names = Py_NewRef(names);
     }
     if (!queue_has_loop(r->queue)) {
         PyErr_SetString(PyExc_RuntimeError, "a blocking queue has no event loop; use its wait()");
@@ -651,6 +669,38 @@ static PyMethodDef request_methods[] = {
     {NULL, NULL, 0, NULL},
 };
 
+/*
+ * The three attributes that a task looks up each time it waits, without the search through the type's dictionaries, and
+ * get_loop without making a bound method. `future_methods` has them too, for who looks at the type.
+ */
+static PyObject *str_blocking, *str_get_loop, *str_add_done_callback;
+static PyMethodDef add_done_callback_method = {
+    "add_done_callback", (PyCFunction)(void (*)(void))request_add_done_callback, METH_FASTCALL | METH_KEYWORDS, NULL};
+
+static PyObject *request_getattro(PyObject *self, PyObject *name)
+{
+    Request *r = (Request *)self;
+    if (name == str_blocking) {
+        return PyBool_FromLong(r->blocking);
+    }
+    if (name == str_get_loop && r->queue->get_loop) {
+        return Py_NewRef(r->queue->get_loop);
+    }
+    if (name == str_add_done_callback) {
+        return PyCFunction_New(&add_done_callback_method, self);
+    }
+    return PyObject_GenericGetAttr(self, name);
+}
+
+static int request_setattro(PyObject *self, PyObject *name, PyObject *value)
+{
+    if (name == str_blocking && (value == Py_True || value == Py_False)) {
+        ((Request *)self)->blocking = value == Py_True;
+        return 0;
+    }
+    return PyObject_GenericSetAttr(self, name, value);
+}
+
 static PyMemberDef request_members[] = {
     {"_asyncio_future_blocking", T_BOOL, offsetof(Request, blocking), 0, NULL},
     {NULL, 0, 0, 0, NULL},
@@ -687,6 +737,8 @@ PyTypeObject Future_Type = {
     .tp_weaklistoffset = offsetof(Request, weak_references),
     .tp_repr = (reprfunc)request_repr,
     .tp_hash = request_hash,
+    .tp_getattro = request_getattro,
+    .tp_setattro = request_setattro,
     .tp_as_async = &request_async,
     .tp_iter = PyObject_SelfIter,
     .tp_iternext = (iternextfunc)request_next,
@@ -717,6 +769,9 @@ int request_module_init(void)
     cancelled_error = PyObject_GetAttrString(asyncio, "CancelledError");
     Py_DECREF(asyncio);
     str_context = PyUnicode_InternFromString("context");
+    str_blocking = PyUnicode_InternFromString("_asyncio_future_blocking");
+    str_get_loop = PyUnicode_InternFromString("get_loop");
+    str_add_done_callback = PyUnicode_InternFromString("add_done_callback");
     if (!task_type || !cancelled_error || !str_context) {
         return -1;
     }
