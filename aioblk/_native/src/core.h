@@ -202,6 +202,7 @@ extern PyTypeObject Request_Type, Future_Type;
 
 int request_module_init(void);
 Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t length);
+void request_publish(Request *r); /* Python code is about to see it, and with it the garbage collector */
 static inline Part *request_part(Request *r, uint32_t i) { return i == 0 ? &r->first_part : &r->more_parts[i - 1]; }
 
 /* The outcome becomes visible; who waits is put on the queue's ready list. */

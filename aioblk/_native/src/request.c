@@ -41,8 +41,15 @@ Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t l
     r->operation = op;
     r->offset = offset;
     r->length = length;
-    PyObject_GC_Track(r);
     return r;
+}
+
+/* Items of a batch are never published: nothing but the batch and the queue refers to them. */
+void request_publish(Request *r)
+{
+    if (!PyObject_GC_IsTracked((PyObject *)r)) {
+        PyObject_GC_Track(r);
+    }
 }
 
 static void pin_release(Py_buffer *pin)
@@ -109,8 +116,10 @@ void request_drop_parts(Request *r)
         part_drop(r, request_part(r, i));
     }
     r->part_count = 0;
-    PyMem_Free(r->more_parts);
-    r->more_parts = NULL;
+    if (r->more_parts) {
+        PyMem_Free(r->more_parts);
+        r->more_parts = NULL;
+    }
 }
 
 static int request_traverse(Request *self, visitproc visit, void *arg)

@@ -68,7 +68,7 @@ static int parse(const Signature *signature, PyObject *const *args, Py_ssize_t c
 /* A byte offset or length: a non-negative int. */
 static int parse_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value)
 {
-    PyObject *number = PyNumber_Index(object);
+    PyObject *number = PyLong_CheckExact(object) ? Py_NewRef(object) : PyNumber_Index(object);
     if (!number) {
         return -1;
     }
@@ -297,6 +297,7 @@ static PyObject *submit(QueueCore *q, Request *r)
     if (!r) {
         return NULL;
     }
+    request_publish(r);
     if (r->state == PENDING && queue_submit(q, r) < 0) {
         return (PyObject *)failed(r);
     }
@@ -392,6 +393,7 @@ static PyObject *submitter_discard(METHOD_ARGUMENTS)
     }
     Request *r = prepare_range(q, OP_DISCARD, offset, length, 0);
     if (r && r->state == PENDING && q->device->discard_method == DISCARD_BY_HOOK) {
+        request_publish(r);
         return queue_submit_external(q, r, q->on_discard) < 0 ? (PyObject *)failed(r) : (PyObject *)r;
     }
     return submit(q, r);
@@ -489,6 +491,7 @@ static PyObject *submit_batch(METHOD_ARGUMENTS, Operation op, bool bytes, const 
     }
     Request *batch = request_new(q, OP_BATCH, 0, 0);
     if (batch) {
+        request_publish(batch);
         batch->flags = bytes;
         batch->return_exceptions = return_exceptions;
         if (prepare_children(q, batch, op, items, flags) < 0 || queue_submit_children(q, batch) < 0) {
