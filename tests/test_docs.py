@@ -1,0 +1,112 @@
+"""The documentation keeps its word: its code runs, its links lead somewhere, what it names exists.
+
+Blocks of Python in docs/ are run from the top of a page to its end, with the names of those before, where
+``disk.img`` is a file and ``blk.sock`` a vhost-user device. A block below a comment that begins with
+``<!-- not run:`` needs what a machine may lack; it is compiled only.
+"""
+
+import ast
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from .conftest import SCRATCH_SIZE, StorageDaemonFactory
+from .contract.drivers import BUFFERED, DIRECT, LOOP, NVME, VDUSE, VFIO, VHOST_USER
+
+ROOT = Path(__file__).parent.parent
+PAGES = {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))}
+WITH_README = {**PAGES, "README": ROOT / "README.md"}
+
+BLOCK = re.compile(r"(?P<before>[^\n]*)\n\n?```python\n(?P<source>.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = "<!-- not run:"
+
+
+class Block(NamedTuple):
+    source: str
+    """Preceded by as many empty lines as make its line numbers those of the page."""
+    runs: bool
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start("source"))
+        yield Block("\n" * line + match["source"], not match["before"].startswith(NOT_RUN))
+
+
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+async def test_code_runs(
+    page: Path,
+    scratch_file: Path,
+    storage_daemon: StorageDaemonFactory,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(scratch_file.parent)
+    scratch_file.rename("disk.img")
+    if "blk.sock" in page.read_text():
+        exported = Path("exported.img")
+        exported.write_bytes(bytes(SCRATCH_SIZE))
+        Path("blk.sock").symlink_to(storage_daemon(exported.absolute(), num_queues=2).socket)
+    names: dict[str, Any] = {}
+    for block in blocks(page):
+        code = compile(block.source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if block.runs:
+            waiting = eval(code, names)
+            if inspect.iscoroutine(waiting):
+                await waiting
+
+
+def test_code_in_the_readme_compiles() -> None:
+    found = list(blocks(ROOT / "README.md"))
+    assert found
+    for block in found:
+        compile(block.source, "README.md", "exec")
+
+
+@pytest.mark.parametrize("page", WITH_README.values(), ids=WITH_README)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("https://", "http://")):
+            continue
+        file, _, heading = target.partition("#")
+        aim = page.parent / file if file else page
+        assert aim.exists(), f"{page.name} links to {target}"
+        assert not heading or heading in headings(aim), f"{page.name} links to {target}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as sites and code hosts make them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", WITH_README.values(), ids=WITH_README)
+def test_what_is_called_a_function_is_one(page: Path) -> None:
+    sources = [path for kind in ("py", "pyi", "c", "h") for path in (ROOT / "aioblk").rglob(f"*.{kind}")]
+    words = set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources)))
+    named = set(re.findall(r"`(\w+)\(\)`", page.read_text()))
+    assert named <= words, f"{page.name} names {named - words}"
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = PAGES["index"].read_text()
+    assert [name for name in PAGES if name != "index" and f"({name}.md)" not in index] == []
+
+
+def test_the_table_of_capabilities_is_that_of_the_contract() -> None:
+    columns = [BUFFERED, DIRECT, LOOP, VHOST_USER, VDUSE, VFIO, NVME]
+    features = sorted({feature for driver in columns for feature in driver.lacks} - {"polling"})
+    text = PAGES["drivers"].read_text()
+    for feature in features:
+        cells = ["no" if feature in driver.lacks else "yes" for driver in columns]
+        assert "| " + " | ".join([feature, *cells]) + " |" in text
+    # What can be polled depends on the disk under a file; the rest is settled.
+    assert [driver.name for driver in columns if "polling" not in driver.lacks and driver is not DIRECT] == [
+        "vhost-user",
+        "vduse",
+        "vfio",
+    ]
