@@ -6,12 +6,13 @@ import argparse
 import datetime
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import fairness, instructions, machine, pictures, report, tables
+from benchmarks import fairness, instructions, machine, nbd, pictures, report, tables
 from benchmarks.contenders import (
     BASELINE,
     BlkioBench,
@@ -34,6 +35,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench           a cached file: aioblk, C, plain os.pread and a thread pool (3 minutes)
   ./run bench full      all devices, and fio, QEMU, other libraries, uvloop (--rounds 1: half an hour)
   ./run bench memory    registered memory, the bounce pool, mapping for each request (2 minutes)
+  ./run bench nbd       the example's NBD server beside qemu-nbd and nbdkit (3 minutes)
   ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
   ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer
   ./run bench report    write RESULTS.md anew from the published runs
@@ -97,6 +99,17 @@ def main() -> int:
                 file_size=parse_size(arguments.file_size),
             )
             return 0 if kept else 1
+        if arguments.command == "nbd":
+            measured = nbd.measure(
+                console,
+                rounds=arguments.rounds,
+                seconds=arguments.seconds,
+                directory=arguments.directory,
+                file_size=parse_size(arguments.file_size),
+            )
+            if arguments.json:
+                arguments.json.write_text(json.dumps(measured, default=asdict, indent=1) + "\n")
+            return 0
         if arguments.command == "instructions":
             return 0 if instructions.check(update=arguments.update, console=console) else 1
         run = measure_run(arguments, console)
@@ -124,7 +137,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=[*DEFAULTS, "fairness", "instructions", "report"],
+        choices=[*DEFAULTS, "fairness", "instructions", "nbd", "report"],
         default="run",
         help="default: run",
     )

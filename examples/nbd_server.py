@@ -4,12 +4,14 @@ import argparse
 import asyncio
 import contextlib
 import errno
+import importlib
+import importlib.util
 import logging
 import os
 import signal
 import socket
 import sys
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from urllib.parse import quote
 
 from _nbd.export import Export, open_export
@@ -49,9 +51,17 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
         device = aioblk.open(options.driver, **dict(map(split_property, options.properties)))
-        asyncio.run(serve(device, options))
+        with asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner:
+            runner.run(serve(device, options))
     except OSError as error:
         sys.exit(f"nbd_server: {error}")
+
+
+def loop_factory(name: str | None) -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop, which does a turn in half the time, where it is installed and nothing else is wanted."""
+    if name == "asyncio" or (name is None and not importlib.util.find_spec("uvloop")):
+        return None
+    return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
 
 
 async def serve(device: aioblk.Device, options: argparse.Namespace) -> None:
@@ -159,6 +169,9 @@ def parse_options() -> argparse.Namespace:
         default=30.0,
         metavar="SECONDS",
         help="with a client that stops in the middle of something (%(default)g)",
+    )
+    parser.add_argument(
+        "--loop", choices=["asyncio", "uvloop"], help="event loop (uvloop if it is installed)"
     )
     parser.add_argument("--verbose", action="store_true", help="say who comes and why they go")
     options = parser.parse_args()
