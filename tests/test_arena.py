@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import aioblk
-from aioblk.arena import Arena, ArenaBlock, ArenaBuffer, ArenaAttachment
+from aioblk.arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer
 from aioblk.errors import RegistrationError
 
 from .conftest import LoopError, StorageDaemonFactory
@@ -355,6 +355,7 @@ class ArenaMachine(RuleBasedStateMachine):
         self.attached: list[tuple[FakeDevice, ArenaAttachment]] = []
         self.buffers: list[tuple[ArenaBuffer, int]] = []  # and what they are filled with
         self.serial = 0
+        self.started = False
 
     def run(self, work: Coroutine[Any, Any, T]) -> T:
         return self.driven.loop.run_until_complete(work)
@@ -363,8 +364,16 @@ class ArenaMachine(RuleBasedStateMachine):
     def create(self, alignment: int) -> None:
         self.arena = Arena(alignment=alignment)
         self.alignment = alignment
+        self.started = True
 
     def teardown(self) -> None:
+        try:
+            if self.started:
+                self.close_everything()
+        finally:
+            self.driven.close()
+
+    def close_everything(self) -> None:
         fds = [block.fd for block in self.arena.blocks]
         self.run(self.arena.aclose())
         for device in self.devices:
@@ -375,7 +384,6 @@ class ArenaMachine(RuleBasedStateMachine):
         for fd in fds:
             with pytest.raises(OSError, match="Bad file descriptor"):
                 os.fstat(fd)
-        self.driven.close()
 
     # --- blocks ---------------------------------------------------------------------------------------------
 

@@ -321,6 +321,7 @@ class BounceMachine(RuleBasedStateMachine):
         self.core = FakeQueueCore()
         self.handle = FakeHandle()
         self.requests: list[FakeRequest] = []
+        self.started = False
 
     @initialize(
         maximum=st.sampled_from([16 * KIB, 64 * KIB, MIB]),
@@ -343,9 +344,17 @@ class BounceMachine(RuleBasedStateMachine):
             )
 
         self.pool = self.driven.loop.run_until_complete(create())
+        self.started = True
 
     def teardown(self) -> None:
-        """Drain and close: everybody is served or refused, and nothing is left."""
+        try:
+            if self.started:
+                self.drain_and_close()
+        finally:
+            self.driven.close()
+
+    def drain_and_close(self) -> None:
+        """Everybody is served or refused, and nothing is left."""
         self.handle.failing = None
         while any(not request.done() or request.in_flight for request in self.requests):
             before = self.progress()
@@ -364,7 +373,6 @@ class BounceMachine(RuleBasedStateMachine):
         assert not self.handle.allocated
         assert not self.handle.mapped
         assert self.core.bounce_size == 0
-        self.driven.close()
 
     def progress(self) -> object:
         admitted = sum(request.admitted for request in self.requests)
