@@ -109,6 +109,19 @@ async def test_waiting_requests_can_be_cancelled(storage_daemon: StorageDaemonFa
         assert len(await device.read(0, 64 * KIB)) == 64 * KIB
 
 
+async def test_who_waited_behind_a_cancelled_request_goes_on(storage_daemon: StorageDaemonFactory) -> None:
+    path = storage_daemon(latency_ns=10 * SLOW).socket
+    async with aioblk.VirtioBlkVhostUser(path, bounce_pool_size=64 * KIB) as device:
+        await device.read(0, 64 * KIB)  # the pool has its full size from here on
+        running, large, small = device.read(0, 32 * KIB), device.read(0, 64 * KIB), device.read(0, 4 * KIB)
+        assert device.bounce_pool.statistics().waiting == 2
+        large.cancel()
+        await turns()
+        assert device.bounce_pool.statistics().waiting == 0
+        assert device.bounce_pool.statistics().in_use == 36 * KIB
+        await asyncio.gather(running, small)
+
+
 async def test_closing_serves_who_waits(storage_daemon: StorageDaemonFactory) -> None:
     path = storage_daemon(latency_ns=SLOW).socket
     device = await aioblk.VirtioBlkVhostUser(path, bounce_pool_size=64 * KIB).open()

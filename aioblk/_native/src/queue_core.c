@@ -433,8 +433,10 @@ static void issue_backlog(QueueCore *q)
 void queue_cancelled(Request *r)
 {
     QueueCore *q = r->queue;
-    if (r->linked) {
+    if (r->linked && r->admitted < r->part_count) {
         drop_unadmitted(r);
+        q->room_made = true; /* for who waited behind it */
+        go_on_next_turn(q);
     }
     if (q->backlog_head && !q->backlog_cancelled) {
         q->backlog_cancelled = true;
