@@ -136,7 +136,7 @@ class ArenaBlock:
 
     def give_free_pages_back(self) -> int:
         """Punch holes where no buffer is, which may take a while; returns how many bytes."""
-        taken = []
+        taken: list[tuple[int, int]] = []
         while length := self._allocator.largest_free:
             offset = self._allocator.take(length)
             assert offset is not None

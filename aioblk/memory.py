@@ -49,13 +49,22 @@ class MemoryRegion(View):
     __slots__ = ("_device", "_entered", "_fd", "_fd_offset", "_length", "_mapped", "_reason", "_required")
 
     # What a View refers to is settled by __new__ and never changes.
-    def __new__(cls, _device: "DeviceMemory", memory: Memory, length: int, **_options: Any) -> Self:
+    def __new__(
+        cls,
+        device: "DeviceMemory",
+        memory: Memory,
+        length: int,
+        *,
+        fd: int | None = None,
+        fd_offset: int = 0,
+        required: bool = False,
+    ) -> Self:
         return super().__new__(cls, memory, 0, length)
 
     def __init__(
         self,
         device: "DeviceMemory",
-        _memory: Memory,
+        memory: Memory,
         length: int,
         *,
         fd: int | None = None,
