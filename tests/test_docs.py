@@ -38,19 +38,21 @@ def blocks(page: Path) -> Iterator[Block]:
         yield Block("\n" * line + match["source"], not match["before"].startswith(NOT_RUN))
 
 
-@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
-async def test_code_runs(
-    page: Path,
-    scratch_file: Path,
-    storage_daemon: StorageDaemonFactory,
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.fixture
+def disk_and_socket(
+    scratch_file: Path, storage_daemon: StorageDaemonFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The current directory has what the pages speak of."""
     monkeypatch.chdir(scratch_file.parent)
     scratch_file.rename("disk.img")
-    if "blk.sock" in page.read_text():
-        exported = Path("exported.img")
-        exported.write_bytes(bytes(SCRATCH_SIZE))
-        Path("blk.sock").symlink_to(storage_daemon(exported.absolute(), num_queues=2).socket)
+    exported = Path("exported.img")
+    exported.write_bytes(bytes(SCRATCH_SIZE))
+    Path("blk.sock").symlink_to(storage_daemon(exported.absolute(), num_queues=2).socket)
+
+
+@pytest.mark.usefixtures("disk_and_socket")
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+async def test_code_runs(page: Path) -> None:
     names: dict[str, Any] = {}
     for block in blocks(page):
         code = compile(block.source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
