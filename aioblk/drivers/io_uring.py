@@ -24,9 +24,8 @@ class IoUring(Device):
     :param fd: An open descriptor of it, in place of *path*. It is duplicated: the caller's stays open and the
         caller's to close. How it was opened decides about *direct* and *read_only*, which cannot be given
         with it.
-    :param direct: Bypass the page cache (``O_DIRECT``); offsets, lengths and buffers then have to be aligned
-    as
-        ``limits`` says, typically to 512 bytes.
+    :param direct: Bypass the page cache (``O_DIRECT``); offsets and lengths then have to be aligned as
+        ``limits`` says, typically to 512 bytes, and buffers that are not are copied.
     :param read_only: Open for reading; every writing request is refused.
     :param num_queues: Queues, each an io_uring of its own.
     :param num_poll_queues: Queues whose completions are polled for; they need *direct* and a device that can.

@@ -19,15 +19,16 @@ class VirtioBlkVhostUser(Device):
     waits until it is free. To try it::
 
         qemu-storage-daemon --blockdev driver=file,filename=disk.img,node-name=disk,discard=unmap \\
-            --export
+            --export \\
             type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path=blk.sock
 
-    :param path: The socket, at most 107 bytes long. :param read_only: Refuse every writing request. A
-    backend that is not writable can be opened no other way. :param num_queues: Queues; the backend sets how
-    many there can be (``properties["max-queues"]``). :param num_poll_queues: Queues whose completions are
-    polled for. :param queue_size: Descriptors of each queue: a power of two from 4 to 32768 that the backend
-    accepts. A read or
-        write takes one for each buffer and two more.
+    :param path: The socket, at most 107 bytes long, spelt as the backend spells it: by that name its end is
+        noticed.
+    :param read_only: Refuse every writing request. A backend that is not writable can be opened no other way.
+    :param num_queues: Queues; the backend sets how many there can be (``properties["max-queues"]``).
+    :param num_poll_queues: Queues whose completions are polled for.
+    :param queue_size: Descriptors of each queue: a power of two from 4 to 32768 that the backend accepts. A
+        read or write takes one for each buffer and two more.
     :param bounce_pool_size: The most memory for buffers in between, in bytes.
     :raises OptionError: An option has an impossible value; the message names it.
     """
@@ -72,14 +73,14 @@ class VirtioBlkVhostVdpa(Device):
             --export type=vduse-blk,id=export,node-name=disk,name=vduse0,writable=on &
         vdpa dev add name vduse0 mgmtdev vduse      # appears as /dev/vhost-vdpa-0
 
-    :param path: The character device. :param fd: A descriptor of it, open for reading and writing, in place
-    of *path*. It is duplicated: the caller's
-        stays open and the caller's to close.
-    :param read_only: Refuse every writing request. :param num_queues: Queues; the device sets how many there
-    can be (``properties["max-queues"]``). :param num_poll_queues: Queues whose completions are polled for.
+    :param path: The character device.
+    :param fd: A descriptor of it, open for reading and writing, in place of *path*. It is duplicated: the
+        caller's stays open and the caller's to close.
+    :param read_only: Refuse every writing request.
+    :param num_queues: Queues; the device sets how many there can be (``properties["max-queues"]``).
+    :param num_poll_queues: Queues whose completions are polled for.
     :param queue_size: Descriptors of each queue: a power of two from 4 to 32768 that the device accepts. A
-    read or
-        write takes one for each buffer and two more.
+        read or write takes one for each buffer and two more.
     :param bounce_pool_size: The most memory for buffers in between, in bytes.
     :raises OptionError: An option has an impossible value; the message names it.
     """
@@ -128,11 +129,12 @@ class VirtioBlkVfioPci(Device):
 
     Without ``iommu_platform=on`` the device opens and then never answers.
 
-    :param path: The device's directory in sysfs, ``/sys/bus/pci/devices/0000:00:10.0``. :param read_only:
-    Refuse every writing request. :param num_queues: Queues; the device sets how many there can be
-    (``properties["max-queues"]``). :param num_poll_queues: Queues whose completions are polled for. :param
-    queue_size: Descriptors of each queue: a power of two from 4 to 32768 that the device accepts. A read or
-        write takes one for each buffer and two more.
+    :param path: The device's directory in sysfs, ``/sys/bus/pci/devices/0000:00:10.0``.
+    :param read_only: Refuse every writing request.
+    :param num_queues: Queues; the device sets how many there can be (``properties["max-queues"]``).
+    :param num_poll_queues: Queues whose completions are polled for.
+    :param queue_size: Descriptors of each queue: a power of two from 4 to 32768 that the device accepts. A
+        read or write takes one for each buffer and two more.
     :param bounce_pool_size: The most memory for buffers in between, in bytes.
     :raises OptionError: An option has an impossible value; the message names it.
     """
