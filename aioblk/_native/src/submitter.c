@@ -176,7 +176,7 @@ static Request *failed(Request *r)
     return NULL;
 }
 
-/* Zero bytes are done at once: virtio queues hang on an empty request (libblkio.md, hazards). */
+/* Zero bytes are done at once: virtio queues hang on an empty request. */
 static Request *nothing_to_do(Request *r)
 {
     request_drop_pins(r);
