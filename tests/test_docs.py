@@ -62,11 +62,10 @@ async def test_code_runs(page: Path) -> None:
                 await waiting
 
 
-def test_code_in_the_readme_compiles() -> None:
-    found = list(blocks(ROOT / "README.md"))
-    assert found
-    for block in found:
-        compile(block.source, "README.md", "exec")
+@pytest.mark.usefixtures("disk_and_socket")
+def test_code_in_the_readme_runs() -> None:
+    [block] = blocks(ROOT / "README.md")
+    exec(compile(block.source, "README.md", "exec"), {})
 
 
 @pytest.mark.parametrize("page", WITH_README.values(), ids=WITH_README)
