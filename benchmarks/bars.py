@@ -1,10 +1,11 @@
-"""What aioblk must reach: ratios to blkio-bench in the same round, for reads of 4 KiB."""
+"""What aioblk must reach, as ratios within a round for reads of 4 KiB: to blkio-bench, or to not spinning."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
+from benchmarks import queues
 from benchmarks.contenders import BASELINE
 from benchmarks.model import CASES, Cell, Run
 from benchmarks.summary import Summary, summarise
@@ -22,6 +23,7 @@ class Bar:
     needed: float
     goal: float
     figure: Literal["throughput", "p50"] = "throughput"
+    baseline: str = BASELINE
 
 
 BARS = (
@@ -35,6 +37,17 @@ BARS = (
     Bar("aioblk-await", "vhost-same-core", 8, 0.81, 0.85),
     Bar("aioblk-await", "vhost-same-core", 32, 0.63, 0.75),
     Bar("aioblk-await", "vhost-same-core", 128, 0.79, 0.85),
+    Bar(queues.SPIN, "vhost-split-cores", 1, 2.0, 2.0, baseline=queues.BASELINE),
+    Bar(queues.SPIN, "vhost-split-cores", 8, 2.0, 2.0, baseline=queues.BASELINE),
+    *(
+        Bar(queues.SPIN, case, depth, 0.95, 0.95, baseline=queues.BASELINE)
+        for case, depths in (
+            ("cached-file", (1, 8, 32, 128)),
+            ("vhost-same-core", (1, 8, 32, 128)),
+            ("vhost-split-cores", (32, 128)),
+        )
+        for depth in depths
+    ),
 )
 
 
@@ -56,8 +69,10 @@ def judge(run: Run) -> list[Verdict]:
     summaries = summarise(run)
     verdicts: list[Verdict] = []
     for bar in BARS:
+        if bar.baseline != run.baseline:
+            continue
         cell = Cell(bar.case, "read", BLOCK_SIZE, bar.depth)
-        ours, theirs = summaries.get((cell, bar.contender)), summaries.get((cell, BASELINE))
+        ours, theirs = summaries.get((cell, bar.contender)), summaries.get((cell, bar.baseline))
         value = value_of(bar, ours, theirs) if ours and theirs else None
         if value is not None:
             what = "p50 against blkio-bench's mean" if bar.figure == "p50" else "throughput"

@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import fairness, instructions, machine, nbd, pictures, report, tables
+from benchmarks import fairness, instructions, machine, nbd, pictures, queues, report, tables
 from benchmarks.contenders import (
     BASELINE,
     BlkioBench,
@@ -35,6 +35,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench           a cached file: aioblk, C, plain os.pread and a thread pool (3 minutes)
   ./run bench full      all devices, and fio, QEMU, other libraries, uvloop (--rounds 1: half an hour)
   ./run bench memory    registered memory, the bounce pool, mapping for each request (2 minutes)
+  ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
   ./run bench nbd       the example's NBD server beside qemu-nbd and nbdkit (3 minutes)
   ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
   ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer
@@ -75,12 +76,22 @@ DEFAULTS = {
         "operations": "read",
         "loops": "asyncio",
     },
+    "queues": {
+        "cases": "cached-file,vhost-same-core,vhost-split-cores",
+        "depths": "1,8,32",
+        "block_sizes": "4K",
+        "operations": "read",
+        "loops": "asyncio",
+    },
 }
 TITLES = {
     "run": "aioblk, C and the standard library",
     "full": "Everything: tools in C, aioblk, other libraries",
     "memory": "Registered memory, bounce pool, mapping for each request",
+    "queues": "Several queues, several loops, and ways to wait",
 }
+BASELINES = {"memory": "memory-registered", "queues": queues.BASELINE}
+"""What ratios are ratios to, where it is not blkio-bench."""
 
 
 def main() -> int:
@@ -194,8 +205,8 @@ def measure_run(arguments: argparse.Namespace, console: Console) -> Run:
         title=TITLES[arguments.command],
         command=" ".join(["./run bench", *sys.argv[1:]]),
         date=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        baseline="memory-registered" if arguments.command == "memory" else BASELINE,
-        machine=machine.describe(),
+        baseline=BASELINES.get(arguments.command, BASELINE),
+        machine=machine.describe(arguments.python[0] if arguments.python else sys.executable),
         labels={contender.name: contender.label for contender in contenders},
     )
     able = [contender for contender in contenders if is_able(contender, run)]
@@ -246,6 +257,8 @@ def choose_contenders(arguments: argparse.Namespace) -> list[Contender]:
     loops = arguments.loops.split(",")
     if arguments.command == "memory":
         found = memory_contenders(pythons[0], loops[0])
+    elif arguments.command == "queues":
+        found = queues.queue_contenders(pythons[0], loops[0])
     else:
         full = arguments.command == "full"
         c_tools: list[Contender] = [BlkioBench(poll=True), Fio(), QemuImg()]

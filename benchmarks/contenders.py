@@ -106,7 +106,8 @@ class QemuImg:
 class PythonWorker:
     """A program in workers/.
 
-    `files_only`: it knows no other devices. `buffered_only`: its memory is not aligned for O_DIRECT.
+    `files_only`: it knows no other devices. `vhost_only`: it needs what a file's driver does not have.
+    `buffered_only`: its memory is not aligned for O_DIRECT.
     """
 
     name: str
@@ -116,13 +117,15 @@ class PythonWorker:
     loop: str = "asyncio"
     options: tuple[str, ...] = ()
     files_only: bool = False
+    vhost_only: bool = False
     buffered_only: bool = False
 
     def check(self) -> None:
         pass
 
     def takes_part(self, case: Case, cell: Cell) -> bool:
-        return not (self.files_only and case.kind != "file") and not (self.buffered_only and case.direct)
+        known = (case.kind == "file" or not self.files_only) and (case.kind != "file" or not self.vhost_only)
+        return known and not (self.buffered_only and case.direct)
 
     def command(self, cell: Cell, target: Target, seconds: float) -> list[str]:
         job = Job(

@@ -1,5 +1,6 @@
 """The facts about a machine without which its figures mean nothing."""
 
+import functools
 import os
 import platform
 import shutil
@@ -7,12 +8,13 @@ import subprocess
 from pathlib import Path
 
 
-def describe() -> dict[str, str]:
+def describe(python: str) -> dict[str, str]:
+    """The facts, with those of the interpreter `python`."""
     facts = {
         "processor": f"{os.cpu_count()} x {processor_model()}",
         "kernel": f"Linux {platform.release().split('-')[0]}",
         "distribution": distribution(),
-        "Python": f"{platform.python_implementation()} {platform.python_version()}",
+        "Python": python_build(python),
         "libblkio": library_version(),
         "load when it began": "{:.2f} {:.2f} {:.2f}".format(*os.getloadavg()),
     }
@@ -20,6 +22,17 @@ def describe() -> dict[str, str]:
         if shutil.which(tool):
             facts[tool] = first_line(tool, "--version").removeprefix("fio-").removeprefix(f"{tool} version ")
     return facts
+
+
+@functools.cache
+def python_build(python: str) -> str:
+    """Its kind and version, and whether its threads take turns: CPython 3.11.2, GIL."""
+    code = (
+        "import platform, sys; gil = getattr(sys, '_is_gil_enabled', lambda: True)();"
+        "threads = 'GIL' if gil else 'free-threaded';"
+        "print(platform.python_implementation(), f'{platform.python_version()}, {threads}')"
+    )
+    return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
 def processor_model() -> str:

@@ -99,32 +99,38 @@ def main(prepare: Callable[[Job], AbstractAsyncContextManager[Prepared]]) -> Non
 
     async def measure() -> None:
         async with prepare(job) as prepared:
-            operation = prepared.operation
-
-            async def untimed(offsets: list[int], buffer: object) -> None:
-                for offset in offsets:
-                    await operation(offset, buffer)
-
-            async def timed(offsets: list[int], buffer: object, latencies: list[int]) -> None:
-                clock = time.perf_counter_ns
-                for offset in offsets:
-                    start = clock()
-                    await operation(offset, buffer)
-                    latencies.append(clock() - start)
 
             async def run(orders: list[list[int]], latencies: list[int] | None) -> None:
-                async with asyncio.TaskGroup() as group:
-                    for offsets, buffer in zip(orders, prepared.buffers, strict=True):
-                        slot = (
-                            untimed(offsets, buffer)
-                            if latencies is None
-                            else timed(offsets, buffer, latencies)
-                        )
-                        group.create_task(slot)
+                await run_tasks(prepared.operation, orders, prepared.buffers, latencies)
 
             await measure_rounds(job, job.orders, run)
 
     run_loop(job, measure())
+
+
+async def run_tasks(
+    operation: AsyncOperation,
+    orders: list[list[int]],
+    buffers: Sequence[Any],
+    latencies: list[int] | None,
+) -> None:
+    """A task for each of the orders, with its buffer, that awaits one operation after the other."""
+
+    async def untimed(offsets: list[int], buffer: object) -> None:
+        for offset in offsets:
+            await operation(offset, buffer)
+
+    async def timed(offsets: list[int], buffer: object, latencies: list[int]) -> None:
+        clock = time.perf_counter_ns
+        for offset in offsets:
+            start = clock()
+            await operation(offset, buffer)
+            latencies.append(clock() - start)
+
+    async with asyncio.TaskGroup() as group:
+        for offsets, buffer in zip(orders, buffers, strict=True):
+            slot = untimed(offsets, buffer) if latencies is None else timed(offsets, buffer, latencies)
+            group.create_task(slot)
 
 
 Work = TypeVar("Work")
