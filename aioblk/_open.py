@@ -20,7 +20,7 @@ WORDS: Mapping[str, bool] = {
 NUMBER = re.compile(r"(?P<digits>\d+|0x[0-9a-f]+)\s*((?P<unit>[kmgt])(ib?)?)?", re.ASCII | re.IGNORECASE)
 
 
-def open(driver_name: str, **properties: object) -> Device:  # noqa: A001
+def open(driver_name: str, **properties: object) -> Device:
     """A device of the named driver, not opened yet: ``async with aioblk.open("io_uring", path=...) as dev``.
 
     *driver_name* is libblkio's ("io_uring", "virtio-blk-vhost-user", ...). The properties are the options of
