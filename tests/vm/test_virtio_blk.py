@@ -37,10 +37,12 @@ async def test_works_with_the_smallest_queue(virtio_blk: VirtioBlk) -> None:
         assert await device.read(0, MIB) == data
 
 
-async def test_a_queue_larger_than_the_devices_fails_and_lets_go(virtio_blk: VirtioBlk) -> None:
-    with pytest.raises(aioblk.BlkioError) as caught:
-        await virtio_blk(queue_size=32768).open()
-    assert caught.value.operation == "start"
+async def test_a_queue_larger_than_the_devices_works_or_fails_and_lets_go(virtio_blk: VirtioBlk) -> None:
+    try:
+        async with virtio_blk(queue_size=32768) as device:
+            assert await works(device)
+    except aioblk.BlkioError as error:
+        assert error.operation == "start"  # newer VDUSE backends take it
     async with virtio_blk() as device:
         assert await works(device)
 
