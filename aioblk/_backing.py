@@ -94,23 +94,28 @@ def _check_one_shared_file(mappings: list[_Mapping]) -> None:
 def _mappings_of(address: int, length: int) -> list[_Mapping]:
     """The adjacent mappings that hold the range, in order."""
     end = address + length
-    found = [mapping for mapping in _all_mappings() if mapping.end > address and mapping.start < end]
+    found = list(_mappings_between(address, end))
     gapless = all(before.end == after.start for before, after in pairwise(found))
     if not found or found[0].start > address or found[-1].end < end or not gapless:
         raise BackingError("the memory is not mapped as a whole")
     return found
 
 
-def _all_mappings() -> Iterator[_Mapping]:
-    """The lines of /proc/self/maps: ``start-end perms offset major:minor inode path``."""
+def _mappings_between(low: int, high: int) -> Iterator[_Mapping]:
+    """From /proc/self/maps, which is sorted: ``start-end perms offset major:minor inode path``."""
     with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
         for line in maps:
-            span, permissions, offset, device, inode = line.split(maxsplit=5)[:5]
-            start, end = span.split("-")
+            span, rest = line.split(" ", 1)
+            start, end = (int(bound, 16) for bound in span.split("-"))
+            if end <= low:
+                continue
+            if start >= high:
+                return
+            permissions, offset, device, inode, *_path = rest.split(maxsplit=4)
             major, minor = device.split(":")
             yield _Mapping(
-                start=int(start, 16),
-                end=int(end, 16),
+                start=start,
+                end=end,
                 shared=permissions[3] == "s",
                 offset=int(offset, 16),
                 device=(int(major, 16), int(minor, 16)),
