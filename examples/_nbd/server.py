@@ -82,7 +82,9 @@ class Server:
                 log.warning("cannot accept a client: %s", error)
                 await asyncio.sleep(0.1)
             else:
-                if connection.family != socket.AF_UNIX:
+                if connection.family == socket.AF_UNIX:
+                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+                else:
                     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 return connection
 
@@ -112,12 +114,11 @@ class Server:
             await transmission.drain()
 
     async def _watch(self) -> None:
-        """Send away clients that stall in the middle of a message: they hold memory that others wait for."""
+        """Send away clients that stall in the middle of something: they hold memory that others wait for."""
         while True:
             await asyncio.sleep(min(self._policy.patience / 4, 1.0))
             for stream in list(self._clients.values()):
-                if stream.stalled_for() > self._policy.patience:
-                    stream.abandon("the client has stalled")
+                stream.check(self._policy.patience)
 
 
 async def _end(task: asyncio.Task[None]) -> None:

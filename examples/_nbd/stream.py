@@ -5,9 +5,11 @@ Here the caller's memory is what the kernel reads and writes.
 """
 
 import asyncio
+import os
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import islice
 from struct import Struct
 from typing import Any, TypeAlias, final
@@ -101,38 +103,50 @@ class Stream:
         """Receive what there is, at least one byte."""
         if self._error is not None:
             raise self._error
+        size = 0
         if self._probably_more:
             await asyncio.sleep(0)  # a client that always has more must let the others have their turn
-        self._target = target
-        self._received = self._loop.create_future()
-        if not self._reading:
-            self._reading = True
-            self._loop.add_reader(self._socket, self._on_readable)
-        try:
-            size = await self._received
-        finally:
-            self._received = None
+            size = self._receive_now(target)
+        if size == 0:
+            self._target = target
+            self._received = self._loop.create_future()
+            if not self._reading:
+                self._reading = True
+                self._loop.add_reader(self._socket, self._on_readable)
+            try:
+                size = await self._received
+            finally:
+                self._received = None
         self._probably_more = size == len(target)
         return size
 
+    def _receive_now(self, target: memoryview) -> int:
+        """Receive what there is; 0 if that is nothing. Raises DisconnectedError."""
+        if self._error is None:
+            try:
+                size = self._socket.recv_into(target)
+            except BlockingIOError:
+                return 0
+            except OSError as error:
+                self.abandon(error.strerror or "receiving failed")
+            else:
+                if size:
+                    return size
+                self.abandon("the client has closed the connection")
+        assert self._error is not None
+        raise self._error
+
     def _on_readable(self) -> None:
-        if self._received is None or self._received.done():
+        received = self._received
+        if received is None or received.done():
             # The receiving task is busy with what it has: leave the data in the socket, which makes a client
             # that sends faster than it is served wait.
             self._reading = False
             self._loop.remove_reader(self._socket)
             return
-        try:
-            size = self._socket.recv_into(self._target)
-        except BlockingIOError:
-            return
-        except OSError as error:
-            self.abandon(error.strerror or "receiving failed")
-            return
-        if size == 0:
-            self.abandon("the client has closed the connection")
-        else:
-            self._received.set_result(size)
+        with suppress(DisconnectedError):  # abandoning has told who receives
+            if size := self._receive_now(self._target):
+                received.set_result(size)
 
     # --- sending --------------------------------------------------------------------------------------------
 
@@ -192,11 +206,17 @@ class Stream:
 
     # --- the end --------------------------------------------------------------------------------------------
 
-    def stalled_for(self) -> float:
-        """For how many seconds the client has neither gone on with what it began to send nor taken what it is
-        sent. A client that owes nothing may be silent for as long as it likes."""
+    def check(self, patience: float) -> None:
+        """Abandon a client that has, for *patience* seconds, neither gone on with what it began to send nor
+        taken what it is sent. A client that owes nothing may be silent for as long as it likes."""
+        if self._error is not None:
+            return
         since = [moment for moment in (self._owing_since, self._blocked_since) if moment]
-        return self._loop.time() - min(since) if since else 0.0
+        if since and self._loop.time() - min(since) > patience:
+            self.abandon("the client has stalled")
+        elif error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            # libuv stops watching a socket that was reset, and uvloop does not pass that on.
+            self.abandon(os.strerror(error))
 
     def abandon(self, why: str) -> None:
         """The client is gone, or has to go: who receives meets DisconnectedError, what was to be sent is
