@@ -5,6 +5,7 @@ brings one such request, or option, and then shows that the device still works.
 """
 
 import asyncio
+import contextlib
 import errno
 import os
 
@@ -38,11 +39,12 @@ async def test_works_with_the_smallest_queue(virtio_blk: VirtioBlk) -> None:
 
 
 async def test_a_queue_larger_than_the_devices_works_or_fails_and_lets_go(virtio_blk: VirtioBlk) -> None:
-    try:
-        async with virtio_blk(queue_size=32768) as device:
-            assert await works(device)
-    except aioblk.BlkioError as error:
-        assert error.operation == "start"  # newer VDUSE backends take it
+    device = virtio_blk(queue_size=32768)
+    with contextlib.suppress(aioblk.BlkioError):  # newer VDUSE backends take it
+        await device.open()
+    if not device.closed:
+        assert await works(device)
+        await device.aclose()
     async with virtio_blk() as device:
         assert await works(device)
 
