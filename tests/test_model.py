@@ -160,6 +160,17 @@ class Checked:
         return data
 
 
+async def run_program(
+    device: aioblk.Device, region: aioblk.MemoryRegion, program: list[list[Operation]]
+) -> None:
+    async with asyncio.timeout(60):
+        await device.write_zeroes(0, SIZE)
+        checked = Checked(device, region)
+        for step in program:
+            await asyncio.gather(*(checked.run(operation) for operation in step))
+        assert await device.read(0, SIZE) == checked.model
+
+
 @pytest.fixture
 async def region(device: aioblk.Device) -> AsyncIterator[aioblk.MemoryRegion]:
     async with device.allocate(SIZE) as region:
@@ -175,12 +186,7 @@ async def region(device: aioblk.Device) -> AsyncIterator[aioblk.MemoryRegion]:
 async def test_a_device_holds_what_a_bytearray_would(
     device: aioblk.Device, region: aioblk.MemoryRegion, program: list[list[Operation]]
 ) -> None:
-    async with asyncio.timeout(60):
-        await device.write_zeroes(0, SIZE)
-        checked = Checked(device, region)
-        for step in program:
-            await asyncio.gather(*(checked.run(operation) for operation in step))
-        assert await device.read(0, SIZE) == checked.model
+    await run_program(device, region, program)
 
 
 async def test_the_bytes_are_on_the_disk_after_closing(target: Target) -> None:

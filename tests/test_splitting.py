@@ -8,6 +8,7 @@ import asyncio
 import mmap
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -195,65 +196,65 @@ def lay_out(layout: list[Segment], region: aioblk.MemoryRegion) -> list[memoryvi
     return segments
 
 
-@settings(
-    max_examples=40,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(layout=layouts(), limits=smaller_limits(), seed=st.integers(1, 1000))
-async def test_any_segments_within_any_limits(
+async def fill_write_and_read(
+    device: aioblk.Device, region: aioblk.MemoryRegion, offset: int, layout: list[Segment], data: bytes
+) -> None:
+    segments = lay_out(layout, region)
+    at = 0
+    for segment in segments:
+        segment[:] = data[at : at + len(segment)]
+        at += len(segment)
+    await device.writev(offset, segments)
+    for segment in segments:
+        segment[:] = bytes(len(segment))
+    await device.readv(offset, segments)
+    assert b"".join(segments) == data
+    for segment in segments:
+        segment.release()
+
+
+async def write_and_read_back(
     target: Target, impose: Callable[..., None], layout: list[Segment], limits: dict[str, int], seed: int
 ) -> None:
     impose(**limits)
-    length = sum(segment.length for segment in layout)
-    data = pattern(length, seed)
+    data = pattern(sum(segment.length for segment in layout), seed)
     async with (
         asyncio.timeout(30),
         target.device(bounce_pool_size=64 << 10) as device,
         device.allocate(256 << 10) as region,
     ):
-        await device.write_zeroes(0, length + 2 * BLOCK)
-        segments = lay_out(layout, region)
-        at = 0
-        for segment in segments:
-            segment[:] = data[at : at + len(segment)]
-            at += len(segment)
-        await device.writev(BLOCK, segments)
-        assert await device.read(0, length + 2 * BLOCK) == bytes(BLOCK) + data + bytes(BLOCK)
-        for segment in segments:
-            segment[:] = bytes(len(segment))
-        await device.readv(BLOCK, segments)
-        assert b"".join(segments) == data
-        for segment in segments:
-            segment.release()
+        await device.write_zeroes(0, len(data) + 2 * BLOCK)
+        await fill_write_and_read(device, region, BLOCK, layout, data)
+        assert await device.read(0, len(data) + 2 * BLOCK) == bytes(BLOCK) + data + bytes(BLOCK)
 
 
-@settings(
-    max_examples=20,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(layout=layouts(), seed=st.integers(1, 1000))
-async def test_any_segments_of_direct_io_on_a_block_device(
-    loop_device: Any, layout: list[Segment], seed: int
-) -> None:
-    """The kernel checks the alignment of each segment."""
-    length = sum(segment.length for segment in layout)
-    data = pattern(length, seed)
+async def write_and_read_back_directly(path: Path, layout: list[Segment], seed: int) -> None:
+    data = pattern(sum(segment.length for segment in layout), seed)
     async with (
         asyncio.timeout(30),
-        aioblk.IoUring(loop_device, direct=True) as device,
+        aioblk.IoUring(path, direct=True) as device,
         device.allocate(256 << 10) as region,
     ):
-        segments = lay_out(layout, region)
-        at = 0
-        for segment in segments:
-            segment[:] = data[at : at + len(segment)]
-            at += len(segment)
-        await device.writev(0, segments)
-        for segment in segments:
-            segment[:] = bytes(len(segment))
-        await device.readv(0, segments)
-        assert b"".join(segments) == data
-        for segment in segments:
-            segment.release()
+        await fill_write_and_read(device, region, 0, layout, data)
+
+
+SOME = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+
+
+@settings(SOME, max_examples=40)
+@given(layout=layouts(), limits=smaller_limits(), seed=st.integers(1, 1000))
+async def test_any_segments_within_any_limits(
+    target: Target, impose: Callable[..., None], layout: list[Segment], limits: dict[str, int], seed: int
+) -> None:
+    await write_and_read_back(target, impose, layout, limits, seed)
+
+
+@settings(SOME, max_examples=20)
+@given(layout=layouts(), seed=st.integers(1, 1000))
+async def test_any_segments_of_direct_io_on_a_block_device(
+    loop_device: Path, layout: list[Segment], seed: int
+) -> None:
+    """The kernel checks the alignment of each segment."""
+    await write_and_read_back_directly(loop_device, layout, seed)
