@@ -11,7 +11,12 @@ from typing_extensions import Buffer
 _T_co = TypeVar("_T_co", covariant=True)
 
 class Request(Coroutine[Any, Any, _T_co]):
-    """A submitted request: awaitable like a Future, accepted where asyncio wants a coroutine."""
+    """A submitted request: awaitable like a Future, accepted where asyncio wants a coroutine.
+
+    What went wrong with the I/O is raised by ``await``, or by result(); an error that nobody retrieves is
+    reported to the loop's exception handler. Several tasks may await one request. Belongs to the thread of
+    its queue.
+    """
 
     _asyncio_future_blocking: bool
     @property
@@ -20,7 +25,9 @@ class Request(Coroutine[Any, Any, _T_co]):
     def cancelled(self) -> bool: ...
     def result(self) -> _T_co: ...
     def exception(self) -> BaseException | None: ...
-    def cancel(self, msg: Any | None = None) -> bool: ...
+    def cancel(self, msg: Any | None = None) -> bool:
+        """Cancel; False if it is done already. The device cannot be stopped: a request on the caller's own
+        memory is done only when the device has finished with it, any other at once."""
     def add_done_callback(
         self, fn: Callable[[Any], object], /, *, context: Context | None = None
     ) -> None: ...
@@ -122,16 +129,49 @@ class QueueCore:
     def flush(self) -> None: ...
 
 class Submitter:
-    """The request methods, shared by Device (its default queue) and Queue."""
+    """The request methods, shared by Device (its default queue), Queue and BlockingQueue.
+
+    Offsets and lengths are bytes. A request is submitted when its method is called.
+    """
 
     _core: QueueCore | None
     def _report_zones(self, offset: int, zones: int, /) -> Request[bytes]: ...
     def _manage_zone(self, operation: str, offset: int = 0, /) -> Request[None]: ...
-    def read(self, offset: int, length: int) -> Request[bytes]: ...
-    def read_into(self, offset: int, buffer: Buffer) -> Request[None]: ...
-    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Request[None]: ...
-    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Request[None]: ...
-    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Request[None]: ...
+    def read(self, offset: int, length: int) -> Request[bytes]:
+        """Read ``length`` bytes from ``offset``; awaiting gives them.
+
+        A task that is cancelled does not wait for the device.
+
+        Raises at the call, with nothing submitted:
+            AlignmentError: ``offset`` or ``length`` is no multiple of ``limits.request_alignment``.
+            OptionError: one of them is negative, or they exceed 63 bits.
+            UsageError: another thread or event loop than the queue's, or after fork().
+            DeviceClosedError, DeviceLostError: the device is closed, or gone.
+        """
+    def read_into(self, offset: int, buffer: Buffer) -> Request[None]:
+        """Fill the writable ``buffer`` from ``offset`` on.
+
+        The buffer cannot be resized until the device has finished. A task that is cancelled waits for the
+        device where it writes to the buffer itself, and does not where it goes by way of a bounce buffer.
+        Raises as :meth:`read`; BufferError: the buffer is read-only or not contiguous.
+        """
+    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Request[None]:
+        """Fill several writable buffers, one after the other, from ``offset`` on; as :meth:`read_into`.
+
+        Only the length of all together has to be aligned.
+        """
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Request[None]:
+        """Write ``data`` at ``offset``; with ``fua`` it is on stable storage when the request is done.
+
+        ``data`` must not change until then. A task that is cancelled waits for the device where that reads
+        the buffer itself; how much of a cancelled write was written is not known. Raises as :meth:`read`;
+        BlkioError with EBADF: the device is open for reading only.
+        """
+    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Request[None]:
+        """Write several buffers, one after the other, at ``offset``; as :meth:`write`.
+
+        Only the length of all together has to be aligned.
+        """
     def write_zeroes(
         self,
         offset: int,
@@ -140,23 +180,45 @@ class Submitter:
         fua: bool = False,
         no_unmap: bool = False,
         no_fallback: bool = False,
-    ) -> Request[None]: ...
-    def discard(self, offset: int, length: int) -> Request[None]: ...
-    def flush(self) -> Request[None]: ...
+    ) -> Request[None]:
+        """Make ``length`` bytes from ``offset`` read as zeroes; raises as :meth:`write`.
+
+        Space may be given back unless ``no_unmap``. With ``no_fallback`` it fails with UnsupportedError
+        where the device could only do it by writing zeroes out.
+        """
+    def discard(self, offset: int, length: int) -> Request[None]:
+        """Give ``length`` bytes from ``offset`` back to the storage; what they read as then is unspecified.
+
+        Raises as :meth:`write`, and AlignmentError for a range that breaks ``limits.discard_alignment``.
+        """
+    def flush(self) -> Request[None]:
+        """Make what writes that are done have written durable. Writes in flight are not covered."""
     @overload
     def read_many(
         self, requests: Iterable[tuple[int, int]], *, return_exceptions: Literal[False] = False
-    ) -> Request[list[bytes]]: ...
+    ) -> Request[list[bytes]]:
+        """Read many (offset, length) pairs with one await; gives a list of bytes in the order of the pairs.
+
+        Every pair is checked before the first is submitted, and refused as by :meth:`read`. The first error,
+        in the order of the pairs, is raised when all are over; with ``return_exceptions`` errors and
+        refusals are in the list instead.
+        """
     @overload
     def read_many(
         self, requests: Iterable[tuple[int, int]], *, return_exceptions: bool
     ) -> Request[list[bytes | BaseException]]: ...
     def read_into_many(
         self, requests: Iterable[tuple[int, Buffer]], *, return_exceptions: bool = False
-    ) -> Request[Any]: ...
+    ) -> Request[Any]:
+        """Fill the buffers of many (offset, buffer) pairs with one await; errors as by :meth:`read_many`.
+
+        Gives None or, with ``return_exceptions``, a list with an exception or None for each pair.
+        """
     def write_many(
         self, requests: Iterable[tuple[int, Buffer]], *, fua: bool = False, return_exceptions: bool = False
-    ) -> Request[Any]: ...
+    ) -> Request[Any]:
+        """Write many (offset, buffer) pairs with one await, in no certain order; otherwise as
+        :meth:`read_into_many`."""
 
 @final
 class Allocator:
