@@ -201,7 +201,7 @@ class DeviceMemory:
 
         Raises:
             TypeError: not a buffer.
-            BufferError: not contiguous.
+            BufferError: not contiguous (numpy says ValueError).
             ValueError: empty.
         """
         memory = Memory.from_buffer(buffer)

@@ -4,7 +4,6 @@
 
 #include <string.h>
 
-
 static PyObject *raise_closed(void)
 {
     PyErr_SetString(PyExc_ValueError, "the memory of this view has been closed");
@@ -265,11 +264,6 @@ static PyObject *new_view(PyTypeObject *type, MemoryObject *memory, char *addres
     view->address = address;
     view->length = length;
     return (PyObject *)view;
-}
-
-PyObject *memory_view(MemoryObject *memory, size_t start, size_t length)
-{
-    return new_view(&View_Type, memory, memory->address + start, length);
 }
 
 static PyObject *view_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)

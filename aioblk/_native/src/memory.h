@@ -36,9 +36,6 @@ typedef struct {
 
 extern PyTypeObject Memory_Type, View_Type, Allocator_Type;
 
-/* A new reference, or NULL with an exception; [start, start + length) must lie in the memory. */
-PyObject *memory_view(MemoryObject *memory, size_t start, size_t length);
-
 /* Keeps the memory until the matching memory_unuse. */
 static inline void memory_use(MemoryObject *memory)
 {
