@@ -2,39 +2,46 @@
 
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import pytest
 
+from ..support.storage_daemon import StorageDaemon
 from .server_process import NbdServer
-
-if TYPE_CHECKING:
-    from ..conftest import StorageDaemonFactory
 
 SIZE = 16 << 20
 
 
-@pytest.fixture
-def image(tmp_path: Path) -> Path:
-    """The file in which the bytes of the export are, in the end: zeroes, to begin with, and a hole."""
-    path = tmp_path / "image"
-    with path.open("wb") as file:
-        file.truncate(SIZE)
+def new_image(directory: Path) -> Path:
+    """A file of zeroes, which is one hole."""
+    path = directory / "image"
+    path.touch()
+    os.truncate(path, SIZE)
     return path
 
 
-@pytest.fixture(params=["file", "direct", "vhost-user"])
-def server(
-    request: pytest.FixtureRequest, image: Path, storage_daemon: "StorageDaemonFactory"
-) -> Iterator[NbdServer]:
-    """A server of ``image``: through the page cache, around it, and by way of a storage daemon."""
-    if request.param == "vhost-user":
-        arguments = ["virtio-blk-vhost-user", f"path={storage_daemon(image).socket}"]
-    else:
-        arguments = ["io_uring", f"path={image}", f"direct={request.param == 'direct'}"]
-    with NbdServer(*arguments) as server:
-        yield server
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    """The file in which the bytes of an export are, in the end."""
+    return new_image(tmp_path)
+
+
+@pytest.fixture(scope="module", params=["file", "direct", "vhost-user"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NbdServer]:
+    """A server on each kind of device: through the page cache, around it, by way of a storage daemon.
+
+    It serves all tests of a module, one after the other, so they find what the ones before have written.
+    """
+    image = new_image(tmp_path_factory.mktemp("server"))
+    with ExitStack() as stack:
+        if request.param == "vhost-user":
+            blockdev = {"driver": "file", "filename": str(image), "discard": "unmap"}
+            daemon = stack.enter_context(StorageDaemon(blockdev))
+            arguments = ["virtio-blk-vhost-user", f"path={daemon.socket}"]
+        else:
+            arguments = ["io_uring", f"path={image}", f"direct={request.param == 'direct'}"]
+        yield stack.enter_context(NbdServer(*arguments))
 
 
 @pytest.fixture

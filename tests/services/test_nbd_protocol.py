@@ -1,6 +1,5 @@
 """The NBD server's answers, byte by byte, to a client that asks for all there is, and for what is not."""
 
-import os
 import random
 import struct
 from collections.abc import Iterator
@@ -9,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from . import wire
-from .conftest import SIZE
+from .conftest import SIZE, new_image
 from .server_process import NbdServer
 from .wire import Client, OptionReply, Reply, counted
 
@@ -19,9 +18,7 @@ EPERM, EINVAL, ENOSPC, ENOTSUP = 1, 22, 28, 95
 @pytest.fixture(scope="module")
 def named_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NbdServer]:
     """One for all the tests of the handshake, which change nothing but a few bytes."""
-    image = tmp_path_factory.mktemp("named") / "image"
-    image.touch()
-    os.truncate(image, SIZE)
+    image = new_image(tmp_path_factory.mktemp("named"))
     with NbdServer("io_uring", f"path={image}", "--name", "disk", "--description", "a test") as server:
         yield server
 
@@ -223,6 +220,7 @@ def test_bytes_that_are_not_whole_blocks(server: NbdServer) -> None:
         Client(server.socket).connect(structured=True) as one,
         Client(server.socket).connect(structured=True) as other,
     ):
+        assert one.call(wire.WRITE_ZEROES, 0, len(expected)).error == 0
         for _ in range(30):
             position, sent = chance.randrange(4096), {one: 0, other: 0}
             while position < len(expected) - 20_000 and sum(sent.values()) < 60:
