@@ -10,6 +10,7 @@
     summary.py     medians, spread, ratios;  bars.py  what aioblk must reach
     tables.py, pictures.py, report.py   what a run looks like on a terminal, as a plot, in RESULTS.md
     instructions.py, fairness.py        what is judged by other measures than throughput and latency
+    profiling.py   where the time of an operation goes
     peers.py, memory.py, queues.py      more contenders: other libraries; ways for memory to reach a device;
                                         several queues, several loops, ways to wait
     workers/       one small program for each Python contender

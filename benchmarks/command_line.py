@@ -12,7 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from benchmarks import fairness, instructions, machine, nbd, pictures, queues, report, tables
+from benchmarks import fairness, instructions, machine, nbd, pictures, profiling, queues, report, tables
 from benchmarks.contenders import (
     BASELINE,
     BlkioBench,
@@ -39,6 +39,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench nbd       the example's NBD server beside qemu-nbd and nbdkit (3 minutes)
   ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
   ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer
+  ./run bench profile   where a microsecond goes, by function, native and Python; also: ./run profile
   ./run bench report    write RESULTS.md anew from the published runs
 """
 EPILOG = """\
@@ -121,6 +122,9 @@ def main() -> int:
             if arguments.json:
                 arguments.json.write_text(json.dumps(measured, default=asdict, indent=1) + "\n")
             return 0
+        if arguments.command == "profile":
+            profiling.show(console, seconds=arguments.seconds)
+            return 0
         if arguments.command == "instructions":
             return 0 if instructions.check(update=arguments.update, console=console) else 1
         run = measure_run(arguments, console)
@@ -148,7 +152,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "command",
         nargs="?",
-        choices=[*DEFAULTS, "fairness", "instructions", "nbd", "report"],
+        choices=[*DEFAULTS, "fairness", "instructions", "nbd", "profile", "report"],
         default="run",
         help="default: run",
     )

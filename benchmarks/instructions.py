@@ -17,6 +17,7 @@ import tempfile
 from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -44,6 +45,12 @@ class Route:
     @property
     def name(self) -> str:
         return f"{self.form} {self.operation}, depth {self.depth}"
+
+
+class Place(NamedTuple):
+    object: str
+    """The path of an object file."""
+    function: str
 
 
 ROUTES = (
@@ -84,25 +91,38 @@ def check(*, update: bool, console: Console) -> bool:
 def count(route: Route) -> dict[str, float]:
     """Instructions for one operation, by the object file that they belong to."""
     short, long = callgrind(route, SHORT), callgrind(route, LONG)
-    return {name: (long[name] - short[name]) / (LONG - SHORT) for name in long}
+    by_object: dict[str, float] = {}
+    for place, instructions in long.items():
+        name = short_name(place.object)
+        by_object[name] = by_object.get(name, 0) + (instructions - short[place]) / (LONG - SHORT)
+    return by_object
 
 
-def callgrind(route: Route, operations: int) -> Counter[str]:
+def job_of(route: Route, operations: int) -> Job:
+    return Job(
+        path=str(scratch_file(WORK / "small", FILE_SIZE)),
+        kind="file",
+        capacity=FILE_SIZE,
+        operation=route.operation,
+        block_size=4096,
+        depth=route.depth,
+        seconds=0,
+        options=(route.form, str(operations)),
+    )
+
+
+def worker(route: Route, operations: int) -> list[str]:
+    """The command that does so many operations."""
+    job = json.dumps(asdict(job_of(route, operations)))
+    return [sys.executable, "-m", "benchmarks.workers.instructions", job]
+
+
+def callgrind(route: Route, operations: int) -> Counter[Place]:
+    """Instructions of a whole run, by the places where they are."""
     with tempfile.TemporaryDirectory() as directory:
         out = Path(directory) / "callgrind.out"
-        job = Job(
-            path=str(scratch_file(WORK / "small", FILE_SIZE)),
-            kind="file",
-            capacity=FILE_SIZE,
-            operation=route.operation,
-            block_size=4096,
-            depth=route.depth,
-            seconds=0,
-            options=(route.form, str(operations)),
-        )
-        worker = [sys.executable, "-m", "benchmarks.workers.instructions", json.dumps(asdict(job))]
         result = subprocess.run(
-            ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *worker],
+            ["valgrind", "--tool=callgrind", f"--callgrind-out-file={out}", *worker(route, operations)],
             cwd=ROOT,
             env={**os.environ, "PYTHONHASHSEED": "0"},
             capture_output=True,
@@ -113,24 +133,24 @@ def callgrind(route: Route, operations: int) -> Counter[str]:
         return self_cost(out)
 
 
-def self_cost(out: Path) -> Counter[str]:
-    """Add up the cost lines of a callgrind file by object, leaving out what its `calls=` lines carry."""
+def self_cost(out: Path) -> Counter[Place]:
+    """Add up the cost lines of a callgrind file by place, leaving out what its `calls=` lines carry."""
     names: dict[str, str] = {}
-    totals: Counter[str] = Counter()
-    current = ""
+    totals: Counter[Place] = Counter()
+    here = {"ob": "", "fn": ""}
     inclusive = False
     for line in out.read_text().splitlines():
-        if match := re.match(r"(c?ob)=\((\d+)\)(?: (.*))?", line):
-            kind, number, name = match.groups()
+        if match := re.match(r"(c?)(ob|fn)=\((\d+)\)(?: (.*))?", line):
+            called, kind, number, name = match.groups()
             if name:
-                names[number] = short_name(name)
-            if kind == "ob":
-                current = names[number]
+                names[kind + number] = name
+            if not called:
+                here[kind] = names[kind + number]
         elif line.startswith("calls="):
             inclusive = True
         elif line[:1] in "0123456789+-*" and line:
             if not inclusive:
-                totals[current] += int(line.split()[1])
+                totals[Place(here["ob"], here["fn"])] += int(line.split()[1])
             inclusive = False
     return totals
 
