@@ -193,6 +193,7 @@ static int collect_children(Request *batch)
                 Py_XDECREF(results);
                 return -1;
             }
+            Py_CLEAR(child->exception); /* the collector could not break a circle through an item: it sees none */
             if (!batch->return_exceptions) {
                 Py_XDECREF(results);
                 Py_XSETREF(batch->exception, value);
