@@ -168,7 +168,7 @@ def parse_options() -> argparse.Namespace:
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="with a client that stops in the middle of something (%(default)g)",
+        help="for a client to send or take any one message (%(default)g)",
     )
     parser.add_argument(
         "--loop", choices=["asyncio", "uvloop"], help="event loop (uvloop if it is installed)"

@@ -25,7 +25,7 @@ class Policy:
     clients: int = 100
     """At a time; more wait in the listening socket's backlog."""
     patience: float = 30.0
-    """Seconds for the whole handshake; and for any progress with a message that has begun, either way."""
+    """Seconds for the whole handshake, and for each message that has begun, either way, to come through."""
     limits: ClientLimits = field(default_factory=ClientLimits)
 
 

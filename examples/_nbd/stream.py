@@ -68,14 +68,15 @@ class Stream:
         self._start += layout.size
         return layout.unpack_from(self._buffer, self._start - layout.size)
 
-    async def take_into(self, target: memoryview) -> None:
-        """Fill *target* with the next bytes. Raises DisconnectedError."""
-        filled = min(len(target), self._end - self._start)
-        target[:filled] = self._buffer[self._start : self._start + filled]
-        self._start += filled
-        while filled < len(target):
-            self._owing_since = self._loop.time()
-            filled += await self._receive(target[filled:])
+    async def take_into(self, targets: list[memoryview]) -> None:
+        """Fill the targets, one after the other, with the next bytes. Raises DisconnectedError."""
+        self._owing_since = self._loop.time()
+        for target in targets:
+            filled = min(len(target), self._end - self._start)
+            target[:filled] = self._buffer[self._start : self._start + filled]
+            self._start += filled
+            while filled < len(target):
+                filled += await self._receive(target[filled:])
         self._owing_since = 0.0
 
     async def skip(self, size: int) -> None:
@@ -181,34 +182,35 @@ class Stream:
             except OSError as error:
                 self.abandon(error.strerror or "sending failed")
                 return
-            if self._blocked_since:
+            if self._forget(sent) and self._blocked_since:
                 self._blocked_since = self._loop.time()
-            self._forget(sent)
         if self._error is not None:
             self._forget(sum(len(part) for part, _ in self._outgoing))
         elif self._blocked_since:
             self._blocked_since = 0.0
             self._loop.remove_writer(self._socket)
 
-    def _forget(self, sent: int) -> None:
-        """Drop the first *sent* bytes of what is to be sent."""
-        outgoing = self._outgoing
+    def _forget(self, sent: int) -> bool:
+        """Drop the first *sent* bytes of what is to be sent; whether that ended something."""
+        outgoing, ended = self._outgoing, False
         while outgoing:
             part, on_sent = outgoing[0]
             if sent < len(part):
                 if sent:
                     outgoing[0] = memoryview(part)[sent:], on_sent
-                return
+                break
             sent -= len(part)
             outgoing.popleft()
             if on_sent is not None:
                 on_sent()
+                ended = True
+        return ended
 
     # --- the end --------------------------------------------------------------------------------------------
 
     def check(self, patience: float) -> None:
-        """Abandon a client that has, for *patience* seconds, neither gone on with what it began to send nor
-        taken what it is sent. A client that owes nothing may be silent for as long as it likes."""
+        """Abandon a client that is not through with something after *patience* seconds: sending what it has
+        begun, or taking the next reply. A client that owes nothing may be silent for as long as it likes."""
         if self._error is not None:
             return
         since = [moment for moment in (self._owing_since, self._blocked_since) if moment]

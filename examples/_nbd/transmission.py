@@ -118,11 +118,6 @@ class Transmission:
         while self._requests_in_flight:
             await self._wait_for_fewer()
 
-    @property
-    def requests_in_flight(self) -> int:
-        """Commands received whose reply has not been sent."""
-        return self._requests_in_flight
-
     # --- how much is in flight ------------------------------------------------------------------------------
 
     def _has_room(self, command: Command) -> bool:
@@ -165,8 +160,7 @@ class Transmission:
             if command.data_length:
                 command.payload = await self._export.memory.take(command.length)
                 if command.kind == protocol.WRITE:
-                    for part in command.payload.parts:
-                        await self._stream.take_into(part)
+                    await self._stream.take_into(command.payload.parts)
         except BaseException:
             self._finish(command)
             raise

@@ -164,6 +164,23 @@ def test_clients_that_stall_are_sent_away(image: Path) -> None:
         assert idle.call(wire.FLUSH).error == 0
 
 
+def test_clients_that_are_all_too_slow_are_sent_away(image: Path) -> None:
+    with (
+        NbdServer("io_uring", f"path={image}", "--patience", "0.5") as server,
+        Client(server.socket).connect() as talker,
+        Client(server.socket).connect() as listener,
+    ):
+        talker.send(command(wire.WRITE, 1 << 20))
+        for _ in range(4):
+            listener.send_command(wire.READ, 0, 8 << 20)
+        with pytest.raises(ConnectionError):  # noqa: PT012
+            while True:
+                talker.send(b".")
+                listener.socket.recv(1)
+                time.sleep(0.01)
+        assert listener.is_hung_up()
+
+
 def test_a_client_with_everything_in_flight_does_not_starve_the_others(image: Path) -> None:
     with (
         NbdServer("io_uring", f"path={image}", "--memory", "8M", "--requests", "16") as server,
