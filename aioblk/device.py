@@ -350,7 +350,7 @@ class Device(Submitter):
     def queue(self, index: int = 0) -> Queue:
         """Queue *index*, bound to the running loop until it is closed: ``async with dev.queue(1) as queue``.
 
-        Threads with loops of their own thus share a device, each at full speed. Queue 0 is the default queue,
+        Threads with loops of their own thus share a device without locks. Queue 0 is the default queue,
         which serves the device's own request methods and belongs to the device's loop.
 
         Raises:
@@ -458,7 +458,7 @@ def _weakly(method: Callable[P, object]) -> Callable[P, None]:
 def _connect_and_start(options: DriverOptions) -> tuple[Blkio, int | None]:
     """All that may block. Whatever fails leaves nothing open."""
     socket_path = str(options.before_connect["path"]) if options.driver == VHOST_USER else None
-    known = peer_descriptors(socket_path) if socket_path is not None else set[int]()
+    known = peer_descriptors() if socket_path is not None else {}
     handle = Blkio(options.driver)
     peer = None
     try:

@@ -44,6 +44,18 @@ async def test_requests_in_flight_fail(slow_device: aioblk.Device, slow_daemon: 
     assert slow_device.statistics().in_flight == 0
 
 
+async def test_a_loss_is_noticed_by_whatever_path_the_socket_was_reached(
+    storage_daemon: StorageDaemonFactory,
+) -> None:
+    daemon = storage_daemon()
+    link = daemon.socket.with_name("link")
+    link.symlink_to(daemon.socket)
+    async with aioblk.VirtioBlkVhostUser(link) as device:
+        await lose(device, daemon)
+        with pytest.raises(aioblk.DeviceLostError):
+            await device.read(0, BLOCK)
+
+
 async def test_so_do_those_that_have_not_reached_the_device(
     slow_device: aioblk.Device, slow_daemon: StorageDaemon
 ) -> None:

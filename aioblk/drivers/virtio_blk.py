@@ -22,8 +22,7 @@ class VirtioBlkVhostUser(Device):
             --export \\
             type=vhost-user-blk,id=export,node-name=disk,writable=on,addr.type=unix,addr.path=blk.sock
 
-    :param path: The socket, at most 107 bytes long, spelt as the backend spells it: by that name its end is
-        noticed.
+    :param path: The socket, at most 107 bytes long.
     :param read_only: Refuse every writing request. A backend that is not writable can be opened no other way.
     :param num_queues: Queues; the backend sets how many there can be (``properties["max-queues"]``).
     :param num_poll_queues: Queues whose completions are polled for.
