@@ -1,1 +1,1 @@
-"""Long searches, run on demand: ./run test tests/campaigns/FILE. Nothing here is collected by itself."""
+"""Long searches, run on demand by ./run campaign, which lists them. Nothing here is collected by itself."""

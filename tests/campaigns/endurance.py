@@ -1,6 +1,6 @@
 """A million mixed requests on each driver: every byte right, and nothing that grows.
 
-./run test tests/campaigns/endurance.py
+./run campaign endurance
 """
 
 import asyncio

@@ -1,7 +1,9 @@
 """The state machines of the memory layer, ten thousand examples each.
 
-./run test tests/campaigns/memory_machines.py
+./run campaign memory-machines; AIOBLK_CAMPAIGN_EXAMPLES changes how many.
 """
+
+import os
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,7 +24,7 @@ MACHINES = [
     UvloopArenaMachine,
 ]
 MANY = settings(
-    max_examples=10_000,
+    max_examples=int(os.environ.get("AIOBLK_CAMPAIGN_EXAMPLES", "10000")),
     stateful_step_count=40,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much, HealthCheck.data_too_large],

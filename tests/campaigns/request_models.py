@@ -1,8 +1,9 @@
 """The properties of the request path that the suite tries a few dozen times, tried thousands of times.
 
-./run test tests/campaigns/request_models.py
+./run campaign request-models; AIOBLK_CAMPAIGN_EXAMPLES changes how many times.
 """
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,7 +19,8 @@ from tests.support.devices import Target
 impose = splitting.impose
 region = model.region
 
-MANY = settings(splitting.SOME, max_examples=5_000, print_blob=True)
+EXAMPLES = int(os.environ.get("AIOBLK_CAMPAIGN_EXAMPLES", "5000"))
+MANY = settings(splitting.SOME, max_examples=EXAMPLES, print_blob=True)
 
 
 @MANY
