@@ -51,7 +51,6 @@ class Driver:
     """What it cannot do, and why."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """Properties it is always opened with."""
-    errno_past_the_end: int = 0
 
 
 FIXED_SIZE = "a block device does not grow"
