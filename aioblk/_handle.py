@@ -12,7 +12,7 @@ import os
 import stat
 import warnings
 from bisect import bisect_left, insort
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from functools import wraps
 from threading import RLock
@@ -346,7 +346,7 @@ class Blkio:
         self._mapped.remove(region)
 
     @contextmanager
-    def _map_turn(self) -> Iterator[None]:
+    def _map_turn(self) -> Generator[None]:
         turn = self.on_map_turn or (lambda: None)
         turn()
         try:

@@ -1,1 +1,1 @@
-"""Long searches, run on demand by ./run campaign, which lists them. Nothing here is collected by itself."""
+"""Long searches, run by ./run campaign, which lists them. Nothing here is collected by itself."""
