@@ -4,11 +4,13 @@ It suits a thread that has nothing else to do and wants the lowest latency, on a
 libblkio, or the kernel, watches the device actively while the thread waits.
 """
 
+import errno
 import mmap
 import threading
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, final
 
+from ._discard import discard
 from ._native._core import QueueCore, Request, Submitter
 from ._queue import QueueContext, QueueStatistics
 from .errors import BlkioError, DeviceClosedError, UsageError
@@ -44,6 +46,8 @@ class BlockingQueue(Submitter):
         address = handle.poll_queue(index) if poll else handle.queue(index)
         core = QueueCore(context.device, address, -1, None, context.depth)
         core.on_bounce = self._make_room
+        if context.discard_fd is not None:
+            core.on_discard = self._discard
         self._region = handle.alloc_mem_region(-(-_BOUNCE_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
         self._mapped = bool(handle.get("needs-mem-regions"))
         if self._mapped:
@@ -100,6 +104,15 @@ class BlockingQueue(Submitter):
     def _make_room(self, request: Request[Any], _need: int) -> None:
         while not self.core.admit(request):
             self.core.wait(None, -1)
+
+    def _discard(self, request: Request[Any], offset: int, length: int) -> None:
+        assert self._context.discard_fd is not None
+        try:
+            discard(self._context.discard_fd, offset, length)
+        except OSError as error:
+            self.core.complete(request, error.errno or errno.EIO, None)
+        else:
+            self.core.complete(request, 0, None)
 
     @property
     def core(self) -> QueueCore:

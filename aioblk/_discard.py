@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 from ._native._core import QueueCore, Request
 
-__all__ = ["BlockDiscard", "DiscardMethod", "discard_method"]
+__all__ = ["BlockDiscard", "DiscardMethod", "discard", "discard_method"]
 
 BLKDISCARD = 0x1277  # linux/fs.h
 
@@ -47,7 +47,7 @@ class BlockDiscard:
         self._loop = loop
 
     def __call__(self, request: Request[None], offset: int, length: int) -> None:
-        work = self._loop.run_in_executor(None, _discard, self._fd, offset, length)
+        work = self._loop.run_in_executor(None, discard, self._fd, offset, length)
         work.add_done_callback(lambda done: self._finish(request, done))
 
     def _finish(self, request: Request[Any], done: "asyncio.Future[None]") -> None:
@@ -63,5 +63,6 @@ class BlockDiscard:
             self._core.complete(request, 0, None)
 
 
-def _discard(fd: int, offset: int, length: int) -> None:
+def discard(fd: int, offset: int, length: int) -> None:
+    """Give the range of a block device back, and block until that is done."""
     fcntl.ioctl(fd, BLKDISCARD, struct.pack("QQ", offset, length))

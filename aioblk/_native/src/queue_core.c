@@ -793,9 +793,11 @@ static void ask_for_room(QueueCore *q, Request *r)
         uint64_t length = request_part(r, i)->bounce_length;
         need = length > need ? length : need;
     }
-    PyObject *answer = q->on_bounce && q->on_bounce != Py_None
-                           ? PyObject_CallFunction(q->on_bounce, "OK", r, (unsigned long long)need)
+    PyObject *hook = Py_XNewRef(q->on_bounce); /* it may put another in its own place */
+    PyObject *answer = hook && hook != Py_None
+                           ? PyObject_CallFunction(hook, "OK", r, (unsigned long long)need)
                            : PyErr_Format(PyExc_RuntimeError, "the queue has no bounce pool");
+    Py_XDECREF(hook);
     if (answer) {
         Py_DECREF(answer);
         return;
@@ -873,13 +875,19 @@ int queue_submit_children(QueueCore *q, Request *batch)
 /* Work outside libblkio, done by the Python side on a thread of its own: it ends with complete(). */
 int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
 {
+    if (!hook || hook == Py_None) {
+        PyErr_Format(PyExc_RuntimeError, "the queue has no hook for %s", operation_names[r->operation]);
+        return -1;
+    }
     q->counters.submitted++;
     r->outstanding = 1;
     r->admitted = 1;
     r->private_memory = true;
     link_request(q, r);
+    Py_INCREF(hook); /* it may put another in its own place */
     PyObject *answer = PyObject_CallFunction(hook, "OKK", r, (unsigned long long)r->offset,
                                              (unsigned long long)r->length);
+    Py_DECREF(hook);
     if (answer) {
         Py_DECREF(answer);
         return 0;
