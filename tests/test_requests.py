@@ -192,6 +192,13 @@ async def test_more_requests_than_the_queue_holds_all_complete(device: aioblk.De
     assert device.statistics().in_flight == 0
 
 
+async def test_more_completions_than_a_turn_of_the_loop_takes(scratch_file: Path) -> None:
+    """The kernel completes cached reads while they are submitted; one event tells of all of them."""
+    async with aioblk.IoUring(scratch_file, num_entries=4096) as device, asyncio.timeout(60):
+        assert await device.read_many([(i * 512, 512) for i in range(4000)]) == [bytes(512)] * 4000
+        assert await asyncio.gather(*(device.read(i * 512, 512) for i in range(4000))) == [bytes(512)] * 4000
+
+
 async def test_waiting_for_a_full_queue_costs_no_turns_of_the_loop(slow_device: aioblk.Device) -> None:
     async with slow_device.allocate(BLOCK) as region:
         await asyncio.gather(*(slow_device.read_into(0, region) for _ in range(600)))

@@ -31,7 +31,7 @@ class Campaign:
 
 
 def tests(path: str) -> tuple[str, ...]:
-    return (sys.executable, "-m", "pytest", path)
+    return (sys.executable, "-m", "pytest", "-o", "faulthandler_timeout=3600", path)
 
 
 CAMPAIGNS = (
