@@ -56,7 +56,8 @@ class PayloadMemory:
     def give_back(self, payload: Payload) -> None:
         """Nobody uses the payload any more."""
         self._free += payload.buffers
-        self._queue.notify_head()
+        if self._queue:
+            self._queue.notify_head()
 
     def _cut(self, count: int, length: int) -> Payload:
         buffers = self._free[-count:]

@@ -68,11 +68,9 @@ class Command:
     cookie: int
     offset: int
     length: int
+    data_length: int
+    """How much of it is data that come or go with the command."""
     payload: Payload | None = None
-
-    @property
-    def data_length(self) -> int:
-        return self.length if self.kind in CARRY_DATA else 0
 
 
 class _RefusedError(Exception):
@@ -106,7 +104,8 @@ class Transmission:
                 return
             if kind == protocol.WRITE and length > self._export.largest_payload:
                 raise DisconnectedError(f"the client sends {length} bytes at once")
-            command = Command(kind, flags, cookie, offset, length)
+            data_length = length if kind in CARRY_DATA else 0
+            command = Command(kind, flags, cookie, offset, length, data_length)
             if not self._has_room(command):
                 await self._wait_for_room(command)
             self._requests_in_flight += 1
@@ -169,7 +168,9 @@ class Transmission:
         except aioblk.BlkioError as error:
             self._refuse(command, ERRORS.get(error.errno or 0, protocol.EIO), str(error))
             return
-        if work is None or work.done():
+        # To ask for the outcome at once makes each request go to the device by itself. So that is done only
+        # when no other commands are here to go with it.
+        if work is None or (self._stream.between_messages and work.done()):
             self._answer(command, work)
         else:
             work.add_done_callback(partial(self._answer, command))
