@@ -8,8 +8,10 @@ that: reading the capacity while another thread maps memory mixes up the two ans
 from __future__ import annotations
 
 import errno as errnos
+import fcntl
 import os
 import stat
+import sys
 import warnings
 from bisect import bisect_left, insort
 from collections.abc import Callable, Generator
@@ -46,6 +48,8 @@ if TYPE_CHECKING:  # cffi's own types; they have no names at run time
 
 P = ParamSpec("P")
 T = TypeVar("T")
+
+VHOST_VDPA_GET_VRING_NUM = 0x8002AF76  # linux/vhost.h
 
 
 class MemRegion(NamedTuple):
@@ -135,10 +139,24 @@ class Blkio:
     def start(self) -> None:
         """Start the connected device: queues exist from now on, and memory regions can be mapped."""
         if self._state is State.CONNECTED:
+            if self._driver == VHOST_VDPA:
+                self._require_short_queues()
             self._check(lib.blkio_start(self._cell[0]), "start")
             self._state = State.STARTED
         elif self._state is not State.STARTED:
             raise self._wrong_state("start", "a device can be started once it is connected")
+
+    def _require_short_queues(self) -> None:
+        """Some vDPA devices accept longer queues than they have, and never answer. libblkio asks none."""
+        answer = bytearray(2)
+        fcntl.ioctl(cast(int, self.get("fd")), VHOST_VDPA_GET_VRING_NUM, answer)
+        size, longest = cast(int, self.get("queue-size")), int.from_bytes(answer, sys.byteorder)
+        if size > longest:
+            raise OptionError(
+                f"queue-size is {size}, but the device's queues have {longest} descriptors at most",
+                driver=self._driver,
+                operation="start",
+            )
 
     def destroy(self) -> None:
         """Disconnect and give everything back, mapped and allocated regions included.
