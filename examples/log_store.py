@@ -160,6 +160,7 @@ class LogStore:
     async def _commit(self) -> None:
         """Write group after group, each of all that came while the one before it was being written."""
         try:
+            await asyncio.sleep(0)  # so that all who append in this turn of the loop go together
             while self._waiting:
                 group = self._take_group()
                 if group:
