@@ -7,6 +7,7 @@ import struct
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -14,7 +15,11 @@ from . import wire
 from .server_process import NbdServer
 from .wire import Client, counted
 
+if TYPE_CHECKING:
+    from ..conftest import StorageDaemonFactory
+
 RAVING_CLIENTS = 10_000
+EIO = 5
 
 
 def settle(server: NbdServer, descriptors: int) -> None:
@@ -208,6 +213,23 @@ def test_more_clients_than_there_are_places_wait(image: Path) -> None:
         third.socket.settimeout(wire.TIME_LIMIT)
         third.connect()
         assert third.call(wire.FLUSH).error == 0
+
+
+def test_a_device_that_is_lost_is_an_error_for_the_client(
+    image: Path, storage_daemon: "StorageDaemonFactory"
+) -> None:
+    daemon = storage_daemon(image)
+    with (
+        NbdServer("virtio-blk-vhost-user", f"path={daemon.socket}") as server,
+        Client(server.socket).connect(structured=True) as client,
+    ):
+        assert client.call(wire.WRITE, 0, 512, data=bytes(512)).error == 0
+        daemon.pause()
+        in_flight = {client.send_command(wire.READ, 0, 1 << 20), client.send_command(wire.FLUSH)}
+        daemon.kill()
+        replies = [client.receive_reply(), client.receive_reply()]
+        assert {reply.cookie: reply.error for reply in replies} == dict.fromkeys(in_flight, EIO)
+        assert client.call(wire.WRITE, 0, 512, data=bytes(512)).error == EIO
 
 
 # --- the end ------------------------------------------------------------------------------------------------
