@@ -3,7 +3,7 @@
  *
  *   submitter.c    parses what the caller said, refuses what is wrong
  *   plan.c         cuts memory and lengths into parts that the device accepts
- *   queue_core.c   issues parts, reaps completions, wakes who waits
+ *   queue.h        submits requests, issues their parts, reaps completions, wakes who waits: six rooms, listed there
  *   request.c      the awaitable
  *   device_core.c  limits and mapped regions, shared by the queues of a device
  *   calls.c        how all of them call Python code

@@ -1,0 +1,295 @@
+/* Parts: given bounce memory where they need it, issued to libblkio or kept in the backlog, and completed. */
+#include "queue.h"
+
+#include <errno.h>
+
+#define FLUSH_BYTES (1u << 20) /* data per do_io: cached reads are copied within the call, and the loop stands still */
+
+void queue_issue(QueueCore *q, Part *part)
+{
+    struct blkioq *b = q->blkioq;
+    Request *r = part->request;
+    Vector *vector = part->vector;
+    switch ((Operation)r->operation) {
+    case OP_READ:
+        if (vector) {
+            blkioq_readv(b, part->offset, vector->iov, vector->iov_count, part, r->flags);
+        } else {
+            blkioq_read(b, part->offset, part->address, part->length, part, r->flags);
+        }
+        break;
+    case OP_WRITE:
+        if (vector) {
+            blkioq_writev(b, part->offset, vector->iov, vector->iov_count, part, r->flags);
+        } else {
+            blkioq_write(b, part->offset, part->address, part->length, part, r->flags);
+        }
+        break;
+    case OP_WRITE_ZEROES:
+        blkioq_write_zeroes(b, part->offset, part->length, part, r->flags);
+        break;
+    case OP_DISCARD:
+        if (q->device->discard_method == DISCARD_BY_ZEROING) {
+            blkioq_write_zeroes(b, part->offset, part->length, part, BLKIO_REQ_NO_FALLBACK);
+        } else {
+            blkioq_discard(b, part->offset, part->length, part, r->flags);
+        }
+        break;
+    case OP_FLUSH:
+        blkioq_flush(b, part, r->flags);
+        break;
+    case OP_REPORT_ZONES:
+        blkioq_report_zones(b, part->offset, (struct blkio_zone *)part->address,
+                            part->length / sizeof(struct blkio_zone), part, 0);
+        break;
+    case OP_OPEN_ZONE:
+        blkioq_open_zone(b, part->offset, part, 0);
+        break;
+    case OP_CLOSE_ZONE:
+        blkioq_close_zone(b, part->offset, part, 0);
+        break;
+    case OP_FINISH_ZONE:
+        blkioq_finish_zone(b, part->offset, part, 0);
+        break;
+    case OP_RESET_ZONE:
+        blkioq_reset_zone(b, part->offset, part, 0);
+        break;
+    case OP_OPEN_ALL_ZONES:
+        blkioq_open_all_zones(b, part, 0);
+        break;
+    case OP_CLOSE_ALL_ZONES:
+        blkioq_close_all_zones(b, part, 0);
+        break;
+    case OP_FINISH_ALL_ZONES:
+        blkioq_finish_all_zones(b, part, 0);
+        break;
+    case OP_RESET_ALL_ZONES:
+        blkioq_reset_all_zones(b, part, 0);
+        break;
+    case OP_BATCH:
+    case OP_COUNT:
+        Py_UNREACHABLE();
+    }
+    part->map_turns = __atomic_load_n(&q->device->map_turns, __ATOMIC_SEQ_CST);
+    r->issued++;
+    q->device_count++;
+    q->unflushed_parts++;
+    q->unflushed_bytes += r->operation <= OP_WRITE ? part->length : 0;
+}
+
+bool queue_may_issue(const QueueCore *q, const Part *part)
+{
+    return q->device_count < q->depth &&
+           (q->unflushed_bytes == 0 || q->unflushed_bytes + part->length <= FLUSH_BYTES ||
+            part->request->operation > OP_WRITE);
+}
+
+void queue_append_backlog(QueueCore *q, Part *part)
+{
+    part->next = NULL;
+    if (q->backlog_tail) {
+        q->backlog_tail->next = part;
+    } else {
+        q->backlog_head = part;
+    }
+    q->backlog_tail = part;
+}
+
+static void enqueue(QueueCore *q, Part *part)
+{
+    if (!q->backlog_head && queue_may_issue(q, part)) {
+        queue_issue(q, part);
+        return;
+    }
+    queue_append_backlog(q, part);
+}
+
+/* Takes what has not been admitted out of the request's account. */
+void request_drop_unadmitted(Request *r)
+{
+    uint32_t left = r->part_count - r->admitted;
+    r->admitted = r->part_count;
+    r->outstanding -= left;
+    if (left > 0 && r->outstanding == 0) {
+        queue_outcome(r);
+    }
+}
+
+static bool is_pointless(const Part *part)
+{
+    const Request *r = part->request;
+    return r->cancel_requested || r->state != PENDING || r->error;
+}
+
+/* Parts that nobody wants any more leave the backlog from anywhere: they need not wait for those before them. */
+static void sweep_backlog(QueueCore *q)
+{
+    Part *part = q->backlog_head, *dropped = NULL, *next;
+    q->backlog_cancelled = false;
+    q->backlog_head = q->backlog_tail = NULL;
+    for (; part; part = next) {
+        next = part->next;
+        if (is_pointless(part)) {
+            part->next = dropped;
+            dropped = part;
+        } else {
+            queue_append_backlog(q, part);
+        }
+    }
+    for (part = dropped; part; part = next) {
+        next = part->next; /* the request may go with its last part */
+        queue_part_done(q, part, -ECANCELED, NULL);
+    }
+}
+
+void queue_issue_backlog(QueueCore *q)
+{
+    Part *part;
+    if (q->backlog_cancelled) {
+        sweep_backlog(q);
+    }
+    while ((part = q->backlog_head) != NULL) {
+        bool pointless = is_pointless(part);
+        if (!pointless && !queue_may_issue(q, part)) {
+            return;
+        }
+        q->backlog_head = part->next;
+        if (!q->backlog_head) {
+            q->backlog_tail = NULL;
+        }
+        if (pointless) {
+            queue_part_done(q, part, -ECANCELED, NULL);
+        } else {
+            queue_issue(q, part);
+        }
+    }
+}
+
+/* A request was cancelled: what waits for bounce memory goes at once, the next flush takes the rest out of the backlog. */
+void queue_cancelled(Request *r)
+{
+    QueueCore *q = r->queue;
+    if (r->linked && r->admitted < r->part_count) {
+        request_drop_unadmitted(r);
+        q->room_made = true; /* for who waited behind it */
+        queue_go_on_next_turn(q);
+    }
+    if (q->backlog_head && !q->backlog_cancelled) {
+        q->backlog_cancelled = true;
+        queue_go_on_next_turn(q);
+    }
+}
+
+static void copy_between(char *bounce, const Part *part, bool to_caller)
+{
+    if (!part->vector) {
+        memcpy(to_caller ? part->source : bounce, to_caller ? bounce : part->source, part->length);
+        return;
+    }
+    for (size_t i = 0; i < part->vector->segment_count; i++) {
+        const Segment *segment = &part->vector->segments[i];
+        if (segment->bounced) {
+            memcpy(to_caller ? segment->address : bounce, to_caller ? bounce : segment->address, segment->length);
+            bounce += segment->length;
+        }
+    }
+}
+
+/* What the device is given for a vector: segments as they are, runs of bounced ones joined. */
+static void fill_iov(Vector *vector, char *bounce)
+{
+    bool after_bounced = false;
+    vector->iov_count = 0;
+    for (size_t i = 0; i < vector->segment_count; i++) {
+        const Segment *segment = &vector->segments[i];
+        if (segment->bounced && after_bounced) {
+            vector->iov[vector->iov_count - 1].iov_len += segment->length;
+        } else {
+            vector->iov[vector->iov_count++] =
+                (struct iovec){segment->bounced ? bounce : segment->address, segment->length};
+        }
+        bounce += segment->bounced ? segment->length : 0;
+        after_bounced = segment->bounced;
+    }
+}
+
+/* What the device is given: bounce memory for a part that needs it. False: there is no room now. */
+bool queue_prepare_part(QueueCore *q, Part *part)
+{
+    char *bounce = NULL;
+    if (part->bounce_length > 0) {
+        if (!q->bounce) {
+            return false;
+        }
+        part->bounce_offset = allocator_take(q->bounce, part->bounce_length);
+        if (part->bounce_offset < 0) {
+            return false;
+        }
+        bounce = q->bounce_address + part->bounce_offset;
+        q->counters.bounced_bytes += part->bounce_length;
+        if (part->request->operation == OP_WRITE) {
+            copy_between(bounce, part, false);
+        }
+    }
+    if (part->vector) {
+        fill_iov(part->vector, bounce);
+    } else if (bounce) {
+        part->address = bounce;
+    }
+    return true;
+}
+
+/* The request's parts in order, as far as there is room. */
+bool queue_admit_parts(QueueCore *q, Request *r)
+{
+    while (r->admitted < r->part_count) {
+        Part *part = request_part(r, r->admitted);
+        if (!queue_prepare_part(q, part)) {
+            return false;
+        }
+        r->admitted++;
+        enqueue(q, part);
+    }
+    return true;
+}
+
+void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
+{
+    Request *r = part->request;
+    q->counters.parts++;
+    if (ret < 0) {
+        if (!r->error && !r->exception) {
+            r->error = -ret;
+            if (message) {
+                size_t size = strlen(message) + 1;
+                r->message = PyMem_Malloc(size);
+                if (r->message) {
+                    memcpy(r->message, message, size);
+                }
+            }
+        }
+    } else if (r->operation == OP_READ) {
+        q->counters.bytes_read += part->length;
+        if (part->bounce_offset >= 0 && r->state == PENDING && !r->cancel_requested) {
+            copy_between(q->bounce_address + part->bounce_offset, part, true);
+        }
+    } else if (r->operation == OP_WRITE) {
+        q->counters.bytes_written += part->length;
+    } else if (r->operation == OP_REPORT_ZONES && r->state == PENDING) {
+        PyObject *zones = PyBytes_FromStringAndSize(part->address, ret * sizeof(struct blkio_zone));
+        if (zones) {
+            Py_SETREF(r->result, zones);
+        } else {
+            PyErr_Clear();
+            r->error = ENOMEM;
+        }
+    }
+    if (part->bounce_offset >= 0) {
+        allocator_give(q->bounce, part->bounce_offset);
+        part->bounce_offset = -1;
+        q->room_made = true;
+    }
+    if (--r->outstanding == 0) {
+        queue_outcome(r);
+    }
+}

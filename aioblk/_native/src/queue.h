@@ -1,0 +1,65 @@
+/*
+ * The rooms of a queue, and what they ask of each other:
+ *
+ *   submission.c   takes a planned request into the queue
+ *   parts.c        gives its parts bounce memory, issues them to libblkio, keeps the backlog
+ *   reap.c         calls do_io and takes what has completed, whenever the loop or a waiting thread says so
+ *   outcome.c      keeps the requests in flight, and settles those that are through
+ *   loop.c         asks the event loop for turns, and wakes who waits
+ *   queue_core.c   shows it all to the Python side
+ */
+#ifndef AIOBLK_QUEUE_H
+#define AIOBLK_QUEUE_H
+
+#include "core.h"
+
+#define INLINE_BUDGET 128 /* inline completions in a row before others must get their turn */
+
+static inline bool queue_usable(const QueueCore *q) { return q->blkioq && q->fork_generation == fork_generation; }
+static inline bool queue_would_spin(const QueueCore *q) { return q->spin_ns > 0 && q->spin_pause == 0; }
+
+/* ---- loop.c ------------------------------------------------------------------------------------------------ */
+
+int loop_module_init(void);
+/* A bound method that returns the loop, and a future that is done and asyncio's own: see step_task. */
+PyObject *loop_getter(PyObject *loop);
+PyObject *loop_finished_future(PyObject *loop);
+/* Schedules a flush beside an exception that is on its way: a KeyboardInterrupt must not stop the I/O. */
+void queue_go_on_next_turn(QueueCore *q);
+
+/* ---- outcome.c --------------------------------------------------------------------------------------------- */
+
+void queue_link(QueueCore *q, Request *r);
+void queue_unlink(QueueCore *q, Request *r);
+void queue_tell_if_idle(QueueCore *q);
+void request_child_done(Request *batch);
+void request_leave_batch(Request *r);
+
+/* ---- parts.c ----------------------------------------------------------------------------------------------- */
+
+/* What the device is given: bounce memory for a part that needs it. False: there is no room now. */
+bool queue_prepare_part(QueueCore *q, Part *part);
+/* The request's parts in order, as far as there is room. */
+bool queue_admit_parts(QueueCore *q, Request *r);
+/* Takes what has not been admitted out of the request's account. */
+void request_drop_unadmitted(Request *r);
+bool queue_may_issue(const QueueCore *q, const Part *part);
+void queue_issue(QueueCore *q, Part *part);
+void queue_append_backlog(QueueCore *q, Part *part);
+void queue_issue_backlog(QueueCore *q);
+void queue_part_done(QueueCore *q, Part *part, int ret, const char *message);
+
+/* ---- reap.c ------------------------------------------------------------------------------------------------ */
+
+/* Submits what was issued and takes what has completed; returns how many completions. */
+int queue_reap(QueueCore *q);
+PyObject *queue_flush(QueueCore *q, PyObject *ignored);
+PyObject *queue_on_event(QueueCore *q, PyObject *ignored);
+PyObject *queue_wait(QueueCore *q, PyObject *args);
+
+/* ---- queue_core.c ------------------------------------------------------------------------------------------ */
+
+/* Borrowed, or NULL with TypeError. */
+Request *queue_own_request(QueueCore *q, PyObject *object);
+
+#endif

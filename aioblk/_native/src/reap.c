@@ -1,0 +1,246 @@
+/*
+ * Reaping: do_io submits what was issued and takes what has completed. Two of the entrances to a queue are here:
+ *
+ *   flush      the loop calls it once per turn in which something was submitted: do_io submits, and reaps at once;
+ *   on_event   the loop calls it when the completion eventfd is readable;
+ *
+ * and wait() in their stead where there is no loop.
+ *
+ * The eventfd must be read before do_io, or an event that arrives in between is lost (libblkio(3), "Event-driven
+ * mode"). A flush that has reaped something therefore reads the eventfd and calls do_io again: cheaper than letting the
+ * loop find the stale event.
+ */
+#include "queue.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#define REAP_MAX 128          /* completions per do_io */
+#define REAP_ROUNDS 4         /* do_io calls per turn of the loop */
+#define SPIN_PENALTY_MAX 1023 /* flushes without spinning after spinning in vain, at most */
+
+static void reset_event(QueueCore *q)
+{
+    uint64_t ignored;
+    if (q->completion_fd >= 0 && read(q->completion_fd, &ignored, sizeof(ignored)) < 0 && errno == EAGAIN) {
+        q->counters.empty_events++;
+    }
+}
+
+/* do_io refused: the device is of no more use. The Python side is told, and fails what is in flight. */
+static void queue_broken(QueueCore *q, int error)
+{
+    PyObject *number = PyLong_FromLong(error);
+    if (number) {
+        call_hook(q->on_broken, number);
+        Py_DECREF(number);
+    }
+}
+
+/* Whether the memory map has been changed since the part was issued, or is being changed. */
+static bool was_disturbed(const QueueCore *q, const Part *part)
+{
+    uint64_t turns = __atomic_load_n(&q->device->map_turns, __ATOMIC_SEQ_CST);
+    return turns != part->map_turns || turns % 2 == 1;
+}
+
+static void take_completions(QueueCore *q, const struct blkio_completion *completions, int count)
+{
+    for (int i = 0; i < count && q->blkioq; i++) { /* Python code may give the device up for lost */
+        Part *part = completions[i].user_data;
+        q->device_count--;
+        part->request->issued--;
+        if (completions[i].ret == -EIO && was_disturbed(q, part)) {
+            queue_append_backlog(q, part); /* once more */
+            if (queue_has_loop(q)) {
+                queue_go_on_next_turn(q);
+            }
+            continue;
+        }
+        queue_part_done(q, part, completions[i].ret, completions[i].error_msg);
+    }
+}
+
+/* Submits what was issued and takes what has completed; returns how many completions. */
+int queue_reap(QueueCore *q)
+{
+    struct blkio_completion completions[REAP_MAX];
+    int total = 0;
+    q->more_to_reap = true;
+    for (int round = 0; round < REAP_ROUNDS && q->more_to_reap && q->blkioq; round++) {
+        int count = blkioq_do_io(q->blkioq, completions, 0, REAP_MAX, NULL);
+        q->counters.do_io_calls++;
+        q->unflushed_bytes = 0;
+        q->unflushed_parts = 0;
+        if (count < 0) {
+            if (count != -EINTR && count != -EAGAIN && count != -EBUSY) {
+                q->more_to_reap = false;
+                queue_broken(q, -count);
+            }
+            break;
+        }
+        take_completions(q, completions, count);
+        total += count;
+        q->more_to_reap = count == REAP_MAX;
+    }
+    return total;
+}
+
+/* Blocks, without the GIL, until at least one part has completed or timeout_ns have passed. */
+static int reap_blocking(QueueCore *q, uint64_t timeout_ns)
+{
+    struct blkio_completion completions[REAP_MAX];
+    struct timespec timeout = {timeout_ns / 1000000000u, timeout_ns % 1000000000u};
+    int count;
+    Py_BEGIN_ALLOW_THREADS
+    count = blkioq_do_io(q->blkioq, completions, 1, REAP_MAX, &timeout);
+    Py_END_ALLOW_THREADS
+    q->counters.do_io_calls++;
+    q->unflushed_bytes = 0;
+    q->unflushed_parts = 0;
+    if (count < 0) {
+        if (count != -ETIME && count != -EINTR && count != -EAGAIN && count != -EBUSY) {
+            queue_broken(q, -count);
+        }
+        return 0;
+    }
+    take_completions(q, completions, count);
+    return count;
+}
+
+static uint64_t now_ns(void)
+{
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000000000u + now.tv_nsec;
+}
+
+/*
+ * Waits actively, for at most spin_ns: cheaper than sleeping where waking up takes long. Where the device needs the
+ * processor that spins, or takes longer anyway, spinning only costs: each time it was in vain, it is left out for twice
+ * as long as the time before.
+ */
+static int spin(QueueCore *q)
+{
+    if (q->spin_pause > 0) {
+        q->spin_pause--;
+        return 0;
+    }
+    uint64_t end = now_ns() + q->spin_ns;
+    int count = 0;
+    while (count == 0 && q->device_count > 0 && now_ns() < end) {
+        count = queue_reap(q);
+    }
+    if (count > 0) {
+        q->spin_penalty = 0;
+    } else {
+        q->spin_penalty = q->spin_penalty < SPIN_PENALTY_MAX ? 2 * q->spin_penalty + 1 : SPIN_PENALTY_MAX;
+        q->spin_pause = q->spin_penalty;
+    }
+    return count;
+}
+
+/* The end of every entrance from the loop: what can go on goes on. */
+static PyObject *finish_turn(QueueCore *q)
+{
+    if (q->room_made) {
+        q->room_made = false;
+        if (q->waiting > 0) {
+            call_hook(q->on_room, NULL);
+        }
+    }
+    int status = queue_wake_ready(q, true);
+    /* Where the backlog waits for room in the device, an event tells; a flush per turn would be a busy loop. */
+    bool silent = q->completion_fd < 0 && q->device_count > 0; /* a poll queue tells nothing by itself */
+    if (queue_usable(q) && (silent || q->more_to_reap || (q->backlog_head && queue_may_issue(q, q->backlog_head)))) {
+        queue_go_on_next_turn(q);
+    }
+    if (status < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* Others have had their turn: inline completions are harmless again. */
+static void new_turn(QueueCore *q)
+{
+    q->inline_budget = INLINE_BUDGET;
+    q->inline_request = NULL;
+}
+
+PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    q->flush_scheduled = false;
+    new_turn(q);
+    q->counters.flushes++;
+    if (queue_usable(q)) {
+        queue_issue_backlog(q);
+        q->last_batch = q->unflushed_parts;
+        int count = queue_reap(q);
+        if (count == 0 && q->spin_ns > 0 && q->device_count > 0) {
+            count = spin(q);
+        }
+        if (count > 0 && queue_usable(q)) {
+            reset_event(q);
+            queue_reap(q);
+        }
+    }
+    return finish_turn(q);
+}
+
+PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    if (!queue_usable(q)) {
+        Py_RETURN_NONE;
+    }
+    new_turn(q);
+    q->counters.events++;
+    reset_event(q);
+    queue_issue_backlog(q);
+    if (queue_reap(q) == 0) {
+        q->counters.empty_events++;
+    }
+    return finish_turn(q);
+}
+
+/* ---- without a loop -------------------------------------------------------------------------------------- */
+
+/* Signals are looked at this often while wait() blocks. */
+#define WAIT_SLICE_NS 100000000u
+
+/* Drives a queue that has no loop until a request is done; without one, until anything has completed. */
+PyObject *queue_wait(QueueCore *q, PyObject *args)
+{
+    PyObject *object;
+    double seconds;
+    if (!PyArg_ParseTuple(args, "Od", &object, &seconds)) {
+        return NULL;
+    }
+    Request *r = object == Py_None ? NULL : queue_own_request(q, object);
+    if (!r && object != Py_None) {
+        return NULL;
+    }
+    if (queue_has_loop(q) || q->thread != PyThread_get_thread_ident() || !queue_usable(q)) {
+        PyErr_SetString(PyExc_RuntimeError, "wait() is for a usable queue without a loop, in its own thread");
+        return NULL;
+    }
+    uint64_t end = seconds >= 0 && seconds < 1e9 ? now_ns() + (uint64_t)(seconds * 1e9) : UINT64_MAX;
+    int count = 0;
+    Py_XINCREF(r);
+    while (queue_usable(q) && (r ? r->state == PENDING : count == 0)) {
+        queue_issue_backlog(q);
+        uint64_t now = now_ns();
+        if (q->device_count == 0 || now >= end) {
+            break;
+        }
+        uint64_t slice = end - now < WAIT_SLICE_NS ? end - now : WAIT_SLICE_NS;
+        count += reap_blocking(q, slice);
+        if (PyErr_CheckSignals() < 0) {
+            Py_XDECREF(r);
+            return NULL;
+        }
+    }
+    bool done = r ? r->state != PENDING : count > 0;
+    Py_XDECREF(r);
+    return PyBool_FromLong(done);
+}

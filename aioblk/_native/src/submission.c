@@ -1,0 +1,157 @@
+/*
+ * Submission, the third entrance to a queue: a planned request is linked and its parts are issued to libblkio, or put on
+ * the backlog, or wait for bounce memory. One flush per turn of the loop carries them to the device.
+ */
+#include "queue.h"
+
+#include <errno.h>
+
+/*
+ * Submitting at once saves a turn of the loop when nothing else is going on, and costs a system call per request when
+ * there is. "Nothing else" is: nothing with the device, one request in the previous flush, and the previous inline
+ * completion already looked at (else the caller is collecting requests, as gather() does).
+ */
+static bool idle(const QueueCore *q)
+{
+    return q->device_count == 0 && !q->backlog_head && !q->flush_scheduled && q->inline_budget > 0 &&
+           !q->inline_request && q->completion_fd >= 0 && q->blkioq;
+}
+
+static bool alone(const QueueCore *q) { return q->last_batch <= 1 && idle(q); }
+
+static void mark_inline(QueueCore *q, Request *r, uint32_t cost)
+{
+    q->inline_budget -= cost;
+    q->counters.inline_completions++;
+    r->inline_completion = true;
+    q->inline_request = r;
+}
+
+static int submit_now(QueueCore *q, Request *r)
+{
+    queue_issue(q, &r->first_part);
+    r->admitted = 1;
+    queue_reap(q);
+    if (r->state != PENDING) {
+        mark_inline(q, r, 1);
+    } else if (queue_would_spin(q) && queue_schedule_flush(q) < 0) {
+        return -1; /* the flush spins, after others have had their turn */
+    }
+    return q->ready_head ? queue_wake_ready(q, false) : 0;
+}
+
+/* A request that found no room is queued by the pool, or refused by it. */
+static void ask_for_room(QueueCore *q, Request *r)
+{
+    uint64_t need = 0;
+    for (uint32_t i = r->admitted; i < r->part_count; i++) {
+        uint64_t length = request_part(r, i)->bounce_length;
+        need = length > need ? length : need;
+    }
+    PyObject *hook = Py_XNewRef(q->on_bounce); /* it may put another in its own place */
+    PyObject *answer = hook && hook != Py_None
+                           ? PyObject_CallFunction(hook, "OK", r, (unsigned long long)need)
+                           : PyErr_Format(PyExc_RuntimeError, "the queue has no bounce pool");
+    Py_XDECREF(hook);
+    if (answer) {
+        Py_DECREF(answer);
+        return;
+    }
+    Py_XSETREF(r->exception, take_exception());
+    request_drop_unadmitted(r);
+}
+
+static bool needs_bounce(const Request *r)
+{
+    for (uint32_t i = 0; i < r->part_count; i++) {
+        if ((i == 0 ? &r->first_part : &r->more_parts[i - 1])->bounce_length > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Links the request and starts its parts; the caller flushes. */
+static void start(QueueCore *q, Request *r)
+{
+    q->counters.submitted++;
+    r->outstanding = r->part_count;
+    queue_link(q, r);
+    if (!q->blkioq) { /* lost since the caller was checked: preparing may run Python code */
+        r->error = ENODEV;
+        request_drop_unadmitted(r);
+    } else if ((q->waiting > 0 && needs_bounce(r)) || !queue_admit_parts(q, r)) {
+        ask_for_room(q, r);
+    }
+}
+
+int queue_submit(QueueCore *q, Request *r)
+{
+    if (r->part_count == 1 && alone(q) && q->waiting == 0 && queue_prepare_part(q, &r->first_part)) {
+        q->counters.submitted++;
+        r->outstanding = 1;
+        queue_link(q, r);
+        return submit_now(q, r);
+    }
+    if (queue_schedule_flush(q) < 0) {
+        return -1;
+    }
+    start(q, r);
+    return q->ready_head ? queue_wake_ready(q, false) : 0;
+}
+
+int queue_submit_children(QueueCore *q, Request *batch)
+{
+    bool now = idle(q); /* a batch is one system call, whatever went before */
+    if (!now && queue_schedule_flush(q) < 0) {
+        return -1;
+    }
+    batch->outstanding = 1; /* so that no child completes the batch while others are still to come */
+    for (uint32_t i = 0; i < batch->child_count; i++) {
+        Request *child = batch->children[i];
+        if (child->state == PENDING) {
+            batch->outstanding++;
+            child->parent = (Request *)Py_NewRef(batch);
+            start(q, child);
+        }
+    }
+    request_child_done(batch);
+    if (now) {
+        queue_reap(q);
+        if (batch->state != PENDING) {
+            mark_inline(q, batch, batch->child_count);
+        } else if ((q->backlog_head || q->room_made) && queue_schedule_flush(q) < 0) {
+            return -1;
+        }
+    }
+    return q->ready_head ? queue_wake_ready(q, false) : 0;
+}
+
+/* Work outside libblkio, done by the Python side on a thread of its own: it ends with complete(). */
+int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
+{
+    if (!hook || hook == Py_None) {
+        PyErr_Format(PyExc_RuntimeError, "the queue has no hook for %s", operation_names[r->operation]);
+        return -1;
+    }
+    q->counters.submitted++;
+    r->outstanding = 1;
+    r->admitted = 1;
+    r->private_memory = true;
+    queue_link(q, r);
+    Py_INCREF(hook); /* it may put another in its own place */
+    PyObject *answer = PyObject_CallFunction(hook, "OKK", r, (unsigned long long)r->offset,
+                                             (unsigned long long)r->length);
+    Py_DECREF(hook);
+    if (answer) {
+        Py_DECREF(answer);
+        return 0;
+    }
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    r->cancel_requested = true; /* the caller gets the hook's exception, not the request */
+    r->outstanding = 0;
+    queue_outcome(r);
+    PyErr_Restore(type, value, traceback);
+    return -1;
+}
