@@ -52,6 +52,7 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message);
 /* ---- reap.c ------------------------------------------------------------------------------------------------ */
 
 /* Submits what was issued and takes what has completed; returns how many completions. */
+void queue_reset_event(QueueCore *q); /* read the eventfd; do_io must follow, unless libblkio has nothing left */
 int queue_reap(QueueCore *q);
 PyObject *queue_flush(QueueCore *q, PyObject *ignored);
 PyObject *queue_on_event(QueueCore *q, PyObject *ignored);

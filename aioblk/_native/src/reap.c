@@ -19,7 +19,7 @@
 #define REAP_ROUNDS 4         /* do_io calls per turn of the loop */
 #define SPIN_PENALTY_MAX 1023 /* flushes without spinning after spinning in vain, at most */
 
-static void reset_event(QueueCore *q)
+void queue_reset_event(QueueCore *q)
 {
     uint64_t ignored;
     if (q->completion_fd >= 0 && read(q->completion_fd, &ignored, sizeof(ignored)) < 0 && errno == EAGAIN) {
@@ -181,7 +181,7 @@ PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
             count = spin(q);
         }
         if (count > 0 && queue_usable(q)) {
-            reset_event(q);
+            queue_reset_event(q);
             queue_reap(q);
         }
     }
@@ -195,7 +195,7 @@ PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
     }
     new_turn(q);
     q->counters.events++;
-    reset_event(q);
+    queue_reset_event(q);
     queue_issue_backlog(q);
     if (queue_reap(q) == 0) {
         q->counters.empty_events++;

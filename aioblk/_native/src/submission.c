@@ -19,8 +19,17 @@ static bool idle(const QueueCore *q)
 
 static bool alone(const QueueCore *q) { return q->last_batch <= 1 && idle(q); }
 
+/*
+ * A completion taken inline leaves its event behind, for which the loop would wake up in vain. The first few of a turn
+ * take it away; where many follow each other without a turn between them, one stale event for all is cheaper.
+ */
+#define EVENTS_RESET_INLINE 2
+
 static void mark_inline(QueueCore *q, Request *r, uint32_t cost)
 {
+    if (q->device_count == 0 && INLINE_BUDGET - q->inline_budget < EVENTS_RESET_INLINE) {
+        queue_reset_event(q);
+    }
     q->inline_budget -= cost;
     q->counters.inline_completions++;
     r->inline_completion = true;
