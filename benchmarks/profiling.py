@@ -1,8 +1,8 @@
 """Where a microsecond goes: the share of each function, native and Python, in the time of one operation.
 
 py-spy looks at the stack several hundred times a second, native frames included; the processor time of one
-operation is measured without it. A program stops for a look when it comes back from a system call, so that
-system calls weigh some points too much. Where py-spy cannot be used, callgrind counts instructions.
+operation is measured without it. On a busy machine the shares are some points off: compare them with a longer
+run's. Where py-spy cannot be used, callgrind counts instructions.
 """
 
 from __future__ import annotations
@@ -76,6 +76,9 @@ def show(console: Console, *, seconds: float) -> None:
         profiles = [counted(route) for route in ROUTES]
         unit = "instructions"
     console.print(table(profiles, unit))
+    if unit == "nanoseconds":
+        samples = ", ".join(str(profile.parts.total()) for profile in profiles)
+        console.print(f"Shares are of {samples} samples; --seconds 5 takes more.", highlight=False)
 
 
 # --- time, by py-spy ----------------------------------------------------------------------------------------
