@@ -164,7 +164,7 @@ def self_cost(out: Path) -> Counter[Place]:
             if name:
                 names[kind + number] = name
             if not called:
-                here[kind] = names[kind + number]
+                here[kind] = names.get(kind + number, "")  # some functions have no name
         elif line.startswith("calls="):
             inclusive = True
         elif line[:1] in "0123456789+-*" and line:
