@@ -113,7 +113,6 @@ class Queue(Submitter):
             self._fd = handle.completion_fd(index)
             address = handle.queue(index)
         core = QueueCore(context.device, address, self._fd, self._loop, context.depth)
-        core.on_idle = self._on_idle
         core.on_broken = context.on_broken
         if context.discard_fd is not None:
             core.on_discard = BlockDiscard(context.discard_fd, core, self._loop)
@@ -131,6 +130,7 @@ class Queue(Submitter):
         while self.core.in_flight:
             if self._drained is None or self._drained.done():
                 self._drained = self._loop.create_future()
+                self.core.on_idle = self._on_idle
             await asyncio.shield(self._drained)
 
     def close(self, reason: Literal["closed", "lost"] = "closed") -> None:
@@ -190,6 +190,7 @@ class Queue(Submitter):
         self.core.on_broken = None
 
     def _on_idle(self) -> None:
+        self.core.on_idle = None
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 

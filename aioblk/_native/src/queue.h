@@ -16,7 +16,6 @@
 #define INLINE_BUDGET 128 /* inline completions in a row before others must get their turn */
 
 static inline bool queue_usable(const QueueCore *q) { return q->blkioq && q->fork_generation == fork_generation; }
-static inline bool queue_would_spin(const QueueCore *q) { return q->spin_ns > 0 && q->spin_pause == 0; }
 
 /* ---- loop.c ------------------------------------------------------------------------------------------------ */
 

@@ -43,8 +43,12 @@ static int submit_now(QueueCore *q, Request *r)
     queue_reap(q);
     if (r->state != PENDING) {
         mark_inline(q, r, 1);
-    } else if (queue_would_spin(q) && queue_schedule_flush(q) < 0) {
-        return -1; /* the flush spins, after others have had their turn */
+    } else if (q->spin_ns > 0) {
+        if (q->spin_pause > 0) {
+            q->spin_pause--;
+        } else if (queue_schedule_flush(q) < 0) {
+            return -1; /* the flush spins, after others have had their turn */
+        }
     }
     return q->ready_head ? queue_wake_ready(q, false) : 0;
 }
