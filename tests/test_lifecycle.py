@@ -322,6 +322,25 @@ async def test_another_threads_loop_is_refused(device: aioblk.Device) -> None:
     assert await device.read(0, BLOCK) == bytes(BLOCK)
 
 
+def test_another_loop_is_refused_while_the_own_one_still_has_to_submit(scratch_file: Path) -> None:
+    own, other = asyncio.new_event_loop(), asyncio.new_event_loop()
+    device = own.run_until_complete(aioblk.IoUring(scratch_file).open())
+    pending: list[aioblk.Request[bytes]] = []
+    own.call_soon(lambda: pending.extend(device.read(0, BLOCK) for _ in range(3)))
+    own.call_soon(own.stop)
+    own.run_forever()
+
+    async def use() -> None:
+        with pytest.raises(aioblk.UsageError, match="another event loop"):
+            device.read(0, BLOCK)
+
+    other.run_until_complete(use())
+    own.run_until_complete(device.aclose())
+    assert [request.result() for request in pending] == [bytes(BLOCK)] * 3
+    own.close()
+    other.close()
+
+
 def test_another_loop_of_the_same_thread_is_refused(scratch_file: Path) -> None:
     own, other = asyncio.SelectorEventLoop(), asyncio.SelectorEventLoop()
     device = own.run_until_complete(aioblk.IoUring(scratch_file).open())

@@ -46,8 +46,8 @@ int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t len
         reason = q->closed_reason;
     } else if (q->thread != PyThread_get_thread_ident()) {
         reason = "thread";
-    } else if (!q->flush_scheduled && !q->waking && !on_own_loop(q)) {
-        /* A scheduled flush and a wake-up from below both mean that our loop is running: asking costs a getpid(). */
+    } else if (!q->waking && !on_own_loop(q)) {
+        /* A wake-up from below means that our loop is running; asking costs a getpid(). */
         reason = "loop";
     }
     return reason ? device_refuse(q->device, reason, op, offset, length) : 0;
