@@ -10,8 +10,8 @@ This module holds the public names and nothing else. See README.md for a tour an
 """
 
 from ._blocking_queue import BlockingQueue
-from ._native._core import Request
-from ._open import open
+from ._native._core import Request, View
+from ._open import open, parse_properties, parse_size
 from ._properties import Properties
 from ._queue import Queue, QueueStatistics
 from ._wait_queue import WaitQueue, WaitQueueStatistics
@@ -31,9 +31,10 @@ from .errors import (
     UnsupportedError,
     UsageError,
 )
+from .extents import Extent, ExtentKind
 from .limits import Limits
 from .memory import MemoryRegion
-from .zones import Extent, SequentialWriter, Zone, Zones, ZoneState, ZoneType
+from .zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
 
 __all__ = [
     "AlignmentError",
@@ -52,6 +53,7 @@ __all__ = [
     "DeviceClosedError",
     "DeviceLostError",
     "Extent",
+    "ExtentKind",
     "IoUring",
     "Limits",
     "MemoryRegion",
@@ -66,6 +68,7 @@ __all__ = [
     "SequentialWriter",
     "UnsupportedError",
     "UsageError",
+    "View",
     "VirtioBlkVfioPci",
     "VirtioBlkVhostUser",
     "VirtioBlkVhostVdpa",
@@ -76,4 +79,6 @@ __all__ = [
     "ZoneType",
     "Zones",
     "open",
+    "parse_properties",
+    "parse_size",
 ]

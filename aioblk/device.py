@@ -13,7 +13,7 @@ import operator
 import os
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, TypeVar, cast
 
@@ -30,7 +30,15 @@ from ._queue import Queue, QueueContext, QueueStatistics
 from ._refusals import Refusals
 from ._tasks import start_steadfast_task
 from .bounce import BouncePool
-from .errors import DeviceClosedError, DeviceLostError, UsageError, request_error
+from .errors import (
+    BlkioError,
+    DeviceClosedError,
+    DeviceLostError,
+    OptionError,
+    UsageError,
+    request_error,
+)
+from .extents import Extent, find_extents
 from .limits import Limits
 from .memory import DeviceMemory, MemoryRegion
 
@@ -71,6 +79,7 @@ class Device(Submitter):
         self._options = options
         self._handle: Blkio | None = None
         self._limits: Limits | None = None
+        self._capacity = 0  # when it was last asked for
         self._properties: Properties | None = None
         self._memory: DeviceMemory | None = None
         self._context: QueueContext | None = None
@@ -99,7 +108,7 @@ class Device(Submitter):
         self._loop = asyncio.get_running_loop()
         try:
             start = functools.partial(_connect_and_start, self._options)
-            handle, self._peer = await run_blocking(start, undo=_undo_start)
+            handle, self._peer, self._capacity = await run_blocking(start, undo=_undo_start)
             self._handle = handle
             self._set_up(handle)
             self._state = _State.OPEN
@@ -292,8 +301,66 @@ class Device(Submitter):
 
     @property
     def capacity(self) -> int:
-        """The size in bytes, now: it changes when a file grows or a backend resizes the device."""
-        return cast(int, self._require_handle("capacity").get("capacity"))
+        """The size in bytes.
+
+        On io_uring it is the present one: files grow. The other drivers would have to ask somebody, so they
+        tell what it was when the device was opened or :meth:`refresh_capacity` was last awaited.
+        """
+        handle = self._require_handle("capacity")
+        if self._options.driver == IO_URING:
+            return cast(int, handle.get("capacity"))
+        return self._capacity
+
+    async def refresh_capacity(self) -> int:
+        """Ask the device for its size in bytes, which :attr:`capacity` tells from then on.
+
+        Raises:
+            DeviceLostError: the device is gone.
+            BlkioError: it does not answer.
+        """
+        handle = self._require_handle("refresh_capacity")
+        if self._lost is None:
+            try:
+                self._capacity = cast(int, await self.memory.call(handle.get, "capacity"))
+            except BlkioError:
+                self._on_peer_event()  # which may have had no turn of the loop to be noticed
+                if self._lost is None:
+                    raise
+        if self._lost is not None:
+            raise DeviceLostError(
+                self._lost.message, driver=self._options.driver, operation="refresh_capacity"
+            )
+        return self._capacity
+
+    def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
+        """What there is from ``offset`` on, up to the end or for ``length`` bytes, in order, without gaps::
+
+            async for extent in dev.extents():
+                if extent.kind is aioblk.ExtentKind.DATA:
+                    data = await dev.read(extent.offset, extent.length)
+
+        Regular files on io_uring tell their holes. All other devices cannot: they are one extent of data.
+        What is written meanwhile may be missed. Looking is done in threads, so no filesystem stops the loop.
+
+        Raises at the call:
+            OptionError: the range is not one of the device.
+        """
+        self._require_handle("extents")
+        end = self.capacity if length is None else offset + length
+        if not 0 <= offset <= end <= self.capacity:
+            raise OptionError(
+                f"the range is not within the device's {self.capacity} bytes",
+                driver=self._options.driver,
+                operation="extents",
+                offset=offset,
+                length=length,
+            )
+        return find_extents(self._file, offset, end)
+
+    def _file(self) -> int | None:
+        """The descriptor of what is behind the device, where that may be a file."""
+        handle = self._require_handle("extents")
+        return cast(int, handle.get("fd")) if self._options.driver == IO_URING else None
 
     @property
     def limits(self) -> Limits:
@@ -455,7 +522,7 @@ def _weakly(method: Callable[P, object]) -> Callable[P, None]:
     return call
 
 
-def _connect_and_start(options: DriverOptions) -> tuple[Blkio, int | None]:
+def _connect_and_start(options: DriverOptions) -> tuple[Blkio, int | None, int]:
     """All that may block. Whatever fails leaves nothing open."""
     socket_path = str(options.before_connect["path"]) if options.driver == VHOST_USER else None
     known = peer_descriptors() if socket_path is not None else {}
@@ -470,16 +537,17 @@ def _connect_and_start(options: DriverOptions) -> tuple[Blkio, int | None]:
         for name, value in options.before_start.items():
             handle.set(name, value)
         handle.start()
+        capacity = cast(int, handle.get("capacity"))
     except BaseException:
         if peer is not None:
             os.close(peer)
         handle.destroy()
         raise
-    return handle, peer
+    return handle, peer, capacity
 
 
-def _undo_start(started: tuple[Blkio, int | None]) -> None:
-    handle, peer = started
+def _undo_start(started: tuple[Blkio, int | None, int]) -> None:
+    handle, peer, _capacity = started
     if peer is not None:
         os.close(peer)
     handle.destroy()

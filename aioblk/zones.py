@@ -11,14 +11,15 @@ import errno
 import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from typing import NamedTuple, cast, final
+from typing import cast, final
 
 from typing_extensions import Buffer
 
 from .device import LARGEST_PART, Device
 from .errors import AlignmentError, BlkioError, OptionError, PropertyError, UnsupportedError
+from .extents import Extent
 
-__all__ = ["Extent", "SequentialWriter", "Zone", "ZoneState", "ZoneType", "Zones"]
+__all__ = ["SequentialWriter", "Zone", "ZoneState", "ZoneType", "Zones"]
 
 # struct blkio_zone: start, len, capacity, write_pointer, zone_type, zone_state, reset, reserved
 _ZONE = struct.Struct("=QQQQBBB29x")
@@ -209,13 +210,6 @@ class Zones:
 def _zone(fields: tuple[int, ...]) -> Zone:
     start, length, capacity, pointer, kind, state, reset = fields
     return Zone(start, length, capacity, pointer, ZoneType(kind), ZoneState(state), bool(reset))
-
-
-class Extent(NamedTuple):
-    """Where data went."""
-
-    offset: int
-    length: int
 
 
 @final

@@ -31,7 +31,7 @@ VIRTIO: list[Driver] = [VirtioBlkVhostUser, VirtioBlkVhostVdpa, VirtioBlkVfioPci
 RINGS: list[Driver] = [IoUring, NvmeIoUring]
 
 
-def refuses(driver: Driver, message: str, *arguments: object, **options: object) -> None:
+def refuses(driver: Callable[..., object], message: str, *arguments: object, **options: object) -> None:
     with pytest.raises(OptionError, match=message) as caught:
         driver(*arguments, **options)
     assert isinstance(caught.value, ValueError)
@@ -304,3 +304,37 @@ def test_switches_have_the_usual_words(text: str) -> None:
 )
 def test_text_that_means_nothing_is_refused(driver: str, properties: dict[str, object], message: str) -> None:
     refuses(aioblk.open, message, driver, **properties)
+
+
+def test_properties_of_a_command_line() -> None:
+    arguments = ["path=a=b", "direct=on", "num-queues=2", "bounce_pool_size=1MiB"]
+    properties = aioblk.parse_properties("io_uring", arguments)
+    assert properties == {"path": "a=b", "direct": True, "num_queues": 2, "bounce_pool_size": 1 << 20}
+    assert isinstance(aioblk.open("io_uring", **properties), IoUring)
+    assert aioblk.parse_properties("virtio-blk-vhost-user", ["path="]) == {"path": ""}
+    assert aioblk.parse_properties("nvme-io_uring", []) == {}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["path"], "'path' is not of the form PROPERTY=VALUE"),
+        (["=x"], "'=x' is not of the form"),
+        (["dirct=on"], "no property 'dirct'; .* Did you mean direct"),
+        (["direct=perhaps"], "direct must be true or false, not 'perhaps'"),
+        (["num-queues=many"], "num_queues must be a number .* not 'many'"),
+        (["path=x", "path=y"], "property path is given twice"),
+    ],
+)
+def test_command_lines_that_mean_nothing_are_refused(arguments: list[str], message: str) -> None:
+    refuses(aioblk.parse_properties, message, "io_uring", arguments)
+    refuses(aioblk.parse_properties, "Did you mean io_uring", "io_urin", arguments)
+
+
+def test_sizes() -> None:
+    assert [aioblk.parse_size(text) for text in ("0", "512", " 4k ", "0x10", "2GiB")] == [
+        *(0, 512, 4096, 16, 2 << 30)
+    ]
+    for text in ("", "k", "-1", "1.5M", "lots", "1P"):
+        with pytest.raises(ValueError, match="is not a size"):
+            aioblk.parse_size(text)

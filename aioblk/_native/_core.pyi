@@ -19,6 +19,10 @@ class Request(Coroutine[Any, Any, _T_co]):
     """
 
     _asyncio_future_blocking: bool
+    _private_memory: bool
+    """Whether the device touches nothing of the caller's, so that cancelling ends the request at once. Where
+    the *device's* state matters as well, clear it: a cancelled request is then done when the device is. Not
+    for batches."""
     @property
     def _loop(self) -> AbstractEventLoop: ...
     def done(self) -> bool: ...
@@ -272,8 +276,12 @@ class Memory:
         """Exports and requests in flight that keep the memory."""
 
 class View:
-    """A range of a Memory with the buffer protocol; slicing gives a View; everything raises ValueError once
-    closed."""
+    """A range of a region or of an arena's buffer: what ``region[a:b]`` gives, and what both are themselves.
+
+    It has the buffer protocol: requests, ``memoryview``, ``struct``, ``numpy.frombuffer`` and
+    ``socket.recv_into`` take it as it is. Its items are bytes. Slicing with step 1 gives a view of a part;
+    nothing is copied. Once the region is left, or the buffer released, any use raises ``ValueError``.
+    """
 
     def __new__(cls, memory: Memory, start: int = 0, length: int | None = None) -> Self: ...
     def __len__(self) -> int: ...

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import aioblk
-from aioblk import Zones, ZoneState, ZoneType
+from aioblk import Extent, Zones, ZoneState, ZoneType
 
 BLOCK = 4096
 MIB = 1 << 20
@@ -121,9 +121,9 @@ async def test_a_writer_goes_from_zone_to_zone(device: aioblk.Device, zones: Zon
 
 async def test_a_writer_survives_what_others_do(zones: Zones) -> None:
     writer = zones.writer()
-    assert await writer.append(bytes(BLOCK)) == [(0, BLOCK)]
+    assert await writer.append(bytes(BLOCK)) == [Extent(0, BLOCK)]
     await zones.finish(0)  # full behind its back
-    assert await writer.append(bytes(BLOCK)) == [(ZONE, BLOCK)]
+    assert await writer.append(bytes(BLOCK)) == [Extent(ZONE, BLOCK)]
     await zones.reset(ZONE)
     [extent] = await writer.append(bytes(BLOCK))
     assert (await zones.zone_at(extent.offset)).write_pointer == extent.offset + BLOCK
