@@ -32,8 +32,10 @@ from .errors import (
     UsageError,
 )
 from .extents import Extent, ExtentKind
+from .in_flight import InFlight
 from .limits import Limits
 from .memory import MemoryRegion
+from .socket_stream import DisconnectedError, SocketStream
 from .zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
 
 __all__ = [
@@ -52,8 +54,10 @@ __all__ = [
     "Device",
     "DeviceClosedError",
     "DeviceLostError",
+    "DisconnectedError",
     "Extent",
     "ExtentKind",
+    "InFlight",
     "IoUring",
     "Limits",
     "MemoryRegion",
@@ -66,6 +70,7 @@ __all__ = [
     "RegistrationError",
     "Request",
     "SequentialWriter",
+    "SocketStream",
     "UnsupportedError",
     "UsageError",
     "View",

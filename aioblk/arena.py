@@ -7,12 +7,14 @@ import os
 import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar, final
 
 from ._blocking import run_blocking
 from ._native._core import Allocator, Memory, View
 from ._tasks import start_steadfast_task
+from ._wait_queue import WaitQueue
 from .errors import BlkioError, UsageError
 from .memory import DeviceMemory, MemoryRegion
 
@@ -103,7 +105,12 @@ class ArenaBlock:
             raise
         self._unit = huge_page or mmap.PAGESIZE
         self._allocator = Allocator(size, granule)
-        self._buffers: weakref.WeakSet[Memory] = weakref.WeakSet()
+        self._buffers: dict[int, weakref.ref[Memory]] = {}  # handed out, by offset
+        self._keeper: memoryview | None = memoryview(
+            View(self.memory)
+        )  # the block lasts as long as its buffers
+        self.on_room: Callable[[], object] = lambda: None
+        """Called when a buffer has come back, in whatever thread that was."""
 
     @property
     def size(self) -> int:
@@ -125,14 +132,15 @@ class ArenaBlock:
         offset = self._allocator.take(length)
         if offset is None:
             return None
-        memory = Memory(
-            self.memory.address + offset,
-            length,
-            owner=memoryview(View(self.memory)),  # the block lasts as long as its buffers
-            on_release=_Giver(self._allocator, offset),
-        )
-        self._buffers.add(memory)
+        give = partial(self._give, offset)  # once, also when nobody but the garbage collector asks for it
+        memory = Memory(self.memory.address + offset, length, owner=self._keeper, on_release=give)
+        self._buffers[offset] = weakref.ref(memory)
         return ArenaBuffer(memory, length)
+
+    def _give(self, offset: int) -> None:
+        del self._buffers[offset]
+        self._allocator.give(offset)
+        self.on_room()
 
     def give_free_pages_back(self) -> int:
         """Punch holes where no buffer is, which may take a while; returns how many bytes."""
@@ -156,27 +164,16 @@ class ArenaBlock:
 
     def close(self) -> None:
         """Close every buffer; the memory goes when the last of them is unused."""
-        for memory in list(self._buffers):
-            memory.close()
+        for reference in list(self._buffers.values()):
+            if (memory := reference()) is not None:
+                memory.close()
         if not self.memory.closed:
+            self._keeper = None
             self.memory.close()
             os.close(self.fd)
 
     def __repr__(self) -> str:
         return f"<ArenaBlock of {self.size} bytes at {self.memory.address:#x}, {self.in_use} in use>"
-
-
-class _Giver:
-    """Gives a range back once, also when nobody but the garbage collector asks for it."""
-
-    __slots__ = ("_allocator", "_offset")
-
-    def __init__(self, allocator: Allocator, offset: int) -> None:
-        self._allocator = allocator
-        self._offset = offset
-
-    def __call__(self) -> None:
-        self._allocator.give(self._offset)
 
 
 @final
@@ -298,6 +295,10 @@ class Arena:
         self._work: set[asyncio.Future[Any]] = set()
         self._turn = asyncio.Lock()  # of whoever changes blocks or attaches devices
         self._closed = False
+        # Who waits for room, on this loop. The count tells other threads to say when there is some.
+        self._queue = WaitQueue()
+        self._waiting = 0
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -318,6 +319,7 @@ class Arena:
     async def _close(self) -> None:
         async with self._turn:
             self._closed = True
+            self._queue.notify_all()
             for attachment in self.attachments:
                 await attachment.detach()
             for block in self._blocks:
@@ -330,17 +332,68 @@ class Arena:
     def allocate(self, length: int) -> ArenaBuffer:
         """A buffer of ``length`` bytes, with whatever content, from the first block that has room.
 
+        It takes what it finds, also when others wait in :meth:`acquire`.
+
         Raises:
             ValueError: ``length`` is not positive.
             MemoryError: no block has room for it; :meth:`add_block` makes some.
         """
+        buffer = self._take(length)
+        if buffer is None:
+            raise MemoryError(f"no block of the arena has {length} bytes in a row; add a block")
+        return buffer
+
+    async def acquire(self, length: int) -> ArenaBuffer:
+        """A buffer of ``length`` bytes, as soon as there is room for it and nobody waits who came before::
+
+            with await arena.acquire(1 << 20) as buffer:
+                ...
+
+        So a service that takes all its memory here bounds what it uses. The order is that of arrival: a large
+        buffer gets its turn, since nobody takes away what it waits for. Whoever is cancelled leaves the
+        queue, and holds nothing up. Does not suspend where there is room.
+
+        Raises:
+            ValueError: ``length`` is not positive.
+            MemoryError: no block is that large, and waiting would be in vain.
+            UsageError: the arena is closed, or is being closed meanwhile.
+        """
+        if not self._waiting and (buffer := self._take(length)) is not None:
+            return buffer
+        self._loop = asyncio.get_running_loop()
+        self._waiting += 1  # before looking again: a buffer may come back in another thread at any time
+        try:
+            buffer, front = self._take(length) if self._waiting == 1 else None, False
+            while buffer is None:
+                self._refuse_what_never_fits(length)
+                await self._queue.wait(front)
+                buffer, front = self._take(length), True
+            return buffer
+        finally:
+            self._waiting -= 1
+            self._queue.notify_head()
+
+    def _take(self, length: int) -> ArenaBuffer | None:
         for block in self._blocks:
             buffer = block.take(length)
             if buffer is not None:
                 return buffer
         if length <= 0:
             raise ValueError(f"length must be positive, not {length}")
-        raise MemoryError(f"no block of the arena has {length} bytes in a row; add a block")
+        return None
+
+    def _refuse_what_never_fits(self, length: int) -> None:
+        self._refuse_if_closed("acquire a buffer of")
+        largest = max((block.size for block in self._blocks), default=0)
+        if length > largest:
+            raise MemoryError(
+                f"no block of the arena is as large as {length} bytes; the largest has {largest}"
+            )
+
+    def _on_room(self) -> None:
+        """In any thread: have whoever waits first try again, on the loop."""
+        if self._waiting and self._loop is not None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._queue.notify_head)
 
     # --- blocks ---------------------------------------------------------------------------------------------
 
@@ -367,7 +420,9 @@ class Arena:
             whole = -(-wanted // unit) * unit
             block = ArenaBlock(whole, granule=self._alignment, huge_page=self._huge_page, locked=self._locked)
             await self._tell(lambda listener: listener.block_added(block))
+            block.on_room = self._on_room
             self._blocks.append(block)
+            self._queue.notify_head()
             return block
 
     async def remove_block(self, block: ArenaBlock) -> None:
@@ -386,6 +441,7 @@ class Arena:
             if block.buffers:
                 raise UsageError(f"{block.buffers} buffers of the block are in use", operation="remove_block")
             self._blocks.remove(block)
+            self._queue.notify_head()
             await self._tell(lambda listener: listener.block_removed(block))
             block.close()
 

@@ -105,6 +105,83 @@ def test_refuses_impossible_options(options: dict[str, Any]) -> None:
         Arena(**options)
 
 
+async def test_acquiring_waits_for_room_in_the_order_of_arrival() -> None:
+    async with Arena(4 * PAGE) as arena:
+        first, second = await arena.acquire(2 * PAGE), await arena.acquire(2 * PAGE)
+        order: list[int] = []
+
+        async def take(length: int) -> None:
+            with await arena.acquire(length) as buffer:
+                order.append(len(buffer))
+                await asyncio.sleep(0)
+
+        tasks = [asyncio.create_task(take(pages * PAGE)) for pages in (4, 1, 3, 2)]
+        await asyncio.sleep(0)
+        first.release()  # the first needs more, and nobody overtakes it
+        await asyncio.sleep(0.01)
+        assert order == []
+        second.release()
+        await asyncio.gather(*tasks)
+        assert order == [4 * PAGE, PAGE, 3 * PAGE, 2 * PAGE]
+        assert arena.statistics().in_use == 0
+
+
+async def test_what_never_fits_is_not_waited_for() -> None:
+    async with Arena(4 * PAGE) as arena:
+        with pytest.raises(MemoryError, match=f"the largest has {4 * PAGE}"):
+            await arena.acquire(5 * PAGE)
+        with pytest.raises(ValueError, match="positive"):
+            await arena.acquire(0)
+        with arena.allocate(PAGE):
+            waiting = asyncio.create_task(arena.acquire(8 * PAGE))
+            larger = asyncio.create_task(arena.acquire(4 * PAGE))
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            assert isinstance(waiting.exception(), MemoryError)
+            await arena.add_block(4 * PAGE)
+            (await larger).release()
+    with pytest.raises(aioblk.UsageError, match="closed"):
+        await arena.acquire(PAGE)
+
+
+async def test_a_cancelled_waiter_for_room_holds_nobody_up() -> None:
+    async with Arena(4 * PAGE) as arena:
+        held = await arena.acquire(3 * PAGE)
+        large = asyncio.create_task(arena.acquire(4 * PAGE))
+        small = asyncio.create_task(arena.acquire(PAGE))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not small.done()
+        large.cancel()
+        with await small:
+            assert large.cancelled()
+        held.release()
+
+
+async def test_closing_wakes_who_waits_for_room() -> None:
+    arena = await Arena(PAGE).__aenter__()
+    held = await arena.acquire(PAGE)
+    waiting = asyncio.create_task(arena.acquire(PAGE))
+    await asyncio.sleep(0)
+    await arena.aclose()
+    with pytest.raises(aioblk.UsageError, match="closed"):
+        await waiting
+    held.release()
+
+
+async def test_room_made_in_another_thread_or_by_forgetting_is_noticed() -> None:
+    async with Arena(PAGE) as arena:
+        for _ in range(20):
+            held = await arena.acquire(PAGE)
+            waiting = asyncio.create_task(arena.acquire(PAGE))
+            await asyncio.to_thread(held.release)
+            forgotten = await waiting
+            waiting = asyncio.create_task(arena.acquire(PAGE))
+            await asyncio.sleep(0)
+            del forgotten
+            (await waiting).release()
+
+
 async def test_closing_closes_buffers_and_keeps_what_was_made_of_them() -> None:
     async with Arena(PAGE) as arena:
         buffer = arena.allocate(10)

@@ -1,8 +1,4 @@
-"""A client's socket: receiving into given memory, sending from given memory, in order.
-
-asyncio's own streams and transports copy, and do not tell when memory that was handed to them has been sent.
-Here the caller's memory is what the kernel reads and writes.
-"""
+"""SocketStream: a socket that receives into, and sends from, memory that devices reach."""
 
 import asyncio
 import os
@@ -12,95 +8,115 @@ from collections.abc import Callable
 from contextlib import suppress
 from itertools import islice
 from struct import Struct
-from typing import Any, TypeAlias, final
+from typing import Any, final
 
-__all__ = ["DisconnectedError", "Stream"]
+from typing_extensions import Buffer
 
-RECEIVE_SIZE = 64 << 10
+__all__ = ["DisconnectedError", "SocketStream"]
+
+BUFFER_SIZE = 64 << 10  # for small things that are received
 MOST_IN_A_ROW = 16  # receiving calls without a turn of the loop
 MOST_BUFFERS = 512  # of one sendmsg(); the kernel takes 1024
 
-Sendable: TypeAlias = bytes | memoryview
-
 
 class DisconnectedError(ConnectionError):
-    """The client is gone, or was sent away."""
+    """The peer is gone, or the stream was closed or aborted on this side; the text says which."""
 
 
 @final
-class Stream:
-    """A connected socket on the running loop. One task receives; sending never waits.
+class SocketStream:
+    """A connected stream socket for services that move data between sockets and devices.
 
-    Small things are received into a buffer of the stream's own, many of them at a time. Of large things, what
-    came along with the last small one is copied from there; the rest goes straight to where it belongs.
+    asyncio's own streams and transports copy what they receive, and do not tell when memory that was handed
+    to them has been sent. Here the kernel reads and writes the caller's memory: an arena's buffer, a region::
+
+        stream = aioblk.SocketStream(connection)
+        kind, offset, length = await stream.unpack(HEADER)
+        buffer = await arena.acquire(length)
+        await stream.read_into(buffer)
+        await device.write(offset, buffer)
+        stream.send(reply, buffer, on_sent=buffer.release)
+
+    One task receives; sending never waits. Small things are received into a buffer of the stream's own, many
+    at a time. Of large things, what came along with the last small one is copied from there, and the rest
+    goes straight to where it belongs. Replies that are sent in one turn of the loop go out together.
+
+    Receiving raises :class:`DisconnectedError` once the peer is gone, and after :meth:`abort`. A task that is
+    cancelled while it receives may have received a part: abort the stream then.
+
+    Belongs to the running event loop.
     """
 
     def __init__(self, connection: socket.socket) -> None:
+        """Of a connected socket, which is the stream's from now on."""
         connection.setblocking(False)
         self._socket = connection
         self._loop = asyncio.get_running_loop()
         self._error: DisconnectedError | None = None
         # receiving
-        self._buffer = memoryview(bytearray(RECEIVE_SIZE))
+        self._buffer = memoryview(bytearray(BUFFER_SIZE))
         self._start = self._end = 0  # what of it has been received and not taken
         self._reading = False  # whether the loop watches for data
         self._probably_more = False  # the last call received all it had asked for
         self._in_a_row = 0
         self._target = self._buffer  # where the receiving task wants data,
         self._received: asyncio.Future[int] | None = None  # and how it gets to know that they are there
-        self._owing_since = 0.0  # since when the client has owed the rest of what it began; 0: it does not
+        self._owed_since = 0.0  # since when the peer has owed the rest of what it began; 0: it does not
         # sending
-        self._outgoing: deque[tuple[Sendable, Callable[[], object] | None]] = deque()
+        self._outgoing: deque[tuple[memoryview, Callable[[], object] | None]] = deque()
         self._flush_scheduled = False
-        self._blocked_since = 0.0  # since when the client has not taken what is sent; 0: it does
+        self._blocked_since = 0.0  # since when the peer has not taken what is sent; 0: it does
 
     # --- receiving ------------------------------------------------------------------------------------------
 
-    async def take(self, size: int) -> memoryview:
-        """The next *size* bytes; they are there until the next call. Raises DisconnectedError."""
+    async def read(self, size: int) -> memoryview:
+        """The next *size* bytes, 64 KiB at most. They are there until the next call."""
         if self._end - self._start < size:
             await self._receive_at_least(size)
         self._start += size
         return self._buffer[self._start - size : self._start]
 
     async def unpack(self, layout: Struct) -> tuple[Any, ...]:
-        """The next bytes, read as *layout* says. Raises DisconnectedError."""
+        """The next bytes, read as *layout* says."""
         if self._end - self._start < layout.size:
             await self._receive_at_least(layout.size)
         self._start += layout.size
         return layout.unpack_from(self._buffer, self._start - layout.size)
 
-    async def take_into(self, targets: list[memoryview]) -> None:
-        """Fill the targets, one after the other, with the next bytes. Raises DisconnectedError."""
-        self._owing_since = self._loop.time()
-        for target in targets:
-            filled = min(len(target), self._end - self._start)
-            target[:filled] = self._buffer[self._start : self._start + filled]
-            self._start += filled
+    async def read_into(self, buffer: Buffer) -> None:
+        """Fill the writable *buffer* with the next bytes."""
+        target = memoryview(buffer).cast("B")
+        filled = min(len(target), self._end - self._start)
+        target[:filled] = self._buffer[self._start : self._start + filled]
+        self._start += filled
+        if filled < len(target):
+            self._owed_since = self._loop.time()
             while filled < len(target):
                 filled += await self._receive(target[filled:])
-        self._owing_since = 0.0
+            self._owed_since = 0.0
 
     async def skip(self, size: int) -> None:
-        """Receive *size* bytes and forget them. Raises DisconnectedError."""
+        """Receive *size* bytes and forget them."""
         while size:
-            size -= len(await self.take(min(size, RECEIVE_SIZE)))
+            size -= len(await self.read(min(size, BUFFER_SIZE)))
 
     @property
-    def between_messages(self) -> bool:
-        """Whether nothing has been received that was not taken."""
-        return self._start == self._end
+    def has_more(self) -> bool:
+        """Whether something has been received already that nobody has read."""
+        return self._start != self._end
 
     async def _receive_at_least(self, size: int) -> None:
+        if size > BUFFER_SIZE:
+            raise ValueError(f"at most {BUFFER_SIZE} bytes can be read at once, not {size}; use read_into()")
         kept = self._end - self._start
         if self._start:
             self._buffer[:kept] = self._buffer[self._start : self._end]
             self._start, self._end = 0, kept
         while self._end < size:
-            if self._end and not self._owing_since:
-                self._owing_since = self._loop.time()
+            if self._end and not self._owed_since:
+                self._owed_since = self._loop.time()
             self._end += await self._receive(self._buffer[self._end :])
-        self._owing_since = 0.0
+        self._owed_since = 0.0
 
     async def _receive(self, target: memoryview) -> int:
         """Receive what there is, at least one byte."""
@@ -110,7 +126,7 @@ class Stream:
         if self._probably_more:
             self._in_a_row = (self._in_a_row + 1) % MOST_IN_A_ROW
             if self._in_a_row == 0:
-                await asyncio.sleep(0)  # a client that always has more must let others have their turn
+                await asyncio.sleep(0)  # a peer that always has more must let others have their turn
             size = self._receive_now(target)
         if size == 0:
             self._target = target
@@ -126,44 +142,48 @@ class Stream:
         return size
 
     def _receive_now(self, target: memoryview) -> int:
-        """Receive what there is; 0 if that is nothing. Raises DisconnectedError."""
+        """Receive what there is; 0 if that is nothing."""
         if self._error is None:
             try:
                 size = self._socket.recv_into(target)
             except BlockingIOError:
                 return 0
             except OSError as error:
-                self.abandon(error.strerror or "receiving failed")
+                self.abort(error.strerror or "receiving failed")
             else:
                 if size:
                     return size
-                self.abandon("the client has closed the connection")
+                self.abort("the peer has closed the connection")
         assert self._error is not None
         raise self._error
 
     def _on_readable(self) -> None:
         received = self._received
         if received is None or received.done():
-            # The receiving task is busy with what it has: leave the data in the socket, which makes a client
+            # The receiving task is busy with what it has: leave the data in the socket, which makes a peer
             # that sends faster than it is served wait.
             self._reading = False
             self._loop.remove_reader(self._socket)
             return
-        with suppress(DisconnectedError):  # abandoning has told who receives
+        with suppress(DisconnectedError):  # aborting has told who receives
             if size := self._receive_now(self._target):
                 received.set_result(size)
 
     # --- sending --------------------------------------------------------------------------------------------
 
-    def send(self, *parts: Sendable, on_sent: Callable[[], object] | None = None, more: bool = False) -> None:
+    def send(self, *parts: Buffer, on_sent: Callable[[], object] | None = None, more: bool = False) -> None:
         """Send the parts, after everything else; *on_sent* is called when their memory is free again.
 
-        That is so when they have been sent, and when they never will be because the client is gone. With
-        *more*, they wait until the next turn of the loop for company on their way.
+        That is so when they have been sent, and when they never will be because the peer is gone: then it may
+        be called before this returns. With *more*, the parts wait until the next turn of the loop for company
+        on their way. The caller bounds how much is to be sent, with :class:`InFlight` for example.
         """
-        for part in parts[:-1]:
-            self._outgoing.append((part, None))
-        self._outgoing.append((parts[-1], on_sent))
+        for part in parts:
+            view = memoryview(part)
+            self._outgoing.append((view if view.nbytes == len(view) else view.cast("B"), None))
+        if on_sent is not None:
+            part, _ = self._outgoing.pop() if parts else (memoryview(b""), None)
+            self._outgoing.append((part, on_sent))
         if self._blocked_since or self._flush_scheduled:
             return
         if more:
@@ -184,7 +204,7 @@ class Stream:
                     self._loop.add_writer(self._socket, self._flush)
                 return
             except OSError as error:
-                self.abandon(error.strerror or "sending failed")
+                self.abort(error.strerror or "sending failed")
                 return
             if self._forget(sent) and self._blocked_since:
                 self._blocked_since = self._loop.time()
@@ -201,10 +221,11 @@ class Stream:
             part, on_sent = outgoing[0]
             if sent < len(part):
                 if sent:
-                    outgoing[0] = memoryview(part)[sent:], on_sent
+                    outgoing[0] = part[sent:], on_sent
                 break
             sent -= len(part)
             outgoing.popleft()
+            del part  # or its buffer would be in use when it is given back
             if on_sent is not None:
                 on_sent()
                 ended = True
@@ -212,21 +233,24 @@ class Stream:
 
     # --- the end --------------------------------------------------------------------------------------------
 
-    def check(self, patience: float) -> None:
-        """Abandon a client that is not through with something after *patience* seconds: sending what it has
-        begun, or taking the next reply. A client that owes nothing may be silent for as long as it likes."""
-        if self._error is not None:
-            return
-        since = [moment for moment in (self._owing_since, self._blocked_since) if moment]
-        if since and self._loop.time() - min(since) > patience:
-            self.abandon("the client has stalled")
-        elif error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            # libuv stops watching a socket that was reset, and uvloop does not pass that on.
-            self.abandon(os.strerror(error))
+    def stalled(self) -> float:
+        """For how many seconds the peer has been in the middle of something: sending what it has begun, or
+        taking what is sent to it. A peer that owes nothing may be silent for as long as it likes: 0.
 
-    def abandon(self, why: str) -> None:
-        """The client is gone, or has to go: who receives meets DisconnectedError, what was to be sent is
-        dropped."""
+        A peer that was found to be gone is aborted. So ask every now and then, and abort who takes too long.
+        """
+        if self._error is not None:
+            return 0.0
+        if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            # libuv stops watching a socket that was reset, and uvloop does not pass that on.
+            self.abort(os.strerror(error))
+            return 0.0
+        since = [moment for moment in (self._owed_since, self._blocked_since) if moment]
+        return self._loop.time() - min(since) if since else 0.0
+
+    def abort(self, why: str) -> None:
+        """Have done with the peer: whoever receives meets DisconnectedError(*why*), what was to be sent is
+        dropped. Idempotent."""
         if self._error is None:
             self._error = DisconnectedError(why)
             self._loop.remove_reader(self._socket)
@@ -237,6 +261,6 @@ class Stream:
             self._flush()
 
     def close(self) -> None:
-        """Close the socket; idempotent."""
-        self.abandon("the connection is closed")
+        """Close the socket; idempotent. What has not been sent is dropped."""
+        self.abort("the connection is closed")
         self._socket.close()

@@ -1,0 +1,100 @@
+"""InFlight: a limit on how much a service has in flight for somebody."""
+
+from typing import final
+
+from ._wait_queue import WaitQueue
+
+__all__ = ["InFlight"]
+
+
+@final
+class InFlight:
+    """At most so many requests, and so many bytes of them, at a time.
+
+    A service has one for each client, so that no client can take all of its memory or of the device's time::
+
+        in_flight = aioblk.InFlight(requests=128, bytes=32 << 20)
+        while True:
+            request = await receive()
+            await in_flight.enter(request.length)   # before more is received
+            request.on_answered = lambda: in_flight.leave(request.length)
+            ...
+        await in_flight.drain()
+
+    Who waits enters in the order of arrival; nobody overtakes. A request of more bytes than the limit is not
+    refused: it enters alone.
+
+    Belongs to one event loop.
+    """
+
+    __slots__ = ("_bytes", "_drainers", "_most_bytes", "_most_requests", "_queue", "_requests")
+
+    def __init__(self, *, requests: int, bytes: int) -> None:  # noqa: A002 (what it is)
+        """Limits, both at least 1.
+
+        Raises:
+            ValueError: one of them is not positive.
+        """
+        if requests < 1 or bytes < 1:
+            raise ValueError(f"limits must be positive, not {min(requests, bytes)}")
+        self._most_requests = requests
+        self._most_bytes = bytes
+        self._requests = 0
+        self._bytes = 0
+        self._queue = WaitQueue()
+        self._drainers = WaitQueue()
+
+    @property
+    def requests(self) -> int:
+        """How many have entered and not left."""
+        return self._requests
+
+    @property
+    def bytes(self) -> int:
+        """Theirs together."""
+        return self._bytes
+
+    async def enter(self, length: int = 0) -> None:
+        """Wait until a request of *length* bytes fits, and count it. Does not suspend where it fits at once.
+
+        A task that is cancelled has not entered, and holds nobody up.
+        """
+        if self._queue or not self._fits(length):
+            try:
+                await self._queue.wait()
+                while not self._fits(length):
+                    await self._queue.wait(front=True)
+                self._count(length)
+            finally:
+                self._queue.notify_head()  # what is left may suit the next one
+        else:
+            self._count(length)
+
+    def leave(self, length: int = 0) -> None:
+        """A request of *length* bytes, which has entered, is over."""
+        self._requests -= 1
+        self._bytes -= length
+        if self._queue:
+            self._queue.notify_head()
+        if not self._requests:
+            self._drainers.notify_all()
+
+    async def drain(self) -> None:
+        """Wait until nothing is in flight."""
+        while self._requests:
+            await self._drainers.wait()
+
+    def _fits(self, length: int) -> bool:
+        return not self._requests or (
+            self._requests < self._most_requests and self._bytes + length <= self._most_bytes
+        )
+
+    def _count(self, length: int) -> None:
+        self._requests += 1
+        self._bytes += length
+
+    def __repr__(self) -> str:
+        return (
+            f"<InFlight {self._requests} of {self._most_requests} requests,"
+            f" {self._bytes} of {self._most_bytes} bytes>"
+        )

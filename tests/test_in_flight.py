@@ -1,0 +1,82 @@
+"""InFlight: limits on requests and bytes, and who enters next."""
+
+import asyncio
+
+import pytest
+
+import aioblk
+
+
+async def test_counts_and_limits_requests_and_bytes() -> None:
+    in_flight = aioblk.InFlight(requests=2, bytes=100)
+    await in_flight.enter(60)
+    await in_flight.enter(40)
+    assert (in_flight.requests, in_flight.bytes) == (2, 100)
+    third = asyncio.create_task(in_flight.enter())
+    await asyncio.sleep(0)
+    assert not third.done()
+    in_flight.leave(60)
+    await third
+    too_much = asyncio.create_task(in_flight.enter(61))
+    in_flight.leave()
+    await asyncio.sleep(0.001)
+    assert not too_much.done()
+    in_flight.leave(40)
+    await too_much
+    assert repr(in_flight) == "<InFlight 1 of 2 requests, 61 of 100 bytes>"
+    in_flight.leave(61)
+
+
+async def test_more_than_the_limit_enters_alone() -> None:
+    in_flight = aioblk.InFlight(requests=8, bytes=100)
+    await in_flight.enter(1000)
+    other = asyncio.create_task(in_flight.enter(1))
+    await asyncio.sleep(0)
+    assert not other.done()
+    in_flight.leave(1000)
+    await other
+
+
+async def test_nobody_overtakes_and_who_gives_up_holds_nobody_up() -> None:
+    in_flight = aioblk.InFlight(requests=8, bytes=100)
+    await in_flight.enter(50)
+    large = asyncio.create_task(in_flight.enter(100))
+    small = asyncio.create_task(in_flight.enter(50))
+    for _ in range(3):
+        await asyncio.sleep(0)
+    assert not small.done()
+    large.cancel()
+    await small
+    assert in_flight.bytes == 100
+
+
+async def test_leaving_lets_in_as_many_as_fit() -> None:
+    in_flight = aioblk.InFlight(requests=8, bytes=100)
+    await in_flight.enter(100)
+    tasks = [asyncio.create_task(in_flight.enter(25)) for _ in range(5)]
+    await asyncio.sleep(0)
+    in_flight.leave(100)
+    await asyncio.gather(*tasks[:4])
+    assert not tasks[4].done()
+    in_flight.leave(25)
+    await tasks[4]
+
+
+async def test_draining() -> None:
+    in_flight = aioblk.InFlight(requests=8, bytes=100)
+    await in_flight.drain()
+    await in_flight.enter(1)
+    await in_flight.enter(2)
+    drains = [asyncio.create_task(in_flight.drain()) for _ in range(2)]
+    await asyncio.sleep(0)
+    in_flight.leave(1)
+    await asyncio.sleep(0)
+    assert not any(drain.done() for drain in drains)
+    in_flight.leave(2)
+    await asyncio.gather(*drains)
+
+
+def test_limits_are_positive() -> None:
+    for requests, size in ((0, 1), (1, 0), (-1, 5)):
+        with pytest.raises(ValueError, match="positive"):
+            aioblk.InFlight(requests=requests, bytes=size)
