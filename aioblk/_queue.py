@@ -116,7 +116,9 @@ class Queue(Submitter):
         core.on_broken = context.on_broken
         if context.discard_fd is not None:
             core.on_discard = BlockDiscard(context.discard_fd, core, self._loop)
-        self.bounce_pool = BouncePool(core, handle, context.memory, maximum=context.bounce_pool_size)
+        self.bounce_pool: BouncePool = BouncePool(
+            core, handle, context.memory, maximum=context.bounce_pool_size
+        )
         """The memory through which requests go whose own memory the device cannot reach."""
         if self._fd >= 0:
             self._loop.add_reader(self._fd, core.on_event)

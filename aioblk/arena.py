@@ -93,11 +93,11 @@ class ArenaBlock:
         flags = os.MFD_CLOEXEC
         if huge_page:
             flags |= os.MFD_HUGETLB | (huge_page.bit_length() - 1) << MFD_HUGE_SHIFT
-        self.fd = os.memfd_create("aioblk-arena", flags)
+        self.fd: int = os.memfd_create("aioblk-arena", flags)
         try:
             os.ftruncate(self.fd, size)
             self._pages = mmap.mmap(self.fd, size)
-            self.memory = Memory.from_buffer(self._pages)
+            self.memory: Memory = Memory.from_buffer(self._pages)
             if locked:
                 _lock(self.memory)
         except BaseException:

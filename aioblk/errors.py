@@ -99,56 +99,56 @@ def _rebuild(kind: type[BlkioError], fields: dict[str, Any]) -> BlkioError:
 class AlignmentError(BlkioError, ValueError):
     """An offset, length or address is not a multiple of what the device requires. Nothing was submitted."""
 
-    default_errno = errnos.EINVAL
-    explains_itself = True
+    default_errno: ClassVar[int] = errnos.EINVAL
+    explains_itself: ClassVar[bool] = True
 
 
 class OptionError(BlkioError, ValueError):
     """An option of a driver is missing, unknown, contradicts another one or has an impossible value."""
 
-    default_errno = errnos.EINVAL
-    explains_itself = True
+    default_errno: ClassVar[int] = errnos.EINVAL
+    explains_itself: ClassVar[bool] = True
 
 
 class PropertyError(BlkioError, KeyError):
     """The driver has no such property, or it cannot be read in the present state of the device."""
 
-    default_errno = errnos.ENOENT
-    explains_itself = True
+    default_errno: ClassVar[int] = errnos.ENOENT
+    explains_itself: ClassVar[bool] = True
 
 
 class UsageError(BlkioError, RuntimeError):
     """The call is not allowed here: in this state, from this event loop or thread, or after fork()."""
 
-    default_errno = errnos.EBUSY
-    explains_itself = True
+    default_errno: ClassVar[int] = errnos.EBUSY
+    explains_itself: ClassVar[bool] = True
 
 
 class DeviceClosedError(BlkioError, anyio.ClosedResourceError):
     """The device is closed or is being closed."""
 
-    default_errno = errnos.EBADF
-    explains_itself = True
+    default_errno: ClassVar[int] = errnos.EBADF
+    explains_itself: ClassVar[bool] = True
 
 
 class DeviceLostError(BlkioError, anyio.BrokenResourceError):
     """The device is gone: its backend died or no longer answers. What became of the request is not known."""
 
-    default_errno = errnos.ENODEV
-    explains_itself = True
+    default_errno: ClassVar[int] = errnos.ENODEV
+    explains_itself: ClassVar[bool] = True
 
 
 class UnsupportedError(BlkioError):
     """The driver, the device or the kernel does not support the operation (``ENOTSUP``)."""
 
-    default_errno = errnos.ENOTSUP
+    default_errno: ClassVar[int] = errnos.ENOTSUP
 
 
 class RegistrationError(BlkioError):
     """Memory could not be registered with the device. Requests on it still work; they bounce."""
 
-    default_errno = errnos.ENOMEM
-    explains_itself = True
+    default_errno: ClassVar[int] = errnos.ENOMEM
+    explains_itself: ClassVar[bool] = True
 
 
 def request_error(

@@ -137,8 +137,10 @@ class _Mapped:
     """A range that is mapped once for all who registered it or a part of it."""
 
     def __init__(self, memory: Memory, backing: Backing | None) -> None:
-        self.pin = memoryview(View(memory))  # the memory lasts until it is unmapped, whoever closes it before
-        self.region = MemRegion(
+        self.pin: memoryview = memoryview(
+            View(memory)
+        )  # the memory lasts until it is unmapped, whoever closes it before
+        self.region: MemRegion = MemRegion(
             memory.address,
             len(memory),
             fd=-1 if backing is None else backing.fd,
@@ -148,7 +150,7 @@ class _Mapped:
         self.known_to_core = False  # which means: mapped
         self.mapping: asyncio.Task[None] | None = None
         self.unmapping: asyncio.Task[None] | None = None
-        self.idle = asyncio.Event()
+        self.idle: asyncio.Event = asyncio.Event()
 
     @property
     def start(self) -> int:

@@ -6,11 +6,12 @@ import functools
 import json
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import Protocol
 
 from benchmarks import tools
-from benchmarks.model import Case, Cell, Sample
+from benchmarks.model import Case, Cell, Operation, Sample
 from benchmarks.targets import Target
 from benchmarks.workers.measuring import Job
 
@@ -26,8 +27,8 @@ class Contender(Protocol):
     def check(self) -> None:
         """Raise UnavailableError when it cannot run on this machine at all."""
 
-    def takes_part(self, case: Case, cell: Cell) -> bool:
-        """Whether the case is one that it can do."""
+    def why_not(self, case: Case, cell: Cell) -> str | None:
+        """Why it cannot take part in a cell; None when it can."""
         ...
 
     def command(self, cell: Cell, target: Target, seconds: float) -> list[str]: ...
@@ -53,8 +54,8 @@ class BlkioBench:
     def check(self) -> None:
         tools.blkio_bench()
 
-    def takes_part(self, case: Case, cell: Cell) -> bool:
-        return True
+    def why_not(self, case: Case, cell: Cell) -> str | None:
+        return None
 
     def command(self, cell: Cell, target: Target, seconds: float) -> list[str]:
         return tools.blkio_bench_command(cell, target, seconds, poll=self.poll)
@@ -71,8 +72,8 @@ class Fio:
     def check(self) -> None:
         tools.fio()
 
-    def takes_part(self, case: Case, cell: Cell) -> bool:
-        return case.kind == "file"
+    def why_not(self, case: Case, cell: Cell) -> str | None:
+        return None if case.kind == "file" else "Debian's fio has no libblkio engine"
 
     def command(self, cell: Cell, target: Target, seconds: float) -> list[str]:
         return tools.fio_command(cell, target, seconds)
@@ -91,8 +92,8 @@ class QemuImg:
     def check(self) -> None:
         tools.qemu_img()
 
-    def takes_part(self, case: Case, cell: Cell) -> bool:
-        return True
+    def why_not(self, case: Case, cell: Cell) -> str | None:
+        return None
 
     def command(self, cell: Cell, target: Target, seconds: float) -> list[str]:
         operations = QEMU_IMG_OPERATIONS.get(cell.case, 100_000)
@@ -107,7 +108,7 @@ class PythonWorker:
     """A program in workers/.
 
     `files_only`: it knows no other devices. `vhost_only`: it needs what a file's driver does not have.
-    `buffered_only`: its memory is not aligned for O_DIRECT.
+    `not_direct`: why it cannot use O_DIRECT, by operation; nothing for what it can.
     """
 
     name: str
@@ -118,14 +119,17 @@ class PythonWorker:
     options: tuple[str, ...] = ()
     files_only: bool = False
     vhost_only: bool = False
-    buffered_only: bool = False
+    not_direct: Mapping[Operation, str] = field(default_factory=dict[Operation, str])
 
     def check(self) -> None:
         pass
 
-    def takes_part(self, case: Case, cell: Cell) -> bool:
-        known = (case.kind == "file" or not self.files_only) and (case.kind != "file" or not self.vhost_only)
-        return known and not (self.buffered_only and case.direct)
+    def why_not(self, case: Case, cell: Cell) -> str | None:
+        if self.files_only and case.kind != "file":
+            return "knows files only"
+        if self.vhost_only and case.kind == "file":
+            return "needs what the driver for files does not have"
+        return self.not_direct.get(cell.operation) if case.direct else None
 
     def command(self, cell: Cell, target: Target, seconds: float) -> list[str]:
         job = Job(
@@ -152,26 +156,38 @@ def python_version(python: str) -> str:
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
-def aioblk_contenders(pythons: list[str], loops: list[str], *, every_form: bool) -> list[Contender]:
+@dataclass(frozen=True)
+class Form:
+    """A way to use aioblk. `every_loop`: it is worth measuring on other loops than the first."""
+
+    name: str
+    words: str
+    module: str
+    options: tuple[str, ...] = ()
+    every_loop: bool = True
+
+
+AWAIT = Form("await", "one await each", "aioblk_await")
+BATCH = Form("batch", "one await for the batch", "aioblk_batch")
+BYTES = Form("bytes", "read() into bytes", "aioblk_bytes", every_loop=False)
+SPIN = Form("spin", "one await each, spin = 100 us", "aioblk_queue", ("spin",), every_loop=False)
+
+
+def aioblk_contenders(pythons: list[str], loops: list[str], forms: list[Form]) -> list[Contender]:
     """aioblk on each interpreter and loop. The labels name what distinguishes them."""
-    forms = [
-        ("await", "one await each", "aioblk_await"),
-        ("batch", "one await for the batch", "aioblk_batch"),
-    ]
-    if every_form:
-        forms.append(("bytes", "read() into bytes", "aioblk_bytes"))
     found: list[Contender] = []
     for python in pythons:
         version = python_version(python)
         for loop in loops:
-            for form, words, module in forms:
-                name = f"aioblk-{form}"
-                label = f"aioblk, {words}"
+            for form in forms:
+                if loop != loops[0] and not form.every_loop:
+                    continue
+                name, label = f"aioblk-{form.name}", f"aioblk, {form.words}"
                 if loop != loops[0]:
                     name, label = f"{name}-{loop}", f"{label}, {loop}"
                 if python != pythons[0]:
                     name, label = f"{name}-{version}", f"{label}, {version}"
-                found.append(PythonWorker(name, label, module, python, loop))
+                found.append(PythonWorker(name, label, form.module, python, loop, form.options))
     return found
 
 

@@ -94,17 +94,19 @@ class Run:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> Run:
-        records = [
-            Record(
-                **{
-                    **record,
-                    "cell": Cell(**record["cell"]),
-                    "sample": Sample(**record["sample"]) if record["sample"] else None,
-                }
-            )
-            for record in data["records"]
-        ]
-        return cls(**{**data, "records": records})
+        return cls(**{**data, "records": [record_from_json(record) for record in data["records"]]})
+
+
+def record_from_json(data: dict[str, Any]) -> Record:
+    sample = Sample(**data["sample"]) if data["sample"] else None
+    return Record(**{**data, "cell": Cell(**data["cell"]), "sample": sample})
+
+
+def kind_of(name: str, label: str) -> Literal["C", "aioblk", "peer"]:
+    """Whose a contender is: a tool's in C, aioblk's, or that of another library for Python."""
+    if label.endswith("(C)"):
+        return "C"
+    return "aioblk" if name.startswith(("aioblk", "memory", "queue")) else "peer"
 
 
 def describe_cell(cell: Cell) -> str:

@@ -6,9 +6,11 @@ import functools
 import shutil
 import subprocess
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from benchmarks.contenders import Contender, PythonWorker, python_version
+from benchmarks.model import Operation
 from benchmarks.paths import PEERS
 from benchmarks.targets import UnavailableError
 
@@ -23,9 +25,10 @@ PACKAGES = {
     "liburing": "liburing",
 }
 """What pip is asked for, by the name of the module."""
-SEEKING = {"urio", "asyncfiles", "aiofiles"}
-"""Those without positional reads, which share a program."""
 CAIO_BACKENDS = ("uring", "linux", "thread", "python")
+UNALIGNED = "its memory is not aligned for O_DIRECT"
+CANNOT_OPEN = "it opens files itself, without O_DIRECT"
+BOTH: tuple[Operation, ...] = ("read", "write")
 
 
 @dataclass(frozen=True)
@@ -42,39 +45,54 @@ class Peer(PythonWorker):
 
 
 def peer_contenders(interpreter: str | None) -> list[Contender]:
-    python = str(PEERS / "bin" / "python")
     choose_interpreter(interpreter)
     version = python_version(chosen_interpreter())
-    found: list[Contender] = []
-    for module in PACKAGES:
-        if module == "caio":
-            found += [
-                Peer(
-                    f"caio-{backend}", f"caio, {backend}, {version}", "peer_caio", python, options=(backend,),
-                    files_only=True, buffered_only=True, package=module,
-                )
-                for backend in CAIO_BACKENDS
-            ]  # fmt: skip
-        else:
-            label = (
-                f"{module}, {version}"
-                if module != "liburing"
-                else f"{module} in a loop of batches, {version}"
+
+    def peer(
+        name: str,
+        module: str,
+        *options: str,
+        words: str = "",
+        package: str = "",
+        not_direct: Mapping[Operation, str],
+    ) -> Peer:
+        return Peer(
+            name,
+            f"{words or name}, {version}",
+            module,
+            str(PEERS / "bin" / "python"),
+            options=options,
+            files_only=True,
+            not_direct=not_direct,
+            package=package or name,
+        )
+
+    unaligned = dict.fromkeys(BOTH, UNALIGNED)
+    cannot_open = dict.fromkeys(BOTH, CANNOT_OPEN)
+    return [
+        peer("turbofile", "peer_turbofile", words="turbofile, read_at", not_direct=cannot_open),
+        peer(
+            *("turbofile-into", "peer_turbofile", "into"),
+            words="turbofile, readinto_at",
+            package="turbofile",
+            not_direct=cannot_open,
+        ),
+        peer("pyaio", "peer_pyaio", not_direct={"read": UNALIGNED}),
+        peer("urio", "peer_seeking", "urio", not_direct=cannot_open),
+        peer("asyncfiles", "peer_seeking", "asyncfiles", not_direct=cannot_open),
+        *(
+            peer(
+                *(f"caio-{backend}", "peer_caio", backend),
+                words=f"caio, {backend}",
+                package="caio",
+                not_direct=unaligned,
             )
-            seeking = module in SEEKING
-            found.append(
-                Peer(
-                    module,
-                    label,
-                    "peer_seeking" if seeking else f"peer_{module}",
-                    python,
-                    options=(module,) if seeking else (),
-                    files_only=True,
-                    buffered_only=True,
-                    package=module,
-                )
-            )
-    return found
+            for backend in CAIO_BACKENDS
+        ),
+        peer("aiofile", "peer_aiofile", not_direct=cannot_open),
+        peer("aiofiles", "peer_seeking", "aiofiles", not_direct={}),
+        peer("liburing", "peer_liburing", words="liburing in a loop of batches", not_direct=unaligned),
+    ]
 
 
 _interpreter: list[str] = []

@@ -9,11 +9,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from benchmarks.model import CASES, Run, size_text
+from benchmarks.model import CASES, Run, kind_of, size_text
 from benchmarks.summary import Spread, Summary, summarise
 
 IN_C = ("#000000", "#666666", "#999999", "#bbbbbb")
-OURS = ("#d62728", "#ff7f0e", "#e377c2", "#8c1d18", "#b8860b", "#9c4f8d")
+OURS = ("#d62728", "#ff7f0e", "#e377c2", "#8c1d18", "#b8860b", "#9c4f8d", "#f4a582")
 OTHERS = (
     "#1f77b4",
     "#2ca02c",
@@ -38,10 +38,16 @@ PANELS: tuple[tuple[str, Callable[[Summary], Spread | None]], ...] = (
 
 
 def draw(run: Run, path: Path) -> None:
-    """One row of plots for each case, operation and block size. The path's suffix decides the format."""
+    """One row of plots for each case, operation and block size with several depths.
+
+    The path's suffix decides the format.
+    """
     summaries = summarise(run)
     colours = choose_colours(run)
-    groups = list(dict.fromkeys((cell.case, cell.operation, cell.block_size) for cell, _ in summaries))
+    depths: dict[tuple[str, str, int], set[int]] = {}
+    for cell, _ in summaries:
+        depths.setdefault((cell.case, cell.operation, cell.block_size), set()).add(cell.depth)
+    groups = [group for group, known in depths.items() if len(known) > 1]
     figure = Figure(figsize=(4 * len(PANELS), 3.6 * len(groups) + 1.2), layout="constrained")
     for row, (case, operation, block_size) in enumerate(groups):
         title = f"{size_text(block_size)} {operation}s, {CASES[case].title}"
@@ -70,19 +76,13 @@ def scaled(spread: Spread, factor: float) -> Spread:
 
 def choose_colours(run: Run) -> dict[str, tuple[str, float]]:
     """A colour and a line width for each contender: C in greys, aioblk bold and red."""
-    supply = {"C": itertools.cycle(IN_C), "ours": itertools.cycle(OURS), "others": itertools.cycle(OTHERS)}
+    supply = {"C": itertools.cycle(IN_C), "aioblk": itertools.cycle(OURS), "peer": itertools.cycle(OTHERS)}
     measured = {record.contender for record in run.records if record.sample}
     chosen: dict[str, tuple[str, float]] = {}
     for name, label in run.labels.items():
         if name in measured:
-            kind = (
-                "C"
-                if label.endswith("(C)")
-                else "ours"
-                if name.startswith(("aioblk", "memory"))
-                else "others"
-            )
-            chosen[name] = next(supply[kind]), 2.2 if kind == "ours" else 1.1
+            kind = kind_of(name, label)
+            chosen[name] = next(supply[kind]), 2.2 if kind == "aioblk" else 1.1
     return chosen
 
 

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from benchmarks.model import Case, Cell, Record, describe_cell
 from benchmarks.paths import ROOT
 from benchmarks.targets import Target, open_target, pin
 
-GRACE = 30.0
+GRACE = 15.0
 """Seconds a process may take beside what was asked of it, before it counts as hung."""
 
 
@@ -26,26 +26,41 @@ class ContenderError(Exception):
 
 
 def measure(
-    cases: Iterable[Case],
-    cells: Callable[[Case], list[Cell]],
+    cells: Mapping[Case, list[Cell]],
     contenders: list[Contender],
     *,
     rounds: int,
     seconds: float,
     directory: Path,
     file_size: int,
+    known: Iterable[Record],
     progress: Callable[[str], None],
 ) -> Iterator[Record]:
-    """Measure every contender in every cell once a round: what the machine does meanwhile hits all alike."""
-    cases = list(cases)
+    """Measure every contender in every cell once a round: what the machine does meanwhile hits all alike.
+
+    Samples that are `known` are not taken again; nor are those of who has failed, or hung, in the cell.
+    """
+    done = {(record.round, record.cell, record.contender) for record in known}
+    failed = {(record.cell, record.contender) for record in known if record.failure}
     for number in range(1, rounds + 1):
-        for case in cases:
+        for case in cells:
+            samples = [
+                (cell, contender)
+                for cell in cells[case]
+                for contender in contenders
+                if contender.why_not(case, cell) is None
+                and (number, cell, contender.name) not in done
+                and (cell, contender.name) not in failed
+            ]
+            if not samples:
+                continue
             with open_target(case, directory, file_size) as target:
-                for cell in cells(case):
-                    for contender in contenders:
-                        if contender.takes_part(case, cell):
-                            progress(f"round {number} of {rounds}: {describe_cell(cell)}, {contender.label}")
-                            yield take_sample(contender, cell, target, number, seconds)
+                for cell, contender in samples:
+                    progress(f"round {number} of {rounds}: {describe_cell(cell)}, {contender.label}")
+                    record = take_sample(contender, cell, target, number, seconds)
+                    if record.failure:
+                        failed.add((cell, contender.name))
+                    yield record
 
 
 def take_sample(contender: Contender, cell: Cell, target: Target, number: int, seconds: float) -> Record:

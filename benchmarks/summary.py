@@ -36,28 +36,50 @@ class Summary:
     cpu: Spread | None
 
 
-def summarise(run: Run) -> dict[tuple[Cell, str], Summary]:
-    samples: dict[tuple[Cell, str], dict[int, Sample]] = {}
+Samples = dict[int, Sample]
+"""A contender's in one cell, by round."""
+
+
+def samples_by_round(run: Run) -> dict[tuple[Cell, str], Samples]:
+    samples: dict[tuple[Cell, str], Samples] = {}
     for record in run.records:
         if record.sample:
             samples.setdefault((record.cell, record.contender), {})[record.round] = record.sample
+    return samples
+
+
+def rate_of(sample: Sample) -> float | None:
+    return sample.rate
+
+
+def ratio(
+    ours: Samples,
+    theirs: Samples,
+    figure: Callable[[Sample], float | None] = rate_of,
+    their_figure: Callable[[Sample], float | None] = rate_of,
+) -> Spread | None:
+    """Of two figures, taken round by round."""
+    pairs = [(figure(ours[number]), their_figure(theirs[number])) for number in ours if number in theirs]
+    return Spread.of(mine / other for mine, other in pairs if mine is not None and other)
+
+
+def summarise(run: Run) -> dict[tuple[Cell, str], Summary]:
+    samples = samples_by_round(run)
     return {
         (cell, contender): summarise_cell(by_round, samples.get((cell, run.baseline), {}))
         for (cell, contender), by_round in samples.items()
     }
 
 
-def summarise_cell(samples: dict[int, Sample], baseline: dict[int, Sample]) -> Summary:
+def summarise_cell(samples: Samples, baseline: Samples) -> Summary:
     def spread(figure: Callable[[Sample], float | None]) -> Spread | None:
         return Spread.of(figure(sample) for sample in samples.values())
 
-    rate = Spread.of(sample.rate for sample in samples.values())
+    rate = spread(rate_of)
     assert rate is not None
     return Summary(
         rate=rate,
-        ratio=Spread.of(
-            sample.rate / baseline[number].rate for number, sample in samples.items() if number in baseline
-        ),
+        ratio=ratio(samples, baseline),
         mean=spread(lambda sample: sample.mean),
         p50=spread(lambda sample: sample.p50),
         p99=spread(lambda sample: sample.p99),

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from benchmarks.bars import judge
 from benchmarks.model import CASES, Cell, Run, describe_cell, size_text
+from benchmarks.standing import LEAD_HEAD, NOT_EXPLAINED, describe, explain, standing
 from benchmarks.summary import Spread, Summary, foreign_load, summarise
 
 
@@ -22,45 +23,64 @@ class Grid:
 
 
 def grids(run: Run) -> list[Grid]:
-    """Throughput and latency for each case, operation and block size; then the bars."""
+    """The bars and who is ahead of aioblk; then throughput, latency and processor time, cell by cell."""
     summaries = summarise(run)
-    found: list[Grid] = []
-    groups = dict.fromkeys((cell.case, cell.operation, cell.block_size) for cell, _ in summaries)
-    for case, operation, block_size in groups:
-        cells = sorted(
-            {
-                cell
-                for cell, _ in summaries
-                if (cell.case, cell.operation, cell.block_size) == (case, operation, block_size)
-            },
-            key=lambda cell: cell.depth,
-        )
-        title = f"Random {size_text(block_size)} {operation}s, {CASES[case].title}"
-        found.append(
-            grid(
-                f"{title}: thousand operations/s, ratio to {run.labels[run.baseline]}",
-                run,
-                summaries,
-                cells,
-                throughput_text,
-            )
-        )
-        found.append(grid(f"{title}: latency in us, p50 / p99 / p99.9", run, summaries, cells, latency_text))
-        found.append(grid(f"{title}: processor time in us per operation", run, summaries, cells, cpu_text))
-    verdicts = judge(run)
-    if verdicts:
-        rows = [
-            [
-                verdict.subject,
-                f"{verdict.value:.2f}",
-                f"{verdict.bar.needed:.2f}",
-                f"{verdict.bar.goal:.2f}",
-                verdict.word,
-            ]
-            for verdict in verdicts
-        ]
-        found.append(Grid("Bars", ["ratio", "measured", "first bar", "goal", ""], rows))
+    found = [*bars_grids(run)]
+    for title, cells in tables_of_cells([cell for cell, _ in summaries]):
+        for words, text in (
+            (f"thousand operations/s, ratio to {run.labels[run.baseline]}", throughput_text),
+            ("latency in us, p50 / p99 / p99.9", latency_text),
+            ("processor time in us per operation", cpu_text),
+        ):
+            found.append(grid(f"{title}: {words}", run, summaries, cells, text))
     return found
+
+
+def bars_grids(run: Run) -> list[Grid]:
+    found: list[Grid] = []
+    rows = [
+        [*verdict.describe(run), spread_text(verdict.value), f"{verdict.bar.needed:.2f}", verdict.word]
+        for verdict in judge(run)
+    ]
+    beside = standing(run)
+    if beside.compared:
+        ahead = beside.compared - len(beside.leads)
+        explained = all(explain(lead) != NOT_EXPLAINED for lead in beside.leads)
+        word = "met" if not beside.leads else "explained below" if explained else "NOT MET"
+        rows.append(
+            [
+                "aioblk",
+                "every cell, beside every other way in Python",
+                "ahead in throughput",
+                f"{ahead} of {beside.compared}",
+                "all",
+                word,
+            ]
+        )
+    if rows:
+        found.append(Grid("Bars", ["who", "where", "what", "measured", "needed", ""], rows))
+    if beside.leads:
+        found.append(Grid("Ahead of aioblk", LEAD_HEAD, [describe(lead, run) for lead in beside.leads]))
+    return found
+
+
+def tables_of_cells(cells: list[Cell]) -> list[tuple[str, list[Cell]]]:
+    """Cells that share a table, with its title: a sweep over the depth, or other block sizes together."""
+    groups: dict[tuple[str, str, int], set[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.case, cell.operation, cell.block_size), set()).add(cell)
+    singles: dict[tuple[str, str], list[Cell]] = {}
+    found: list[tuple[str, list[Cell]]] = []
+    for (case, operation, block_size), group in groups.items():
+        if len(group) == 1:
+            singles.setdefault((case, operation), []).extend(group)
+        else:
+            title = f"Random {size_text(block_size)} {operation}s, {CASES[case].title}"
+            found.append((title, sorted(group, key=lambda cell: cell.depth)))
+    for (case, operation), group_cells in singles.items():
+        title = f"Random {operation}s, {CASES[case].title}"
+        found.append((title, sorted(group_cells, key=lambda cell: cell.block_size)))
+    return sorted(found, key=lambda table: list(CASES).index(table[1][0].case))
 
 
 def grid(
@@ -77,7 +97,12 @@ def grid(
         ]
         if any(shown != "-" for shown in texts):
             rows.append([label, *texts])
-    return Grid(title, ["", *(f"depth {cell.depth}" for cell in cells)], rows)
+    one_size = len({cell.block_size for cell in cells}) == 1
+    head = [
+        f"depth {cell.depth}" if one_size else f"{size_text(cell.block_size)}, depth {cell.depth}"
+        for cell in cells
+    ]
+    return Grid(title, ["", *head], rows)
 
 
 def throughput_text(summary: Summary) -> str:
@@ -86,12 +111,13 @@ def throughput_text(summary: Summary) -> str:
         if summary.rate.median < 100_000
         else f"{summary.rate.median / 1000:.0f}"
     )
-    ratio = summary.ratio
-    if ratio is None:
-        return rate
-    if ratio.low == ratio.high:
-        return f"{rate}  {ratio.median:.2f}"
-    return f"{rate}  {ratio.median:.2f} [{ratio.low:.2f}-{ratio.high:.2f}]"
+    return f"{rate}  {spread_text(summary.ratio)}" if summary.ratio else rate
+
+
+def spread_text(spread: Spread) -> str:
+    if spread.low == spread.high:
+        return f"{spread.median:.2f}"
+    return f"{spread.median:.2f} [{spread.low:.2f}-{spread.high:.2f}]"
 
 
 def latency_text(summary: Summary) -> str:
@@ -126,12 +152,11 @@ def footnotes(run: Run) -> list[str]:
             f" median {load.median:.2f}, highest {load.high:.2f}."
         )
     notes += [f"Not measured: {run.labels.get(name, name)}: {reason}" for name, reason in run.absent.items()]
-    failures: dict[str, int] = {}
-    for record in run.records:
-        if record.failure:
-            text = f"{run.labels[record.contender]}, {describe_cell(record.cell)}: {record.failure}"
-            failures[text] = failures.get(text, 0) + 1
-    notes += [f"Failed {count} of {rounds} times: {text}" for text, count in failures.items()]
+    notes += [
+        f"Failed: {run.labels[record.contender]}, {describe_cell(record.cell)}: {record.failure}"
+        for record in run.records
+        if record.failure
+    ]
     return notes
 
 

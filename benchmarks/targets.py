@@ -29,6 +29,14 @@ class Target:
     capacity: int
 
 
+def check_target(case: Case, directory: Path) -> None:
+    """Raise UnavailableError when the case cannot be opened on this machine at all."""
+    if case.kind == "file":
+        refuse_memory_filesystem(directory)
+    elif not shutil.which("qemu-storage-daemon"):
+        raise UnavailableError("qemu-storage-daemon is not installed")
+
+
 @contextlib.contextmanager
 def open_target(case: Case, directory: Path, file_size: int) -> Generator[Target]:
     if case.kind == "file":
@@ -68,8 +76,6 @@ def refuse_memory_filesystem(directory: Path) -> None:
 @contextlib.contextmanager
 def null_export(case: Case) -> Generator[Path]:
     """A vhost-user export of a null device. The daemon ends with the block or, at the latest, with us."""
-    if not shutil.which("qemu-storage-daemon"):
-        raise UnavailableError("qemu-storage-daemon is not installed")
     with tempfile.TemporaryDirectory(prefix="aioblk-bench-") as directory:
         socket = Path(directory) / "socket"
         command = [

@@ -18,7 +18,6 @@ from .support.loop_device import LoopDevice, cannot_have_loop_devices
 from .support.storage_daemon import StorageDaemon
 
 SCRATCH_SIZE = 8 << 20
-uvloop.new_event_loop().close()  # libuv keeps a pipe for signals from its first loop on
 NO_LOOP_DEVICES = cannot_have_loop_devices()
 
 # --- event loops --------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ for, so that one read is one read.
 """
 
 import importlib
+import mmap
 import os
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -20,15 +21,24 @@ SEEK_IS_IMMEDIATE = {"asyncfiles"}
 async def prepare(job: Job) -> AsyncGenerator[Prepared]:
     (name,) = job.options
     library = importlib.import_module(name)
-    data = os.urandom(job.block_size)
-
     immediate = name in SEEK_IS_IMMEDIATE
+    options: dict[str, Any] = {**OPEN_OPTIONS.get(name, {})}
+    data: Any = os.urandom(job.block_size)
+    if job.direct:
+        options["opener"] = open_direct
+        data = mmap.mmap(-1, job.block_size)  # O_DIRECT wants memory that begins at a page
 
     async def read(offset: int, file: Any) -> None:
         sought = file.seek(offset)
         if not immediate:
             await sought
         await file.read(job.block_size)
+
+    async def read_direct(offset: int, file: Any) -> None:
+        sought = file.seek(offset)
+        if not immediate:
+            await sought
+        await file.readinto(data)
 
     async def write(offset: int, file: Any) -> None:
         sought = file.seek(offset)
@@ -38,12 +48,14 @@ async def prepare(job: Job) -> AsyncGenerator[Prepared]:
 
     async with AsyncExitStack() as stack:
         files = [
-            await stack.enter_async_context(
-                library.open(job.path, "rb" if job.reads else "r+b", **OPEN_OPTIONS.get(name, {}))
-            )
+            await stack.enter_async_context(library.open(job.path, "rb" if job.reads else "r+b", **options))
             for _ in range(job.depth)
         ]
-        yield Prepared(read if job.reads else write, files)
+        yield Prepared(write if not job.reads else read_direct if job.direct else read, files)
+
+
+def open_direct(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_DIRECT)
 
 
 main(prepare)

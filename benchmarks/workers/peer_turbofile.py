@@ -18,7 +18,10 @@ async def prepare(job: Job) -> AsyncGenerator[Prepared]:
     async with AsyncExitStack() as stack:
         if job.reads:
             file = await stack.enter_async_context(turbofile.open(job.path, "rb"))
-            yield Prepared(file.read_at, [job.block_size] * job.depth)
+            if "into" in job.options:
+                yield Prepared(file.readinto_at, [bytearray(job.block_size) for _ in range(job.depth)])
+            else:
+                yield Prepared(file.read_at, [job.block_size] * job.depth)
             return
         data = os.urandom(job.block_size)
 
