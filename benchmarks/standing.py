@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.model import CASES, Cell, Run, describe_cell, kind_of
+from benchmarks.model import CASES, Cell, Run, Sample, describe_cell, kind_of
 from benchmarks.summary import Spread, ratio, samples_by_round
 
 AWAIT, BATCH = "aioblk-await", "aioblk-batch"
 COUNTERPARTS = {"liburing": BATCH}
 """What is compared with a library that does a whole batch with one call. The others: one await each."""
-LARGE = 64 << 10
-"""Block size from which on the copying of the data counts most."""
+NO_LOOP = {"pread", "liburing"}
+"""Those that wait in a system call."""
+WRITES_BY_ITSELF = {"executor", "caio-linux", "caio-thread", "caio-python", "aiofiles"}
+"""Those whose buffered writes are plain system calls, in threads of theirs or in the loop's."""
+NOT_EXPLAINED = "not explained"
 
 
 @dataclass(frozen=True)
@@ -26,6 +29,8 @@ class Lead:
     """The same to aioblk's batch form."""
     cpu: float | None
     """Its processor time for an operation to aioblk's."""
+    in_flight: float | None
+    """How many of its operations were under way at a time, by its throughput and its latency."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +54,7 @@ def standing(run: Run) -> Standing:
             if value.median > 1:
                 batch = samples.get((cell, BATCH))
                 cpu = ratio(theirs, ours, lambda sample: sample.cpu, lambda sample: sample.cpu)
+                under_way = Spread.of(in_flight(sample) for sample in theirs.values())
                 leads.append(
                     Lead(
                         cell,
@@ -56,29 +62,29 @@ def standing(run: Run) -> Standing:
                         value,
                         batch=ratio(theirs, batch) if batch else None,
                         cpu=cpu.median if cpu else None,
+                        in_flight=under_way.median if under_way else None,
                     )
                 )
     return Standing(compared, leads)
 
 
-NOT_EXPLAINED = "not explained"
-WRITES_BY_ITSELF = {"executor", "caio-linux", "caio-thread", "caio-python", "aiofiles"}
-"""Those whose buffered writes are plain system calls, in threads of theirs or in the loop's."""
+def in_flight(sample: Sample) -> float | None:
+    return sample.p50 and sample.rate * sample.p50 / 1e6
 
 
 def explain(lead: Lead) -> str:
-    """Why the other one is ahead, as far as the suite can tell; docs/performance.md says it at length."""
-    case, cell = CASES[lead.cell.case], lead.cell
+    """Why the other one is ahead, as far as the figures tell; docs/performance.md says it at length."""
+    cell = lead.cell
     if lead.value.low < 1:
         return "not in every round"
-    if case.direct:
-        return NOT_EXPLAINED
-    if lead.peer == "pread":
-        return "system calls one by one: no event loop, no concurrency"
-    if cell.operation == "write" and lead.peer in WRITES_BY_ITSELF:
+    if lead.peer in NO_LOOP:
+        return "waits in a system call, without an event loop"
+    if cell.depth >= 8 and lead.in_flight and lead.in_flight < 2:
+        return "one at a time, inside the call, from one buffer that stays in the cache"
+    if cell.operation == "write" and not CASES[cell.case].direct and lead.peer in WRITES_BY_ITSELF:
         return "buffered writes as plain system calls, not by io_uring"
-    if lead.cell.block_size >= LARGE and lead.cpu and lead.cpu > 1:
-        return "copies in several threads, and takes more processor time"
+    if lead.cpu and lead.cpu > 1.3:
+        return "works in several threads, at more processor time"
     return NOT_EXPLAINED
 
 

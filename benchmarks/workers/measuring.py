@@ -60,9 +60,16 @@ class Job:
         return [block * self.block_size for block in order]
 
     def orders(self, count: int) -> list[list[int]]:
-        """For each of as many slots as the depth, `count` offsets: a list, which costs a loop the least."""
+        """For each of as many slots as the depth, `count` offsets: a list, which costs a loop the least.
+
+        Every slot goes through the whole device, each from another place on. With a part of it for each, one
+        whose operations complete without suspending their task, and so do one slot after the other, would read
+        from the processor's cache what the others fetch from memory.
+        """
         offsets = self.offsets()
-        return [repeated(offsets[slot % len(offsets) :: self.depth], count) for slot in range(self.depth)]
+        twice, length = offsets * 2, min(count, len(offsets))
+        places = [slot * len(offsets) // self.depth for slot in range(self.depth)]
+        return [repeated(twice[place : place + length], count) for place in places]
 
     def batches(self, count: int) -> list[list[int]]:
         """`count` times as many offsets as the depth."""
