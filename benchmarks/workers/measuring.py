@@ -62,9 +62,9 @@ class Job:
     def orders(self, count: int) -> list[list[int]]:
         """For each of as many slots as the depth, `count` offsets: a list, which costs a loop the least.
 
-        Every slot goes through the whole device, each from another place on. With a part of it for each, one
-        whose operations complete without suspending their task, and so do one slot after the other, would read
-        from the processor's cache what the others fetch from memory.
+        Every slot goes through the whole device, each from another place on. If each had a part of it, a
+        contender that never suspends a task, and so does slot after slot, would read from the processor's cache
+        what the others fetch from memory.
         """
         offsets = self.offsets()
         twice, length = offsets * 2, min(count, len(offsets))
