@@ -80,7 +80,7 @@ def explain(lead: Lead) -> str:
     if lead.peer in NO_LOOP:
         return "waits in a system call, without an event loop"
     if cell.depth >= 8 and lead.in_flight and lead.in_flight < 2:
-        return "one at a time, inside the call, from one buffer that stays in the cache"
+        return "one at a time, inside the call: the loop stands still"
     if cell.operation == "write" and not CASES[cell.case].direct and lead.peer in WRITES_BY_ITSELF:
         return "buffered writes as plain system calls, not by io_uring"
     if lead.cpu and lead.cpu > 1.3:
@@ -88,14 +88,7 @@ def explain(lead: Lead) -> str:
     return NOT_EXPLAINED
 
 
-LEAD_HEAD = [
-    "who",
-    "where",
-    "throughput, to aioblk's",
-    "to aioblk's batch",
-    "processor time, to aioblk's",
-    "why",
-]
+LEAD_HEAD = ["who", "where", "throughput: its to aioblk's", "to the batch's", "processor time", "why"]
 
 
 def describe(lead: Lead, run: Run) -> list[str]:

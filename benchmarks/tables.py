@@ -15,6 +15,10 @@ from benchmarks.standing import LEAD_HEAD, NOT_EXPLAINED, describe, explain, sta
 from benchmarks.summary import Spread, Summary, foreign_load, summarise
 
 
+LONGEST_FIGURE = 32
+"""Characters; what is longer is text, which may go over several lines."""
+
+
 @dataclass(frozen=True)
 class Grid:
     title: str
@@ -165,7 +169,10 @@ def show(run: Run, console: Console) -> None:
         console.print(shown.title, style="bold", highlight=False, markup=False, soft_wrap=True)
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for index, heading in enumerate(shown.head):
-            table.add_column(heading, justify="right" if index else "left", no_wrap=bool(index))
+            is_text = any(len(row[index]) > LONGEST_FIGURE for row in shown.rows)
+            table.add_column(
+                heading, justify="left" if is_text or not index else "right", no_wrap=not is_text
+            )
         for row in shown.rows:
             table.add_row(*row)
         console.print(table, soft_wrap=True)

@@ -63,7 +63,7 @@ class Job:
         """For each of as many slots as the depth, `count` offsets: a list, which costs a loop the least.
 
         Every slot goes through the whole device, each from another place on. If each had a part of it, a
-        contender that never suspends a task, and so does slot after slot, would read from the processor's cache
+        contender that never suspends a task, and so does slot after slot, would find in the processor's cache
         what the others fetch from memory.
         """
         offsets = self.offsets()
