@@ -14,7 +14,6 @@ from benchmarks.model import CASES, Cell, Run, describe_cell, size_text
 from benchmarks.standing import LEAD_HEAD, NOT_EXPLAINED, describe, explain, standing
 from benchmarks.summary import Spread, Summary, foreign_load, summarise
 
-
 LONGEST_FIGURE = 32
 """Characters; what is longer is text, which may go over several lines."""
 
