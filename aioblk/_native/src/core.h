@@ -1,7 +1,9 @@
 /*
  * The request path: data structures, and the arrows between its rooms.
  *
- *   submitter.c    parses what the caller said, refuses what is wrong
+ *   submitter.c    the methods that callers call
+ *   arguments.c    what they were called with
+ *   prepare.c      refuses what is wrong, pins the caller's memory; batch.c does so for many items
  *   plan.c         cuts memory and lengths into parts that the device accepts
  *   queue.h        submits requests, issues their parts, reaps completions, wakes who waits: six rooms, listed there
  *   request.c      the awaitable
@@ -35,6 +37,7 @@ typedef struct region Region;
 typedef struct segment Segment;
 typedef struct vector Vector;
 typedef struct part Part;
+typedef struct item Item;
 typedef struct request Request;
 typedef struct device_core DeviceCore;
 typedef struct queue_core QueueCore;
@@ -69,7 +72,6 @@ typedef enum {
     OP_CLOSE_ALL_ZONES,
     OP_FINISH_ALL_ZONES,
     OP_RESET_ALL_ZONES,
-    OP_BATCH,
     OP_COUNT,
 } Operation;
 
@@ -148,12 +150,27 @@ struct part {
     Region *region;
     uint64_t bounce_length; /* 0: the device reaches the caller's memory */
     int64_t bounce_offset;  /* -1: no bounce memory (yet) */
-    uint64_t map_turns;     /* the device's, when the part was issued */
+    uint32_t map_turns;     /* the device's, when the part was issued */
+    uint32_t item;          /* of which item of a batch it is a part */
+};
+
+/* ---- items: what the caller asked for ------------------------------------------------------------------------ */
+
+/* One transfer, or one command. The first fields share a cache line, which is all of it that most requests touch. */
+struct item {
+    uint64_t offset, length;
+    PyObject *result;    /* NULL: None. Bytes that are being read are here from the beginning. */
+    PyObject *exception;
+    char *message;       /* libblkio's text for `error` */
+    int error;
+    uint32_t left;       /* parts not completed */
+    Py_buffer pin;       /* the caller's memory, held still */
 };
 
 /* ---- requests -------------------------------------------------------------------------------------------- */
 
 typedef enum { PENDING, FINISHED, FAILED, CANCELLED } State;
+typedef enum { NO_TURN, TURN_DUE, TURN_TAKEN } Turn;
 
 struct request {
     PyObject_HEAD
@@ -161,40 +178,36 @@ struct request {
     /* the Future */
     PyObject *callback, *context; /* the first; most requests have only one */
     PyObject *more_callbacks;     /* list of (callback, context), or NULL */
-    PyObject *result;             /* NULL: None */
-    PyObject *exception;
     PyObject *cancel_message;
     PyObject *thrown;             /* raised when the device has finished: see request_throw */
     PyObject *weak_references;
     Request *ready_next;
-    char *message;                /* libblkio's text for `error` */
-    int error;
     uint8_t state;
     bool blocking;                /* _asyncio_future_blocking */
     bool cancel_requested;
     bool log_traceback;           /* an error that nobody has retrieved */
     bool inline_completion;       /* completed within its own submission, and not looked at yet */
-    bool return_exceptions;       /* batches */
+    uint8_t turn;                 /* of the loop, that awaiting it takes although it is done */
+    bool batch;                   /* one awaitable for many items */
+    bool return_exceptions, returns_list; /* of a batch */
     /* the I/O */
     bool linked;
-    bool private_memory;          /* the device touches nothing of the caller's */
+    bool lends_memory;            /* the device touches memory of the caller's */
     uint8_t operation;
     uint32_t flags;               /* BLKIO_REQ_* */
-    uint32_t outstanding;         /* parts, children or external work not completed yet */
-    uint32_t part_count;
+    uint32_t weight;              /* as how many requests it counts: a batch as its items */
+    uint32_t outstanding;         /* parts not completed yet */
+    uint32_t part_count, part_capacity;
     uint32_t admitted;            /* parts handed on; the others wait for bounce memory */
     uint32_t issued;              /* parts that libblkio has */
-    uint32_t child_count;
-    uint32_t pin_count;
-    uint64_t offset, length;
+    uint32_t count;               /* of items, or of pins */
     Request *previous, *following; /* in flight on the queue */
-    Request *parent;               /* the batch */
     union {
-        Request **children;        /* of a batch */
+        Item *items;               /* of a batch */
         Py_buffer *pins;           /* of readv and writev */
     };
     Part *more_parts;              /* parts 1 .. part_count-1 */
-    Py_buffer pin;
+    Item item;                     /* a batch keeps its own outcome here */
     Part first_part;
 };
 
@@ -204,13 +217,15 @@ int request_module_init(void);
 Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t length);
 void request_publish(Request *r); /* Python code is about to see it, and with it the garbage collector */
 static inline Part *request_part(Request *r, uint32_t i) { return i == 0 ? &r->first_part : &r->more_parts[i - 1]; }
+static inline Item *request_item(Request *r, uint32_t i) { return r->batch ? &r->items[i] : &r->item; }
+static inline Item *part_item(const Part *part) { return request_item(part->request, part->item); }
 
 /* The outcome becomes visible; who waits is put on the queue's ready list. */
 void request_settle(Request *r, State state);
-/* Forgets the plan: regions, vectors and bounce memory. The device must be through with every part. */
-void request_drop_parts(Request *r);
-void request_drop_pins(Request *r);
-PyObject *request_exception_object(Request *r); /* new reference; for a FAILED request */
+/* Forgets the plan from a part on: regions, vectors and bounce memory. The device must be through with these parts. */
+void request_drop_parts(Request *r, uint32_t first);
+/* The exception that an item failed with: a new reference, or NULL with another one set. */
+PyObject *item_exception(Request *r, Item *item);
 /* Runs (direct) or schedules the callbacks. -1 with KeyboardInterrupt, SystemExit or a failing call_soon. */
 int request_wake(Request *r, bool direct);
 bool request_cancel_io(Request *r, PyObject *message);
@@ -243,7 +258,8 @@ struct queue_core {
     uint64_t unflushed_bytes;   /* issued since the last do_io */
     uint32_t unflushed_parts;
     uint32_t last_batch;        /* parts that the previous flush carried */
-    int inline_budget;          /* inline completions left until a turn of the loop must pass */
+    uint32_t batch_hint;        /* items of the previous batch call */
+    int inline_budget;          /* what is left of INLINE_BUDGET until a turn of the loop must pass */
     Request *inline_request;    /* borrowed: the latest inline completion that nobody has looked at */
     uint64_t spin_ns;
     uint32_t spin_pause;        /* flushes that do not spin */
@@ -266,7 +282,6 @@ int queue_module_init(void);
 static inline bool queue_has_loop(const QueueCore *q) { return q->loop != Py_None; }
 int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t length);
 int queue_submit(QueueCore *q, Request *r);
-int queue_submit_children(QueueCore *q, Request *batch);
 int queue_submit_external(QueueCore *q, Request *r, PyObject *hook);
 int queue_schedule_flush(QueueCore *q);
 void queue_cancelled(Request *r);
@@ -277,9 +292,56 @@ void queue_outcome(Request *r); /* the last part has completed */
 
 /* ---- planning -------------------------------------------------------------------------------------------- */
 
-/* Fills the request's parts. 0, or -1 with an exception set. */
-int plan_memory(Request *r, DeviceCore *device, const struct iovec *memory, size_t count);
+/* Add the parts of an item. 0, or -1 with an exception set. */
+int plan_memory(Request *r, Item *item, DeviceCore *device, const struct iovec *memory, size_t count);
 int plan_range(Request *r, DeviceCore *device, uint64_t maximum);
+
+/* ---- pins ------------------------------------------------------------------------------------------------ */
+
+int pin_acquire(Py_buffer *pin, PyObject *object, bool writable);
+/* Both may run Python code. */
+void pin_release(Py_buffer *pin);
+void request_drop_pins(Request *r);
+
+/* ---- preparing: a planned request that is not submitted yet ------------------------------------------------- */
+
+Request *prepare_read(QueueCore *q, uint64_t offset, uint64_t length);
+Request *prepare_buffer(QueueCore *q, Operation op, uint64_t offset, PyObject *buffer, uint32_t flags);
+Request *prepare_buffers(QueueCore *q, Operation op, uint64_t offset, PyObject *buffers, uint32_t flags);
+Request *prepare_range(QueueCore *q, Operation op, uint64_t offset, uint64_t length, uint32_t flags);
+Request *prepare_command(QueueCore *q, Operation op, uint64_t offset);
+/* The same for one item of a request, whose offset is given. 0, or -1 with an exception set. */
+int plan_item_read(QueueCore *q, Request *r, Item *item, uint64_t length);
+int plan_item_buffer(QueueCore *q, Request *r, Item *item, PyObject *buffer);
+/* Drops the request, which may run Python code, beside the exception that is on its way: NULL. */
+Request *request_discard(Request *r);
+
+/* ---- batches --------------------------------------------------------------------------------------------- */
+
+/* `bytes`: the items say how long they are, and what is read goes into bytes. */
+Request *prepare_batch(QueueCore *q, Operation op, bool bytes, PyObject *items, uint32_t flags, bool return_exceptions);
+/* All parts have completed: the first error, or the list of what the items gave. */
+void batch_settle(Request *batch);
+void batch_drop_items(Request *batch);
+
+/* ---- arguments ------------------------------------------------------------------------------------------- */
+
+/* Parameters, and their interned names. */
+enum { N_OFFSET, N_LENGTH, N_BUFFER, N_BUFFERS, N_DATA, N_REQUESTS, N_FUA, N_NO_UNMAP, N_NO_FALLBACK,
+       N_RETURN_EXCEPTIONS, N_COUNT, N_END = -1 };
+
+typedef struct {
+    const char *name;
+    int positional;  /* how many may be given by position; all of them are required */
+    int parameters[6]; /* then N_END */
+} Signature;
+
+int arguments_module_init(void);
+/* values[i] becomes the argument for parameters[i], borrowed, or NULL. */
+int parse(const Signature *signature, PyObject *const *args, Py_ssize_t count, PyObject *names, PyObject **values);
+/* A byte offset or length: a non-negative int. */
+int parse_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value);
+int parse_flag(PyObject *object, uint32_t flag, uint32_t *flags);
 
 /* ---- submitters ------------------------------------------------------------------------------------------ */
 

@@ -16,7 +16,6 @@ const char *const operation_names[OP_COUNT] = {
     [OP_CLOSE_ALL_ZONES] = "close_all_zones",
     [OP_FINISH_ALL_ZONES] = "finish_all_zones",
     [OP_RESET_ALL_ZONES] = "reset_all_zones",
-    [OP_BATCH] = "batch",
 };
 
 /* ---- errors ---------------------------------------------------------------------------------------------- */

@@ -11,7 +11,7 @@ void queue_link(QueueCore *q, Request *r)
         q->in_flight->previous = r;
     }
     q->in_flight = r;
-    q->in_flight_count++;
+    q->in_flight_count += r->weight;
 }
 
 /* Nobody else can reach the request from here on, whatever Python code runs. Its reference goes to the caller. */
@@ -23,75 +23,13 @@ void queue_unlink(QueueCore *q, Request *r)
     }
     r->linked = false;
     r->previous = r->following = NULL;
-    q->in_flight_count--;
+    q->in_flight_count -= r->weight;
 }
 
 void queue_tell_if_idle(QueueCore *q)
 {
     if (q->in_flight_count == 0) {
         call_hook(q->on_idle, NULL);
-    }
-}
-
-/* A batch's outcome is its children's: the first error, or the list of what they gave. */
-static int collect_children(Request *batch)
-{
-    bool values = batch->return_exceptions || batch->flags; /* flags of a batch: it reads bytes */
-    PyObject *results = values ? PyList_New(batch->child_count) : NULL;
-    if (values && !results) {
-        return -1;
-    }
-    for (uint32_t i = 0; i < batch->child_count; i++) {
-        Request *child = batch->children[i];
-        PyObject *value;
-        if (child->state == FAILED) {
-            value = request_exception_object(child);
-            if (!value) {
-                Py_XDECREF(results);
-                return -1;
-            }
-            Py_CLEAR(child->exception); /* the collector could not break a circle through an item: it sees none */
-            if (!batch->return_exceptions) {
-                Py_XDECREF(results);
-                Py_XSETREF(batch->exception, value);
-                request_settle(batch, FAILED);
-                return 0;
-            }
-        } else {
-            value = Py_NewRef(child->result ? child->result : Py_None);
-        }
-        if (values) {
-            PyList_SET_ITEM(results, i, value);
-        } else {
-            Py_DECREF(value);
-        }
-    }
-    batch->result = results;
-    request_settle(batch, FINISHED);
-    return 0;
-}
-
-void request_child_done(Request *batch)
-{
-    if (--batch->outstanding > 0 || batch->state != PENDING) {
-        return;
-    }
-    if (batch->cancel_requested) {
-        request_settle(batch, CANCELLED);
-    } else if (collect_children(batch) < 0) {
-        Py_XSETREF(batch->exception, take_exception());
-        request_settle(batch, FAILED);
-    }
-}
-
-/* The parent has the child: no circles. */
-void request_leave_batch(Request *r)
-{
-    Request *batch = r->parent;
-    if (batch) {
-        r->parent = NULL;
-        request_child_done(batch);
-        Py_DECREF(batch);
     }
 }
 
@@ -103,12 +41,14 @@ void queue_outcome(Request *r)
     if (linked) {
         queue_unlink(q, r);
     }
-    request_drop_parts(r);
+    request_drop_parts(r, 0);
     request_drop_pins(r);
     if (r->state == PENDING) {
         if (r->cancel_requested) {
             request_settle(r, CANCELLED);
-        } else if (r->error || r->exception) {
+        } else if (r->batch) {
+            batch_settle(r);
+        } else if (r->item.error || r->item.exception) {
             q->counters.failed++;
             request_settle(r, FAILED);
         } else {
@@ -116,7 +56,7 @@ void queue_outcome(Request *r)
             request_settle(r, FINISHED);
         }
     }
-    request_leave_batch(r);
+    batch_drop_items(r);
     if (linked) {
         queue_tell_if_idle(q);
         Py_DECREF(r);

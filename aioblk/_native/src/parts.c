@@ -66,11 +66,10 @@ void queue_issue(QueueCore *q, Part *part)
     case OP_RESET_ALL_ZONES:
         blkioq_reset_all_zones(b, part, 0);
         break;
-    case OP_BATCH:
     case OP_COUNT:
         Py_UNREACHABLE();
     }
-    part->map_turns = __atomic_load_n(&q->device->map_turns, __ATOMIC_SEQ_CST);
+    part->map_turns = (uint32_t)__atomic_load_n(&q->device->map_turns, __ATOMIC_SEQ_CST);
     r->issued++;
     q->device_count++;
     q->unflushed_parts++;
@@ -104,7 +103,18 @@ static void enqueue(QueueCore *q, Part *part)
     queue_append_backlog(q, part);
 }
 
-/* Takes what has not been admitted out of the request's account. */
+void request_fail_unadmitted(Request *r, int error, PyObject *exception)
+{
+    for (uint32_t i = r->admitted; i < r->part_count; i++) {
+        Item *item = part_item(request_part(r, i));
+        if (!item->error && !item->exception) {
+            item->error = error;
+            item->exception = Py_XNewRef(exception);
+        }
+    }
+    request_drop_unadmitted(r);
+}
+
 void request_drop_unadmitted(Request *r)
 {
     uint32_t left = r->part_count - r->admitted;
@@ -118,7 +128,7 @@ void request_drop_unadmitted(Request *r)
 static bool is_pointless(const Part *part)
 {
     const Request *r = part->request;
-    return r->cancel_requested || r->state != PENDING || r->error;
+    return r->cancel_requested || r->state != PENDING || part_item(part)->error;
 }
 
 /* Parts that nobody wants any more leave the backlog from anywhere: they need not wait for those before them. */
@@ -253,21 +263,30 @@ bool queue_admit_parts(QueueCore *q, Request *r)
     return true;
 }
 
+/* The first error counts. */
+static void item_fail(Item *item, int error, const char *message)
+{
+    if (item->error || item->exception) {
+        return;
+    }
+    item->error = error;
+    if (message) {
+        size_t size = strlen(message) + 1;
+        item->message = PyMem_Malloc(size);
+        if (item->message) {
+            memcpy(item->message, message, size);
+        }
+    }
+}
+
 void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
 {
     Request *r = part->request;
+    Item *item = part_item(part);
+    item->left--;
     q->counters.parts++;
     if (ret < 0) {
-        if (!r->error && !r->exception) {
-            r->error = -ret;
-            if (message) {
-                size_t size = strlen(message) + 1;
-                r->message = PyMem_Malloc(size);
-                if (r->message) {
-                    memcpy(r->message, message, size);
-                }
-            }
-        }
+        item_fail(item, -ret, message);
     } else if (r->operation == OP_READ) {
         q->counters.bytes_read += part->length;
         if (part->bounce_offset >= 0 && r->state == PENDING && !r->cancel_requested) {
@@ -278,10 +297,10 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
     } else if (r->operation == OP_REPORT_ZONES && r->state == PENDING) {
         PyObject *zones = PyBytes_FromStringAndSize(part->address, ret * sizeof(struct blkio_zone));
         if (zones) {
-            Py_SETREF(r->result, zones);
+            Py_SETREF(item->result, zones);
         } else {
             PyErr_Clear();
-            r->error = ENOMEM;
+            item->error = ENOMEM;
         }
     }
     if (part->bounce_offset >= 0) {

@@ -17,9 +17,32 @@ static bool buffer_aligned(const DeviceCore *device, const char *address, uint64
     return (((uintptr_t)address | length) & (device->buf_alignment - 1)) == 0;
 }
 
-static void part_init(Part *part, Request *r, uint64_t offset, uint64_t length)
+static Part *grow_parts(Request *r)
 {
-    *part = (Part){.request = r, .offset = offset, .length = length, .bounce_offset = -1};
+    uint32_t grown = r->part_capacity ? 2 * r->part_capacity : 4;
+    Part *parts = PyMem_Realloc(r->more_parts, grown * sizeof(*parts));
+    if (!parts) {
+        PyErr_NoMemory();
+        return NULL;
+    }
+    r->more_parts = parts;
+    r->part_capacity = grown;
+    return &parts[r->part_count - 1];
+}
+
+/* One more part of an item, without memory yet. */
+static inline Part *add_part(Request *r, Item *item, uint64_t offset, uint64_t length)
+{
+    Part *part = r->part_count == 0                  ? &r->first_part
+                 : r->part_count <= r->part_capacity ? &r->more_parts[r->part_count - 1]
+                                                     : grow_parts(r);
+    if (part) {
+        uint32_t index = r->batch ? item - r->items : 0;
+        *part = (Part){.request = r, .item = index, .offset = offset, .length = length, .bounce_offset = -1};
+        r->part_count++;
+        item->left++;
+    }
+    return part;
 }
 
 /* Counted from here on: the region stays mapped until request_drop_parts. */
@@ -42,12 +65,14 @@ static void part_set_memory(Part *part, const Segment *segment)
     }
 }
 
+typedef enum { PLAN_DONE = 0, PLAN_FAILED = -1, PLAN_STUCK = 1 } PlanOutcome;
+
 /* ---- one buffer, one part -------------------------------------------------------------------------------- */
 
-static bool plan_one_part(Request *r, DeviceCore *device, char *address, uint64_t length)
+static inline PlanOutcome plan_one_part(Request *r, Item *item, DeviceCore *device, char *address, uint64_t length)
 {
     if (length > device->max_transfer || length > device->max_segment_len) {
-        return false;
+        return PLAN_STUCK;
     }
     Segment segment = {.address = address, .length = length};
     if (!buffer_aligned(device, address, length)) {
@@ -56,18 +81,20 @@ static bool plan_one_part(Request *r, DeviceCore *device, char *address, uint64_
         uint64_t available;
         segment.region = device_find_region(device, address, length, &available);
         if (available < length) {
-            return false; /* part of it lies in a region */
+            return PLAN_STUCK; /* part of it lies in a region */
         }
         segment.bounced = !segment.region;
     }
     if (segment.bounced && length > device->bounce_cap) {
-        return false;
+        return PLAN_STUCK;
     }
-    r->private_memory = r->private_memory || segment.bounced;
-    r->part_count = 1;
-    part_init(&r->first_part, r, r->offset, length);
-    part_set_memory(&r->first_part, &segment);
-    return true;
+    Part *part = add_part(r, item, item->offset, length);
+    if (!part) {
+        return PLAN_FAILED;
+    }
+    part_set_memory(part, &segment);
+    r->lends_memory = r->lends_memory || (!segment.bounced && !item->result);
+    return PLAN_DONE;
 }
 
 /* ---- step one: segments ---------------------------------------------------------------------------------- */
@@ -240,31 +267,10 @@ static int part_set_segments(Part *part, const Segments *taken)
     return 0;
 }
 
-static Part *request_add_part(Request *r, uint32_t *capacity)
-{
-    if (r->part_count == 0) {
-        return &r->first_part;
-    }
-    if (r->part_count - 1 == *capacity) {
-        uint32_t grown = *capacity ? 2 * *capacity : 4;
-        Part *parts = PyMem_Realloc(r->more_parts, grown * sizeof(*parts));
-        if (!parts) {
-            PyErr_NoMemory();
-            return NULL;
-        }
-        r->more_parts = parts;
-        *capacity = grown;
-    }
-    return &r->more_parts[r->part_count - 1];
-}
-
-typedef enum { PLAN_DONE = 0, PLAN_FAILED = -1, PLAN_STUCK = 1 } PlanOutcome;
-
-static PlanOutcome build_parts(Request *r, DeviceCore *device, const Segments *segments, Segments *taken)
+static PlanOutcome build_parts(Request *r, Item *item, DeviceCore *device, const Segments *segments, Segments *taken)
 {
     uint64_t alignment = larger(device->request_alignment, device->buf_alignment);
-    uint64_t offset = r->offset, left = r->length, total;
-    uint32_t capacity = 0;
+    uint64_t offset = item->offset, left = item->length, total;
     Cursor cursor = {0, 0};
     bool all_bounced = true;
 
@@ -278,47 +284,46 @@ static PlanOutcome build_parts(Request *r, DeviceCore *device, const Segments *s
         if (total == 0) {
             return PLAN_STUCK; /* too many tiny segments for one block */
         }
-        Part *part = request_add_part(r, &capacity);
-        if (!part) {
-            return PLAN_FAILED;
-        }
-        part_init(part, r, offset, total);
-        r->part_count++;
-        if (part_set_segments(part, taken) < 0) {
+        Part *part = add_part(r, item, offset, total);
+        if (!part || part_set_segments(part, taken) < 0) {
             return PLAN_FAILED;
         }
         all_bounced = all_bounced && part->bounce_length == total;
         offset += total;
         left -= total;
     }
-    r->private_memory = r->private_memory || all_bounced;
+    r->lends_memory = r->lends_memory || (!all_bounced && !item->result);
     return PLAN_DONE;
 }
 
-int plan_memory(Request *r, DeviceCore *device, const struct iovec *memory, size_t count)
+int plan_memory(Request *r, Item *item, DeviceCore *device, const struct iovec *memory, size_t count)
 {
-    if (count == 1 && plan_one_part(r, device, memory[0].iov_base, memory[0].iov_len)) {
-        return 0;
+    PlanOutcome outcome =
+        count == 1 ? plan_one_part(r, item, device, memory[0].iov_base, memory[0].iov_len) : PLAN_STUCK;
+    if (outcome != PLAN_STUCK) {
+        return outcome;
     }
     Segments segments = {0}, taken = {0};
-    PlanOutcome outcome = PLAN_FAILED;
+    uint32_t before = r->part_count;
+    outcome = PLAN_FAILED;
     if (cut_segments(device, memory, count, &segments) == 0) {
         if (has_odd_length(device, &segments)) {
             bounce_all(&segments);
         }
-        outcome = build_parts(r, device, &segments, &taken);
+        outcome = build_parts(r, item, device, &segments, &taken);
         if (outcome == PLAN_STUCK) {
-            request_drop_parts(r);
+            request_drop_parts(r, before);
+            item->left = 0;
             bounce_all(&segments);
-            outcome = build_parts(r, device, &segments, &taken);
+            outcome = build_parts(r, item, device, &segments, &taken);
         }
         if (outcome == PLAN_STUCK) {
-            outcome = device_refuse(device, "bounce-cap", r->operation, r->offset, r->length);
+            outcome = device_refuse(device, "bounce-cap", r->operation, item->offset, item->length);
         }
     }
     PyMem_Free(segments.items);
     PyMem_Free(taken.items);
-    return outcome == PLAN_DONE ? 0 : -1;
+    return outcome;
 }
 
 /* ---- ranges without memory ------------------------------------------------------------------------------- */
@@ -332,22 +337,17 @@ int plan_range(Request *r, DeviceCore *device, uint64_t maximum)
         alignment = larger(alignment, device->discard_alignment);
     }
     uint64_t step = maximum == UINT64_MAX ? maximum : larger(round_down(maximum, alignment), alignment);
-    uint64_t count = (r->length - 1) / step + 1;
-    if (count > MAX_RANGE_PARTS) {
-        return device_refuse(device, "too-many-parts", r->operation, r->offset, r->length);
+    uint64_t start = r->item.offset, left = r->item.length;
+    if (left > 0 && (left - 1) / step + 1 > MAX_RANGE_PARTS) {
+        return device_refuse(device, "too-many-parts", r->operation, start, left);
     }
-    if (count > 1) {
-        r->more_parts = PyMem_Calloc(count - 1, sizeof(*r->more_parts));
-        if (!r->more_parts) {
-            PyErr_NoMemory();
+    while (left > 0) {
+        uint64_t length = smaller(step, left);
+        if (!add_part(r, &r->item, start, length)) {
             return -1;
         }
-    }
-    uint64_t done = 0;
-    for (r->part_count = 0; r->part_count < count; r->part_count++) {
-        uint64_t length = smaller(step, r->length - done);
-        part_init(request_part(r, r->part_count), r, r->offset + done, length);
-        done += length;
+        start += length;
+        left -= length;
     }
     return 0;
 }

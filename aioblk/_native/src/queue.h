@@ -13,7 +13,12 @@
 
 #include "core.h"
 
-#define INLINE_BUDGET 128 /* inline completions in a row before others must get their turn */
+/*
+ * Inline completions in a row before others must get their turn, in units of about a microsecond: a request is one, and so
+ * is the copying of so many bytes.
+ */
+#define INLINE_BUDGET 256
+#define BYTES_PER_UNIT 8192
 
 static inline bool queue_usable(const QueueCore *q) { return q->blkioq && q->fork_generation == fork_generation; }
 
@@ -31,8 +36,6 @@ void queue_go_on_next_turn(QueueCore *q);
 void queue_link(QueueCore *q, Request *r);
 void queue_unlink(QueueCore *q, Request *r);
 void queue_tell_if_idle(QueueCore *q);
-void request_child_done(Request *batch);
-void request_leave_batch(Request *r);
 
 /* ---- parts.c ----------------------------------------------------------------------------------------------- */
 
@@ -40,8 +43,9 @@ void request_leave_batch(Request *r);
 bool queue_prepare_part(QueueCore *q, Part *part);
 /* The request's parts in order, as far as there is room. */
 bool queue_admit_parts(QueueCore *q, Request *r);
-/* Takes what has not been admitted out of the request's account. */
+/* Takes what has not been admitted out of the request's account; fails it first. */
 void request_drop_unadmitted(Request *r);
+void request_fail_unadmitted(Request *r, int error, PyObject *exception);
 bool queue_may_issue(const QueueCore *q, const Part *part);
 void queue_issue(QueueCore *q, Part *part);
 void queue_append_backlog(QueueCore *q, Part *part);
@@ -51,6 +55,7 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message);
 /* ---- reap.c ------------------------------------------------------------------------------------------------ */
 
 /* Submits what was issued and takes what has completed; returns how many completions. */
+void queue_new_turn(QueueCore *q); /* others have had their turn: inline completions are harmless again */
 void queue_reset_event(QueueCore *q); /* read the eventfd; do_io must follow, unless libblkio has nothing left */
 int queue_reap(QueueCore *q);
 PyObject *queue_flush(QueueCore *q, PyObject *ignored);

@@ -64,7 +64,7 @@ static PyObject *queue_admit(QueueCore *q, PyObject *object)
     }
     bool admitted = true;
     if (r->linked && r->admitted < r->part_count) {
-        if (r->state != PENDING || r->cancel_requested || r->error) {
+        if (r->state != PENDING || r->cancel_requested || r->item.error) {
             request_drop_unadmitted(r);
         } else {
             admitted = queue_admit_parts(q, r);
@@ -84,10 +84,7 @@ static PyObject *queue_refuse(QueueCore *q, PyObject *args)
         return NULL;
     }
     if (r->linked && r->admitted < r->part_count) {
-        if (!r->exception && !r->error) {
-            r->exception = Py_NewRef(exception);
-        }
-        request_drop_unadmitted(r);
+        request_fail_unadmitted(r, 0, exception);
     }
     if (after_admission(q) < 0) {
         return NULL;
@@ -117,15 +114,25 @@ static PyObject *queue_complete(QueueCore *q, PyObject *args)
     Py_RETURN_NONE;
 }
 
-/* What a request in flight fails with when the device is lost: what it was, and why. */
-static PyObject *lost_error(Request *r, PyObject *cause)
+/* What is in flight when the device is lost fails with what it was, and why. */
+static void item_lose(Request *r, Item *item, PyObject *cause)
 {
-    bool ranged = r->operation != OP_FLUSH && r->operation != OP_BATCH;
-    device_refuse(r->queue->device, "lost", r->operation, ranged ? r->offset : UINT64_MAX,
-                  ranged ? r->length : UINT64_MAX);
-    PyObject *exception = take_exception();
-    PyException_SetCause(exception, Py_NewRef(cause));
-    return exception;
+    if (item->left == 0 || item->exception) {
+        return;
+    }
+    bool ranged = r->operation != OP_FLUSH;
+    device_refuse(r->queue->device, "lost", r->operation, ranged ? item->offset : UINT64_MAX,
+                  ranged ? item->length : UINT64_MAX);
+    item->exception = take_exception();
+    PyException_SetCause(item->exception, Py_NewRef(cause));
+}
+
+static void request_lose(Request *r, PyObject *cause)
+{
+    item_lose(r, &r->item, cause);
+    for (uint32_t i = 0; r->batch && i < r->count; i++) {
+        item_lose(r, &r->items[i], cause);
+    }
 }
 
 /*
@@ -143,9 +150,9 @@ static PyObject *queue_abandon(QueueCore *q, PyObject *exception)
     while ((r = q->in_flight) != NULL) {
         bool in_use = r->issued > 0;
         queue_unlink(q, r);
-        if (r->state == PENDING && !r->exception) {
-            r->exception = lost_error(r, exception);
-            count++;
+        if (r->state == PENDING) {
+            request_lose(r, exception);
+            count += r->weight;
         }
         r->admitted = r->part_count; /* who waits for bounce memory finds nothing left to do */
         if (!in_use) {
@@ -154,11 +161,12 @@ static PyObject *queue_abandon(QueueCore *q, PyObject *exception)
             Py_DECREF(r);
             continue;
         }
-        if (r->state == PENDING) {
+        if (r->state == PENDING && r->batch && !r->cancel_requested) {
+            batch_settle(r);
+        } else if (r->state == PENDING) {
             q->counters.failed += !r->cancel_requested;
             request_settle(r, r->cancel_requested ? CANCELLED : FAILED);
         }
-        request_leave_batch(r);
     }
     if (was_busy) {
         queue_tell_if_idle(q);

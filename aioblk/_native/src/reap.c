@@ -15,7 +15,7 @@
 #include <errno.h>
 #include <unistd.h>
 
-#define REAP_MAX 128          /* completions per do_io */
+#define REAP_MAX 256          /* completions per do_io */
 #define REAP_ROUNDS 4         /* do_io calls per turn of the loop */
 #define SPIN_PENALTY_MAX 1023 /* flushes without spinning after spinning in vain, at most */
 
@@ -41,7 +41,7 @@ static void queue_broken(QueueCore *q, int error)
 static bool was_disturbed(const QueueCore *q, const Part *part)
 {
     uint64_t turns = __atomic_load_n(&q->device->map_turns, __ATOMIC_SEQ_CST);
-    return turns != part->map_turns || turns % 2 == 1;
+    return (uint32_t)turns != part->map_turns || turns % 2 == 1;
 }
 
 static void take_completions(QueueCore *q, const struct blkio_completion *completions, int count)
@@ -161,8 +161,7 @@ static PyObject *finish_turn(QueueCore *q)
     Py_RETURN_NONE;
 }
 
-/* Others have had their turn: inline completions are harmless again. */
-static void new_turn(QueueCore *q)
+void queue_new_turn(QueueCore *q)
 {
     q->inline_budget = INLINE_BUDGET;
     q->inline_request = NULL;
@@ -171,7 +170,7 @@ static void new_turn(QueueCore *q)
 PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
 {
     q->flush_scheduled = false;
-    new_turn(q);
+    queue_new_turn(q);
     q->counters.flushes++;
     if (queue_usable(q)) {
         queue_issue_backlog(q);
@@ -193,7 +192,7 @@ PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
     if (!queue_usable(q)) {
         Py_RETURN_NONE;
     }
-    new_turn(q);
+    queue_new_turn(q);
     q->counters.events++;
     queue_reset_event(q);
     queue_issue_backlog(q);

@@ -10,7 +10,7 @@
  * their arguments into a set or a dict first, create_task() does not: so a request that is hashed becomes an instance
  * of the base type, which lacks close(), the last of the methods that make a collections.abc.Coroutine.
  */
-#include "core.h"
+#include "queue.h"
 
 static PyObject *task_type, *cancelled_error, *str_context;
 
@@ -35,53 +35,21 @@ Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t l
             return NULL;
         }
     }
-    memset((char *)r + sizeof(PyObject), 0, offsetof(Request, pin) - sizeof(PyObject));
-    r->pin.obj = NULL;
+    memset((char *)r + sizeof(PyObject), 0, offsetof(Request, item.pin) - sizeof(PyObject));
+    r->item.pin.obj = NULL;
     r->queue = (QueueCore *)Py_NewRef(queue);
     r->operation = op;
-    r->offset = offset;
-    r->length = length;
+    r->weight = 1;
+    r->item.offset = offset;
+    r->item.length = length;
     return r;
 }
 
-/* Items of a batch are never published: nothing but the batch and the queue refers to them. */
 void request_publish(Request *r)
 {
     if (!PyObject_GC_IsTracked((PyObject *)r)) {
         PyObject_GC_Track(r);
     }
-}
-
-static void pin_release(Py_buffer *pin)
-{
-    PyObject *owner = pin->obj;
-    if (!owner) {
-        return;
-    }
-    if (PyBytes_CheckExact(owner)) {
-        pin->obj = NULL;
-        Py_DECREF(owner);
-    } else if (PyObject_TypeCheck(owner, &View_Type)) {
-        pin->obj = NULL;
-        memory_unuse(((ViewObject *)owner)->memory);
-        Py_DECREF(owner);
-    } else {
-        PyBuffer_Release(pin);
-    }
-}
-
-void request_drop_pins(Request *r)
-{
-    pin_release(&r->pin);
-    if (r->operation == OP_BATCH || !r->pins) {
-        return;
-    }
-    Py_buffer *pins = r->pins;
-    r->pins = NULL;
-    for (uint32_t i = 0; i < r->pin_count; i++) {
-        pin_release(&pins[i]);
-    }
-    PyMem_Free(pins);
 }
 
 static void part_drop(Request *r, Part *part)
@@ -109,17 +77,26 @@ static void part_drop(Request *r, Part *part)
     }
 }
 
-void request_drop_parts(Request *r)
+void request_drop_parts(Request *r, uint32_t first)
 {
     uint32_t count = r->part_count;
-    for (uint32_t i = 0; i < count; i++) {
+    for (uint32_t i = first; i < count; i++) {
         part_drop(r, request_part(r, i));
     }
-    r->part_count = 0;
-    if (r->more_parts) {
+    r->part_count = first;
+    if (first == 0 && r->more_parts) {
         PyMem_Free(r->more_parts);
         r->more_parts = NULL;
+        r->part_capacity = 0;
     }
+}
+
+static int item_traverse(Item *item, visitproc visit, void *arg)
+{
+    Py_VISIT(item->result);
+    Py_VISIT(item->exception);
+    Py_VISIT(item->pin.obj);
+    return 0;
 }
 
 static int request_traverse(Request *self, visitproc visit, void *arg)
@@ -128,22 +105,16 @@ static int request_traverse(Request *self, visitproc visit, void *arg)
     Py_VISIT(self->callback);
     Py_VISIT(self->context);
     Py_VISIT(self->more_callbacks);
-    Py_VISIT(self->result);
-    Py_VISIT(self->exception);
     Py_VISIT(self->cancel_message);
     Py_VISIT(self->thrown);
-    Py_VISIT(self->parent);
-    Py_VISIT(self->pin.obj);
-    if (self->operation == OP_BATCH) {
-        for (uint32_t i = 0; self->children && i < self->child_count; i++) {
-            Py_VISIT(self->children[i]);
-        }
-    } else {
-        for (uint32_t i = 0; self->pins && i < self->pin_count; i++) {
-            Py_VISIT(self->pins[i].obj);
-        }
+    int stopped = item_traverse(&self->item, visit, arg);
+    for (uint32_t i = 0; !stopped && self->batch && i < self->count; i++) {
+        stopped = item_traverse(&self->items[i], visit, arg);
     }
-    return 0;
+    for (uint32_t i = 0; !stopped && !self->batch && i < self->count; i++) {
+        Py_VISIT(self->pins[i].obj);
+    }
+    return stopped;
 }
 
 /* Only what the Future owns: a request in flight is never garbage, since its queue owns it. */
@@ -152,24 +123,11 @@ static int request_clear(Request *self)
     Py_CLEAR(self->callback);
     Py_CLEAR(self->context);
     Py_CLEAR(self->more_callbacks);
-    Py_CLEAR(self->result);
-    Py_CLEAR(self->exception);
+    Py_CLEAR(self->item.result);
+    Py_CLEAR(self->item.exception);
     Py_CLEAR(self->cancel_message);
     Py_CLEAR(self->thrown);
     return 0;
-}
-
-static void drop_children(Request *r)
-{
-    if (r->operation != OP_BATCH || !r->children) {
-        return;
-    }
-    Request **children = r->children;
-    r->children = NULL;
-    for (uint32_t i = 0; i < r->child_count; i++) {
-        Py_XDECREF(children[i]);
-    }
-    PyMem_Free(children);
 }
 
 /* As asyncio does for futures: an error that nobody has looked at goes to the loop's exception handler. */
@@ -181,7 +139,7 @@ static void request_report(Request *r)
     r->log_traceback = false;
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    PyObject *exception = request_exception_object(r), *answer = NULL;
+    PyObject *exception = item_exception(r, &r->item), *answer = NULL;
     if (exception) {
         PyObject *what = Py_BuildValue("{s:s,s:O,s:O}", "message", "aioblk request's error was never retrieved",
                                        "exception", exception, "future", (PyObject *)r);
@@ -214,11 +172,10 @@ static void request_dealloc(Request *r)
         r->queue->inline_request = NULL;
     }
     request_clear(r);
-    request_drop_parts(r);
+    request_drop_parts(r, 0);
     request_drop_pins(r);
-    drop_children(r);
-    Py_CLEAR(r->parent);
-    PyMem_Free(r->message);
+    batch_drop_items(r);
+    PyMem_Free(r->item.message);
     Py_CLEAR(r->queue);
     if (free_count < FREE_MAX && !PyObject_GC_IsFinalized((PyObject *)r)) {
         free_requests[free_count++] = r;
@@ -232,20 +189,20 @@ static void request_dealloc(Request *r)
 void request_settle(Request *r, State state)
 {
     r->state = state;
-    r->log_traceback = state == FAILED && !r->parent;
+    r->log_traceback = state == FAILED;
     if (r->callback) {
         queue_ready(r->queue, r);
     }
 }
 
-PyObject *request_exception_object(Request *r)
+PyObject *item_exception(Request *r, Item *item)
 {
-    if (!r->exception) {
+    if (!item->exception) {
         bool whole = r->operation == OP_FLUSH || r->operation >= OP_OPEN_ALL_ZONES;
-        r->exception = device_make_error(r->queue->device, r->operation, r->error, r->message,
-                                         whole ? UINT64_MAX : r->offset, whole ? UINT64_MAX : r->length);
+        item->exception = device_make_error(r->queue->device, r->operation, item->error, item->message,
+                                            whole ? UINT64_MAX : item->offset, whole ? UINT64_MAX : item->length);
     }
-    return Py_XNewRef(r->exception);
+    return Py_XNewRef(item->exception);
 }
 
 static PyObject *request_make_cancelled_error(Request *r, PyObject *Py_UNUSED(ignored))
@@ -280,12 +237,12 @@ static PyObject *outcome(Request *r)
 {
     mark_retrieved(r);
     if (r->state == FINISHED) {
-        return Py_NewRef(r->result ? r->result : Py_None);
+        return Py_NewRef(r->item.result ? r->item.result : Py_None);
     }
     if (r->state == CANCELLED) {
         return raise_cancelled(r);
     }
-    PyObject *exception = request_exception_object(r);
+    PyObject *exception = item_exception(r, &r->item);
     if (exception) {
         PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
         Py_DECREF(exception);
@@ -399,7 +356,7 @@ static PyObject *request_exception(Request *r, PyObject *Py_UNUSED(ignored))
     if (r->state == CANCELLED) {
         return raise_cancelled(r);
     }
-    return r->state == FAILED ? request_exception_object(r) : Py_NewRef(Py_None);
+    return r->state == FAILED ? item_exception(r, &r->item) : Py_NewRef(Py_None);
 }
 
 static PyObject *request_get_loop(Request *r, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(r->queue->loop); }
@@ -512,16 +469,11 @@ bool request_cancel_io(Request *r, PyObject *message)
     if (r->state != PENDING) {
         return false;
     }
-    r->queue->counters.cancelled += !r->cancel_requested;
+    r->queue->counters.cancelled += r->cancel_requested ? 0 : r->weight;
     r->cancel_requested = true;
     Py_XSETREF(r->cancel_message, Py_XNewRef(message));
-    if (r->operation == OP_BATCH) {
-        for (uint32_t i = 0; i < r->child_count; i++) {
-            request_cancel_io(r->children[i], message);
-        }
-    }
     queue_cancelled(r);
-    if (r->private_memory && r->state == PENDING) {
+    if (!r->lends_memory && r->state == PENDING) {
         request_settle(r, CANCELLED);
     }
     return true;
@@ -550,6 +502,15 @@ static PySendResult request_send_slot(Request *r, PyObject *Py_UNUSED(value), Py
         r->blocking = true;
         *result = Py_NewRef(r);
         return PYGEN_NEXT;
+    }
+    if (r->turn == TURN_DUE) {
+        r->turn = TURN_TAKEN;
+        *result = Py_NewRef(Py_None); /* as sleep(0) does */
+        return PYGEN_NEXT;
+    }
+    if (r->turn == TURN_TAKEN) {
+        r->turn = NO_TURN;
+        queue_new_turn(r->queue);
     }
     if (r->thrown) {
         PyObject *thrown = r->thrown;
@@ -641,8 +602,12 @@ static PyObject *request_close(Request *Py_UNUSED(r), PyObject *Py_UNUSED(ignore
 static PyObject *request_repr(Request *r)
 {
     static const char *const states[] = {"pending", "finished", "failed", "cancelled"};
-    return PyUnicode_FromFormat("<Request %s offset=%llu length=%llu %s>", operation_names[r->operation],
-                                (unsigned long long)r->offset, (unsigned long long)r->length, states[r->state]);
+    const char *operation = operation_names[r->operation], *state = states[r->state];
+    if (r->batch) {
+        return PyUnicode_FromFormat("<Request batch of %s, items=%u %s>", operation, (unsigned)r->weight, state);
+    }
+    return PyUnicode_FromFormat("<Request %s offset=%llu length=%llu %s>", operation,
+                                (unsigned long long)r->item.offset, (unsigned long long)r->item.length, state);
 }
 
 /* See the head of this file. */

@@ -25,12 +25,25 @@ static bool alone(const QueueCore *q) { return q->last_batch <= 1 && idle(q); }
  */
 #define EVENTS_RESET_INLINE 2
 
-static void mark_inline(QueueCore *q, Request *r, uint32_t cost)
+/*
+ * Submits, and reaps what completes within the call. Where the budget has been used up, who awaits the request lets
+ * others have their turn first, although it is done: cheaper than a turn that submits.
+ */
+static void submit_inline(QueueCore *q, Request *r)
 {
-    if (q->device_count == 0 && INLINE_BUDGET - q->inline_budget < EVENTS_RESET_INLINE) {
+    int cost = q->unflushed_parts + q->unflushed_bytes / BYTES_PER_UNIT;
+    queue_reap(q);
+    if (r->state == PENDING) {
+        return;
+    }
+    bool first = INLINE_BUDGET - q->inline_budget < EVENTS_RESET_INLINE;
+    q->inline_budget -= cost;
+    if (q->inline_budget <= 0) {
+        r->turn = TURN_DUE;
+    }
+    if (q->device_count == 0 && (first || q->inline_budget <= 0)) {
         queue_reset_event(q);
     }
-    q->inline_budget -= cost;
     q->counters.inline_completions++;
     r->inline_completion = true;
     q->inline_request = r;
@@ -40,10 +53,8 @@ static int submit_now(QueueCore *q, Request *r)
 {
     queue_issue(q, &r->first_part);
     r->admitted = 1;
-    queue_reap(q);
-    if (r->state != PENDING) {
-        mark_inline(q, r, 1);
-    } else if (q->spin_ns > 0) {
+    submit_inline(q, r);
+    if (r->state == PENDING && q->spin_ns > 0) {
         if (q->spin_pause > 0) {
             q->spin_pause--;
         } else if (queue_schedule_flush(q) < 0) {
@@ -53,31 +64,39 @@ static int submit_now(QueueCore *q, Request *r)
     return q->ready_head ? queue_wake_ready(q, false) : 0;
 }
 
+/* The bounce memory that a request wants to go on: for its largest part, since the others can follow, or for a batch. */
+static uint64_t bounce_need(Request *r)
+{
+    uint64_t largest = 0, all = 0;
+    for (uint32_t i = r->admitted; i < r->part_count; i++) {
+        uint64_t length = request_part(r, i)->bounce_length;
+        largest = length > largest ? length : largest;
+        all += length;
+    }
+    return r->batch ? all : largest;
+}
+
 /* A request that found no room is queued by the pool, or refused by it. */
 static void ask_for_room(QueueCore *q, Request *r)
 {
-    uint64_t need = 0;
-    for (uint32_t i = r->admitted; i < r->part_count; i++) {
-        uint64_t length = request_part(r, i)->bounce_length;
-        need = length > need ? length : need;
-    }
     PyObject *hook = Py_XNewRef(q->on_bounce); /* it may put another in its own place */
     PyObject *answer = hook && hook != Py_None
-                           ? PyObject_CallFunction(hook, "OK", r, (unsigned long long)need)
+                           ? PyObject_CallFunction(hook, "OK", r, (unsigned long long)bounce_need(r))
                            : PyErr_Format(PyExc_RuntimeError, "the queue has no bounce pool");
     Py_XDECREF(hook);
     if (answer) {
         Py_DECREF(answer);
         return;
     }
-    Py_XSETREF(r->exception, take_exception());
-    request_drop_unadmitted(r);
+    PyObject *exception = take_exception();
+    request_fail_unadmitted(r, 0, exception);
+    Py_DECREF(exception);
 }
 
-static bool needs_bounce(const Request *r)
+static bool needs_bounce(Request *r)
 {
     for (uint32_t i = 0; i < r->part_count; i++) {
-        if ((i == 0 ? &r->first_part : &r->more_parts[i - 1])->bounce_length > 0) {
+        if (request_part(r, i)->bounce_length > 0) {
             return true;
         }
     }
@@ -87,15 +106,22 @@ static bool needs_bounce(const Request *r)
 /* Links the request and starts its parts; the caller flushes. */
 static void start(QueueCore *q, Request *r)
 {
-    q->counters.submitted++;
+    q->counters.submitted += r->weight;
     r->outstanding = r->part_count;
     queue_link(q, r);
     if (!q->blkioq) { /* lost since the caller was checked: preparing may run Python code */
-        r->error = ENODEV;
-        request_drop_unadmitted(r);
+        request_fail_unadmitted(r, ENODEV, NULL);
     } else if ((q->waiting > 0 && needs_bounce(r)) || !queue_admit_parts(q, r)) {
         ask_for_room(q, r);
     }
+}
+
+/* A batch is one system call, whatever went before. */
+static int submit_batch_now(QueueCore *q, Request *batch)
+{
+    submit_inline(q, batch);
+    bool goes_on = batch->state == PENDING && (q->backlog_head || q->room_made);
+    return goes_on ? queue_schedule_flush(q) : 0;
 }
 
 int queue_submit(QueueCore *q, Request *r)
@@ -106,36 +132,13 @@ int queue_submit(QueueCore *q, Request *r)
         queue_link(q, r);
         return submit_now(q, r);
     }
-    if (queue_schedule_flush(q) < 0) {
-        return -1;
-    }
-    start(q, r);
-    return q->ready_head ? queue_wake_ready(q, false) : 0;
-}
-
-int queue_submit_children(QueueCore *q, Request *batch)
-{
-    bool now = idle(q); /* a batch is one system call, whatever went before */
+    bool now = r->batch && idle(q);
     if (!now && queue_schedule_flush(q) < 0) {
         return -1;
     }
-    batch->outstanding = 1; /* so that no child completes the batch while others are still to come */
-    for (uint32_t i = 0; i < batch->child_count; i++) {
-        Request *child = batch->children[i];
-        if (child->state == PENDING) {
-            batch->outstanding++;
-            child->parent = (Request *)Py_NewRef(batch);
-            start(q, child);
-        }
-    }
-    request_child_done(batch);
-    if (now) {
-        queue_reap(q);
-        if (batch->state != PENDING) {
-            mark_inline(q, batch, batch->child_count);
-        } else if ((q->backlog_head || q->room_made) && queue_schedule_flush(q) < 0) {
-            return -1;
-        }
+    start(q, r);
+    if (now && submit_batch_now(q, r) < 0) {
+        return -1;
     }
     return q->ready_head ? queue_wake_ready(q, false) : 0;
 }
@@ -150,11 +153,10 @@ int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
     q->counters.submitted++;
     r->outstanding = 1;
     r->admitted = 1;
-    r->private_memory = true;
     queue_link(q, r);
     Py_INCREF(hook); /* it may put another in its own place */
-    PyObject *answer = PyObject_CallFunction(hook, "OKK", r, (unsigned long long)r->offset,
-                                             (unsigned long long)r->length);
+    PyObject *answer = PyObject_CallFunction(hook, "OKK", r, (unsigned long long)r->item.offset,
+                                             (unsigned long long)r->item.length);
     Py_DECREF(hook);
     if (answer) {
         Py_DECREF(answer);

@@ -1,0 +1,92 @@
+/* Arguments: what a method was called with, by position or by name. */
+#include "core.h"
+
+static const char *const parameter_names[N_COUNT] = {"offset", "length", "buffer", "buffers", "data", "requests",
+                                                     "fua", "no_unmap", "no_fallback", "return_exceptions"};
+static PyObject *interned[N_COUNT];
+
+static int find_parameter(const Signature *signature, PyObject *name)
+{
+    for (int i = 0; signature->parameters[i] != N_END; i++) {
+        if (interned[signature->parameters[i]] == name) {
+            return i;
+        }
+    }
+    for (int i = 0; signature->parameters[i] != N_END; i++) {
+        if (PyUnicode_Compare(interned[signature->parameters[i]], name) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+int parse(const Signature *signature, PyObject *const *args, Py_ssize_t count, PyObject *names, PyObject **values)
+{
+    if (count > signature->positional) {
+        PyErr_Format(PyExc_TypeError, "%s() takes %d positional arguments but %zd were given", signature->name,
+                     signature->positional, count);
+        return -1;
+    }
+    for (Py_ssize_t i = 0; i < count; i++) {
+        values[i] = args[i];
+    }
+    for (Py_ssize_t i = 0; names && i < PyTuple_GET_SIZE(names); i++) {
+        int at = find_parameter(signature, PyTuple_GET_ITEM(names, i));
+        if (at < 0 || values[at]) {
+            PyErr_Format(PyExc_TypeError, "%s() got %s argument '%U'", signature->name,
+                         at < 0 ? "an unexpected keyword" : "multiple values for", PyTuple_GET_ITEM(names, i));
+            return -1;
+        }
+        values[at] = args[count + i];
+    }
+    for (int i = 0; i < signature->positional; i++) {
+        if (!values[i]) {
+            PyErr_Format(PyExc_TypeError, "%s() missing required argument: '%s'", signature->name,
+                         parameter_names[signature->parameters[i]]);
+            return -1;
+        }
+    }
+    return 0;
+}
+
+int parse_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value)
+{
+    if (PyLong_CheckExact(object)) {
+        *value = PyLong_AsUnsignedLongLong(object);
+    } else {
+        PyObject *number = PyNumber_Index(object);
+        if (!number) {
+            return -1;
+        }
+        *value = PyLong_AsUnsignedLongLong(number);
+        Py_DECREF(number);
+    }
+    if (*value == (uint64_t)-1 && PyErr_Occurred()) {
+        if (!PyErr_ExceptionMatches(PyExc_OverflowError)) {
+            return -1;
+        }
+        PyErr_Clear();
+        return device_refuse(device, "range", op, UINT64_MAX, UINT64_MAX);
+    }
+    return 0;
+}
+
+int parse_flag(PyObject *object, uint32_t flag, uint32_t *flags)
+{
+    int set = object ? PyObject_IsTrue(object) : 0;
+    if (set > 0) {
+        *flags |= flag;
+    }
+    return set < 0 ? -1 : 0;
+}
+
+int arguments_module_init(void)
+{
+    for (int i = 0; i < N_COUNT; i++) {
+        interned[i] = PyUnicode_InternFromString(parameter_names[i]);
+        if (!interned[i]) {
+            return -1;
+        }
+    }
+    return 0;
+}
