@@ -31,7 +31,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
   ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer
   ./run bench profile   where a microsecond goes, by function, native and Python; also: ./run profile
-  ./run bench report    write RESULTS.md anew from the published runs
+  ./run bench report    write RESULTS.md, and what other pages quote, from the published runs
 """
 EPILOG = """\
 Every sample comes from a process of its own. Contenders take turns, round by round, and ratios compare
@@ -61,7 +61,7 @@ def main() -> int:
     try:
         match arguments.command:
             case "report":
-                report.write_page()
+                report.write_pages()
             case "fairness":
                 return 0 if fairness.measure(console, **common(arguments)) else 1
             case "nbd":

@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable
 from pathlib import Path
 
+from matplotlib import rcParams
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -12,6 +13,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from benchmarks.model import CASES, Run, kind_of, size_text
 from benchmarks.summary import Spread, Summary, summarise
 
+rcParams["svg.fonttype"] = "none"  # text stays text
+rcParams["svg.hashsalt"] = "aioblk"  # the same figures make the same file
 IN_C = ("#000000", "#666666", "#999999", "#bbbbbb")
 OURS = ("#d62728", "#ff7f0e", "#e377c2", "#8c1d18", "#b8860b", "#9c4f8d", "#f4a582")
 OTHERS = (
@@ -37,8 +40,8 @@ PANELS: tuple[tuple[str, Callable[[Summary], Spread | None]], ...] = (
 )
 
 
-def draw(run: Run, path: Path) -> None:
-    """One row of plots for each case, operation and block size with several depths.
+def draw(run: Run, path: Path, *, case: str | None = None, operation: str | None = None) -> None:
+    """One row of plots for each case, operation and block size with several depths, or for those named.
 
     The path's suffix decides the format.
     """
@@ -47,27 +50,30 @@ def draw(run: Run, path: Path) -> None:
     depths: dict[tuple[str, str, int], set[int]] = {}
     for cell, _ in summaries:
         depths.setdefault((cell.case, cell.operation, cell.block_size), set()).add(cell.depth)
-    groups = [group for group, known in depths.items() if len(known) > 1]
+    groups = [
+        group
+        for group, known in depths.items()
+        if len(known) > 1 and case in (None, group[0]) and operation in (None, group[1])
+    ]
     figure = Figure(figsize=(4 * len(PANELS), 3.6 * len(groups) + 1.2), layout="constrained")
-    for row, (case, operation, block_size) in enumerate(groups):
-        title = f"{size_text(block_size)} {operation}s, {CASES[case].title}"
+    for row, group in enumerate(groups):
+        title = f"{size_text(group[2])} {group[1]}s, {CASES[group[0]].title}"
         for column, (unit, value) in enumerate(PANELS):
             axes = figure.add_subplot(len(groups), len(PANELS), row * len(PANELS) + column + 1)
-            for contender in run.labels:
+            for contender, style in colours.items():
                 points = {
                     cell.depth: value(summary)
                     for (cell, name), summary in summaries.items()
-                    if name == contender
-                    and (cell.case, cell.operation, cell.block_size) == (case, operation, block_size)
+                    if name == contender and (cell.case, cell.operation, cell.block_size) == group
                 }
-                draw_line(axes, points, *colours[contender])
+                draw_line(axes, points, *style)
             finish(axes, "" if column else title, unit)
     handles = [
         Line2D([], [], color=colour, linewidth=width, label=run.labels[name])
         for name, (colour, width) in colours.items()
     ]
     figure.legend(handles=handles, loc="outside lower center", ncols=4, fontsize=8, frameon=False)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, dpi=100, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
 def scaled(spread: Spread, factor: float) -> Spread:
@@ -106,5 +112,6 @@ def finish(axes: Axes, title: str, unit: str) -> None:
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
-    axes.grid(alpha=0.3, which="both")
+    axes.minorticks_off()
+    axes.grid(alpha=0.3)
     axes.tick_params(labelsize=8)
