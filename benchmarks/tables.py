@@ -168,7 +168,7 @@ def show(run: Run, console: Console) -> None:
         console.print(shown.title, style="bold", highlight=False, markup=False, soft_wrap=True)
         table = Table(box=SIMPLE_HEAD, pad_edge=False)
         for index, heading in enumerate(shown.head):
-            is_text = any(len(row[index]) > LONGEST_FIGURE for row in shown.rows)
+            is_text = has_text(shown, index)
             table.add_column(
                 heading, justify="left" if is_text or not index else "right", no_wrap=not is_text
             )
@@ -179,8 +179,13 @@ def show(run: Run, console: Console) -> None:
         console.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
+def has_text(shown: Grid, column: int) -> bool:
+    return any(len(row[column]) > LONGEST_FIGURE for row in shown.rows)
+
+
 def markdown(shown: Grid) -> str:
     lines = [f"**{shown.title}**", "", "| " + " | ".join(shown.head) + " |"]
-    lines.append("|---|" + "---:|" * (len(shown.head) - 1))
+    others = range(1, len(shown.head))
+    lines.append("|---|" + "".join("---|" if has_text(shown, column) else "---:|" for column in others))
     lines += ["| " + " | ".join(row) + " |" for row in shown.rows]
     return "\n".join(lines)
