@@ -1,34 +1,51 @@
 """ByteView: reading and writing any bytes of a device that knows only blocks."""
 
 import asyncio
-from typing import TypeVar, final
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
+from functools import partial
+from types import TracebackType
+from typing import Any, NamedTuple, TypeVar, final
 
 from typing_extensions import Buffer
 
 from ._native._core import Request
 from .device import Device
-from .errors import OptionError
+from .errors import OptionError, UnsupportedError
 
 __all__ = ["ByteView"]
 
 T = TypeVar("T")
+
+REMEMBERED = 64  # changes, before those that are done are forgotten
 
 
 @final
 class ByteView:
     """A device as an array of bytes: offsets and lengths need no alignment.
 
-    Requests on whole blocks are passed on as they are. Where a read begins or ends within a block, the rest
-    of the block is read along. Where a write does, the block is read first and written back with the new
-    bytes in it. Only these edges are copied, through the bounce pool where the device needs that.
+    Requests on whole blocks are the device's own, submitted by the call, without a copy or a task. Where a
+    read begins or ends within a block, the rest of the block is read along. Where a change does, the block is
+    read first and written back with the new bytes in it. Only these edges are copied, through the bounce pool
+    where the device needs that.
 
-    Writes that share a block are made one after the other, in the order in which they were begun, so that
-    none undoes what the other one wrote; all others run concurrently. That holds among the writes of one
-    ByteView: nobody else should write to the blocks meanwhile. Reads are not ordered with writes, no more
-    than those of the device are.
+    As with a device, a request begins when its method is called, what is wrong with the arguments is raised
+    by the call, and what the call returns is to be awaited, or handed to ``asyncio.gather()``,
+    ``create_task()`` or ``ensure_future()``.
 
-    A cancelled write whose blocks are already on their way to the device waits for it. One that has not come
-    that far leaves the device as it was.
+    **What is guaranteed about the order**, among the requests of one ByteView on a device that nobody else
+    writes to:
+
+    *   A change (write, write-zeroes, discard) never alters a byte outside its range, whatever runs beside
+        it: one that has part of a block to write back waits for all earlier changes of that block, and all
+        later ones wait for it.
+    *   So changes that share a block take effect in the order in which they were begun, unless all of them
+        are of whole blocks. Those are as unordered as the device's own requests: where two of them overlap,
+        each block ends as one or the other left it.
+    *   Reads are not ordered with changes in flight. What begins after a change has been awaited sees it.
+
+    **Cancellation.** A cancelled change that waits for its turn, or reads the edges, leaves the device as it
+    was. One that the device has waits for it, also where the memory is not the caller's: the block must not
+    be changed again before. A cancelled read waits as the device's does.
 
     Belongs to the event loop of its device, which it neither opens nor closes.
     """
@@ -37,96 +54,185 @@ class ByteView:
         """Of an open device."""
         self._device = device
         self._block = device.limits.request_alignment
-        self._writers: list[_Writer] = []  # in the order of their arrival
+        self._turns: list[_Change] = []  # changes of parts of blocks, and who waits for them; in order
+        self._direct: list[_Change] = []  # changes that the device has; some may be done
+        self._forget_at = REMEMBERED
 
     @property
     def device(self) -> Device:
         return self._device
 
-    async def read(self, offset: int, length: int) -> bytes:
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def read(self, offset: int, length: int) -> Coroutine[Any, Any, bytes]:
         """``length`` bytes from ``offset``.
 
-        Raises:
+        Raises as the device does and, at the call,
             OptionError: ``offset`` or ``length`` is negative.
-            BlkioError: as by the device.
         """
+        if (offset | length) % self._block == 0:
+            return self._device.read(offset, length)
         span = self._span("read", offset, length)
-        if length == 0:
-            return b""
-        data = await self._device.read(span.start, span.length)
-        return data[span.head : span.head + length] if span.length != length else data
+        return _begin(_cut(self._device.read(span.start, span.length), span.head, length))
 
-    async def read_into(self, offset: int, buffer: Buffer) -> None:
+    def read_into(self, offset: int, buffer: Buffer) -> Coroutine[Any, Any, None]:
         """Fill the writable ``buffer`` from ``offset`` on; errors as by :meth:`read`."""
-        length = memoryview(buffer).nbytes
+        if (offset | memoryview(buffer).nbytes) % self._block == 0:
+            return self._device.read_into(offset, buffer)
+        return self.readv(offset, [buffer])
+
+    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Coroutine[Any, Any, None]:
+        """Fill several writable buffers, one after the other, from ``offset`` on; as :meth:`read_into`."""
+        length = _length(buffers)
+        if (offset | length) % self._block == 0:
+            return self._device.readv(offset, buffers)
         span = self._span("read", offset, length)
-        if length == 0:
-            return
-        if span.length == length:
-            await self._device.read_into(offset, buffer)
-        else:
-            await self._device.readv(
-                span.start, _without_empty(bytearray(span.head), buffer, bytearray(span.tail))
-            )
+        return self._device.readv(
+            span.start, span.surround(bytearray(span.head), buffers, bytearray(span.tail))
+        )
 
-    async def write(self, offset: int, data: Buffer, *, fua: bool = False) -> None:
-        """Write the bytes of ``data`` at ``offset``; with ``fua`` they are on stable storage when it returns.
+    # --- changing -------------------------------------------------------------------------------------------
 
-        ``data`` must not change before it returns. A write that ends beyond the end of a file that can grow
-        fills its last block up with zeros.
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Coroutine[Any, Any, None]:
+        """Write the bytes of ``data`` at ``offset``; with ``fua`` they are on stable storage when it is done.
 
-        Raises:
-            OptionError: ``offset`` is negative.
-            BlkioError: as by the device, whose blocks at the edges keep their other bytes in any case.
+        ``data`` must not change before that. A write that ends beyond the end of a file that can grow fills
+        its last block up with zeros. When it fails, the blocks at the edges keep their other bytes.
+
+        Raises as :meth:`read`.
         """
         length = memoryview(data).nbytes
-        span = self._span("write", offset, length)
-        if length == 0:
-            return
-        async with _Writer(self._writers, span.start, span.end):
-            if span.length == length:
-                await _finish(self._device.write(offset, data, fua=fua))
-            else:
-                before, after = await self._edges(span)
-                await _finish(self._device.writev(span.start, _without_empty(before, data, after), fua=fua))
+        if (offset | length) % self._block == 0:
+            return self._change(offset, offset + length, partial(self._device.write, offset, data, fua=fua))
+        return self.writev(offset, [data], fua=fua)
 
-    async def write_zeroes(
-        self, offset: int, length: int, *, fua: bool = False, no_unmap: bool = False
-    ) -> None:
+    def writev(
+        self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False
+    ) -> Coroutine[Any, Any, None]:
+        """Write several buffers, one after the other, at ``offset``; as :meth:`write`."""
+        length = _length(buffers)
+        if (offset | length) % self._block == 0:
+            return self._change(
+                offset, offset + length, partial(self._device.writev, offset, buffers, fua=fua)
+            )
+        span = self._span("write", offset, length)
+        return self._edit(span, partial(self._write_with_edges, span, buffers, fua=fua))
+
+    def write_zeroes(
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_unmap: bool = False,
+        no_fallback: bool = False,
+    ) -> Coroutine[Any, Any, None]:
         """Zero ``length`` bytes from ``offset``; whole blocks as the device's ``write_zeroes`` does it.
 
-        Raises as :meth:`write`.
+        Raises as :meth:`read` and, at the call,
+            UnsupportedError: with ``no_fallback``, the range has parts of blocks, which can only be written.
         """
+        zero = partial(self._device.write_zeroes, fua=fua, no_unmap=no_unmap)
+        if (offset | length) % self._block == 0:
+            return self._change(
+                offset, offset + length, partial(zero, offset, length, no_fallback=no_fallback)
+            )
         span = self._span("write_zeroes", offset, length)
+        if no_fallback:
+            raise UnsupportedError(
+                f"parts of blocks of {self._block} bytes can only be zeroed by writing them, which"
+                " no_fallback rules out; leave it out, or align the range",
+                driver=self._device.driver,
+                operation="write_zeroes",
+                offset=offset,
+                length=length,
+            )
         first = -(-offset // self._block) * self._block
         last = (offset + length) // self._block * self._block
         if first >= last:
-            await self.write(offset, bytes(length), fua=fua)
-            return
-        async with _Writer(self._writers, span.start, span.end):
-            before, after = await self._edges(span)
-            work: list[Request[None]] = []
-            if offset < first:
-                work.append(self._device.write(span.start, before + bytes(first - offset), fua=fua))
-            work.append(self._device.write_zeroes(first, last - first, fua=fua, no_unmap=no_unmap))
-            if last < offset + length:
-                work.append(self._device.write(last, bytes(offset + length - last) + after, fua=fua))
-            outcomes = await asyncio.gather(*map(_finish, work), return_exceptions=True)
-            for outcome in outcomes:
-                if outcome is not None:
-                    raise outcome
+            return self._edit(span, partial(self._write_with_edges, span, [bytes(length)], fua=fua))
+        return self._edit(span, partial(self._zero_with_edges, span, first, last, zero, fua=fua))
 
-    async def flush(self) -> None:
-        """Make everything written before durable."""
-        await self._device.flush()
+    def discard(self, offset: int, length: int) -> Coroutine[Any, Any, None]:
+        """Give back what whole units of ``limits.discard_alignment`` there are in the range.
+
+        Discarding is advice: the rest of the range stays as it is. Raises as :meth:`read`.
+        """
+        self._span("discard", offset, length)
+        limits = self._device.limits
+        unit, origin = max(limits.discard_alignment, self._block), limits.discard_alignment_offset
+        start = max(origin, offset + -(offset - origin) % unit)
+        end = max(start, offset + length - (offset + length - origin) % unit)
+        return self._change(start, end, partial(self._device.discard, start, end - start))
+
+    def flush(self) -> Coroutine[Any, Any, None]:
+        """Make what changes that are done have written durable. Those in flight are not covered."""
+        return self._device.flush()
+
+    # --- turns ----------------------------------------------------------------------------------------------
+
+    def _change(self, start: int, end: int, submit: Callable[[], Request[None]]) -> Coroutine[Any, Any, None]:
+        """Submit a change of whole blocks: at once, unless it has to wait for its turn."""
+        if self._turns and (earlier := [turn.work for turn in self._turns if turn.meets(start, end)]):
+            return self._take_turn(start, end, earlier, lambda: _finish(submit()))
+        request = submit()
+        request._lends_memory = True
+        if self._block > 1 and not request.done():  # with smaller blocks nobody will ever wait for it
+            if len(self._direct) >= self._forget_at:
+                self._direct = [change for change in self._direct if not change.work.done()]
+                self._forget_at = 2 * len(self._direct) + REMEMBERED
+            self._direct.append(_Change(start, end, request))
+        return request
+
+    def _edit(self, span: "_Span", work: Callable[[], Awaitable[None]]) -> Coroutine[Any, Any, None]:
+        """Begin a change of parts of blocks, which waits for its turn."""
+        if span.length == 0:
+            return self._device.write(0, b"")
+        changes = (*self._turns, *self._direct)
+        earlier = [change.work for change in changes if change.meets(span.start, span.end)]
+        return self._take_turn(span.start, span.end, earlier, work)
+
+    def _take_turn(
+        self, start: int, end: int, earlier: "list[_Work]", work: Callable[[], Awaitable[None]]
+    ) -> Coroutine[Any, Any, None]:
+        async def wait_and_work() -> None:
+            for other in earlier:
+                await _end_of(other)
+            await work()
+
+        begun = _begin(wait_and_work())
+        turn = _Change(start, end, begun.task)
+        self._turns.append(turn)
+        begun.task.add_done_callback(lambda _: self._turns.remove(turn))
+        return begun
+
+    # --- edges ----------------------------------------------------------------------------------------------
+
+    async def _write_with_edges(self, span: "_Span", buffers: Sequence[Buffer], *, fua: bool) -> None:
+        before, after = await self._edges(span)
+        await _finish(self._device.writev(span.start, span.surround(before, buffers, after), fua=fua))
+
+    async def _zero_with_edges(
+        self, span: "_Span", first: int, last: int, zero: Callable[[int, int], Request[None]], *, fua: bool
+    ) -> None:
+        before, after = await self._edges(span)
+        work = [zero(first, last - first)]
+        if before:
+            work.append(self._device.write(span.start, before.ljust(self._block, b"\0"), fua=fua))
+        if after:
+            work.append(self._device.write(last, after.rjust(self._block, b"\0"), fua=fua))
+        for outcome in await asyncio.gather(*map(_finish, work), return_exceptions=True):
+            if outcome is not None:
+                raise outcome
 
     async def _edges(self, span: "_Span") -> tuple[bytes, bytes]:
         """What is in the first block before the span's bytes, and in its last block after them."""
         starts = [span.start] if span.head else []
         if span.tail and span.end - self._block not in starts:
             starts.append(span.end - self._block)
-        read = await self._device.read_many([(start, self._block) for start in starts]) if starts else []
-        blocks = dict(zip(starts, read, strict=True))
+        blocks = dict(
+            zip(starts, await self._device.read_many([(start, self._block) for start in starts]), strict=True)
+        )
         before = blocks[span.start][: span.head] if span.head else b""
         after = blocks[span.end - self._block][self._block - span.tail :] if span.tail else b""
         return before, after
@@ -140,71 +246,92 @@ class ByteView:
                 offset=offset,
                 length=length,
             )
-        return _Span(offset, length, self._block)
+        if length == 0:
+            return _Span(0, 0, 0, 0)
+        head, tail = offset % self._block, -(offset + length) % self._block
+        return _Span(offset - head, offset + length + tail, head, tail)
 
 
-@final
-class _Span:
-    """The whole blocks around a range of bytes."""
+_Work = Request[None] | asyncio.Task[None]
 
-    __slots__ = ("end", "head", "start", "tail")
 
-    def __init__(self, offset: int, length: int, block: int) -> None:
-        self.head = offset % block
-        self.tail = -(offset + length) % block
-        self.start = offset - self.head
-        self.end = offset + length + self.tail
+class _Change(NamedTuple):
+    """Blocks that are being changed, by a request or by a task that takes its turn."""
+
+    start: int
+    end: int
+    work: _Work
+
+    def meets(self, start: int, end: int) -> bool:
+        return self.start < end and start < self.end
+
+
+class _Span(NamedTuple):
+    """The whole blocks around a range of bytes, and how much of them is outside the range."""
+
+    start: int
+    end: int
+    head: int
+    tail: int
 
     @property
     def length(self) -> int:
         return self.end - self.start
 
+    def surround(self, before: Buffer, buffers: Iterable[Buffer], after: Buffer) -> list[Buffer]:
+        """What fills the blocks, where *buffers* fill the range."""
+        return [buffer for buffer in (before, *buffers, after) if memoryview(buffer).nbytes]
+
+
+def _length(buffers: Iterable[Buffer]) -> int:
+    return sum(memoryview(buffer).nbytes for buffer in buffers)
+
+
+async def _cut(request: Request[bytes], start: int, length: int) -> bytes:
+    return (await request)[start : start + length]
+
+
+def _finish(request: Request[None]) -> Request[None]:
+    """A request which, cancelled, is done only when the device is: then the blocks can be changed again."""
+    request._lends_memory = True
+    return request
+
+
+async def _end_of(work: _Work) -> None:
+    """Wait until it is done, however that ends, and leave it alone if the waiting is cancelled."""
+    ended = asyncio.Event()
+    work.add_done_callback(lambda _: ended.set())
+    await ended.wait()
+
 
 @final
-class _Writer:
-    """A write's turn: after all earlier ones that share a block with it."""
+class _Begun(Coroutine[Any, Any, T]):
+    """A task that was started by a call and is awaited as if the call had been a coroutine's.
 
-    def __init__(self, writers: "list[_Writer]", start: int, end: int) -> None:
-        self._writers = writers
-        self._start = start
-        self._end = end
-        self._through = asyncio.Event()
+    That is what a Request is as well. So whoever calls need not know which of the two it is given.
+    """
 
-    async def __aenter__(self) -> None:
-        earlier = [
-            writer for writer in self._writers if writer._start < self._end and self._start < writer._end
-        ]
-        self._writers.append(self)
-        try:
-            for writer in earlier:
-                await writer._through.wait()
-        except BaseException:
-            self._leave()
-            raise
+    __slots__ = ("_steps", "task")
 
-    async def __aexit__(self, *_: object) -> None:
-        self._leave()
+    def __init__(self, task: asyncio.Task[T]) -> None:
+        self.task = task
+        self._steps: Generator[Any, None, T] = self.task.__await__()
 
-    def _leave(self) -> None:
-        self._writers.remove(self)
-        self._through.set()
+    def __await__(self) -> Generator[Any, None, T]:
+        return self.task.__await__()
 
+    def send(self, value: None, /) -> Any:
+        return next(self._steps)
 
-def _without_empty(*buffers: Buffer) -> list[Buffer]:
-    return [buffer for buffer in buffers if memoryview(buffer).nbytes]
+    def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None, /) -> Any:
+        if self.task.done():
+            return self._steps.throw(typ, val, tb)
+        self.task.cancel()  # the task that was made of this one was cancelled before its first step
+        return next(self._steps)
+
+    def close(self) -> None:
+        """The task goes on."""
 
 
-async def _finish(request: Request[T]) -> T:
-    """Await a request whose blocks must not be written again before the device is through with it."""
-    cancelled: asyncio.CancelledError | None = None
-    while not request.done():
-        try:
-            await asyncio.shield(request)
-        except asyncio.CancelledError as error:
-            cancelled = error
-        except OSError:
-            break
-    if cancelled is not None:
-        request.exception()
-        raise cancelled
-    return request.result()
+def _begin(work: Coroutine[Any, Any, T]) -> _Begun[T]:
+    return _Begun(asyncio.get_running_loop().create_task(work))

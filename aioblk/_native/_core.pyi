@@ -19,10 +19,9 @@ class Request(Coroutine[Any, Any, _T_co]):
     """
 
     _asyncio_future_blocking: bool
-    _private_memory: bool
-    """Whether the device touches nothing of the caller's, so that cancelling ends the request at once. Where
-    the *device's* state matters as well, clear it: a cancelled request is then done when the device is. Not
-    for batches."""
+    _lends_memory: bool
+    """Whether the device touches the caller's memory, so that a cancelled request is done only when the device
+    is. Where the *device's* state matters as well, set it."""
     @property
     def _loop(self) -> AbstractEventLoop: ...
     def done(self) -> bool: ...

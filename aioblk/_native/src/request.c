@@ -677,6 +677,7 @@ static int request_setattro(PyObject *self, PyObject *name, PyObject *value)
 
 static PyMemberDef request_members[] = {
     {"_asyncio_future_blocking", T_BOOL, offsetof(Request, blocking), 0, NULL},
+    {"_lends_memory", T_BOOL, offsetof(Request, lends_memory), 0, "Once cancelled, it is done when the device is."},
     {NULL, 0, 0, 0, NULL},
 };
 
