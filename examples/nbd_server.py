@@ -14,9 +14,8 @@ import sys
 from collections.abc import Callable, Generator
 from urllib.parse import quote
 
-from _nbd.export import Export, open_export
-from _nbd.server import Policy, Server
-from _nbd.transmission import ClientLimits
+from _nbd.clients import Policy, serve_clients
+from _nbd.export import Export
 
 import aioblk
 
@@ -50,7 +49,7 @@ def main() -> None:
     options = parse_options()
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
-        device = aioblk.open(options.driver, **dict(map(split_property, options.properties)))
+        device = aioblk.open(options.driver, **aioblk.parse_properties(options.driver, options.properties))
         with asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner:
             runner.run(serve(device, options))
     except OSError as error:
@@ -65,27 +64,23 @@ def loop_factory(name: str | None) -> Callable[[], asyncio.AbstractEventLoop] | 
 
 
 async def serve(device: aioblk.Device, options: argparse.Namespace) -> None:
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, end, stop)
-    policy = Policy(
-        clients=options.clients,
-        patience=options.patience,
-        limits=ClientLimits(options.requests, options.memory // 2),
-    )
-    async with open_export(
-        device, name=options.name, description=options.description, memory_size=options.memory
-    ) as export:
+    policy = Policy(options.clients, options.patience, options.requests, bytes=options.memory // 2)
+    async with device, aioblk.Arena(options.memory) as arena:
+        await arena.attach(device)
+        export = Export(device, arena, name=options.name, description=options.description)
         with listen(options) as listener:
-            async with Server(export, listener, policy):
-                print(announcement(export, listener), flush=True)
-                await stop.wait()
+            serving = asyncio.create_task(serve_clients(export, listener, policy))
+            for number in (signal.SIGINT, signal.SIGTERM):
+                asyncio.get_running_loop().add_signal_handler(number, end, serving)
+            print(announcement(export, listener), flush=True)
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
 
 
-def end(stop: asyncio.Event) -> None:
-    if stop.is_set():
+def end(serving: "asyncio.Task[None]") -> None:
+    if serving.cancelling():
         os._exit(1)
-    stop.set()
+    serving.cancel()
 
 
 def announcement(export: Export, listener: socket.socket) -> str:
@@ -158,8 +153,8 @@ def parse_options() -> argparse.Namespace:
     )
     limits.add_argument(
         "--memory",
-        type=size,
-        default=size("64M"),
+        type=aioblk.parse_size,
+        default="64M",
         metavar="SIZE",
         help="for the data of all clients; one gets half of it at most (64M)",
     )
@@ -179,18 +174,6 @@ def parse_options() -> argparse.Namespace:
         if getattr(options, name) < least:
             parser.error(f"--{name} must be at least {least}")
     return options
-
-
-def split_property(text: str) -> tuple[str, str]:
-    name, equals, value = text.partition("=")
-    if not equals:
-        sys.exit(f"nbd_server: {text!r} is no PROPERTY=VALUE, such as path=disk.img")
-    return name, value
-
-
-def size(text: str) -> int:
-    unit = text[-1:].upper()
-    return int(text[:-1]) * 1024 ** " KMG".index(unit) if unit in "KMG" and unit else int(text)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,8 @@
 """The rooms of the NBD server, from the wire inwards.
 
 protocol.py      the numbers and layouts of the NBD protocol, nothing else
-stream.py        a client's socket: receiving into and sending from given memory
 handshake.py     the options a client haggles about before it chooses the export
 transmission.py  the commands it sends then: many at a time, answered in the order of their completion
 export.py        what is served: a device, its size, its rules
-memory.py        the device memory that data travels through
-server.py        accepting, limiting, watching and dismissing clients
+clients.py       accepting, limiting, watching and dismissing clients
 """

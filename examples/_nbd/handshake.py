@@ -4,12 +4,11 @@ import struct
 from dataclasses import dataclass
 from typing import final
 
+from aioblk import DisconnectedError, SocketStream
+
 from . import protocol
 from .export import Export
 from .protocol import U16, U32
-from .stream import DisconnectedError, Stream
-
-__all__ = ["Session", "greet"]
 
 LONGEST_OPTION = 16 << 10  # names have at most 4096 bytes; nobody needs more
 MOST_OPTIONS = 256
@@ -28,7 +27,7 @@ class _InvalidOptionError(Exception):
     """The data of an option are not what they should be."""
 
 
-async def greet(stream: Stream, export: Export) -> Session | None:
+async def greet(stream: SocketStream, export: Export) -> Session | None:
     """Shake hands. None: the client only asked. Raises DisconnectedError, for nonsense as well."""
     flags = protocol.FIXED_NEWSTYLE | protocol.NO_ZEROES
     stream.send(protocol.GREETING.pack(protocol.NBDMAGIC, protocol.IHAVEOPT, flags))
@@ -40,7 +39,7 @@ async def greet(stream: Stream, export: Export) -> Session | None:
 
 @final
 class _Handshake:
-    def __init__(self, stream: Stream, export: Export, *, no_zeroes: bool) -> None:
+    def __init__(self, stream: SocketStream, export: Export, *, no_zeroes: bool) -> None:
         self._stream = stream
         self._export = export
         self._no_zeroes = no_zeroes
@@ -55,7 +54,7 @@ class _Handshake:
                 await self._stream.skip(length)
                 self._reply(option, protocol.REP_ERR_TOO_BIG, b"the option is too long")
                 continue
-            data = bytes(await self._stream.take(length))
+            data = bytes(await self._stream.read(length))
             if option == protocol.OPT_EXPORT_NAME:  # the old way, without any way to refuse
                 return self._choose_unconditionally(data)
             if option == protocol.OPT_ABORT:

@@ -8,6 +8,7 @@ from typing import Final
 
 U16: Final = Struct(">H")
 U32: Final = Struct(">I")
+U64: Final = Struct(">Q")
 
 # --- handshake ----------------------------------------------------------------------------------------------
 
@@ -61,6 +62,7 @@ SEND_FAST_ZERO: Final = 1 << 11
 
 BASE_ALLOCATION: Final = b"base:allocation"
 BASE_ALLOCATION_ID: Final = 1
+STATE_DATA: Final = 0
 STATE_HOLE: Final = 1
 STATE_ZERO: Final = 2
 
@@ -93,7 +95,6 @@ REPLY_NONE: Final = 0
 REPLY_OFFSET_DATA: Final = 1
 REPLY_BLOCK_STATUS: Final = 5
 REPLY_ERROR: Final = 0x8001
-DATA_REPLY: Final = Struct(">IHHQIQ")  # a structured reply and the offset of the data that follow
 ERROR: Final = Struct(">IH")  # the error, the length of a text
 EXTENT: Final = Struct(">II")  # length, state
 

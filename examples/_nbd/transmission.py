@@ -2,26 +2,24 @@
 
 One task receives. It starts what it receives and goes on receiving, so that many commands of a client are in
 flight together; the reply of each is sent from the callback of its request, in whichever order they complete.
-When a client has as much in flight as it may, its task receives no more until something has been answered.
+Data travel through the arena's memory: the socket fills it and the device takes it, or the other way round.
 """
 
 import asyncio
 import errno
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import final
+from typing import Any, final
+
+from typing_extensions import Buffer
 
 import aioblk
 
 from . import protocol
-from .export import Export, Extent, Work
+from .export import Export
 from .handshake import Session
-from .memory import Payload
-from .stream import DisconnectedError, Stream
 
-__all__ = ["ClientLimits", "Transmission"]
-
-CARRY_DATA = (protocol.READ, protocol.WRITE)
 CHANGE = (protocol.WRITE, protocol.TRIM, protocol.WRITE_ZEROES)
 FLAGS = {  # that a command may have
     protocol.READ: protocol.FUA | protocol.DF,
@@ -32,7 +30,6 @@ FLAGS = {  # that a command may have
     protocol.WRITE_ZEROES: protocol.FUA | protocol.NO_HOLE | protocol.FAST_ZERO,
     protocol.BLOCK_STATUS: protocol.FUA | protocol.REQ_ONE,
 }
-MOST_EXTENTS = 4096  # of one reply
 LONGEST_TEXT = 4096
 
 # What the protocol has no number for is an input/output error.
@@ -51,16 +48,6 @@ ERRORS = {
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class ClientLimits:
-    """How much one client may have in flight before the server stops receiving from it."""
-
-    requests: int = 128
-    bytes: int = 32 << 20
-    """Of data; a larger command has to be alone."""
-
-
-@final
 @dataclass(slots=True)
 class Command:
     kind: int
@@ -68,220 +55,175 @@ class Command:
     cookie: int
     offset: int
     length: int
-    data_length: int
-    """How much of it is data that come or go with the command."""
-    payload: Payload | None = None
+    buffer: aioblk.ArenaBuffer | None = None
+    """The data that come or go with it."""
 
-
-class _RefusedError(Exception):
-    """The command cannot be carried out; the number is the protocol's."""
-
-    def __init__(self, error: int, why: str) -> None:
-        super().__init__(why)
-        self.error = error
+    @property
+    def data_length(self) -> int:
+        return self.length if self.kind in (protocol.READ, protocol.WRITE) else 0
 
 
 @final
 class Transmission:
     """One client's commands."""
 
-    def __init__(self, stream: Stream, export: Export, session: Session, limits: ClientLimits) -> None:
+    def __init__(
+        self, stream: aioblk.SocketStream, export: Export, session: Session, in_flight: aioblk.InFlight
+    ) -> None:
         self._stream = stream
         self._export = export
         self._session = session
-        self._limits = limits
-        self._requests_in_flight = 0  # received, and the reply not sent
-        self._bytes_in_flight = 0
-        self._fewer_in_flight: asyncio.Future[None] | None = None  # whoever waits for that: only the receiver
+        self._in_flight = in_flight
 
     async def run(self) -> None:
-        """Serve until the client says goodbye. Raises DisconnectedError."""
-        while True:
-            magic, flags, kind, cookie, offset, length = await self._stream.unpack(protocol.COMMAND)
-            if magic != protocol.COMMAND_MAGIC:
-                raise DisconnectedError("the client sends commands without their magic number")
-            if kind == protocol.DISC:
-                return
-            if kind == protocol.WRITE and length > self._export.largest_payload:
-                raise DisconnectedError(f"the client sends {length} bytes at once")
-            data_length = length if kind in CARRY_DATA else 0
-            command = Command(kind, flags, cookie, offset, length, data_length)
-            if not self._has_room(command):
-                await self._wait_for_room(command)
-            self._requests_in_flight += 1
-            self._bytes_in_flight += command.data_length
-            await self._carry_out(command)
+        """Serve until the client says goodbye, and answer what is in flight in any case.
 
-    async def drain(self) -> None:
-        """Wait until every command that was received has been answered, or never will be."""
-        while self._requests_in_flight:
-            await self._wait_for_fewer()
-
-    # --- how much is in flight ------------------------------------------------------------------------------
-
-    def _has_room(self, command: Command) -> bool:
-        return not self._requests_in_flight or (
-            self._requests_in_flight < self._limits.requests
-            and self._bytes_in_flight + command.data_length <= self._limits.bytes
-        )
-
-    async def _wait_for_room(self, command: Command) -> None:
-        while not self._has_room(command):
-            await self._wait_for_fewer()
-
-    async def _wait_for_fewer(self) -> None:
-        self._fewer_in_flight = asyncio.get_running_loop().create_future()
+        Raises:
+            aioblk.DisconnectedError: the client is gone, or has to go.
+        """
         try:
-            await self._fewer_in_flight
+            while True:
+                magic, flags, kind, cookie, offset, length = await self._stream.unpack(protocol.COMMAND)
+                if magic != protocol.COMMAND_MAGIC:
+                    raise aioblk.DisconnectedError("the client sends commands without their magic number")
+                if kind == protocol.DISC:
+                    return
+                if kind == protocol.WRITE and length > self._export.largest_payload:
+                    raise aioblk.DisconnectedError(f"the client sends {length} bytes at once")
+                command = Command(kind, flags, cookie, offset, length)
+                await self._in_flight.enter(command.data_length)  # or receive no more for now
+                try:
+                    await self._begin(command)
+                except BaseException:
+                    self._finish(command)
+                    raise
         finally:
-            self._fewer_in_flight = None
+            await self._in_flight.drain()
 
     def _finish(self, command: Command) -> None:
         """The reply has been sent, or never will be."""
-        if command.payload is not None:
-            self._export.memory.give_back(command.payload)
-        self._requests_in_flight -= 1
-        self._bytes_in_flight -= command.data_length
-        if self._fewer_in_flight is not None and not self._fewer_in_flight.done():
-            self._fewer_in_flight.set_result(None)
+        if command.buffer is not None:
+            command.buffer.release()
+        self._in_flight.leave(command.data_length)
 
     # --- from command to request ----------------------------------------------------------------------------
 
-    async def _carry_out(self, command: Command) -> None:
-        """Submit what the command asks for; its end is answered by itself. Only receiving may fail here."""
-        try:
-            try:
-                self._check(command)
-            except _RefusedError as refusal:
-                await self._skip_data(command)
-                self._refuse(command, refusal.error, str(refusal))
-                return
-            if command.data_length:
-                command.payload = await self._export.memory.take(command.length)
-                if command.kind == protocol.WRITE:
-                    await self._stream.take_into(command.payload.parts)
-        except BaseException:
-            self._finish(command)
-            raise
-        try:
-            work = self._submit(command)
-        except aioblk.BlkioError as error:
-            self._refuse(command, ERRORS.get(error.errno or 0, protocol.EIO), str(error))
+    async def _begin(self, command: Command) -> None:
+        """Submit what the command asks for; its end is answered by itself."""
+        if refusal := self._refusal(command):
+            if command.kind == protocol.WRITE:
+                await self._stream.skip(command.length)
+            self._refuse(command, *refusal)
             return
-        # To ask for the outcome at once makes each request go to the device by itself. So that is done only
-        # when no other commands are here to go with it.
-        if work is None or (self._stream.between_messages and work.done()):
+        if command.data_length:
+            command.buffer = await self._export.arena.acquire(command.length)
+            if command.kind == protocol.WRITE:
+                await self._stream.read_into(command.buffer)
+        try:
+            work = asyncio.ensure_future(self._submit(command))
+        except aioblk.BlkioError as error:
+            self._fail(command, error)
+            return
+        # A request whose outcome is asked for before the next one is made goes to the device by itself. So
+        # that is done only when no other commands are here to go with it.
+        if not self._stream.has_more and work.done():
             self._answer(command, work)
         else:
             work.add_done_callback(partial(self._answer, command))
 
-    async def _skip_data(self, command: Command) -> None:
-        if command.kind == protocol.WRITE:
-            await self._stream.skip(command.length)
+    def _refusal(self, command: Command) -> tuple[int, str] | None:
+        """What is wrong with the command: the protocol's number, and words."""
+        export, kind, length = self._export, command.kind, command.length
+        if kind in CHANGE and export.read_only:
+            return protocol.EPERM, "the export is read-only"
+        if command.offset + length > export.size:
+            number = protocol.ENOSPC if kind == protocol.WRITE else protocol.EINVAL
+            return number, "the range ends beyond the export"
+        if kind == protocol.READ and length > export.largest_payload:
+            return protocol.EINVAL, f"at most {export.largest_payload} bytes can be read at once"
+        if kind not in FLAGS:
+            return protocol.EINVAL, f"there is no command {kind}"
+        if command.flags & ~FLAGS[kind]:
+            return protocol.EINVAL, f"the flags {command.flags:#x} do not suit the command"
+        if kind == protocol.BLOCK_STATUS and not (self._session.base_allocation and length):
+            return protocol.EINVAL, "a block status needs a length and a metadata context"
+        return None
 
-    def _check(self, command: Command) -> None:
-        export = self._export
-        if command.kind in CHANGE and export.read_only:
-            raise _RefusedError(protocol.EPERM, "the export is read-only")
-        if command.offset + command.length > export.size:
-            error = protocol.ENOSPC if command.kind == protocol.WRITE else protocol.EINVAL
-            raise _RefusedError(error, "the range ends beyond the export")
-        if command.kind == protocol.READ and command.length > export.largest_payload:
-            raise _RefusedError(
-                protocol.EINVAL, f"at most {export.largest_payload} bytes can be read at once"
-            )
-        if command.kind not in FLAGS:
-            raise _RefusedError(protocol.EINVAL, f"there is no command {command.kind}")
-        if command.flags & ~FLAGS[command.kind]:
-            raise _RefusedError(protocol.EINVAL, f"the flags {command.flags:#x} do not suit the command")
-        if command.kind == protocol.BLOCK_STATUS and not (self._session.base_allocation and command.length):
-            raise _RefusedError(protocol.EINVAL, "a block status needs a length and a metadata context")
-
-    def _submit(self, command: Command) -> Work | None:
-        """Begin the device's work; None if there is nothing to do."""
+    def _submit(self, command: Command) -> Coroutine[Any, Any, Any]:
+        """The device's work. What is wrong with it is raised here or when it is done."""
         export, offset, length = self._export, command.offset, command.length
         fua = bool(command.flags & protocol.FUA)
         match command.kind:
-            case protocol.READ if command.payload is not None:
-                return export.read(offset, command.payload)
-            case protocol.WRITE if command.payload is not None:
-                return export.write(offset, command.payload, fua=fua)
-            case protocol.FLUSH:
-                return export.device.flush()
-            case protocol.WRITE_ZEROES if length:
-                no_hole = bool(command.flags & protocol.NO_HOLE)
-                fast = bool(command.flags & protocol.FAST_ZERO)
-                return export.write_zeroes(offset, length, fua=fua, no_hole=no_hole, fast=fast)
-            case protocol.TRIM if length:
-                return asyncio.ensure_future(export.trim(offset, length, fua=fua))
-            case protocol.CACHE if length:
-                return asyncio.ensure_future(export.cache(offset, length))
+            case protocol.READ:
+                return export.bytes.read_into(offset, command.buffer or bytearray())
+            case protocol.WRITE:
+                return export.bytes.write(offset, command.buffer or b"", fua=fua)
+            case protocol.WRITE_ZEROES:
+                no_hole, fast = command.flags & protocol.NO_HOLE, command.flags & protocol.FAST_ZERO
+                return export.bytes.write_zeroes(
+                    offset, length, fua=fua, no_unmap=bool(no_hole), no_fallback=bool(fast)
+                )
+            case protocol.TRIM:
+                return export.trim(offset, length, fua=fua)
+            case protocol.CACHE:
+                return export.cache(offset, length)
             case protocol.BLOCK_STATUS:
-                most = 1 if command.flags & protocol.REQ_ONE else MOST_EXTENTS
-                return asyncio.ensure_future(export.extents(offset, length, most))
+                return export.extents(offset, length, one=bool(command.flags & protocol.REQ_ONE))
             case _:
-                return None
+                return export.bytes.flush()
 
     # --- from outcome to reply ------------------------------------------------------------------------------
 
-    def _answer(self, command: Command, work: Work | None) -> None:
-        error: BaseException | None = None
-        if work is not None:
-            error = asyncio.CancelledError() if work.cancelled() else work.exception()
+    def _answer(self, command: Command, work: "asyncio.Future[Any]") -> None:
+        error = OSError(errno.EIO, "the request was cancelled") if work.cancelled() else work.exception()
         if error is not None:
-            number = (
-                ERRORS.get(error.errno or 0, protocol.EIO) if isinstance(error, OSError) else protocol.EIO
-            )
-            self._refuse(command, number, str(error))
-        elif command.kind == protocol.READ:
-            self._reply_data(command)
-        elif command.kind == protocol.BLOCK_STATUS and work is not None:
-            self._reply_extents(command, work.result())
+            self._fail(command, error)
+        elif command.kind == protocol.BLOCK_STATUS:
+            states = map(_describe, work.result())
+            self._send_chunk(command, protocol.REPLY_BLOCK_STATUS, BASE_ALLOCATION + b"".join(states))
+        elif command.kind != protocol.READ:
+            self._send_simple(command, 0)
+        elif not self._session.structured_replies:
+            self._send_simple(command, 0, command.buffer or b"")
+        elif command.buffer is None:
+            self._send_chunk(command, protocol.REPLY_NONE)
         else:
-            self._reply(command, protocol.SIMPLE_REPLY.pack(protocol.SIMPLE_REPLY_MAGIC, 0, command.cookie))
+            offset = protocol.U64.pack(command.offset)
+            self._send_chunk(command, protocol.REPLY_OFFSET_DATA, offset, command.buffer)
 
-    def _reply_data(self, command: Command) -> None:
-        parts = command.payload.parts if command.payload is not None else []
-        if not self._session.structured_replies:
-            head = protocol.SIMPLE_REPLY.pack(protocol.SIMPLE_REPLY_MAGIC, 0, command.cookie)
-        elif parts:
-            head = protocol.DATA_REPLY.pack(
-                protocol.STRUCTURED_REPLY_MAGIC,
-                protocol.REPLY_DONE,
-                protocol.REPLY_OFFSET_DATA,
-                command.cookie,
-                command.length + 8,
-                command.offset,
-            )
-        else:
-            head = self._structured_head(command, protocol.REPLY_NONE, 0)
-        self._reply(command, head, *parts)
-
-    def _reply_extents(self, command: Command, extents: list[Extent]) -> None:
-        body = protocol.U32.pack(protocol.BASE_ALLOCATION_ID) + b"".join(
-            protocol.EXTENT.pack(
-                extent.length, 0 if extent.is_data else protocol.STATE_HOLE | protocol.STATE_ZERO
-            )
-            for extent in extents
-        )
-        self._reply(command, self._structured_head(command, protocol.REPLY_BLOCK_STATUS, len(body)) + body)
+    def _fail(self, command: Command, error: BaseException) -> None:
+        number = error.errno if isinstance(error, OSError) else None
+        self._refuse(command, ERRORS.get(number or 0, protocol.EIO), str(error))
 
     def _refuse(self, command: Command, error: int, why: str) -> None:
         if self._session.structured_replies:
             text = why.encode()[:LONGEST_TEXT]
-            body = protocol.ERROR.pack(error, len(text)) + text
-            self._reply(command, self._structured_head(command, protocol.REPLY_ERROR, len(body)) + body)
+            self._send_chunk(command, protocol.REPLY_ERROR, protocol.ERROR.pack(error, len(text)) + text)
         else:
-            self._reply(
-                command, protocol.SIMPLE_REPLY.pack(protocol.SIMPLE_REPLY_MAGIC, error, command.cookie)
-            )
+            self._send_simple(command, error)
 
-    def _structured_head(self, command: Command, kind: int, length: int) -> bytes:
-        return protocol.STRUCTURED_REPLY.pack(
-            protocol.STRUCTURED_REPLY_MAGIC, protocol.REPLY_DONE, kind, command.cookie, length
+    def _send_simple(self, command: Command, error: int, data: Buffer = b"") -> None:
+        self._send(
+            command, protocol.SIMPLE_REPLY.pack(protocol.SIMPLE_REPLY_MAGIC, error, command.cookie), data
         )
 
-    def _reply(self, command: Command, head: bytes, *parts: memoryview) -> None:
+    def _send_chunk(self, command: Command, kind: int, *body: bytes | aioblk.View) -> None:
+        """A structured reply; one chunk says all."""
+        length, magic = sum(map(len, body)), protocol.STRUCTURED_REPLY_MAGIC
+        head = protocol.STRUCTURED_REPLY.pack(magic, protocol.REPLY_DONE, kind, command.cookie, length)
+        self._send(command, head, *body)
+
+    def _send(self, command: Command, *parts: Buffer) -> None:
         # More replies are on their way soon if more commands are.
-        more = self._requests_in_flight > 1 or not self._stream.between_messages
-        self._stream.send(head, *parts, on_sent=partial(self._finish, command), more=more)
+        more = self._in_flight.requests > 1 or self._stream.has_more
+        self._stream.send(*parts, on_sent=partial(self._finish, command), more=more)
+
+
+BASE_ALLOCATION = protocol.U32.pack(protocol.BASE_ALLOCATION_ID)
+
+
+def _describe(extent: aioblk.Extent) -> bytes:
+    is_hole = extent.kind is aioblk.ExtentKind.HOLE
+    return protocol.EXTENT.pack(
+        extent.length, protocol.STATE_HOLE | protocol.STATE_ZERO if is_hole else protocol.STATE_DATA
+    )
