@@ -69,9 +69,6 @@ class ArenaBuffer(View):
 
     __slots__ = ()
 
-    def __new__(cls, memory: Memory, length: int) -> Self:
-        return super().__new__(cls, memory, 0, length)
-
     def release(self) -> None:
         """Give the buffer back; idempotent."""
         self.memory.close()
@@ -105,11 +102,12 @@ class ArenaBlock:
             raise
         self._unit = huge_page or mmap.PAGESIZE
         self._allocator = Allocator(size, granule)
-        self._buffers: dict[int, weakref.ref[Memory]] = {}  # handed out, by offset
+        self._address = self.memory.address
+        self._buffers: dict[int, weakref.ref[Memory]] = {}  # what was handed out last at each offset
         self._keeper: memoryview | None = memoryview(
             View(self.memory)
         )  # the block lasts as long as its buffers
-        self.on_room: Callable[[], object] = lambda: None
+        self.on_room: Callable[[], object] | None = None
         """Called when a buffer has come back, in whatever thread that was."""
 
     @property
@@ -133,14 +131,15 @@ class ArenaBlock:
         if offset is None:
             return None
         give = partial(self._give, offset)  # once, also when nobody but the garbage collector asks for it
-        memory = Memory(self.memory.address + offset, length, owner=self._keeper, on_release=give)
+        memory = Memory(self._address + offset, length, owner=self._keeper, on_release=give)
         self._buffers[offset] = weakref.ref(memory)
-        return ArenaBuffer(memory, length)
+        return ArenaBuffer(memory)
 
     def _give(self, offset: int) -> None:
-        del self._buffers[offset]
         self._allocator.give(offset)
-        self.on_room()
+        on_room = self.on_room  # which another thread may change meanwhile
+        if on_room is not None:
+            on_room()
 
     def give_free_pages_back(self) -> int:
         """Punch holes where no buffer is, which may take a while; returns how many bytes."""
@@ -295,7 +294,7 @@ class Arena:
         self._work: set[asyncio.Future[Any]] = set()
         self._turn = asyncio.Lock()  # of whoever changes blocks or attaches devices
         self._closed = False
-        # Who waits for room, on this loop. The count tells other threads to say when there is some.
+        # Who waits for room, on this loop.
         self._queue = WaitQueue()
         self._waiting = 0
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -358,19 +357,25 @@ class Arena:
             MemoryError: no block is that large, and waiting would be in vain.
             UsageError: the arena is closed, or is being closed meanwhile.
         """
-        if not self._waiting and (buffer := self._take(length)) is not None:
-            return buffer
+        if not self._waiting:
+            for block in self._blocks:
+                if (buffer := block.take(length)) is not None:
+                    return buffer
         self._loop = asyncio.get_running_loop()
-        self._waiting += 1  # before looking again: a buffer may come back in another thread at any time
+        self._waiting += 1
+        if self._waiting == 1:  # and look again: a buffer may come back in another thread at any time
+            self._tell_of_room(self._on_room)
         try:
-            buffer, front = self._take(length) if self._waiting == 1 else None, False
-            while buffer is None:
+            found, front = self._take(length) if self._waiting == 1 else None, False
+            while found is None:
                 self._refuse_what_never_fits(length)
                 await self._queue.wait(front)
-                buffer, front = self._take(length), True
-            return buffer
+                found, front = self._take(length), True
+            return found
         finally:
             self._waiting -= 1
+            if not self._waiting:
+                self._tell_of_room(None)
             self._queue.notify_head()
 
     def _take(self, length: int) -> ArenaBuffer | None:
@@ -390,9 +395,13 @@ class Arena:
                 f"no block of the arena is as large as {length} bytes; the largest has {largest}"
             )
 
+    def _tell_of_room(self, call: Callable[[], object] | None) -> None:
+        for block in self._blocks:
+            block.on_room = call
+
     def _on_room(self) -> None:
         """In any thread: have whoever waits first try again, on the loop."""
-        if self._waiting and self._loop is not None and not self._loop.is_closed():
+        if self._loop is not None and not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._queue.notify_head)
 
     # --- blocks ---------------------------------------------------------------------------------------------
@@ -420,9 +429,10 @@ class Arena:
             whole = -(-wanted // unit) * unit
             block = ArenaBlock(whole, granule=self._alignment, huge_page=self._huge_page, locked=self._locked)
             await self._tell(lambda listener: listener.block_added(block))
-            block.on_room = self._on_room
             self._blocks.append(block)
-            self._queue.notify_head()
+            if self._waiting:
+                block.on_room = self._on_room
+                self._queue.notify_head()
             return block
 
     async def remove_block(self, block: ArenaBlock) -> None:

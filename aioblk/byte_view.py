@@ -77,7 +77,7 @@ class ByteView:
 
     def read_into(self, offset: int, buffer: Buffer) -> Coroutine[Any, Any, None]:
         """Fill the writable ``buffer`` from ``offset`` on; errors as by :meth:`read`."""
-        if (offset | memoryview(buffer).nbytes) % self._block == 0:
+        if self._block == 1 or (offset | memoryview(buffer).nbytes) % self._block == 0:
             return self._device.read_into(offset, buffer)
         return self.readv(offset, [buffer])
 
@@ -101,6 +101,8 @@ class ByteView:
 
         Raises as :meth:`read`.
         """
+        if self._block == 1:
+            return _finish(self._device.write(offset, data, fua=fua))
         length = memoryview(data).nbytes
         if (offset | length) % self._block == 0:
             return self._change(offset, offset + length, partial(self._device.write, offset, data, fua=fua))

@@ -27,7 +27,10 @@ class InFlight:
     Belongs to one event loop.
     """
 
-    __slots__ = ("_bytes", "_drainers", "_most_bytes", "_most_requests", "_queue", "_requests")
+    __slots__ = (
+        *("_bytes", "_drainers", "_draining", "_most_bytes", "_most_requests"),
+        *("_queue", "_requests", "_waiting"),
+    )
 
     def __init__(self, *, requests: int, bytes: int) -> None:  # noqa: A002 (what it is)
         """Limits, both at least 1.
@@ -42,7 +45,9 @@ class InFlight:
         self._requests = 0
         self._bytes = 0
         self._queue = WaitQueue()
+        self._waiting = 0  # tasks that are in the queue or on their way to it
         self._drainers = WaitQueue()
+        self._draining = 0
 
     @property
     def requests(self) -> int:
@@ -59,39 +64,46 @@ class InFlight:
 
         A task that is cancelled has not entered, and holds nobody up.
         """
-        if self._queue or not self._fits(length):
-            try:
-                await self._queue.wait()
-                while not self._fits(length):
-                    await self._queue.wait(front=True)
-                self._count(length)
-            finally:
-                self._queue.notify_head()  # what is left may suit the next one
+        if self._waiting or (
+            self._requests
+            and (self._requests >= self._most_requests or self._bytes + length > self._most_bytes)
+        ):
+            await self._enter_later(length)
         else:
-            self._count(length)
+            self._requests += 1
+            self._bytes += length
+
+    async def _enter_later(self, length: int) -> None:
+        self._waiting += 1
+        try:
+            await self._queue.wait()
+            while self._requests and (
+                self._requests >= self._most_requests or self._bytes + length > self._most_bytes
+            ):
+                await self._queue.wait(front=True)
+            self._requests += 1
+            self._bytes += length
+        finally:
+            self._waiting -= 1
+            self._queue.notify_head()  # what is left may suit the next one
 
     def leave(self, length: int = 0) -> None:
         """A request of *length* bytes, which has entered, is over."""
         self._requests -= 1
         self._bytes -= length
-        if self._queue:
+        if self._waiting:
             self._queue.notify_head()
-        if not self._requests:
+        if self._draining and not self._requests:
             self._drainers.notify_all()
 
     async def drain(self) -> None:
         """Wait until nothing is in flight."""
-        while self._requests:
-            await self._drainers.wait()
-
-    def _fits(self, length: int) -> bool:
-        return not self._requests or (
-            self._requests < self._most_requests and self._bytes + length <= self._most_bytes
-        )
-
-    def _count(self, length: int) -> None:
-        self._requests += 1
-        self._bytes += length
+        self._draining += 1
+        try:
+            while self._requests:
+                await self._drainers.wait()
+        finally:
+            self._draining -= 1
 
     def __repr__(self) -> str:
         return (
