@@ -152,7 +152,11 @@ class PythonWorker:
 
 @functools.cache
 def python_version(python: str) -> str:
-    code = "import platform; print(platform.python_version())"
+    """As in 3.13.5, or 3.13.5t for a free-threaded one."""
+    code = (
+        "import platform, sysconfig;"
+        "print(platform.python_version() + 't' * (sysconfig.get_config_var('Py_GIL_DISABLED') or 0))"
+    )
     return subprocess.run([python, "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
 
