@@ -76,13 +76,21 @@ class BlockingQueue(Submitter):
         core.close("closed")
         while core.in_flight:
             core.wait(None, -1)
-        core.detach_bounce()
+        left_to_device = core.bounce_in_use > 0  # it is lost, and may still write there
+        if not left_to_device:
+            core.detach_bounce()
         core.dispose()
         self._core = None
+        try:
+            if not left_to_device:
+                self._free_bounce()
+        finally:
+            self._context.on_released(self)
+
+    def _free_bounce(self) -> None:
         if self._mapped:
             self._context.handle.unmap_mem_region(self._region)
         self._context.handle.free_mem_region(self._region)
-        self._context.on_released(self)
 
     def __enter__(self) -> Self:
         return self

@@ -386,7 +386,8 @@ class DeviceMemory:
         await asyncio.wait([mapped.mapping])
         if not mapped.known_to_core:
             return  # mapping it has failed
-        if self._core.retire_region(mapped.start) and not self._lost:
+        while self._core.retire_region(mapped.start) and not self._lost:
+            mapped.idle.clear()  # another thread may tell late of a region that was here before
             await mapped.idle.wait()
         if self._core.retire_region(mapped.start):
             _abandoned.append(mapped)  # in use for good: a lost device may still write there

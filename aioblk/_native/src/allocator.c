@@ -26,7 +26,7 @@ struct allocator {
     granules length;
     granules taken, peak;
     size_t taken_ranges;
-    uint64_t takes;
+    size_t takes;
     uint32_t levels_with_free;
     uint16_t steps_with_free[LEVELS];
     granules first[LEVELS][STEPS];
@@ -251,7 +251,7 @@ size_t allocator_peak(const allocator_t *a)
     return (size_t)a->peak << a->granule_bits;
 }
 
-uint64_t allocator_takes(const allocator_t *a)
+size_t allocator_takes(const allocator_t *a)
 {
     return a->takes;
 }

@@ -30,7 +30,7 @@ size_t allocator_granule(const allocator_t *allocator);
 size_t allocator_in_use(const allocator_t *allocator);       /* bytes in taken ranges, rounded up to granules */
 size_t allocator_count(const allocator_t *allocator);        /* taken ranges */
 size_t allocator_peak(const allocator_t *allocator);         /* the most bytes that were in use at once */
-uint64_t allocator_takes(const allocator_t *allocator);      /* successful takes so far */
+size_t allocator_takes(const allocator_t *allocator);        /* successful takes so far */
 size_t allocator_largest_free(const allocator_t *allocator); /* bytes */
 
 #endif

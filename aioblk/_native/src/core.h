@@ -14,7 +14,7 @@
  * device may touch: the pins on the caller's buffers, its bounce memory and its vectors. All of that is let go
  * when the last part has completed, whatever happened to the awaiting task in the meantime.
  *
- * Threads. A QueueCore belongs to the thread of its loop; a DeviceCore is shared under the GIL.
+ * Threads. A QueueCore belongs to the thread of its loop. What threads share, threads.h names.
  */
 #ifndef AIOBLK_CORE_H
 #define AIOBLK_CORE_H
@@ -32,6 +32,7 @@
 
 #include "allocator.h"
 #include "memory.h"
+#include "threads.h"
 
 typedef struct region Region;
 typedef struct segment Segment;
@@ -79,12 +80,14 @@ extern const char *const operation_names[OP_COUNT];
 
 /* ---- the device: limits and mapped regions --------------------------------------------------------------- */
 
-/* A mapped range [start, end). A retired region takes no new request; it leaves when `users` is 0. */
+/* A mapped range [start, end). A retired region takes no new request; it leaves when no request uses it. */
 struct region {
     uintptr_t start, end;
-    size_t users;
-    bool retired;
+    size_t state; /* REGION_USER for each user, and REGION_RETIRED: one word, so that both change together */
 };
+
+#define REGION_RETIRED ((size_t)1)
+#define REGION_USER ((size_t)2)
 
 typedef enum { DISCARD_NATIVE, DISCARD_BY_ZEROING, DISCARD_BY_HOOK } DiscardMethod;
 
@@ -93,7 +96,9 @@ struct device_core {
     PyObject *make_error;     /* (operation, errno, message, offset, length) -> exception */
     PyObject *make_refusal;   /* (reason, operation, offset, length) -> exception */
     PyObject *on_region_idle; /* (address), after the last request on a retired region */
-    Region **regions;         /* sorted by start, disjoint */
+    Lock lock;                /* of `queues`, and of whoever changes the table of regions */
+    QueueCore *queues;        /* of this device, linked by next_of_device */
+    Region **regions;         /* sorted by start, disjoint; read under `planning` of a queue, changed under all of them */
     size_t region_count, region_capacity;
     bool needs_regions, read_only;
     uint64_t request_alignment, buf_alignment;
@@ -113,7 +118,11 @@ extern PyTypeObject DeviceCore_Type;
 
 /* The region that holds `address`, or NULL. *available is how far, within length, the answer holds. */
 Region *device_find_region(DeviceCore *device, const char *address, uint64_t length, uint64_t *available);
+/* Between finding and entering, the queue's `planning` is held. */
+static inline void device_enter_region(Region *region) { (void)SHARED_ADD(region->state, REGION_USER); }
 void device_leave_region(DeviceCore *device, Region *region);
+void device_add_queue(DeviceCore *device, QueueCore *queue);
+void device_remove_queue(DeviceCore *device, QueueCore *queue);
 
 /* Sets a Python exception made by the device's factory; returns -1. Offset and length may be UINT64_MAX: none. */
 int device_refuse(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length);
@@ -215,6 +224,7 @@ extern PyTypeObject Request_Type, Future_Type;
 
 int request_module_init(void);
 Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t length);
+void request_free_kept(QueueCore *queue); /* what it has kept for reuse */
 void request_publish(Request *r); /* Python code is about to see it, and with it the garbage collector */
 static inline Part *request_part(Request *r, uint32_t i) { return i == 0 ? &r->first_part : &r->more_parts[i - 1]; }
 static inline Item *request_item(Request *r, uint32_t i) { return r->batch ? &r->items[i] : &r->item; }
@@ -241,6 +251,8 @@ typedef struct {
 struct queue_core {
     PyObject_HEAD
     DeviceCore *device;
+    QueueCore *next_of_device;
+    Lock planning;         /* held while a plan looks up regions and enters them */
     struct blkioq *blkioq; /* NULL once the device is closed or lost */
     int completion_fd; /* -1: a poll queue */
     unsigned long thread;
@@ -260,7 +272,7 @@ struct queue_core {
     uint32_t last_batch;        /* parts that the previous flush carried */
     uint32_t batch_hint;        /* items of the previous batch call */
     int inline_budget;          /* what is left of INLINE_BUDGET until a turn of the loop must pass */
-    Request *inline_request;    /* borrowed: the latest inline completion that nobody has looked at */
+    Request *inline_request;    /* the latest inline completion that nobody has looked at; never followed */
     uint64_t spin_ns;
     uint32_t spin_pause;        /* flushes that do not spin */
     uint32_t spin_penalty;      /* what spin_pause was after the latest spinning in vain */
@@ -268,9 +280,12 @@ struct queue_core {
     bool more_to_reap;      /* the last reaping ended for another reason than that nothing was left */
     bool backlog_cancelled; /* parts of cancelled requests are in the backlog */
     const char *closed_reason;
+    PyObject *abandoned_for;    /* without a loop: another thread found the device lost, and this is the error */
     allocator_t *bounce;
     char *bounce_address;
     size_t waiting;             /* requests that the pool queues; newcomers must queue behind them */
+    Request *free_requests;     /* kept for the next ones, linked by ready_next */
+    uint32_t free_count;
     Counters counters;
 };
 
@@ -348,6 +363,7 @@ int parse_flag(PyObject *object, uint32_t flag, uint32_t *flags);
 struct submitter {
     PyObject_HEAD
     QueueCore *core;
+    unsigned long thread; /* the core's: to be known before the core is touched */
     QueueCore *former; /* kept: a method that runs Python code may still be using it */
     PyObject *weak_references;
 };

@@ -74,32 +74,100 @@ Region *device_find_region(DeviceCore *device, const char *pointer, uint64_t len
     if (room < length) {
         *available = room;
     }
-    return inside && !region->retired ? region : NULL;
+    return inside && !(OBSERVE(region->state) & REGION_RETIRED) ? region : NULL;
 }
 
-static Region *region_at(DeviceCore *device, uintptr_t start, size_t *index)
+static bool find_start(const DeviceCore *device, uintptr_t start, size_t *index)
 {
-    size_t i = region_index(device, start);
-    if (i == device->region_count || device->regions[i]->start != start) {
-        PyErr_Format(PyExc_KeyError, "no region starts at address %zu", (size_t)start);
-        return NULL;
-    }
-    *index = i;
-    return device->regions[i];
+    *index = region_index(device, start);
+    return *index < device->region_count && device->regions[*index]->start == start;
 }
 
+static void tell_region_idle(DeviceCore *device, uintptr_t start)
+{
+    PyObject *hook, *address = PyLong_FromSize_t(start);
+    CRITICAL_SECTION(device);
+    hook = Py_XNewRef(device->on_region_idle);
+    END_CRITICAL_SECTION();
+    if (address) {
+        call_hook(hook, address);
+    } else {
+        put_off_exception(hook);
+    }
+    Py_XDECREF(address);
+    Py_XDECREF(hook);
+}
+
+/* Once the last user of a retired region has left, the region may be freed in another thread at any time. */
 void device_leave_region(DeviceCore *device, Region *region)
 {
-    if (--region->users > 0 || !region->retired || !device->on_region_idle) {
-        return;
+    uintptr_t start = region->start;
+    if (SHARED_ADD(region->state, -REGION_USER) == (REGION_USER | REGION_RETIRED)) {
+        tell_region_idle(device, start);
     }
-    PyObject *address = PyLong_FromSize_t(region->start);
-    if (address) {
-        call_hook(device->on_region_idle, address);
-        Py_DECREF(address);
-    } else {
-        put_off_exception(device->on_region_idle);
+}
+
+/* ---- the queues of the device, which the table must not be changed under ----------------------------------- */
+
+void device_add_queue(DeviceCore *device, QueueCore *queue)
+{
+    LOCK(&device->lock);
+    queue->next_of_device = device->queues;
+    device->queues = queue;
+    UNLOCK(&device->lock);
+}
+
+void device_remove_queue(DeviceCore *device, QueueCore *queue)
+{
+    LOCK(&device->lock);
+    QueueCore **place = &device->queues;
+    while (*place && *place != queue) {
+        place = &(*place)->next_of_device;
     }
+    if (*place) {
+        *place = queue->next_of_device;
+    }
+    UNLOCK(&device->lock);
+}
+
+/* No Python code may run while the table is locked. */
+static void lock_table(DeviceCore *device)
+{
+    LOCK(&device->lock);
+    for (QueueCore *queue = device->queues; queue; queue = queue->next_of_device) {
+        LOCK(&queue->planning);
+    }
+}
+
+static void unlock_table(DeviceCore *device)
+{
+    for (QueueCore *queue = device->queues; queue; queue = queue->next_of_device) {
+        UNLOCK(&queue->planning);
+    }
+    UNLOCK(&device->lock);
+}
+
+/* NULL, or what is wrong. The new region takes the place of `*region`, which is then NULL. */
+static const char *insert_region(DeviceCore *self, Region **region)
+{
+    size_t i = region_index(self, (*region)->start);
+    if (i < self->region_count && self->regions[i]->start < (*region)->end) {
+        return "overlaps another";
+    }
+    if (self->region_count == self->region_capacity) {
+        size_t capacity = self->region_capacity ? 2 * self->region_capacity : 8;
+        Region **grown = PyMem_Realloc(self->regions, capacity * sizeof(*grown));
+        if (!grown) {
+            return "does not fit into memory";
+        }
+        self->regions = grown;
+        self->region_capacity = capacity;
+    }
+    memmove(&self->regions[i + 1], &self->regions[i], (self->region_count - i) * sizeof(*self->regions));
+    self->regions[i] = *region;
+    self->region_count++;
+    *region = NULL;
+    return NULL;
 }
 
 static PyObject *device_add_region(DeviceCore *self, PyObject *args)
@@ -108,18 +176,8 @@ static PyObject *device_add_region(DeviceCore *self, PyObject *args)
     if (!PyArg_ParseTuple(args, "KK", &start, &length)) {
         return NULL;
     }
-    size_t i = region_index(self, start);
-    if (length == 0 || start + length < start || (i < self->region_count && self->regions[i]->start < start + length)) {
-        return PyErr_Format(PyExc_ValueError, "region %llu+%llu is empty or overlaps another", start, length);
-    }
-    if (self->region_count == self->region_capacity) {
-        size_t capacity = self->region_capacity ? 2 * self->region_capacity : 8;
-        Region **grown = PyMem_Realloc(self->regions, capacity * sizeof(*grown));
-        if (!grown) {
-            return PyErr_NoMemory();
-        }
-        self->regions = grown;
-        self->region_capacity = capacity;
+    if (length == 0 || start + length < start) {
+        return PyErr_Format(PyExc_ValueError, "region %llu+%llu is empty or wraps around", start, length);
     }
     Region *region = PyMem_Calloc(1, sizeof(*region));
     if (!region) {
@@ -127,43 +185,70 @@ static PyObject *device_add_region(DeviceCore *self, PyObject *args)
     }
     region->start = start;
     region->end = start + length;
-    memmove(&self->regions[i + 1], &self->regions[i], (self->region_count - i) * sizeof(*self->regions));
-    self->regions[i] = region;
-    self->region_count++;
+    lock_table(self);
+    const char *wrong = insert_region(self, &region);
+    unlock_table(self);
+    PyMem_Free(region);
+    if (wrong) {
+        return PyErr_Format(PyExc_ValueError, "region %llu+%llu %s", start, length, wrong);
+    }
     Py_RETURN_NONE;
+}
+
+static int parse_address(PyObject *object, uintptr_t *address)
+{
+    *address = PyLong_AsSize_t(object);
+    return *address == (size_t)-1 && PyErr_Occurred() ? -1 : 0;
+}
+
+static PyObject *raise_no_region(uintptr_t start)
+{
+    return PyErr_Format(PyExc_KeyError, "no region starts at address %zu", (size_t)start);
 }
 
 static PyObject *device_retire_region(DeviceCore *self, PyObject *address)
 {
-    size_t index, start = PyLong_AsSize_t(address);
-    if (start == (size_t)-1 && PyErr_Occurred()) {
+    size_t index, state = 0;
+    uintptr_t start;
+    if (parse_address(address, &start) < 0) {
         return NULL;
     }
-    Region *region = region_at(self, start, &index);
-    if (!region) {
-        return NULL;
+    lock_table(self);
+    bool found = find_start(self, start, &index);
+    if (found) {
+        state = SHARED_OR(self->regions[index]->state, REGION_RETIRED);
     }
-    region->retired = true;
-    return PyLong_FromSize_t(region->users);
+    unlock_table(self);
+    return found ? PyLong_FromSize_t(state / REGION_USER) : raise_no_region(start);
 }
 
 static PyObject *device_remove_region(DeviceCore *self, PyObject *address)
 {
-    size_t index, start = PyLong_AsSize_t(address);
-    if (start == (size_t)-1 && PyErr_Occurred()) {
+    size_t index, users = 0;
+    uintptr_t start;
+    Region *region = NULL;
+    if (parse_address(address, &start) < 0) {
         return NULL;
     }
-    Region *region = region_at(self, start, &index);
-    if (!region) {
-        return NULL;
+    lock_table(self);
+    bool found = find_start(self, start, &index);
+    if (found) {
+        region = self->regions[index];
+        users = OBSERVE(region->state) / REGION_USER;
+        if (users > 0) {
+            region = NULL;
+        } else {
+            self->region_count--;
+            memmove(&self->regions[index], &self->regions[index + 1],
+                    (self->region_count - index) * sizeof(*self->regions));
+        }
     }
-    if (region->users > 0) {
-        return PyErr_Format(PyExc_ValueError, "%zu requests in flight use the region", region->users);
-    }
-    self->region_count--;
-    memmove(&self->regions[index], &self->regions[index + 1], (self->region_count - index) * sizeof(*self->regions));
+    unlock_table(self);
     PyMem_Free(region);
-    Py_RETURN_NONE;
+    if (users > 0) {
+        return PyErr_Format(PyExc_ValueError, "%zu requests in flight use the region", users);
+    }
+    return found ? Py_NewRef(Py_None) : raise_no_region(start);
 }
 
 /* ---- the type -------------------------------------------------------------------------------------------- */
@@ -244,7 +329,7 @@ static void device_dealloc(DeviceCore *self)
 
 static PyObject *device_get_region_count(DeviceCore *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(self->region_count);
+    return PyLong_FromSize_t(OBSERVE(self->region_count));
 }
 
 static PyObject *device_map_turn(DeviceCore *self, PyObject *Py_UNUSED(ignored))

@@ -42,7 +42,7 @@ int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t len
     const char *reason = NULL;
     if (q->fork_generation != fork_generation) {
         reason = "fork";
-    } else if (q->closed) {
+    } else if (OBSERVE(q->closed)) {
         reason = q->closed_reason;
     } else if (q->thread != PyThread_get_thread_ident()) {
         reason = "thread";

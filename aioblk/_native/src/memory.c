@@ -15,10 +15,10 @@ static PyObject *raise_closed(void)
 /* Once closed and unused, or unreachable. The object itself may outlive this: views still refer to it. */
 static void release(MemoryObject *self)
 {
-    if (self->released) {
+    SHARED_STORE(self->closed, true);
+    if (SHARED_EXCHANGE(self->released, true)) {
         return;
     }
-    self->closed = self->released = true;
 
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
@@ -41,11 +41,9 @@ static void release(MemoryObject *self)
 
 void memory_unuse(MemoryObject *self)
 {
-    self->uses--;
-    if (self->uses == 0 && self->closed) {
+    if (SHARED_ADD(self->uses, -1) == 1 && SHARED_LOAD(self->closed)) {
         release(self);
     }
-    Py_DECREF(self);
 }
 
 static PyObject *memory_from_range(PyTypeObject *type, char *address, size_t length, bool readonly, PyObject *owner,
@@ -139,9 +137,9 @@ static int memory_clear(MemoryObject *self)
     return 0; /* owner and source hold the memory itself: they go with the object, never before it */
 }
 
-static void memory_finalize(MemoryObject *self)
+static void release_if_unused(MemoryObject *self)
 {
-    if (self->uses == 0) {
+    if (SHARED_LOAD(self->uses) == 0) {
         release(self);
     }
 }
@@ -169,21 +167,19 @@ PyDoc_STRVAR(memory_close_doc,
 
 static PyObject *memory_close(MemoryObject *self, PyObject *Py_UNUSED(ignored))
 {
-    self->closed = true;
-    if (self->uses == 0) {
-        release(self);
-    }
+    SHARED_STORE(self->closed, true);
+    release_if_unused(self);
     Py_RETURN_NONE;
 }
 
 static PyObject *memory_get_closed(MemoryObject *self, void *Py_UNUSED(closure))
 {
-    return PyBool_FromLong(self->closed);
+    return PyBool_FromLong(SHARED_LOAD(self->closed));
 }
 
 static PyObject *memory_get_released(MemoryObject *self, void *Py_UNUSED(closure))
 {
-    return PyBool_FromLong(self->released);
+    return PyBool_FromLong(SHARED_LOAD(self->released));
 }
 
 static PyObject *memory_get_readonly(MemoryObject *self, void *Py_UNUSED(closure))
@@ -198,7 +194,7 @@ static PyObject *memory_get_address(MemoryObject *self, void *Py_UNUSED(closure)
 
 static PyObject *memory_get_uses(MemoryObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSsize_t(self->uses);
+    return PyLong_FromSsize_t(SHARED_LOAD(self->uses));
 }
 
 static Py_ssize_t memory_length(MemoryObject *self)
@@ -208,8 +204,11 @@ static Py_ssize_t memory_length(MemoryObject *self)
 
 static PyObject *memory_repr(MemoryObject *self)
 {
-    return PyUnicode_FromFormat("<aioblk Memory of %zu bytes at %p, %zd uses%s>", self->length, self->address, self->uses,
-                                self->released ? ", released" : self->closed ? ", closed" : "");
+    return PyUnicode_FromFormat("<aioblk Memory of %zu bytes at %p, %zd uses%s>", self->length, self->address,
+                                SHARED_LOAD(self->uses),
+                                SHARED_LOAD(self->released) ? ", released"
+                                : SHARED_LOAD(self->closed) ? ", closed"
+                                                            : "");
 }
 
 static PyMethodDef memory_methods[] = {
@@ -242,7 +241,7 @@ PyTypeObject Memory_Type = {
     .tp_new = memory_new,
     .tp_traverse = (traverseproc)memory_traverse,
     .tp_clear = (inquiry)memory_clear,
-    .tp_finalize = (destructor)memory_finalize,
+    .tp_finalize = (destructor)release_if_unused,
     .tp_weaklistoffset = offsetof(MemoryObject, weak_references),
     .tp_dealloc = (destructor)memory_dealloc,
     .tp_free = PyObject_GC_Del,
@@ -277,7 +276,7 @@ static PyObject *view_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
                                      &length_object)) {
         return NULL;
     }
-    if (memory->closed) {
+    if (SHARED_LOAD(memory->closed)) {
         return raise_closed();
     }
     Py_ssize_t all = (Py_ssize_t)memory->length;
@@ -295,6 +294,18 @@ static PyObject *view_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     return new_view(type, memory, memory->address + start, (size_t)length);
 }
 
+static bool is_closed(const ViewObject *self) { return SHARED_LOAD(self->memory->closed); }
+
+static PyObject *read_byte(ViewObject *self, const char *byte)
+{
+    if (!memory_use(self->memory)) {
+        return raise_closed();
+    }
+    unsigned char value = (unsigned char)*byte;
+    memory_unuse(self->memory);
+    return PyLong_FromLong(value);
+}
+
 static void view_dealloc(ViewObject *self)
 {
     Py_DECREF(self->memory);
@@ -303,15 +314,15 @@ static void view_dealloc(ViewObject *self)
 
 static int view_getbuffer(ViewObject *self, Py_buffer *buffer, int flags)
 {
-    if (self->memory->closed) {
+    if (!memory_use(self->memory)) {
         raise_closed();
         return -1;
     }
     if (PyBuffer_FillInfo(buffer, (PyObject *)self, self->address, (Py_ssize_t)self->length, self->memory->readonly,
                           flags) < 0) {
+        memory_unuse(self->memory);
         return -1;
     }
-    memory_use(self->memory);
     return 0;
 }
 
@@ -322,7 +333,7 @@ static void view_releasebuffer(ViewObject *self, Py_buffer *Py_UNUSED(buffer))
 
 static Py_ssize_t view_length(ViewObject *self)
 {
-    if (self->memory->closed) {
+    if (is_closed(self)) {
         raise_closed();
         return -1;
     }
@@ -365,7 +376,7 @@ static int view_range(ViewObject *self, PyObject *key, char **address, Py_ssize_
 
 static PyObject *view_subscript(ViewObject *self, PyObject *key)
 {
-    if (self->memory->closed) {
+    if (is_closed(self)) {
         return raise_closed();
     }
     if (PySlice_Check(key)) {
@@ -377,10 +388,7 @@ static PyObject *view_subscript(ViewObject *self, PyObject *key)
         return new_view(&View_Type, self->memory, address, (size_t)length);
     }
     char *byte = view_byte(self, key);
-    if (byte != NULL && self->memory->closed) { /* __index__ of key may run any code */
-        return raise_closed();
-    }
-    return byte == NULL ? NULL : PyLong_FromLong((unsigned char)*byte);
+    return byte == NULL ? NULL : read_byte(self, byte);
 }
 
 static int view_assign_range(ViewObject *self, PyObject *key, PyObject *value)
@@ -393,13 +401,16 @@ static int view_assign_range(ViewObject *self, PyObject *key, PyObject *value)
         return -1;
     }
     int result = -1;
-    if (self->memory->closed) { /* the exporter of value may run any code */
+    if (!memory_use(self->memory)) { /* the exporter of value may have run any code */
         raise_closed();
-    } else if (source.len != length) {
-        PyErr_Format(PyExc_ValueError, "%zd bytes cannot be assigned to a view of %zd", source.len, length);
     } else {
-        memmove(address, source.buf, (size_t)length);
-        result = 0;
+        if (source.len != length) {
+            PyErr_Format(PyExc_ValueError, "%zd bytes cannot be assigned to a view of %zd", source.len, length);
+        } else {
+            memmove(address, source.buf, (size_t)length);
+            result = 0;
+        }
+        memory_unuse(self->memory);
     }
     PyBuffer_Release(&source);
     return result;
@@ -419,17 +430,18 @@ static int view_assign_byte(ViewObject *self, PyObject *key, PyObject *value)
         PyErr_SetString(PyExc_ValueError, "a byte must be in range(0, 256)");
         return -1;
     }
-    if (self->memory->closed) { /* __index__ of key or value may run any code */
+    if (!memory_use(self->memory)) { /* __index__ of key or value may have run any code */
         raise_closed();
         return -1;
     }
     *byte = (char)number;
+    memory_unuse(self->memory);
     return 0;
 }
 
 static int view_assign(ViewObject *self, PyObject *key, PyObject *value)
 {
-    if (self->memory->closed) {
+    if (is_closed(self)) {
         raise_closed();
         return -1;
     }
@@ -445,43 +457,46 @@ static PyObject *view_richcompare(ViewObject *self, PyObject *other, int operati
     if ((operation != Py_EQ && operation != Py_NE) || !PyObject_CheckBuffer(other)) {
         Py_RETURN_NOTIMPLEMENTED;
     }
-    if (self->memory->closed) {
+    Py_buffer theirs;
+    if (is_closed(self)) {
         return raise_closed();
     }
-    Py_buffer theirs;
     if (PyObject_GetBuffer(other, &theirs, PyBUF_SIMPLE) < 0) {
         return NULL;
     }
-    if (self->memory->closed) {
+    if (!memory_use(self->memory)) {
         PyBuffer_Release(&theirs);
         return raise_closed();
     }
     bool equal = (size_t)theirs.len == self->length && memcmp(theirs.buf, self->address, self->length) == 0;
+    memory_unuse(self->memory);
     PyBuffer_Release(&theirs);
     return PyBool_FromLong(equal == (operation == Py_EQ));
 }
 
 static PyObject *view_tobytes(ViewObject *self, PyObject *Py_UNUSED(ignored))
 {
-    if (self->memory->closed) {
+    if (!memory_use(self->memory)) {
         return raise_closed();
     }
-    return PyBytes_FromStringAndSize(self->address, (Py_ssize_t)self->length);
+    PyObject *bytes = PyBytes_FromStringAndSize(self->address, (Py_ssize_t)self->length);
+    memory_unuse(self->memory);
+    return bytes;
 }
 
 static PyObject *view_get_address(ViewObject *self, void *Py_UNUSED(closure))
 {
-    return self->memory->closed ? raise_closed() : PyLong_FromVoidPtr(self->address);
+    return is_closed(self) ? raise_closed() : PyLong_FromVoidPtr(self->address);
 }
 
 static PyObject *view_get_nbytes(ViewObject *self, void *Py_UNUSED(closure))
 {
-    return self->memory->closed ? raise_closed() : PyLong_FromSize_t(self->length);
+    return is_closed(self) ? raise_closed() : PyLong_FromSize_t(self->length);
 }
 
 static PyObject *view_get_readonly(ViewObject *self, void *Py_UNUSED(closure))
 {
-    return self->memory->closed ? raise_closed() : PyBool_FromLong(self->memory->readonly);
+    return is_closed(self) ? raise_closed() : PyBool_FromLong(self->memory->readonly);
 }
 
 static PyObject *view_get_memory(ViewObject *self, void *Py_UNUSED(closure))
@@ -492,7 +507,7 @@ static PyObject *view_get_memory(ViewObject *self, void *Py_UNUSED(closure))
 static PyObject *view_repr(ViewObject *self)
 {
     return PyUnicode_FromFormat("<aioblk View of %zu bytes at %p%s>", self->length, self->address,
-                                self->memory->closed ? ", closed" : "");
+                                is_closed(self) ? ", closed" : "");
 }
 
 static PyMethodDef view_methods[] = {
@@ -516,14 +531,14 @@ static PyBufferProcs view_as_buffer = {
 /* Makes views iterable, as array and list expect of a sequence of bytes. */
 static PyObject *view_item(ViewObject *self, Py_ssize_t index)
 {
-    if (self->memory->closed) {
+    if (is_closed(self)) {
         return raise_closed();
     }
     if (index < 0 || index >= (Py_ssize_t)self->length) {
         PyErr_SetString(PyExc_IndexError, "view index out of range");
         return NULL;
     }
-    return PyLong_FromLong((unsigned char)self->address[index]);
+    return read_byte(self, self->address + index);
 }
 
 static PySequenceMethods view_as_sequence = {
@@ -607,7 +622,10 @@ static PyObject *allocator_type_take(AllocatorObject *self, PyObject *argument)
     if (length <= 0) {
         return PyErr_Format(PyExc_ValueError, "length must be positive, not %zd", length);
     }
-    int64_t offset = allocator_take(self->allocator, (size_t)length);
+    int64_t offset;
+    CRITICAL_SECTION(self);
+    offset = allocator_take(self->allocator, (size_t)length);
+    END_CRITICAL_SECTION();
     if (offset < 0) {
         Py_RETURN_NONE;
     }
@@ -620,7 +638,11 @@ static PyObject *allocator_type_give(AllocatorObject *self, PyObject *argument)
     if (offset == -1 && PyErr_Occurred()) {
         return NULL;
     }
-    if (offset < 0 || !allocator_give(self->allocator, (size_t)offset)) {
+    bool given;
+    CRITICAL_SECTION(self);
+    given = offset >= 0 && allocator_give(self->allocator, (size_t)offset);
+    END_CRITICAL_SECTION();
+    if (!given) {
         return PyErr_Format(PyExc_ValueError, "no taken range starts at %zd", offset);
     }
     Py_RETURN_NONE;
@@ -636,19 +658,28 @@ static PyObject *allocator_get_granule(AllocatorObject *self, void *Py_UNUSED(cl
     return PyLong_FromSize_t(allocator_granule(self->allocator));
 }
 
+static PyObject *allocator_ask(AllocatorObject *self, size_t (*question)(const allocator_t *))
+{
+    size_t answer;
+    CRITICAL_SECTION(self);
+    answer = question(self->allocator);
+    END_CRITICAL_SECTION();
+    return PyLong_FromSize_t(answer);
+}
+
 static PyObject *allocator_get_in_use(AllocatorObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(allocator_in_use(self->allocator));
+    return allocator_ask(self, allocator_in_use);
 }
 
 static PyObject *allocator_get_count(AllocatorObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(allocator_count(self->allocator));
+    return allocator_ask(self, allocator_count);
 }
 
 static PyObject *allocator_get_largest_free(AllocatorObject *self, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(allocator_largest_free(self->allocator));
+    return allocator_ask(self, allocator_largest_free);
 }
 
 static PyMethodDef allocator_methods[] = {

@@ -5,7 +5,8 @@
  * been handed out (memoryviews, arrays, requests in flight) keeps the memory itself alive, and the last of them
  * releases it.
  *
- * All functions need the GIL.
+ * Any thread may use, close and let go of it, with or without a GIL. Who is about to use the memory counts itself first
+ * and looks whether it is closed then; who closes it does so first and looks for uses then. So one of them sees the other.
  */
 #ifndef AIOBLK_MEMORY_H
 #define AIOBLK_MEMORY_H
@@ -14,6 +15,8 @@
 #include <Python.h>
 #include <stdbool.h>
 #include <stddef.h>
+
+#include "threads.h"
 
 typedef struct {
     PyObject_HEAD
@@ -36,14 +39,18 @@ typedef struct {
 
 extern PyTypeObject Memory_Type, View_Type, Allocator_Type;
 
-/* Keeps the memory until the matching memory_unuse. */
-static inline void memory_use(MemoryObject *memory)
-{
-    memory->uses++;
-    Py_INCREF(memory);
-}
-
-/* May run on_release, hence arbitrary Python code. Keeps the current exception; raises nothing. */
+/* Undoes memory_use. May run on_release, hence arbitrary Python code. Keeps the current exception; raises nothing. */
 void memory_unuse(MemoryObject *memory);
+
+/* Keeps the memory until the matching memory_unuse; the caller keeps the object. False: it is closed. */
+static inline bool memory_use(MemoryObject *memory)
+{
+    (void)SHARED_ADD(memory->uses, 1);
+    if (SHARED_LOAD(memory->closed)) {
+        memory_unuse(memory);
+        return false;
+    }
+    return true;
+}
 
 #endif

@@ -24,6 +24,11 @@ PyMODINIT_FUNC PyInit__core(void)
         return NULL;
     }
     PyObject *module = PyModule_Create(&core_module);
+#ifdef Py_GIL_DISABLED
+    if (module && PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED) < 0) {
+        Py_CLEAR(module);
+    }
+#endif
     for (size_t i = 0; module && i < sizeof(types) / sizeof(types[0]); i++) {
         if (PyModule_AddObjectRef(module, types[i].name, (PyObject *)types[i].type) < 0) {
             Py_CLEAR(module);

@@ -14,15 +14,15 @@ int pin_acquire(Py_buffer *pin, PyObject *object, bool writable)
     }
     if (PyObject_TypeCheck(object, &View_Type)) {
         ViewObject *view = (ViewObject *)object;
-        if (view->memory->closed) {
+        if (!memory_use(view->memory)) {
             PyErr_SetString(PyExc_ValueError, "the view's memory region is closed");
             return -1;
         }
         if (writable && view->memory->readonly) {
+            memory_unuse(view->memory);
             PyErr_SetString(PyExc_BufferError, "the view is read-only");
             return -1;
         }
-        memory_use(view->memory);
         pin->buf = view->address;
         pin->len = view->length;
         pin->obj = Py_NewRef(object);

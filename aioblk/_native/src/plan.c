@@ -49,7 +49,7 @@ static inline Part *add_part(Request *r, Item *item, uint64_t offset, uint64_t l
 static void enter_region(Region *region)
 {
     if (region) {
-        region->users++;
+        device_enter_region(region);
     }
 }
 
@@ -296,7 +296,7 @@ static PlanOutcome build_parts(Request *r, Item *item, DeviceCore *device, const
     return PLAN_DONE;
 }
 
-int plan_memory(Request *r, Item *item, DeviceCore *device, const struct iovec *memory, size_t count)
+static PlanOutcome plan(Request *r, Item *item, DeviceCore *device, const struct iovec *memory, size_t count)
 {
     PlanOutcome outcome =
         count == 1 ? plan_one_part(r, item, device, memory[0].iov_base, memory[0].iov_len) : PLAN_STUCK;
@@ -317,12 +317,24 @@ int plan_memory(Request *r, Item *item, DeviceCore *device, const struct iovec *
             bounce_all(&segments);
             outcome = build_parts(r, item, device, &segments, &taken);
         }
-        if (outcome == PLAN_STUCK) {
-            outcome = device_refuse(device, "bounce-cap", r->operation, item->offset, item->length);
-        }
     }
     PyMem_Free(segments.items);
     PyMem_Free(taken.items);
+    return outcome;
+}
+
+int plan_memory(Request *r, Item *item, DeviceCore *device, const struct iovec *memory, size_t count)
+{
+    if (device->needs_regions) {
+        LOCK(&r->queue->planning);
+    }
+    PlanOutcome outcome = plan(r, item, device, memory, count);
+    if (device->needs_regions) {
+        UNLOCK(&r->queue->planning);
+    }
+    if (outcome == PLAN_STUCK) {
+        return device_refuse(device, "bounce-cap", r->operation, item->offset, item->length);
+    }
     return outcome;
 }
 

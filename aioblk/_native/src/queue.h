@@ -64,6 +64,8 @@ PyObject *queue_wait(QueueCore *q, PyObject *args);
 
 /* ---- queue_core.c ------------------------------------------------------------------------------------------ */
 
+/* In the queue's own thread: 1 when another one had found the device lost, -1 with an exception. */
+int queue_abandon_if_told(QueueCore *q);
 /* Borrowed, or NULL with TypeError. */
 Request *queue_own_request(QueueCore *q, PyObject *object);
 

@@ -14,6 +14,20 @@ Request *queue_own_request(QueueCore *q, PyObject *object)
 
 /* ---- methods for the Python side ------------------------------------------------------------------------- */
 
+/* Other threads may be asking how much there is. */
+static void set_bounce(QueueCore *q, allocator_t *bounce, char *address)
+{
+    allocator_t *before;
+    CRITICAL_SECTION(q);
+    before = q->bounce;
+    q->bounce = bounce;
+    q->bounce_address = address;
+    END_CRITICAL_SECTION();
+    if (before) {
+        allocator_free(before);
+    }
+}
+
 static PyObject *queue_attach_bounce(QueueCore *q, PyObject *args)
 {
     unsigned long long address, length, granule;
@@ -27,11 +41,7 @@ static PyObject *queue_attach_bounce(QueueCore *q, PyObject *args)
     if (!bounce) {
         return PyErr_Format(PyExc_ValueError, "bounce memory of %llu bytes in granules of %llu", length, granule);
     }
-    if (q->bounce) {
-        allocator_free(q->bounce);
-    }
-    q->bounce = bounce;
-    q->bounce_address = (char *)(uintptr_t)address;
+    set_bounce(q, bounce, (char *)(uintptr_t)address);
     Py_RETURN_NONE;
 }
 
@@ -41,9 +51,7 @@ static PyObject *queue_detach_bounce(QueueCore *q, PyObject *Py_UNUSED(ignored))
         if (allocator_in_use(q->bounce) > 0) {
             return PyErr_Format(PyExc_ValueError, "bounce memory is in use");
         }
-        allocator_free(q->bounce);
-        q->bounce = NULL;
-        q->bounce_address = NULL;
+        set_bounce(q, NULL, NULL);
     }
     Py_RETURN_NONE;
 }
@@ -139,7 +147,7 @@ static void request_lose(Request *r, PyObject *cause)
  * The device is lost. Who waits is told so. What the device may still write to is never let go: such requests are
  * forgotten here but not released, and their memory lives as long as the process.
  */
-static PyObject *queue_abandon(QueueCore *q, PyObject *exception)
+static PyObject *abandon(QueueCore *q, PyObject *exception)
 {
     size_t count = 0;
     bool was_busy = q->in_flight != NULL;
@@ -177,6 +185,29 @@ static PyObject *queue_abandon(QueueCore *q, PyObject *exception)
     return PyLong_FromSize_t(count);
 }
 
+/* A thread that has no loop is not interrupted, it may be within do_io: it abandons the queue itself, in wait(). */
+static PyObject *queue_abandon(QueueCore *q, PyObject *exception)
+{
+    if (queue_has_loop(q) || q->thread == PyThread_get_thread_ident()) {
+        return abandon(q, exception);
+    }
+    PyObject *before = __atomic_exchange_n(&q->abandoned_for, Py_NewRef(exception), __ATOMIC_ACQ_REL);
+    Py_XDECREF(before);
+    return PyLong_FromLong(0);
+}
+
+int queue_abandon_if_told(QueueCore *q)
+{
+    if (!OBSERVE(q->abandoned_for)) {
+        return 0;
+    }
+    PyObject *exception = __atomic_exchange_n(&q->abandoned_for, NULL, __ATOMIC_ACQ_REL);
+    PyObject *answer = abandon(q, exception);
+    Py_DECREF(exception);
+    Py_XDECREF(answer);
+    return answer ? 1 : -1;
+}
+
 /* After this the blkioq may be destroyed. */
 static PyObject *queue_dispose(QueueCore *q, PyObject *Py_UNUSED(ignored))
 {
@@ -193,12 +224,12 @@ static PyObject *queue_close(QueueCore *q, PyObject *reason)
     if (!text) {
         return NULL;
     }
-    q->closed = true;
-    q->closed_reason = strcmp(text, "lost") == 0 ? "lost" : "closed";
+    PUBLISH(q->closed_reason, strcmp(text, "lost") == 0 ? "lost" : "closed");
+    PUBLISH(q->closed, true);
     Py_RETURN_NONE;
 }
 
-static PyObject *queue_statistics(QueueCore *q, PyObject *Py_UNUSED(ignored))
+READS_WHILE_OTHERS_WRITE static PyObject *queue_statistics(QueueCore *q, PyObject *Py_UNUSED(ignored))
 {
     const Counters *c = &q->counters;
     return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n}", "submitted", c->submitted,
@@ -229,6 +260,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
         return NULL;
     }
     self->device = (DeviceCore *)Py_NewRef(device);
+    device_add_queue(self->device, self);
     self->blkioq = (struct blkioq *)(uintptr_t)blkioq;
     self->completion_fd = completion_fd;
     self->depth = depth;
@@ -261,12 +293,14 @@ static int queue_traverse(QueueCore *self, visitproc visit, void *arg)
     Py_VISIT(self->on_discard);
     Py_VISIT(self->on_idle);
     Py_VISIT(self->on_broken);
+    Py_VISIT(self->abandoned_for);
     return 0;
 }
 
 /* What its requests use of a queue goes only with the last of them. */
 static int queue_clear(QueueCore *self)
 {
+    Py_CLEAR(self->abandoned_for);
     Py_CLEAR(self->flush_method);
     Py_CLEAR(self->on_bounce);
     Py_CLEAR(self->on_room);
@@ -280,6 +314,8 @@ static void queue_dealloc(QueueCore *self)
 {
     PyObject_GC_UnTrack(self);
     queue_clear(self);
+    request_free_kept(self);
+    device_remove_queue(self->device, self);
     Py_CLEAR(self->loop_context);
     Py_CLEAR(self->get_loop);
     Py_CLEAR(self->wake_future);
@@ -292,24 +328,27 @@ static void queue_dealloc(QueueCore *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
-static PyObject *queue_get_bounce_size(QueueCore *q, void *Py_UNUSED(closure))
+READS_WHILE_OTHERS_WRITE static PyObject *ask_bounce(QueueCore *q, size_t (*question)(const allocator_t *))
 {
-    return PyLong_FromSize_t(q->bounce ? allocator_size(q->bounce) : 0);
+    size_t answer;
+    CRITICAL_SECTION(q);
+    answer = q->bounce ? question(q->bounce) : 0;
+    END_CRITICAL_SECTION();
+    return PyLong_FromSize_t(answer);
 }
+
+static PyObject *queue_get_bounce_size(QueueCore *q, void *Py_UNUSED(closure)) { return ask_bounce(q, allocator_size); }
 
 static PyObject *queue_get_bounce_in_use(QueueCore *q, void *Py_UNUSED(closure))
 {
-    return PyLong_FromSize_t(q->bounce ? allocator_in_use(q->bounce) : 0);
+    return ask_bounce(q, allocator_in_use);
 }
 
-static PyObject *queue_get_bounce_peak(QueueCore *q, void *Py_UNUSED(closure))
-{
-    return PyLong_FromSize_t(q->bounce ? allocator_peak(q->bounce) : 0);
-}
+static PyObject *queue_get_bounce_peak(QueueCore *q, void *Py_UNUSED(closure)) { return ask_bounce(q, allocator_peak); }
 
 static PyObject *queue_get_bounce_takes(QueueCore *q, void *Py_UNUSED(closure))
 {
-    return PyLong_FromUnsignedLongLong(q->bounce ? allocator_takes(q->bounce) : 0);
+    return ask_bounce(q, allocator_takes);
 }
 
 static PyMethodDef queue_methods[] = {

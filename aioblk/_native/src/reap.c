@@ -164,7 +164,7 @@ static PyObject *finish_turn(QueueCore *q)
 void queue_new_turn(QueueCore *q)
 {
     q->inline_budget = INLINE_BUDGET;
-    q->inline_request = NULL;
+    PUBLISH(q->inline_request, NULL);
 }
 
 PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
@@ -219,7 +219,15 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
     if (!r && object != Py_None) {
         return NULL;
     }
-    if (queue_has_loop(q) || q->thread != PyThread_get_thread_ident() || !queue_usable(q)) {
+    bool here = !queue_has_loop(q) && q->thread == PyThread_get_thread_ident();
+    int told = here ? queue_abandon_if_told(q) : 0;
+    if (told < 0) {
+        return NULL;
+    }
+    if (here && (r ? r->state != PENDING : told > 0)) {
+        Py_RETURN_TRUE;
+    }
+    if (!here || !queue_usable(q)) {
         PyErr_SetString(PyExc_RuntimeError, "wait() is for a usable queue without a loop, in its own thread");
         return NULL;
     }
@@ -234,7 +242,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         }
         uint64_t slice = end - now < WAIT_SLICE_NS ? end - now : WAIT_SLICE_NS;
         count += reap_blocking(q, slice);
-        if (PyErr_CheckSignals() < 0) {
+        if (queue_abandon_if_told(q) < 0 || PyErr_CheckSignals() < 0) {
             Py_XDECREF(r);
             return NULL;
         }

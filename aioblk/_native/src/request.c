@@ -16,18 +16,17 @@ static PyObject *task_type, *cancelled_error, *str_context;
 
 /* ---- making and unmaking --------------------------------------------------------------------------------- */
 
-/* Requests are made at the rate of the I/O: keep a few to save the allocator's time. */
+/* Requests are made at the rate of the I/O: each queue keeps a few to save the allocator's time. */
 #ifndef FREE_MAX
 #define FREE_MAX 1024
 #endif
-static Request *free_requests[FREE_MAX];
-static size_t free_count;
 
 Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t length)
 {
-    Request *r;
-    if (free_count > 0) {
-        r = free_requests[--free_count];
+    Request *r = queue->free_requests;
+    if (r) {
+        queue->free_requests = r->ready_next;
+        queue->free_count--;
         (void)PyObject_Init((PyObject *)r, &Request_Type);
     } else {
         r = PyObject_GC_New(Request, &Request_Type);
@@ -159,6 +158,21 @@ static void request_report(Request *r)
 
 static void request_finalize(Request *r) { request_report(r); }
 
+/* In the queue's thread or, for a request that is over, in any other. */
+static void forget_inline(Request *r)
+{
+    QueueCore *q = r->queue;
+    if (OBSERVE(q->inline_request) != r) {
+        return;
+    }
+    if (may_touch(q->thread)) {
+        PUBLISH(q->inline_request, NULL);
+    } else {
+        Request *expected = r; /* the queue may be putting another there */
+        __atomic_compare_exchange_n(&q->inline_request, &expected, NULL, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
+    }
+}
+
 static void request_dealloc(Request *r)
 {
     if (r->log_traceback && PyObject_CallFinalizerFromDealloc((PyObject *)r) < 0) {
@@ -168,28 +182,40 @@ static void request_dealloc(Request *r)
     if (r->weak_references) {
         PyObject_ClearWeakRefs((PyObject *)r);
     }
-    if (r->queue->inline_request == r) {
-        r->queue->inline_request = NULL;
-    }
+    forget_inline(r);
     request_clear(r);
     request_drop_parts(r, 0);
     request_drop_pins(r);
     batch_drop_items(r);
     PyMem_Free(r->item.message);
-    Py_CLEAR(r->queue);
-    if (free_count < FREE_MAX && !PyObject_GC_IsFinalized((PyObject *)r)) {
-        free_requests[free_count++] = r;
+    QueueCore *q = r->queue;
+    r->queue = NULL;
+    if (may_touch(q->thread) && q->free_count < FREE_MAX && !PyObject_GC_IsFinalized((PyObject *)r)) {
+        r->ready_next = q->free_requests;
+        q->free_requests = r;
+        q->free_count++;
     } else {
         PyObject_GC_Del(r);
     }
+    Py_DECREF(q);
+}
+
+void request_free_kept(QueueCore *q)
+{
+    Request *r;
+    while ((r = q->free_requests) != NULL) {
+        q->free_requests = r->ready_next;
+        PyObject_GC_Del(r);
+    }
+    q->free_count = 0;
 }
 
 /* ---- outcome --------------------------------------------------------------------------------------------- */
 
 void request_settle(Request *r, State state)
 {
-    r->state = state;
     r->log_traceback = state == FAILED;
+    PUBLISH(r->state, state); /* result and exception are there by now */
     if (r->callback) {
         queue_ready(r->queue, r);
     }
@@ -197,10 +223,14 @@ void request_settle(Request *r, State state)
 
 PyObject *item_exception(Request *r, Item *item)
 {
-    if (!item->exception) {
+    if (!OBSERVE(item->exception)) {
         bool whole = r->operation == OP_FLUSH || r->operation >= OP_OPEN_ALL_ZONES;
-        item->exception = device_make_error(r->queue->device, r->operation, item->error, item->message,
-                                            whole ? UINT64_MAX : item->offset, whole ? UINT64_MAX : item->length);
+        PyObject *none = NULL;
+        PyObject *made = device_make_error(r->queue->device, r->operation, item->error, item->message,
+                                           whole ? UINT64_MAX : item->offset, whole ? UINT64_MAX : item->length);
+        if (!__atomic_compare_exchange_n(&item->exception, &none, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+            Py_XDECREF(made); /* another thread asked as well */
+        }
     }
     return Py_XNewRef(item->exception);
 }
@@ -226,9 +256,7 @@ static void mark_retrieved(Request *r)
     r->log_traceback = false;
     if (r->inline_completion) {
         r->inline_completion = false;
-        if (r->queue->inline_request == r) {
-            r->queue->inline_request = NULL;
-        }
+        forget_inline(r);
     }
 }
 
@@ -236,10 +264,11 @@ static void mark_retrieved(Request *r)
 static PyObject *outcome(Request *r)
 {
     mark_retrieved(r);
-    if (r->state == FINISHED) {
+    State state = OBSERVE(r->state);
+    if (state == FINISHED) {
         return Py_NewRef(r->item.result ? r->item.result : Py_None);
     }
-    if (r->state == CANCELLED) {
+    if (state == CANCELLED) {
         return raise_cancelled(r);
     }
     PyObject *exception = item_exception(r, &r->item);
@@ -260,12 +289,14 @@ static bool is_task_wakeup(PyObject *callback)
     }
     static PyMethodDef *task_wakeup; /* found once: asyncio has one definition of it */
     PyMethodDef *method = ((PyCFunctionObject *)callback)->m_ml;
+    PyMethodDef *known = OBSERVE(task_wakeup);
     PyObject *self = PyCFunction_GET_SELF(callback);
-    if (!task_wakeup && self && PyObject_TypeCheck(self, (PyTypeObject *)task_type) &&
+    if (!known && self && PyObject_TypeCheck(self, (PyTypeObject *)task_type) &&
         strcmp(method->ml_name, "task_wakeup") == 0) {
-        task_wakeup = method;
+        PUBLISH(task_wakeup, method);
+        return true;
     }
-    return method == task_wakeup;
+    return method == known;
 }
 
 /*
@@ -321,11 +352,30 @@ int request_wake(Request *r, bool direct)
 
 /* ---- the Future's methods -------------------------------------------------------------------------------- */
 
-static PyObject *request_done(Request *r, PyObject *Py_UNUSED(ignored)) { return PyBool_FromLong(r->state != PENDING); }
+/*
+ * What asks or changes a request that is not over is for the queue's thread alone. An outcome that is known may be looked
+ * at from any thread.
+ */
+static int refuse_other_threads(const Request *r)
+{
+    bool here = r->queue->thread == PyThread_get_thread_ident();
+    return here ? 0 : device_refuse(r->queue->device, "thread", r->operation, UINT64_MAX, UINT64_MAX);
+}
+
+/* On the path of every request the question is left out where the GIL makes the answer harmless. */
+static inline int refuse_dangerous_threads(const Request *r)
+{
+    return may_touch(r->queue->thread) ? 0 : refuse_other_threads(r);
+}
+
+static PyObject *request_done(Request *r, PyObject *Py_UNUSED(ignored))
+{
+    return PyBool_FromLong(OBSERVE(r->state) != PENDING);
+}
 
 static PyObject *request_cancelled(Request *r, PyObject *Py_UNUSED(ignored))
 {
-    return PyBool_FromLong(r->state == CANCELLED);
+    return PyBool_FromLong(OBSERVE(r->state) == CANCELLED);
 }
 
 static PyObject *raise_invalid_state(const char *text)
@@ -344,19 +394,20 @@ static PyObject *raise_invalid_state(const char *text)
 
 static PyObject *request_result(Request *r, PyObject *Py_UNUSED(ignored))
 {
-    return r->state == PENDING ? raise_invalid_state("Result is not ready.") : outcome(r);
+    return OBSERVE(r->state) == PENDING ? raise_invalid_state("Result is not ready.") : outcome(r);
 }
 
 static PyObject *request_exception(Request *r, PyObject *Py_UNUSED(ignored))
 {
-    if (r->state == PENDING) {
+    State state = OBSERVE(r->state);
+    if (state == PENDING) {
         return raise_invalid_state("Exception is not set.");
     }
     mark_retrieved(r);
-    if (r->state == CANCELLED) {
+    if (state == CANCELLED) {
         return raise_cancelled(r);
     }
-    return r->state == FAILED ? item_exception(r, &r->item) : Py_NewRef(Py_None);
+    return state == FAILED ? item_exception(r, &r->item) : Py_NewRef(Py_None);
 }
 
 static PyObject *request_get_loop(Request *r, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(r->queue->loop); }
@@ -365,14 +416,17 @@ static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py
 {
     static PyObject *usual_names; /* what asyncio's tasks say, the same object each time, seen to be ("context",) */
     PyObject *context = NULL;
-    if (count != 1 || (names && names != usual_names &&
+    if (count != 1 || (names && names != OBSERVE(usual_names) &&
                        (PyTuple_GET_SIZE(names) != 1 ||
                         PyUnicode_Compare(PyTuple_GET_ITEM(names, 0), str_context) != 0))) {
         PyErr_SetString(PyExc_TypeError, "add_done_callback() takes a callback and keyword context");
         return NULL;
     }
-    if (names && !usual_names) {
-        usual_names = Py_NewRef(names);
+    if (refuse_dangerous_threads(r) < 0) {
+        return NULL;
+    }
+    if (names && !OBSERVE(usual_names)) {
+        PUBLISH(usual_names, Py_NewRef(names));
     }
     if (!queue_has_loop(r->queue)) {
         PyErr_SetString(PyExc_RuntimeError, "a blocking queue has no event loop; use its wait()");
@@ -419,6 +473,9 @@ static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py
 static PyObject *request_remove_done_callback(Request *r, PyObject *callback)
 {
     Py_ssize_t removed = 0;
+    if (refuse_other_threads(r) < 0) {
+        return NULL;
+    }
     for (Py_ssize_t i = 0; r->more_callbacks && i < PyList_GET_SIZE(r->more_callbacks);) {
         PyObject *list = Py_NewRef(r->more_callbacks), *pair = Py_NewRef(PyList_GET_ITEM(list, i));
         int same = PyObject_RichCompareBool(PyTuple_GET_ITEM(pair, 0), callback, Py_EQ);
@@ -483,7 +540,7 @@ static PyObject *request_cancel(Request *r, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"msg", NULL};
     PyObject *message = NULL;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O", names, &message)) {
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "|O", names, &message) || refuse_other_threads(r) < 0) {
         return NULL;
     }
     mark_retrieved(r);
@@ -498,7 +555,11 @@ static PyObject *request_cancel(Request *r, PyObject *args, PyObject *kwargs)
 
 static PySendResult request_send_slot(Request *r, PyObject *Py_UNUSED(value), PyObject **result)
 {
-    if (r->state == PENDING) {
+    if (OBSERVE(r->state) == PENDING) {
+        if (refuse_dangerous_threads(r) < 0) {
+            *result = NULL;
+            return PYGEN_ERROR;
+        }
         r->blocking = true;
         *result = Py_NewRef(r);
         return PYGEN_NEXT;
@@ -559,7 +620,7 @@ static PyObject *request_send(Request *r, PyObject *Py_UNUSED(value))
 static PyObject *request_throw(Request *r, PyObject *args)
 {
     PyObject *type, *value = NULL, *traceback = NULL;
-    if (!PyArg_UnpackTuple(args, "throw", 1, 3, &type, &value, &traceback)) {
+    if (!PyArg_UnpackTuple(args, "throw", 1, 3, &type, &value, &traceback) || refuse_other_threads(r) < 0) {
         return NULL;
     }
     PyObject *exception;
@@ -602,7 +663,7 @@ static PyObject *request_close(Request *Py_UNUSED(r), PyObject *Py_UNUSED(ignore
 static PyObject *request_repr(Request *r)
 {
     static const char *const states[] = {"pending", "finished", "failed", "cancelled"};
-    const char *operation = operation_names[r->operation], *state = states[r->state];
+    const char *operation = operation_names[r->operation], *state = states[OBSERVE(r->state)];
     if (r->batch) {
         return PyUnicode_FromFormat("<Request batch of %s, items=%u %s>", operation, (unsigned)r->weight, state);
     }
@@ -610,11 +671,17 @@ static PyObject *request_repr(Request *r)
                                 (unsigned long long)r->item.offset, (unsigned long long)r->item.length, state);
 }
 
-/* See the head of this file. */
-static Py_hash_t request_hash(PyObject *r)
+/*
+ * See the head of this file. Both types are static and differ in one method only, so whoever looks at the object just now
+ * may see the one or the other. Threads of other queues have no task to make of it and change nothing.
+ */
+static Py_hash_t request_hash(PyObject *object)
 {
-    Py_SET_TYPE(r, &Future_Type);
-    return (Py_hash_t)((uintptr_t)r >> 4);
+    Request *r = (Request *)object;
+    if (may_touch(r->queue->thread)) {
+        Py_SET_TYPE(object, &Future_Type);
+    }
+    return (Py_hash_t)((uintptr_t)object >> 4);
 }
 
 /* ---- the types ------------------------------------------------------------------------------------------- */

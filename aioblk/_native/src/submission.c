@@ -14,7 +14,7 @@
 static bool idle(const QueueCore *q)
 {
     return q->device_count == 0 && !q->backlog_head && !q->flush_scheduled && q->inline_budget > 0 &&
-           !q->inline_request && q->completion_fd >= 0 && q->blkioq;
+           !OBSERVE(q->inline_request) && q->completion_fd >= 0 && q->blkioq;
 }
 
 static bool alone(const QueueCore *q) { return q->last_batch <= 1 && idle(q); }
@@ -46,7 +46,7 @@ static void submit_inline(QueueCore *q, Request *r)
     }
     q->counters.inline_completions++;
     r->inline_completion = true;
-    q->inline_request = r;
+    PUBLISH(q->inline_request, r);
 }
 
 static int submit_now(QueueCore *q, Request *r)

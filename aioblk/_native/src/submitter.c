@@ -6,17 +6,40 @@
 
 /* ---- checks ---------------------------------------------------------------------------------------------- */
 
-static QueueCore *open_core(Submitter *self, Operation op)
+__attribute__((noinline)) static QueueCore *refuse_unopened(Submitter *self, Operation op)
 {
-    if (self->core) {
-        return self->core;
-    }
     PyObject *answer = PyObject_CallMethod((PyObject *)self, "_refuse_unopened", "s", operation_names[op]);
     if (answer) {
         Py_DECREF(answer);
         PyErr_SetString(PyExc_RuntimeError, "the device is not open");
     }
     return NULL;
+}
+
+/* Another thread than the queue's, where it may be exchanged under us: refused like there, and with a reference. */
+static QueueCore *refuse_elsewhere(Submitter *self, Operation op)
+{
+    QueueCore *q;
+    CRITICAL_SECTION(self);
+    q = (QueueCore *)Py_XNewRef(self->core);
+    END_CRITICAL_SECTION();
+    if (!q) {
+        return refuse_unopened(self, op);
+    }
+    if (queue_check_caller(q, op, UINT64_MAX, UINT64_MAX) == 0) {
+        device_refuse(q->device, "thread", op, UINT64_MAX, UINT64_MAX); /* it has just been bound to this thread */
+    }
+    Py_DECREF(q);
+    return NULL;
+}
+
+static inline QueueCore *open_core(Submitter *self, Operation op)
+{
+    QueueCore *core = OBSERVE(self->core);
+    if (core) {
+        return may_touch(self->thread) ? core : refuse_elsewhere(self, op);
+    }
+    return refuse_unopened(self, op);
 }
 
 static PyObject *submit(QueueCore *q, Request *r)
@@ -239,7 +262,11 @@ static void submitter_dealloc(Submitter *self)
 
 static PyObject *submitter_get_core(Submitter *self, void *Py_UNUSED(closure))
 {
-    return Py_NewRef(self->core ? (PyObject *)self->core : Py_None);
+    QueueCore *core;
+    CRITICAL_SECTION(self);
+    core = (QueueCore *)Py_XNewRef(self->core);
+    END_CRITICAL_SECTION();
+    return core ? (PyObject *)core : Py_NewRef(Py_None);
 }
 
 static int submitter_set_core(Submitter *self, PyObject *value, void *Py_UNUSED(closure))
@@ -248,9 +275,13 @@ static int submitter_set_core(Submitter *self, PyObject *value, void *Py_UNUSED(
         PyErr_SetString(PyExc_TypeError, "_core is a QueueCore or None");
         return -1;
     }
-    QueueCore *before_last = self->former;
+    QueueCore *core = value && value != Py_None ? (QueueCore *)Py_NewRef(value) : NULL, *before_last;
+    CRITICAL_SECTION(self);
+    before_last = self->former;
     self->former = self->core;
-    self->core = value && value != Py_None ? (QueueCore *)Py_NewRef(value) : NULL;
+    self->thread = core ? core->thread : 0;
+    PUBLISH(self->core, core);
+    END_CRITICAL_SECTION();
     Py_XDECREF(before_last);
     return 0;
 }
