@@ -564,12 +564,12 @@ static PySendResult request_send_slot(Request *r, PyObject *Py_UNUSED(value), Py
         *result = Py_NewRef(r);
         return PYGEN_NEXT;
     }
-    if (r->turn == TURN_DUE) {
+    if (r->turn == TURN_DUE && may_touch(r->queue->thread)) {
         r->turn = TURN_TAKEN;
         *result = Py_NewRef(Py_None); /* as sleep(0) does */
         return PYGEN_NEXT;
     }
-    if (r->turn == TURN_TAKEN) {
+    if (r->turn == TURN_TAKEN && may_touch(r->queue->thread)) {
         r->turn = NO_TURN;
         queue_new_turn(r->queue);
     }
