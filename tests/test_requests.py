@@ -218,7 +218,7 @@ async def test_requests_that_complete_at_once_let_others_run(file_device: aioblk
     for _ in range(5000):
         await file_device.read(0, 512)
     counter.cancel()
-    assert turns >= 5000 // 300
+    assert turns >= 5000 // 600
 
 
 # --- errors -------------------------------------------------------------------------------------------------

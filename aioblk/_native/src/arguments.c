@@ -49,18 +49,14 @@ int parse(const Signature *signature, PyObject *const *args, Py_ssize_t count, P
     return 0;
 }
 
-int parse_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value)
+int parse_other_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value)
 {
-    if (PyLong_CheckExact(object)) {
-        *value = PyLong_AsUnsignedLongLong(object);
-    } else {
-        PyObject *number = PyNumber_Index(object);
-        if (!number) {
-            return -1;
-        }
-        *value = PyLong_AsUnsignedLongLong(number);
-        Py_DECREF(number);
+    PyObject *number = PyNumber_Index(object);
+    if (!number) {
+        return -1;
     }
+    *value = PyLong_AsUnsignedLongLong(number);
+    Py_DECREF(number);
     if (*value == (uint64_t)-1 && PyErr_Occurred()) {
         if (!PyErr_ExceptionMatches(PyExc_OverflowError)) {
             return -1;

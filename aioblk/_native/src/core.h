@@ -202,6 +202,7 @@ struct request {
     /* the I/O */
     bool linked;
     bool lends_memory;            /* the device touches memory of the caller's */
+    bool has_plan;                /* some part has a region, a vector or bounce memory, to be given back */
     uint8_t operation;
     uint32_t flags;               /* BLKIO_REQ_* */
     uint32_t weight;              /* as how many requests it counts: a batch as its items */
@@ -313,7 +314,24 @@ int plan_range(Request *r, DeviceCore *device, uint64_t maximum);
 
 /* ---- pins ------------------------------------------------------------------------------------------------ */
 
-int pin_acquire(Py_buffer *pin, PyObject *object, bool writable);
+int pin_any(Py_buffer *pin, PyObject *object, bool writable);
+
+/* A view of registered memory is what is pinned most often, and takes only counting. */
+static inline int pin_acquire(Py_buffer *pin, PyObject *object, bool writable)
+{
+    if (!Py_IS_TYPE(object, &View_Type)) {
+        return pin_any(pin, object, writable);
+    }
+    ViewObject *view = (ViewObject *)object;
+    if ((writable && view->memory->readonly) || !memory_use(view->memory)) {
+        return pin_any(pin, object, writable); /* it knows what to say */
+    }
+    pin->buf = view->address;
+    pin->len = view->length;
+    pin->obj = Py_NewRef(object);
+    return 0;
+}
+
 /* Both may run Python code. */
 void pin_release(Py_buffer *pin);
 void request_drop_pins(Request *r);
@@ -355,7 +373,19 @@ int arguments_module_init(void);
 /* values[i] becomes the argument for parameters[i], borrowed, or NULL. */
 int parse(const Signature *signature, PyObject *const *args, Py_ssize_t count, PyObject *names, PyObject **values);
 /* A byte offset or length: a non-negative int. */
-int parse_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value);
+int parse_other_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value);
+
+static inline int parse_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value)
+{
+    if (PyLong_CheckExact(object)) {
+        *value = PyLong_AsUnsignedLongLong(object);
+        if (*value != (uint64_t)-1) {
+            return 0;
+        }
+        PyErr_Clear();
+    }
+    return parse_other_bytes(device, op, object, value);
+}
 int parse_flag(PyObject *object, uint32_t flag, uint32_t *flags);
 
 /* ---- submitters ------------------------------------------------------------------------------------------ */

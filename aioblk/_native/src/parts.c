@@ -223,8 +223,7 @@ static void fill_iov(Vector *vector, char *bounce)
     }
 }
 
-/* What the device is given: bounce memory for a part that needs it. False: there is no room now. */
-bool queue_prepare_part(QueueCore *q, Part *part)
+bool queue_prepare_memory(QueueCore *q, Part *part)
 {
     char *bounce = NULL;
     if (part->bounce_length > 0) {
@@ -235,6 +234,7 @@ bool queue_prepare_part(QueueCore *q, Part *part)
         if (part->bounce_offset < 0) {
             return false;
         }
+        part->request->has_plan = true;
         bounce = q->bounce_address + part->bounce_offset;
         q->counters.bounced_bytes += part->bounce_length;
         if (part->request->operation == OP_WRITE) {

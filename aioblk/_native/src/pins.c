@@ -4,7 +4,8 @@
  */
 #include "core.h"
 
-int pin_acquire(Py_buffer *pin, PyObject *object, bool writable)
+/* Everything but a view that can be used. */
+int pin_any(Py_buffer *pin, PyObject *object, bool writable)
 {
     if (PyBytes_CheckExact(object) && !writable) {
         pin->buf = PyBytes_AS_STRING(object);
@@ -12,21 +13,11 @@ int pin_acquire(Py_buffer *pin, PyObject *object, bool writable)
         pin->obj = Py_NewRef(object);
         return 0;
     }
-    if (PyObject_TypeCheck(object, &View_Type)) {
-        ViewObject *view = (ViewObject *)object;
-        if (!memory_use(view->memory)) {
-            PyErr_SetString(PyExc_ValueError, "the view's memory region is closed");
-            return -1;
-        }
-        if (writable && view->memory->readonly) {
-            memory_unuse(view->memory);
-            PyErr_SetString(PyExc_BufferError, "the view is read-only");
-            return -1;
-        }
-        pin->buf = view->address;
-        pin->len = view->length;
-        pin->obj = Py_NewRef(object);
-        return 0;
+    if (Py_IS_TYPE(object, &View_Type)) {
+        bool closed = !writable || !((ViewObject *)object)->memory->readonly;
+        PyErr_SetString(closed ? PyExc_ValueError : PyExc_BufferError,
+                        closed ? "the view's memory region is closed" : "the view is read-only");
+        return -1;
     }
     return PyObject_GetBuffer(object, pin, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE);
 }
@@ -37,12 +28,12 @@ void pin_release(Py_buffer *pin)
     if (!owner) {
         return;
     }
-    if (PyBytes_CheckExact(owner)) {
-        pin->obj = NULL;
-        Py_DECREF(owner);
-    } else if (PyObject_TypeCheck(owner, &View_Type)) {
+    if (Py_IS_TYPE(owner, &View_Type)) {
         pin->obj = NULL;
         memory_unuse(((ViewObject *)owner)->memory);
+        Py_DECREF(owner);
+    } else if (PyBytes_CheckExact(owner)) {
+        pin->obj = NULL;
         Py_DECREF(owner);
     } else {
         PyBuffer_Release(pin);

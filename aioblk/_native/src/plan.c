@@ -46,9 +46,10 @@ static inline Part *add_part(Request *r, Item *item, uint64_t offset, uint64_t l
 }
 
 /* Counted from here on: the region stays mapped until request_drop_parts. */
-static void enter_region(Region *region)
+static void enter_region(Request *r, Region *region)
 {
     if (region) {
+        r->has_plan = true;
         device_enter_region(region);
     }
 }
@@ -61,7 +62,7 @@ static void part_set_memory(Part *part, const Segment *segment)
     } else {
         part->address = segment->address;
         part->region = segment->region;
-        enter_region(segment->region);
+        enter_region(part->request, segment->region);
     }
 }
 
@@ -255,13 +256,14 @@ static int part_set_segments(Part *part, const Segments *taken)
     vector->iov_count = 0;
     vector->iov = (struct iovec *)((char *)vector + size);
     part->vector = vector;
+    part->request->has_plan = true;
     vector->segment_count = taken->count;
     memcpy(vector->segments, taken->items, taken->count * sizeof(Segment));
     for (size_t i = 0; i < taken->count; i++) {
         if (taken->items[i].bounced) {
             part->bounce_length += taken->items[i].length;
         } else {
-            enter_region(taken->items[i].region);
+            enter_region(part->request, taken->items[i].region);
         }
     }
     return 0;

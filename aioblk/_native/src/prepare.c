@@ -7,7 +7,7 @@
 
 /* ---- checks ---------------------------------------------------------------------------------------------- */
 
-static int check_range(DeviceCore *device, Operation op, uint64_t offset, uint64_t length)
+static inline int check_range(DeviceCore *device, Operation op, uint64_t offset, uint64_t length)
 {
     if ((offset | length) & (device->request_alignment - 1)) {
         return device_refuse(device, "alignment", op, offset, length);

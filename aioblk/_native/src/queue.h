@@ -17,7 +17,7 @@
  * Inline completions in a row before others must get their turn, in units of about a microsecond: a request is one, and so
  * is the copying of so many bytes.
  */
-#define INLINE_BUDGET 256
+#define INLINE_BUDGET 512
 #define BYTES_PER_UNIT 8192
 
 static inline bool queue_usable(const QueueCore *q) { return q->blkioq && q->fork_generation == fork_generation; }
@@ -40,7 +40,11 @@ void queue_tell_if_idle(QueueCore *q);
 /* ---- parts.c ----------------------------------------------------------------------------------------------- */
 
 /* What the device is given: bounce memory for a part that needs it. False: there is no room now. */
-bool queue_prepare_part(QueueCore *q, Part *part);
+bool queue_prepare_memory(QueueCore *q, Part *part);
+static inline bool queue_prepare_part(QueueCore *q, Part *part)
+{
+    return (part->bounce_length == 0 && !part->vector) || queue_prepare_memory(q, part);
+}
 /* The request's parts in order, as far as there is room. */
 bool queue_admit_parts(QueueCore *q, Request *r);
 /* Takes what has not been admitted out of the request's account; fails it first. */

@@ -79,7 +79,7 @@ static void part_drop(Request *r, Part *part)
 void request_drop_parts(Request *r, uint32_t first)
 {
     uint32_t count = r->part_count;
-    for (uint32_t i = first; i < count; i++) {
+    for (uint32_t i = first; r->has_plan && i < count; i++) {
         part_drop(r, request_part(r, i));
     }
     r->part_count = first;
