@@ -298,16 +298,13 @@ static PlanOutcome build_parts(Request *r, Item *item, DeviceCore *device, const
     return PLAN_DONE;
 }
 
-static PlanOutcome plan(Request *r, Item *item, DeviceCore *device, const struct iovec *memory, size_t count)
+/* Kept apart: the common request should not have to make room for the variables of the others. */
+static __attribute__((noinline)) PlanOutcome plan_in_two_steps(Request *r, Item *item, DeviceCore *device,
+                                                               const struct iovec *memory, size_t count)
 {
-    PlanOutcome outcome =
-        count == 1 ? plan_one_part(r, item, device, memory[0].iov_base, memory[0].iov_len) : PLAN_STUCK;
-    if (outcome != PLAN_STUCK) {
-        return outcome;
-    }
+    PlanOutcome outcome = PLAN_FAILED;
     Segments segments = {0}, taken = {0};
     uint32_t before = r->part_count;
-    outcome = PLAN_FAILED;
     if (cut_segments(device, memory, count, &segments) == 0) {
         if (has_odd_length(device, &segments)) {
             bounce_all(&segments);
@@ -330,7 +327,11 @@ int plan_memory(Request *r, Item *item, DeviceCore *device, const struct iovec *
     if (device->needs_regions) {
         LOCK(&r->queue->planning);
     }
-    PlanOutcome outcome = plan(r, item, device, memory, count);
+    PlanOutcome outcome =
+        count == 1 ? plan_one_part(r, item, device, memory[0].iov_base, memory[0].iov_len) : PLAN_STUCK;
+    if (outcome == PLAN_STUCK) {
+        outcome = plan_in_two_steps(r, item, device, memory, count);
+    }
     if (device->needs_regions) {
         UNLOCK(&r->queue->planning);
     }
