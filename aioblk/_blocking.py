@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import TypeVar
 
-__all__ = ["run_blocking"]
+__all__ = ["run_blocking", "start_blocking"]
 
 T = TypeVar("T")
 
@@ -21,10 +21,18 @@ async def run_blocking(function: Callable[[], T], *, undo: Callable[[T], object]
     If the caller is cancelled the thread goes on, since nothing can stop it, and *undo* is called there
     with a result that comes too late. The same goes for a loop that was closed in the meantime.
     """
+    return await start_blocking(function, undo=undo)
+
+
+def start_blocking(
+    function: Callable[[], T], *, undo: Callable[[T], object] | None = None
+) -> asyncio.Future[T]:
+    """Call *function* in a thread of its own, and have its result, or what it raises, in a future.
+
+    When the future is done before the thread is, *undo* is called with the result that comes too late.
+    """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()
-    lock = threading.Lock()
-    state = {"wanted": True}
 
     def deliver(result: T | None, error: BaseException | None) -> None:
         if future.done():
@@ -42,20 +50,14 @@ async def run_blocking(function: Callable[[], T], *, undo: Callable[[T], object]
             result = function()
         except BaseException as caught:  # handed to the caller, whatever it is
             error = caught
-        with lock:
-            wanted = state["wanted"]
-            if wanted:
-                try:
-                    loop.call_soon_threadsafe(deliver, result, error)
-                except RuntimeError:  # the loop is closed
-                    wanted = False
+        wanted = not future.done()
+        if wanted:
+            try:
+                loop.call_soon_threadsafe(deliver, result, error)
+            except RuntimeError:  # the loop is closed
+                wanted = False
         if not wanted and error is None and undo is not None:
             undo(result)  # type: ignore[arg-type]
 
     threading.Thread(target=work, name="aioblk-blocking", daemon=True).start()
-    try:
-        return await future
-    except asyncio.CancelledError:
-        with lock:
-            state["wanted"] = False
-        raise
+    return future

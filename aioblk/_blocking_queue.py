@@ -7,13 +7,15 @@ libblkio, or the kernel, watches the device actively while the thread waits.
 import errno
 import mmap
 import threading
+import time
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, final
 
 from ._discard import discard
 from ._native._core import QueueCore, Request, Submitter
 from ._queue import QueueContext, QueueStatistics
-from .errors import BlkioError, DeviceClosedError, UsageError
+from ._silence import TICKS, describe_silence
+from .errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
 
 __all__ = ["BlockingQueue"]
 
@@ -21,6 +23,7 @@ T = TypeVar("T")
 
 _BOUNCE_BYTES = 2 << 20  # two of the largest parts
 _BOUNCE_GRANULE = 4096
+_SLICE = 0.25  # seconds; how often a thread that waits looks whether the device has been lost
 
 
 @final
@@ -54,15 +57,21 @@ class BlockingQueue(Submitter):
             handle.map_mem_region(self._region)
         core.attach_bounce(self._region.address, self._region.length, _BOUNCE_GRANULE)
         self._core = core
+        self._lost: BlkioError | None = None
+        self._slice = _SLICE if context.lost_after is None else min(_SLICE, context.lost_after / TICKS)
+        self._next_tick = 0.0
+        self.is_waiting = False
+        """Whether the thread is waiting for the device now."""
 
     def wait(self, request: Request[T], timeout: float | None = None) -> T:
         """The outcome of a request of this queue, as soon as it is known. Signals are handled meanwhile.
 
         Raises:
-            BlkioError: the request has failed.
+            BlkioError: the request has failed; DeviceLostError, within a quarter of a second, when the device
+                is lost.
             TimeoutError: it was not done within *timeout* seconds. It goes on; wait again, or cancel it.
         """
-        if not self.core.wait(request, -1 if timeout is None else max(timeout, 0)):
+        if not self._wait(request, -1 if timeout is None else max(timeout, 0)):
             raise TimeoutError(f"{request!r} was not done within {timeout} seconds")
         return request.result()
 
@@ -72,25 +81,38 @@ class BlockingQueue(Submitter):
             return
         if not self.is_bound_here():
             raise UsageError("the queue belongs to another thread", operation="close queue")
+        self.refuse()
+        while self.core.in_flight:
+            self._wait(None, -1)
+        self._release()
+        if self._lost is None:
+            if self._mapped:
+                self._context.handle.unmap_mem_region(self._region)
+            self._context.handle.free_mem_region(self._region)
+
+    def refuse(self) -> None:
+        """Refuse new requests, from any thread."""
+        if self._core is not None and self._lost is None:
+            self._core.close("closed")
+
+    def give_up(self, error: BlkioError) -> None:
+        """Close the queue from another thread, when its own does not use it any more."""
+        if self._core is not None:
+            self._lost = error
+            self._core.abandon(error)
+            self._release()
+
+    def _release(self) -> None:
         core = self.core
-        core.close("closed")
-        while core.in_flight:
-            core.wait(None, -1)
-        left_to_device = core.bounce_in_use > 0  # it is lost, and may still write there
-        if not left_to_device:
+        if core.bounce_in_use:  # by abandoned requests
+            core.abandon_bounce()
+            if not self._mapped:
+                self._context.handle.abandon_mem_region(self._region)  # see BouncePool.lose()
+        else:
             core.detach_bounce()
         core.dispose()
         self._core = None
-        try:
-            if not left_to_device:
-                self._free_bounce()
-        finally:
-            self._context.on_released(self)
-
-    def _free_bounce(self) -> None:
-        if self._mapped:
-            self._context.handle.unmap_mem_region(self._region)
-        self._context.handle.free_mem_region(self._region)
+        self._context.on_released(self)
 
     def __enter__(self) -> Self:
         return self
@@ -105,13 +127,47 @@ class BlockingQueue(Submitter):
         self.close()
 
     def abandon(self, error: BlkioError) -> None:
-        """The device is lost; the waiting thread is told at its next signal check."""
-        self.core.close("lost")
-        self.core.abandon(error)
+        """The device is lost, as any thread may tell. The queue's own fails what is in flight."""
+        if self._core is not None and self._lost is None:
+            self._lost = error
+            self._core.close("lost")
+            if self.is_bound_here() or not self.has_thread:
+                self._core.abandon(error)
+
+    # --- waiting --------------------------------------------------------------------------------------------
+
+    def _wait(self, request: Request[Any] | None, seconds: float) -> bool:
+        """Until the request is done, or anything has completed; False: not within *seconds*, < 0 for ever."""
+        self.is_waiting = True
+        try:
+            end = time.monotonic() + seconds if seconds >= 0 else float("inf")
+            while self._lost is None:
+                left = end - time.monotonic()
+                if self.core.wait(request, max(min(self._slice, left), 0)):
+                    return True
+                if left <= self._slice:
+                    return False
+                if self._context.lost_after is not None:
+                    self._tick(self._context.lost_after)
+            if self.core.in_flight:
+                self.core.abandon(self._lost)
+            return request is None or request.done()
+        finally:
+            self.is_waiting = False
+
+    def _tick(self, lost_after: float) -> None:
+        now = time.monotonic()
+        if now < self._next_tick:
+            return
+        self._next_tick = now + lost_after / TICKS
+        silence = describe_silence(self.core, lost_after)
+        if silence is not None:
+            self.abandon(DeviceLostError(silence, driver=self._context.handle.driver))
+            self._context.on_silence(silence)
 
     def _make_room(self, request: Request[Any], _need: int) -> None:
         while not self.core.admit(request):
-            self.core.wait(None, -1)
+            self._wait(None, -1)
 
     def _discard(self, request: Request[Any], offset: int, length: int) -> None:
         assert self._context.discard_fd is not None
@@ -128,6 +184,16 @@ class BlockingQueue(Submitter):
         if self._core is None:
             self._refuse_unopened("queue")
         return self._core
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the device has not finished, cancelled ones included."""
+        return 0 if self._core is None else self._core.in_flight
+
+    @property
+    def has_thread(self) -> bool:
+        """Whether the queue's thread still lives."""
+        return any(thread.ident == self._thread for thread in threading.enumerate())
 
     def is_bound_here(self) -> bool:
         """Whether the caller runs in the thread that the queue belongs to."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno as errnos
 import fcntl
+import mmap
 import os
 import stat
 import sys
@@ -49,6 +50,7 @@ if TYPE_CHECKING:  # cffi's own types; they have no names at run time
 P = ParamSpec("P")
 T = TypeVar("T")
 
+_MAP_FAILED = 2 ** (8 * ffi.sizeof("void *")) - 1
 VHOST_VDPA_GET_VRING_NUM = 0x8002AF76  # linux/vhost.h
 
 
@@ -173,9 +175,23 @@ class Blkio:
                 return
             self._state = State.DESTROYED
             self._mapped.clear()
-            self._allocated.clear()
             lib.blkio_destroy(self._cell)
+            while self._allocated:
+                _free(self._allocated.pop())
             self._close_fd()
+
+    def exchange(self, other: Blkio) -> None:
+        """Exchange the libblkio instances of two handles of one driver: each goes on with the other's.
+
+        What was allocated stays with the handle that allocated it, what is mapped goes with the instance.
+        Nobody may use a queue of either.
+        """
+        with self._lock:
+            self._state, other._state = other._state, self._state
+            self._fd, other._fd = other._fd, self._fd
+            self._filename, other._filename = other._filename, self._filename
+            self._mapped, other._mapped = other._mapped, self._mapped
+            self._cell, other._cell = other._cell, self._cell
 
     def __enter__(self) -> Self:
         return self
@@ -309,13 +325,13 @@ class Blkio:
     def alloc_mem_region(self, length: int) -> MemRegion:
         """Allocate memory that suits the device; *length* is a multiple of mem-region-alignment, in bytes.
 
-        The region is not mapped yet. It is the caller's until ``free_mem_region()`` or ``destroy()``.
+        The region is not mapped yet. It is the caller's until ``free_mem_region()``, ``destroy()`` or
+        ``abandon_mem_region()``. libblkio's own allocation would go with the instance, which a device that
+        is reconnected outlives, and memory that a lost device still writes to must.
         """
         self._require_started("alloc_mem_region")
         self._require_alignment("alloc_mem_region", "length", length)
-        description = ffi.new("struct blkio_mem_region *")
-        self._check(lib.blkio_alloc_mem_region(self._cell[0], description, length), "alloc_mem_region")
-        region = _from_struct(description)
+        region = _allocate(length)
         self._allocated.add(region)
         return region
 
@@ -330,7 +346,11 @@ class Blkio:
         if self._is_mapped(region):
             raise self._refusal("free_mem_region", f"{region} is mapped; unmap it first")
         self._allocated.remove(region)
-        lib.blkio_free_mem_region(self._cell[0], _to_struct(region))
+        _free(region)
+
+    def abandon_mem_region(self, region: MemRegion) -> None:
+        """Never free a region of ``alloc_mem_region()``: a lost device may write to it. Waits for nobody."""
+        self._allocated.discard(region)
 
     @_in_turn
     def map_mem_region(self, region: MemRegion) -> None:
@@ -520,12 +540,21 @@ def _to_struct(region: MemRegion) -> MemRegionStruct:
     return description
 
 
-def _from_struct(description: MemRegionStruct) -> MemRegion:
-    return MemRegion(
-        address=_address(description.addr),
-        length=description.len,
-        iova=description.iova,
-        fd_offset=description.fd_offset,
-        fd=description.fd,
-        flags=description.flags,
-    )
+def _allocate(length: int) -> MemRegion:
+    """New, zeroed memory with a file descriptor, which the devices want that are other processes."""
+    fd = os.memfd_create("aioblk", os.MFD_CLOEXEC)
+    try:
+        os.ftruncate(fd, length)
+        protection = mmap.PROT_READ | mmap.PROT_WRITE
+        address = _address(lib.mmap(ffi.NULL, length, protection, mmap.MAP_SHARED, fd, 0))
+        if address == _MAP_FAILED:
+            raise MemoryError(f"there is no room for {length} bytes of shared memory")
+    except BaseException:
+        os.close(fd)
+        raise
+    return MemRegion(address, length, fd=fd)
+
+
+def _free(region: MemRegion) -> None:
+    lib.munmap(ffi.cast("void *", region.address), region.length)
+    os.close(region.fd)

@@ -17,6 +17,7 @@ WORDS: Mapping[str, bool] = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
+SECONDS = {"lost_after"}
 NUMBER = re.compile(r"(?P<digits>\d+|0x[0-9a-f]+)\s*((?P<unit>[kmgt])(ib?)?)?", re.ASCII | re.IGNORECASE)
 
 
@@ -45,8 +46,8 @@ def parse_properties(driver_name: str, arguments: Iterable[str]) -> dict[str, ob
         assert properties == {"path": "disk.img", "direct": True, "num_entries": 1024}
         device = aioblk.open(driver, **properties)
 
-    Each value gets the type of its property: text as it is; true, yes, on, 1 or false, no, off, 0; a number
-    as :func:`parse_size` reads it. Names have dashes, as in libblkio, or underscores.
+    Each value gets the type of its property: text as it is; true, yes, on, 1 or false, no, off, 0; seconds
+    with or without a fraction, or none; a number as :func:`parse_size` reads it. Names have dashes, as in libblkio, or underscores.
 
     Raises:
         OptionError: an argument is not of that form, or as by :func:`open`. Whether the values fit together
@@ -119,6 +120,11 @@ def _normal(name: str) -> str:
 def _parse(driver: str, option: str, text: str) -> object:
     """The value of an option from its text, in the type that libblkio's property of that name has."""
     known = PROPERTIES.get(option.replace("_", "-"))
+    if option in SECONDS:
+        try:
+            return None if text.lower() == "none" else float(text)
+        except ValueError:
+            raise OptionError(f"{option} must be a number of seconds, not {text!r}", driver=driver) from None
     match known.kind if known is not None else "int":
         case "bool":
             if text.lower() not in WORDS:

@@ -14,17 +14,72 @@ and the loop.
 import os
 import select
 import socket
+import struct
 from collections.abc import Container
+from typing import Self, final
 
 from ._native._blkio import ffi, lib
 
-__all__ = ["has_hung_up", "peer_descriptors", "watch_peer"]
+__all__ = ["Peer", "connected_sockets"]
 
 _FAMILY_BYTES = 2  # of struct sockaddr_un, before the path
 _ADDRESS_BYTES = 128  # of struct sockaddr_storage
+_CREDENTIALS = struct.Struct("iII")  # struct ucred: pid, uid, gid
 
 
-def peer_descriptors() -> dict[tuple[int, int], bytes]:
+@final
+class Peer:
+    """The backend at the other end of a connection that libblkio has made."""
+
+    def __init__(self, fd: int) -> None:
+        """Of the connected socket *fd*, which stays the caller's."""
+        self.pid = _listener(fd)
+        """The process that listens on the socket; 0: it cannot be seen from here."""
+        with select.epoll() as events:
+            events.register(fd, select.EPOLLRDHUP)
+            self._events = os.dup(events.fileno())
+        try:
+            self._socket = os.dup(fd)
+        except OSError:
+            os.close(self._events)
+            raise
+        self._process = _watch_process(self.pid)
+
+    @classmethod
+    def find(cls, path: str, known: Container[tuple[int, int]]) -> Self | None:
+        """The peer at *path*: of the connection that was made since ``connected_sockets()`` gave *known*."""
+        new = {socket: peer for socket, peer in connected_sockets().items() if socket not in known}
+        if len(new) > 1:
+            new = {socket: peer for socket, peer in new.items() if _is_same(peer, path)}
+        for fd, _inode in new:
+            return cls(fd)
+        return None
+
+    def fileno(self) -> int:
+        """A descriptor that becomes readable when the other end is closed."""
+        return self._events
+
+    def has_hung_up(self) -> bool:
+        """Whether the other end is closed."""
+        return _is_readable(self._events, 0)
+
+    def wait_for_death(self, seconds: float) -> bool:
+        """Block until the backend's process has ended; False: not in time, or it cannot be seen."""
+        return self._process is not None and _is_readable(self._process, seconds)
+
+    def hang_up(self) -> None:
+        """End the connection: a call of libblkio's that waits for an answer fails, and the backend learns of
+        it."""
+        lib.shutdown(self._socket, socket.SHUT_RDWR)
+
+    def close(self) -> None:
+        """Watch no longer. The connection is libblkio's, and stays."""
+        for fd in (self._events, self._socket, self._process):
+            if fd is not None:
+                os.close(fd)
+
+
+def connected_sockets() -> dict[tuple[int, int], bytes]:
     """The connected Unix sockets of this process, by descriptor and inode, and the names of their peers."""
     found: dict[tuple[int, int], bytes] = {}
     for name in os.listdir("/proc/self/fd"):
@@ -48,22 +103,6 @@ def _peer_path(fd: int) -> bytes | None:
     return raw[_FAMILY_BYTES:].rstrip(b"\0") if family == socket.AF_UNIX else None
 
 
-def watch_peer(path: str, known: Container[tuple[int, int]]) -> int | None:
-    """A descriptor that becomes readable when the other end of the connection to *path* is closed.
-
-    The connection is the one that was made since ``peer_descriptors()`` gave *known*. The caller closes the
-    descriptor.
-    """
-    new = {socket: peer for socket, peer in peer_descriptors().items() if socket not in known}
-    if len(new) > 1:
-        new = {socket: peer for socket, peer in new.items() if _is_same(peer, path)}
-    for fd, _inode in new:
-        with select.epoll() as events:
-            events.register(fd, select.EPOLLRDHUP)
-            return os.dup(events.fileno())
-    return None
-
-
 def _is_same(peer: bytes, path: str) -> bool:
     """Whether a peer's name, which may be relative to its own directory, is that of the socket at *path*."""
     if peer == os.fsencode(path):
@@ -76,8 +115,25 @@ def _is_same(peer: bytes, path: str) -> bool:
         )
 
 
-def has_hung_up(peer: int) -> bool:
-    """Whether the other end is closed; *peer* is from ``watch_peer()``."""
+def _listener(fd: int) -> int:
+    credentials = ffi.new("char[]", _CREDENTIALS.size)
+    length = ffi.new("unsigned int *", _CREDENTIALS.size)
+    if lib.getsockopt(fd, socket.SOL_SOCKET, socket.SO_PEERCRED, credentials, length) != 0:
+        return 0
+    pid, _user, _group = _CREDENTIALS.unpack(bytes(ffi.buffer(credentials, length[0])))
+    return int(pid)
+
+
+def _watch_process(pid: int) -> int | None:
+    if pid <= 0:
+        return None  # in a process namespace that this one does not see
+    try:
+        return os.pidfd_open(pid)
+    except OSError:
+        return None
+
+
+def _is_readable(fd: int, seconds: float) -> bool:
     poll = select.poll()
-    poll.register(peer, select.POLLIN)
-    return bool(poll.poll(0))
+    poll.register(fd, select.POLLIN)
+    return bool(poll.poll(1000 * seconds))

@@ -12,6 +12,7 @@ from ._discard import BlockDiscard
 from ._handle import Blkio
 from ._native._core import DeviceCore, QueueCore, Submitter
 from ._properties import Properties
+from ._silence import SilenceWatch
 from ._tasks import start_steadfast_task
 from .bounce import BouncePool
 from .errors import BlkioError, DeviceClosedError, OptionError, UsageError
@@ -74,6 +75,10 @@ class QueueContext:
     """Where discards go by ioctl; see _discard."""
     on_broken: Callable[[int], object]
     """Called, in the queue's thread, with the errno of a queue that broke down."""
+    lost_after: float | None
+    """Seconds that a request may remain unanswered; None: for ever."""
+    on_silence: Callable[[str], object]
+    """Called, in the queue's thread, with what has not been answered."""
     on_released: Callable[[Any], object]
     """Called, in the queue's thread, when a queue is free for others."""
 
@@ -124,6 +129,10 @@ class Queue(Submitter):
             self._loop.add_reader(self._fd, core.on_event)
         self._core = core
         self._attached = True
+        self._lost = False
+        self._watch: SilenceWatch | None = None
+        if context.lost_after is not None:
+            self._watch = SilenceWatch(core, self._loop, context.lost_after, context.on_silence)
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -144,12 +153,23 @@ class Queue(Submitter):
 
         A task that is cancelled here does not wait any longer; closing goes on without it.
         """
+        if self._closing is None and asyncio.get_running_loop() is not self._loop:
+            raise UsageError("the queue belongs to another event loop", operation="close queue")
+        await asyncio.shield(self._start_closing())
+
+    def start_closing(self) -> None:
+        """Have the queue closed on its own loop, from any thread. Nothing happens while that does not run."""
+        if self.is_bound_here() and asyncio.get_running_loop() is self._loop:
+            self._start_closing()
+        else:
+            with contextlib.suppress(RuntimeError):  # that loop is closed
+                self._loop.call_soon_threadsafe(self._start_closing)
+
+    def _start_closing(self) -> asyncio.Task[None]:
         if self._closing is None:
-            if asyncio.get_running_loop() is not self._loop:
-                raise UsageError("the queue belongs to another event loop", operation="close queue")
-            self.close()
+            self.close("lost" if self._lost else "closed")
             self._closing = start_steadfast_task(self._loop, self._close())
-        await asyncio.shield(self._closing)
+        return self._closing
 
     async def _close(self) -> None:
         await self.drain()
@@ -173,10 +193,20 @@ class Queue(Submitter):
             with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
                 self._loop.call_soon_threadsafe(self.abandon, error)
             return
+        self._lost = True
         self.close("lost")
         self._detach()
         self.core.abandon(error)
-        self.bounce_pool.refuse_all(error)
+        self.bounce_pool.lose(error)
+
+    def give_up(self, error: BlkioError) -> None:
+        """The queue's loop does not run any more: close the queue from another one."""
+        self.close()
+        with contextlib.suppress(RuntimeError):  # those who wait are not woken
+            self.core.abandon(error)
+        self.bounce_pool.lose(error)
+        self.dispose()
+        self._context.on_released(self)
 
     def dispose(self) -> None:
         """Let go of the drained queue; the device may be destroyed."""
@@ -189,6 +219,8 @@ class Queue(Submitter):
             self._attached = False
             if self._fd >= 0 and not self._loop.is_closed():
                 self._loop.remove_reader(self._fd)
+            if self._watch is not None:
+                self._watch.stop()
         self.core.on_broken = None
 
     def _on_idle(self) -> None:
@@ -203,6 +235,11 @@ class Queue(Submitter):
         """The compiled part."""
         assert self._core is not None
         return self._core
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that the queue belongs to."""
+        return self._loop
 
     def is_bound_here(self) -> bool:
         """Whether the caller runs in the thread that the queue belongs to."""

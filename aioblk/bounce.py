@@ -130,10 +130,21 @@ class BouncePool:
             shrinks=self._shrinks,
         )
 
-    def refuse_all(self, error: BaseException) -> None:
-        """Fail every waiting request: the device is lost."""
+    def lose(self, error: BaseException) -> None:
+        """The device is lost: fail every waiting request, and abandon the memory that the device uses.
+
+        A device with mapped regions holds the memory by itself, and nobody else ever sees it: unmapping ours
+        with the device is harmless. Where there are none, the device uses our addresses, which are then never
+        given back.
+        """
         while self._waiters:
             self._refuse_head(error)
+        if self._core.bounce_in_use and self._region is not None:
+            self._high_water = max(self._high_water, self._core.bounce_peak)
+            self._core.abandon_bounce()
+            if not self._memory.limits.needs_mem_regions:
+                self._handle.abandon_mem_region(self._region)
+            self._region = None
 
     async def aclose(self) -> None:
         """Give the memory back; idempotent. The queue has been drained, or the device is lost."""
@@ -143,8 +154,7 @@ class BouncePool:
             self._idle_check = None
         while self._resizing is not None:
             await asyncio.wait([self._resizing])
-        self._waiters.clear()  # of a lost device: they have been failed
-        if self._region is not None and not self._core.bounce_in_use:
+        if self._region is not None:
             await asyncio.wait([self._start_resizing(0)])
         self._core.on_bounce = self._core.on_room = None
 

@@ -9,23 +9,25 @@ import asyncio
 import contextlib
 import enum
 import functools
-import operator
 import os
+import threading
 import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, cast
 
 from typing_extensions import Buffer
 
-from ._blocking import run_blocking
+from ._blocking import run_blocking, start_blocking
 from ._blocking_queue import BlockingQueue
+from ._bound_queues import BoundQueues
+from ._connection import Connection, connect
 from ._discard import BlockDiscard, discard_method
 from ._handle import Blkio
 from ._native._core import DeviceCore, Submitter
-from ._peer import has_hung_up, peer_descriptors, watch_peer
-from ._properties import IO_URING, VHOST_USER, VHOST_VDPA, Properties
+from ._peer import Peer
+from ._properties import IO_URING, VHOST_VDPA, Properties
 from ._queue import Queue, QueueContext, QueueStatistics
 from ._refusals import Refusals
 from ._tasks import start_steadfast_task
@@ -48,11 +50,13 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_PART", "Device"]
 
 P = ParamSpec("P")
-Q = TypeVar("Q", Queue, BlockingQueue)
 
 # Cached reads are copied inside the submitting call, with the loop standing still; larger requests are
 # divided.
 LARGEST_PART = 1 << 20
+
+# How long closing a lost device waits for libblkio to let go of it; that may go on in a thread of its own.
+LOST_PATIENCE = 1.0  # seconds
 
 
 class _State(enum.StrEnum):
@@ -84,11 +88,13 @@ class Device(Submitter):
         self._memory: DeviceMemory | None = None
         self._context: QueueContext | None = None
         self._queue: Queue | None = None  # the default one, whose requests are the device's own
-        self._queues: dict[tuple[bool, int], Queue | BlockingQueue] = {}  # bound ones, by (poll, index)
-        self._peer: int | None = None  # readable when the backend has hung up
+        self._queues = BoundQueues(options.driver)
+        self._peer: Peer | None = None  # a vhost-user backend
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread = 0
         self._closing: asyncio.Task[None] | None = None
         self._lost: DeviceLostError | None = None
+        self._lost_while_destroying: asyncio.Future[None] | None = None
         self._pid = os.getpid()
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -105,12 +111,11 @@ class Device(Submitter):
         if self._state is not _State.NEW:
             raise self._misuse("open", f"a device can be opened once; this one is {self._state}")
         self._state = _State.OPENING
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         try:
-            start = functools.partial(_connect_and_start, self._options)
-            handle, self._peer, self._capacity = await run_blocking(start, undo=_undo_start)
-            self._handle = handle
-            self._set_up(handle)
+            connection = await run_blocking(functools.partial(connect, self._options), undo=Connection.close)
+            self._handle, self._peer, self._capacity = connection
+            self._set_up(connection.handle)
             self._state = _State.OPEN
             self._bind_default()
         except BaseException:
@@ -148,6 +153,8 @@ class Device(Submitter):
         self._limits = limits
         self._properties = Properties(handle)
         self._memory = DeviceMemory(handle, core, limits, reserved=_queue_count(handle))
+        self._memory.call_limit = self._options.lost_after
+        self._memory.on_silence = _weakly(self._on_silence)
         self._context = QueueContext(
             handle=handle,
             device=core,
@@ -155,7 +162,9 @@ class Device(Submitter):
             bounce_pool_size=self._options.bounce_pool_size,
             discard_fd=fd if method == BlockDiscard.method else None,
             on_broken=_weakly(self._on_broken),
-            on_released=_weakly(self._on_released),
+            lost_after=self._options.lost_after,
+            on_silence=_weakly(self._on_silence),
+            on_released=self._queues.forget,
         )
 
     async def detach(self) -> None:
@@ -181,7 +190,7 @@ class Device(Submitter):
         if self._state is not _State.DETACHED:
             raise self._misuse("attach", f"the device is {self._state}; detach it from its loop first")
         assert self._memory is not None
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._memory.attach_loop()
         self._state = _State.OPEN
         self._bind_default()
@@ -189,13 +198,19 @@ class Device(Submitter):
 
     def _bind_default(self) -> None:
         handle = self._require_handle("open")
-        self._queue = self._bind(0, poll=handle.get("num-queues") == 0)
-        if self._peer is not None:
-            self._loop_here().add_reader(self._peer, _weakly(self._on_peer_event))
+        assert self._context is not None
+        self._queue = self._queues.find_or_bind(self._context, 0, poll=handle.get("num-queues") == 0)
+        self._watch_peer()
         self._core = self._queue.core
 
     async def aclose(self) -> None:
         """Refuse new requests, wait for those in flight, give everything back. Idempotent.
+
+        Queues that are still bound are closed as well, each in its own loop or thread. One whose loop does
+        not run any more, or whose thread does not wait for its requests, is given up: what it has in flight
+        fails, and the memory of that is never released.
+
+        Of a lost device nothing is waited for, except, for a second at most, that libblkio lets go of it.
 
         A task that is cancelled here does not wait any longer; closing goes on without it.
         """
@@ -211,7 +226,6 @@ class Device(Submitter):
         if self._loop is not loop:
             raise self._misuse("close", "the device belongs to another event loop")
         if self._closing is None:
-            self._require_only_default_queue("close")
             self._state = _State.CLOSING
             if self._queue is not None and self._lost is None:
                 self._queue.close()
@@ -228,12 +242,27 @@ class Device(Submitter):
         """Drain and give back whatever there is. One failing step does not stop the others."""
         async with contextlib.AsyncExitStack() as stack:
             if self._handle is not None:
-                stack.push_async_callback(run_blocking, self._handle.destroy)
+                stack.push_async_callback(self._destroy, self._handle)
             stack.callback(self._forget_peer)
             if self._memory is not None:
                 stack.push_async_callback(self._memory.aclose)
             if self._queue is not None:
                 stack.push_async_callback(self._queue.aclose)
+            stack.push_async_callback(self._queues.close_others, self._queue)
+
+    async def _destroy(self, handle: Blkio) -> None:
+        """Disconnect. That takes as long as the device takes to answer: who does not answer is left to it."""
+        destroyed = start_blocking(handle.destroy)
+        if self._lost is None:
+            self._lost_while_destroying = self._loop_here().create_future()
+            await asyncio.wait(
+                [destroyed, self._lost_while_destroying],
+                timeout=self._options.lost_after,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        await asyncio.wait([destroyed], timeout=LOST_PATIENCE)
+        if destroyed.done():
+            destroyed.result()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -266,31 +295,74 @@ class Device(Submitter):
 
     # --- loss -----------------------------------------------------------------------------------------------
 
+    @property
+    def lost(self) -> DeviceLostError | None:
+        """Why the device is lost; None: it is not."""
+        return self._lost
+
+    def abandon(self, reason: str = "the device was given up") -> None:
+        """Declare the device lost, because it does not answer and nothing else will tell.
+
+        Everything in flight, on every queue, fails with :class:`DeviceLostError` whose ``__cause__`` says
+        *reason*; new requests are refused; :meth:`aclose` does not wait for the device any more, also when it
+        does so already. Memory that the device may still write to is never released; docs/loss.md says what
+        that is for each driver. Does nothing when the device is lost or closed.
+
+        Raises:
+            UsageError: the device is not open, or the caller is not in the thread of its loop.
+        """
+        if self._lost is not None or self._state is _State.CLOSED:
+            return
+        if self._state not in (_State.OPEN, _State.CLOSING):
+            raise self._misuse("abandon", f"the device is {self._state}")
+        if self._thread != threading.get_ident():
+            raise self._misuse(
+                "abandon", "the device belongs to another thread; call_soon_threadsafe() helps"
+            )
+        self._lose(reason)
+
     def _on_peer_event(self) -> None:
-        if self._peer is not None and has_hung_up(self._peer):
+        if self._peer is not None and self._peer.has_hung_up():
             self._lose("the backend has closed the connection")
 
     def _on_broken(self, errno: int) -> None:
-        self._lose(f"the queue broke down: {os.strerror(errno)}")
+        self._call_in_own_thread(self._lose, f"the queue broke down: {os.strerror(errno)}")
+
+    def _on_silence(self, silence: str) -> None:
+        self._call_in_own_thread(self._lose, silence)
+
+    def _call_in_own_thread(self, function: Callable[[str], None], why: str) -> None:
+        if self._thread == threading.get_ident():
+            function(why)
+        else:
+            with contextlib.suppress(RuntimeError):  # the device's loop is closed
+                self._loop_here().call_soon_threadsafe(function, why)
 
     def _lose(self, why: str) -> None:
         if self._lost is None and self._queue is not None:
             self._lost = DeviceLostError(why, driver=self._options.driver)
+            if self._peer is not None:
+                self._peer.hang_up()
             self._forget_peer()
-            for queue in list(self._queues.values()):
-                queue.abandon(self._lost)
+            self._queues.abandon(self._lost)
             if self._memory is not None:
-                self._memory.lose()
+                self._memory.lose(self._lost)
+            if self._lost_while_destroying is not None and not self._lost_while_destroying.done():
+                self._lost_while_destroying.set_result(None)
+
+    def _watch_peer(self) -> None:
+        if self._peer is not None:
+            self._loop_here().add_reader(self._peer.fileno(), _weakly(self._on_peer_event))
 
     def _forget_peer(self) -> None:
         self._stop_watching_peer()
         peer, self._peer = self._peer, None
         if peer is not None:
-            os.close(peer)
+            peer.close()
 
     def _stop_watching_peer(self) -> None:
         if self._peer is not None and self._loop is not None and not self._loop.is_closed():
-            self._loop.remove_reader(self._peer)
+            self._loop.remove_reader(self._peer.fileno())
 
     # --- what the device is ---------------------------------------------------------------------------------
 
@@ -379,7 +451,7 @@ class Device(Submitter):
     def statistics(self) -> QueueStatistics:
         """A snapshot of the counters of all queues that are bound now."""
         self._require_handle("statistics")
-        return functools.reduce(operator.add, (queue.statistics() for queue in list(self._queues.values())))
+        return self._queues.statistics()
 
     @property
     def closed(self) -> bool:
@@ -414,15 +486,20 @@ class Device(Submitter):
 
     # --- queues ---------------------------------------------------------------------------------------------
 
-    def queue(self, index: int = 0) -> Queue:
+    def queue(self, index: int | None = None) -> Queue:
         """Queue *index*, bound to the running loop until it is closed: ``async with dev.queue(1) as queue``.
 
-        Threads with loops of their own thus share a device without locks. Queue 0 is the default queue,
-        which serves the device's own request methods and belongs to the device's loop.
+        Threads with loops of their own thus share a device without locks. Without *index* it is the default
+        queue, which serves the device's own request methods and belongs to the device's loop: queue 0, or
+        poll queue 0 of a device that was opened with ``num_queues=0``.
 
         Raises:
             UsageError: there is no such queue, or it is bound to another loop.
         """
+        if index is None:
+            self._require_handle("queue")
+            assert self._queue is not None
+            return self._find_or_bind(0, poll=self._queue.poll)
         return self._find_or_bind(index, poll=False)
 
     def poll_queue(self, index: int = 0) -> Queue:
@@ -441,9 +518,7 @@ class Device(Submitter):
         """
         self._require_handle("queue")
         assert self._context is not None
-        if (poll, index) in self._queues:
-            raise self._misuse("queue", f"{self._queues[poll, index]!r} is in use; close it first")
-        return self._keep(BlockingQueue(self._context, index, poll=poll))
+        return self._queues.bind_blocking(self._context, index, poll=poll)
 
     async def add_queue(self) -> int:
         """Add a queue to the started device and return its index.
@@ -457,37 +532,19 @@ class Device(Submitter):
     async def remove_queue(self, index: int) -> None:
         """Remove a queue that is not bound. The default queue stays. Other queues keep their indices."""
         handle = self._require_handle("remove_queue")
-        if (False, index) in self._queues:
+        if self._queues.is_bound(index):
             raise self._misuse("remove_queue", f"queue {index} is in use; close it first")
         await self.memory.call(handle.remove_queue, index)
 
     def _find_or_bind(self, index: int, *, poll: bool) -> Queue:
         self._require_handle("queue")
-        bound = self._queues.get((poll, index))
-        if bound is None:
-            return self._bind(index, poll=poll)
-        if not isinstance(bound, Queue) or not bound.is_bound_here():
-            raise self._misuse("queue", f"{bound!r} is bound elsewhere; close it there first")
-        return bound
-
-    def _bind(self, index: int, *, poll: bool) -> Queue:
         assert self._context is not None
-        return self._keep(Queue(self._context, index, poll=poll))
-
-    def _keep(self, queue: Q) -> Q:
-        if self._queues.setdefault((queue.poll, queue.index), queue) is not queue:
-            queue.dispose()
-            raise self._misuse("queue", f"queue {queue.index} has just been bound by another thread")
-        return queue
+        return self._queues.find_or_bind(self._context, index, poll=poll)
 
     def _require_only_default_queue(self, operation: str) -> None:
-        others = [queue for queue in self._queues.values() if queue is not self._queue]
+        others = [queue for queue in self._queues if queue is not self._queue]
         if others:
             raise self._misuse(operation, f"still bound: {others}; close these queues first")
-
-    def _on_released(self, queue: Queue | BlockingQueue) -> None:
-        if self._queues.get((queue.poll, queue.index)) is queue:
-            del self._queues[queue.poll, queue.index]
 
     # --- refusals -------------------------------------------------------------------------------------------
 
@@ -520,37 +577,6 @@ def _weakly(method: Callable[P, object]) -> Callable[P, None]:
             bound(*args, **kwargs)
 
     return call
-
-
-def _connect_and_start(options: DriverOptions) -> tuple[Blkio, int | None, int]:
-    """All that may block. Whatever fails leaves nothing open."""
-    socket_path = str(options.before_connect["path"]) if options.driver == VHOST_USER else None
-    known = peer_descriptors() if socket_path is not None else {}
-    handle = Blkio(options.driver)
-    peer = None
-    try:
-        for name, value in options.before_connect.items():
-            handle.set(name, value)
-        handle.connect()
-        if socket_path is not None:
-            peer = watch_peer(socket_path, known)
-        for name, value in options.before_start.items():
-            handle.set(name, value)
-        handle.start()
-        capacity = cast(int, handle.get("capacity"))
-    except BaseException:
-        if peer is not None:
-            os.close(peer)
-        handle.destroy()
-        raise
-    return handle, peer, capacity
-
-
-def _undo_start(started: tuple[Blkio, int | None, int]) -> None:
-    handle, peer, _capacity = started
-    if peer is not None:
-        os.close(peer)
-    handle.destroy()
 
 
 def _queue_count(handle: Blkio) -> int:

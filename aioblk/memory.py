@@ -6,6 +6,7 @@ registered is copied through the bounce pool instead, so registration is never n
 """
 
 import asyncio
+import contextlib
 import mmap
 import os
 import threading
@@ -17,11 +18,11 @@ from typing import Any, ParamSpec, Self, TypeVar, final
 from typing_extensions import Buffer
 
 from ._backing import Backing, BackingError, find_backing, verify_backing
-from ._blocking import run_blocking
+from ._blocking import start_blocking
 from ._handle import Blkio, MemRegion
 from ._native._core import DeviceCore, Memory, View
 from ._tasks import start_steadfast_task
-from .errors import BlkioError, DeviceClosedError, RegistrationError, UsageError
+from .errors import BlkioError, DeviceClosedError, DeviceLostError, RegistrationError, UsageError
 from .limits import Limits
 
 __all__ = ["DeviceMemory", "MemoryRegion"]
@@ -161,9 +162,12 @@ class _Mapped:
         return self.region.address + self.region.length
 
     def let_go(self) -> None:
+        self.close_file()
+        self.pin.release()
+
+    def close_file(self) -> None:
         if self.region.fd >= 0:
             os.close(self.region.fd)
-        self.pin.release()
 
 
 @final
@@ -186,8 +190,12 @@ class DeviceMemory:
         self._memories: set[Memory] = set()  # of the regions in use
         self._ranges: list[_Mapped] = []  # sorted by start, disjoint
         self._tasks: set[asyncio.Task[None]] = set()
+        self._calls: set[asyncio.Future[Any]] = set()  # of any loop
         self._closed = False
-        self._lost = False
+        self._lost: DeviceLostError | None = None
+        self.call_limit: float | None = None
+        """Seconds that a call of the handle may take before :attr:`on_silence` is told."""
+        self.on_silence: Callable[[str], object] = lambda _: None
         core.on_region_idle = self._on_region_idle
 
     # --- what the device offers -----------------------------------------------------------------------------
@@ -256,11 +264,14 @@ class DeviceMemory:
             await asyncio.wait(self._tasks)
         self._core.on_region_idle = None
 
-    def lose(self) -> None:
+    def lose(self, error: DeviceLostError) -> None:
         """The device is lost. What it may still write to will be abandoned, and nobody waits for it."""
-        self._lost = True
+        self._lost = error
         for mapped in self._ranges:
             mapped.idle.set()
+        for call in list(self._calls):
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                call.get_loop().call_soon_threadsafe(_give_up, call, error)
 
     async def detach_loop(self) -> None:
         """Finish what is being mapped and unmapped; the present loop is not needed any more."""
@@ -278,6 +289,8 @@ class DeviceMemory:
         self._refuse_other_loops()
         self._refuse_if_closed()
         self._memories.add(memory)
+        if self._lost is not None:
+            raise self._refusal("the device is lost", len(memory))
         if not self.limits.needs_mem_regions:
             return None
         mapped = await self._find_or_map(memory, fd, fd_offset)
@@ -367,7 +380,10 @@ class DeviceMemory:
             await self.call(self._handle.map_mem_region, mapped.region)
         except BlkioError as error:
             self._ranges.remove(mapped)
-            mapped.let_go()
+            if isinstance(error, DeviceLostError):
+                _abandoned.append(mapped)  # a thread may still be telling the lost device of it
+            else:
+                mapped.let_go()
             if isinstance(error, RegistrationError):
                 raise
             raise self._refusal(error.message or str(error), mapped.region.length) from error
@@ -391,12 +407,14 @@ class DeviceMemory:
             await mapped.idle.wait()
         if self._core.retire_region(mapped.start):
             _abandoned.append(mapped)  # in use for good: a lost device may still write there
+            mapped.close_file()
             return
-        try:
-            await self.call(self._handle.unmap_mem_region, mapped.region)
-        except BlkioError:
-            if not self._lost:  # otherwise there is nobody to be told
-                raise
+        if not self._lost:  # otherwise there is nobody to be told
+            try:
+                await self.call(self._handle.unmap_mem_region, mapped.region)
+            except BlkioError:
+                if not self._lost:
+                    raise
         self._core.remove_region(mapped.start)
         self._ranges.remove(mapped)
         mapped.let_go()
@@ -410,13 +428,29 @@ class DeviceMemory:
             mapped.idle.set()
 
     async def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the handle in a worker thread, after whoever does so now."""
+        """Call the handle in a worker thread, after whoever does so now.
+
+        Raises DeviceLostError as soon as the device is lost: the thread may then go on by itself.
+        """
 
         def take_turn() -> T:
             with self._turn:
                 return function(*args, **kwargs)
 
-        return await run_blocking(take_turn)
+        if self._lost is not None:
+            raise DeviceLostError(self._lost.message, driver=self._handle.driver) from self._lost
+        call = start_blocking(take_turn)
+        self._calls.add(call)
+        timer = None
+        if self.call_limit is not None:
+            told = f"a call to the device has not returned for {self.call_limit:g} seconds (lost_after)"
+            timer = call.get_loop().call_later(self.call_limit, self.on_silence, told)
+        try:
+            return await call
+        finally:
+            self._calls.discard(call)
+            if timer is not None:
+                timer.cancel()
 
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that goes on when the caller of ours is cancelled, and that closing waits for."""
@@ -427,6 +461,11 @@ class DeviceMemory:
 
 
 _abandoned: list[_Mapped] = []
+
+
+def _give_up(call: asyncio.Future[Any], error: DeviceLostError) -> None:
+    if not call.done():
+        call.set_exception(DeviceLostError(error.message, driver=error.driver))
 
 
 def _start(mapped: _Mapped) -> int:

@@ -102,13 +102,6 @@ async def test_a_queue_that_does_not_exist_is_refused(device: aioblk.Device) -> 
         device.poll_queue(0)
 
 
-async def test_a_device_is_not_closed_under_a_bound_queue(device: aioblk.Device) -> None:
-    async with device.queue(1):
-        with pytest.raises(aioblk.UsageError, match="queue 1"):
-            await device.aclose()
-        assert await device.read(0, BLOCK) == DATA[:BLOCK]
-
-
 async def test_queues_come_and_go_where_the_driver_can(scratch_file: Path) -> None:
     async with aioblk.IoUring(scratch_file) as device:
         index = await device.add_queue()

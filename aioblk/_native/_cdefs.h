@@ -145,7 +145,12 @@ int blkioq_do_io_interruptible(struct blkioq *q, struct blkio_completion *comple
 int blkioq_get_completion_fd(struct blkioq *q);
 void blkioq_set_completion_fd_enabled(struct blkioq *q, bool enable);
 
-/* Of the C library: who is at the other end of a socket that libblkio keeps to itself */
+/* Of the C library: who is at the other end of a socket that libblkio keeps to itself, and memory that is ours */
 
 struct sockaddr;
+typedef int... off_t;
 int getpeername(int fd, struct sockaddr *address, unsigned int *length);
+int getsockopt(int fd, int level, int option, void *value, unsigned int *length);
+int shutdown(int fd, int how);
+void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset);
+int munmap(void *address, size_t length);

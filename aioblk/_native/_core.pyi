@@ -123,6 +123,19 @@ class QueueCore:
         """Refuse every new request."""
     def abandon(self, error: BaseException, /) -> int:
         """The device is lost: fail what is in flight, and never let go of its memory."""
+    # Silence, suspension and return; docs/loss.md tells the story.
+    def grow_older(self) -> tuple[int, str, int | None, int | None] | None:
+        """A tick of the watch for silence. Returns the request that the device has left unanswered for most
+        ticks: (ticks, operation, offset, length)."""
+    def suspend(self) -> None:
+        """Keep what is in flight and what is submitted from now on, and issue nothing."""
+    def recall(self) -> None:
+        """Of a suspended queue whose device is dead for certain: what it had is to be issued again, in the
+        order of submission."""
+    def resume(self, blkioq: int, completion_fd: int, depth: int, /) -> None:
+        """Go on with another device, after recall() or abandon()."""
+    def abandon_bounce(self) -> None:
+        """Forget bounce memory that abandoned requests use for good."""
     def wait(self, request: Request[Any] | None, seconds: float, /) -> bool:
         """Without a loop: block until the request is done, or anything has completed; < 0: for ever."""
     def dispose(self) -> None:

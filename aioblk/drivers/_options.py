@@ -4,6 +4,7 @@ libblkio reports a bad option late, some with an errno alone, and a few make it 
 option.
 """
 
+import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ SMALLEST_BOUNCE_POOL = 64 << 10
 MOST_RING_ENTRIES = 32768  # of Linux; 4096 before 5.4
 SMALLEST_VIRTQUEUE = 4  # header, status and at least one buffer have to fit
 LONGEST_SOCKET_PATH = 107
+SHORTEST_SILENCE = 0.1  # seconds
+LONGEST_SECONDS = 86400.0
 
 
 @final
@@ -31,6 +34,8 @@ class DriverOptions:
     before_start: Mapping[str, PropertyValue]
     bounce_pool_size: int = DEFAULT_BOUNCE_POOL_SIZE
     """The most memory the bounce pool may take, in bytes."""
+    lost_after: float | None = None
+    """Seconds without an answer to a request after which the device counts as lost; None: never."""
 
 
 @final
@@ -109,6 +114,16 @@ class Checks:
 
     def bounce_pool_size(self, value: object) -> int:
         return self.integer("bounce_pool_size", value, at_least=SMALLEST_BOUNCE_POOL, at_most=2**63 - 1)
+
+    def seconds(self, name: str, value: object, *, at_least: float = SHORTEST_SILENCE) -> float | None:
+        """None, or a time that can be waited for."""
+        if value is None:
+            return None
+        if not isinstance(value, (int, float)) or isinstance(value, bool):
+            raise self.error(f"{name} must be a number of seconds or None, not {value!r}")
+        if not (math.isfinite(value) and at_least <= value <= LONGEST_SECONDS):
+            raise self.error(f"{name} must be from {at_least:g} to {LONGEST_SECONDS:g} seconds, not {value}")
+        return float(value)
 
     def error(self, message: str) -> OptionError:
         return OptionError(message, driver=self._driver)

@@ -31,6 +31,10 @@ class IoUring(Device):
     :param num_poll_queues: Queues whose completions are polled for; they need *direct* and a device that can.
     :param num_entries: Entries of each ring; libblkio's default is 128.
     :param bounce_pool_size: The most memory for buffers in between, in bytes.
+    :param lost_after: Seconds, from 0.1 to 86400. A device that does not answer a request for so long, and at
+        most a quarter longer, counts as lost: everything in flight fails with :class:`DeviceLostError`. None:
+        never. It is no timeout of requests (``asyncio.timeout()`` is), since the device is of no more use
+        then; take several times what the slowest request may take.
     :raises OptionError: An option has an impossible value; the message names it.
     """
 
@@ -45,6 +49,7 @@ class IoUring(Device):
         num_poll_queues: int = 0,
         num_entries: int | None = None,
         bounce_pool_size: int = DEFAULT_BOUNCE_POOL_SIZE,
+        lost_after: float | None = None,
     ) -> None:
         check = Checks(IO_URING)
         location = check.location(path, fd)
@@ -62,5 +67,6 @@ class IoUring(Device):
                     **check.ring_entries(num_entries),
                 },
                 bounce_pool_size=check.bounce_pool_size(bounce_pool_size),
+                lost_after=check.seconds("lost_after", lost_after),
             )
         )

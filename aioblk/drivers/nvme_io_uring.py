@@ -26,6 +26,10 @@ class NvmeIoUring(Device):
     :param num_queues: Queues, each an io_uring of its own. There are no poll queues.
     :param num_entries: Entries of each ring; libblkio's default is 128.
     :param bounce_pool_size: The most memory for buffers in between, in bytes.
+    :param lost_after: Seconds, from 0.1 to 86400. A device that does not answer a request for so long, and at
+        most a quarter longer, counts as lost: everything in flight fails with :class:`DeviceLostError`. None:
+        never. It is no timeout of requests (``asyncio.timeout()`` is), since the device is of no more use
+        then; take several times what the slowest request may take.
     :raises OptionError: An option has an impossible value; the message names it.
     """
 
@@ -38,6 +42,7 @@ class NvmeIoUring(Device):
         num_queues: int = 1,
         num_entries: int | None = None,
         bounce_pool_size: int = DEFAULT_BOUNCE_POOL_SIZE,
+        lost_after: float | None = None,
     ) -> None:
         check = Checks(NVME_IO_URING)
         super().__init__(
@@ -49,5 +54,6 @@ class NvmeIoUring(Device):
                 },
                 before_start={**check.queues(num_queues, 0), **check.ring_entries(num_entries)},
                 bounce_pool_size=check.bounce_pool_size(bounce_pool_size),
+                lost_after=check.seconds("lost_after", lost_after),
             )
         )

@@ -29,6 +29,10 @@ class VirtioBlkVhostUser(Device):
     :param queue_size: Descriptors of each queue: a power of two from 4 to 32768 that the backend accepts. A
         read or write takes one for each buffer and two more.
     :param bounce_pool_size: The most memory for buffers in between, in bytes.
+    :param lost_after: Seconds, from 0.1 to 86400. A device that does not answer a request for so long, and at
+        most a quarter longer, counts as lost: everything in flight fails with :class:`DeviceLostError`. None:
+        never. It is no timeout of requests (``asyncio.timeout()`` is), since the device is of no more use
+        then; take several times what the slowest request may take.
     :raises OptionError: An option has an impossible value; the message names it.
     """
 
@@ -41,6 +45,7 @@ class VirtioBlkVhostUser(Device):
         num_poll_queues: int = 0,
         queue_size: int = DEFAULT_QUEUE_SIZE,
         bounce_pool_size: int = DEFAULT_BOUNCE_POOL_SIZE,
+        lost_after: float | None = None,
     ) -> None:
         check = Checks(VHOST_USER)
         super().__init__(
@@ -55,6 +60,7 @@ class VirtioBlkVhostUser(Device):
                     **check.queue_size(queue_size),
                 },
                 bounce_pool_size=check.bounce_pool_size(bounce_pool_size),
+                lost_after=check.seconds("lost_after", lost_after),
             )
         )
 
@@ -81,6 +87,10 @@ class VirtioBlkVhostVdpa(Device):
     :param queue_size: Descriptors of each queue: a power of two from 4 to 32768 that the device accepts. A
         read or write takes one for each buffer and two more.
     :param bounce_pool_size: The most memory for buffers in between, in bytes.
+    :param lost_after: Seconds, from 0.1 to 86400. A device that does not answer a request for so long, and at
+        most a quarter longer, counts as lost: everything in flight fails with :class:`DeviceLostError`. None:
+        never. It is no timeout of requests (``asyncio.timeout()`` is), since the device is of no more use
+        then; take several times what the slowest request may take.
     :raises OptionError: An option has an impossible value; the message names it.
     """
 
@@ -94,6 +104,7 @@ class VirtioBlkVhostVdpa(Device):
         num_poll_queues: int = 0,
         queue_size: int = DEFAULT_QUEUE_SIZE,
         bounce_pool_size: int = DEFAULT_BOUNCE_POOL_SIZE,
+        lost_after: float | None = None,
     ) -> None:
         check = Checks(VHOST_VDPA)
         super().__init__(
@@ -108,6 +119,7 @@ class VirtioBlkVhostVdpa(Device):
                     **check.queue_size(queue_size),
                 },
                 bounce_pool_size=check.bounce_pool_size(bounce_pool_size),
+                lost_after=check.seconds("lost_after", lost_after),
             )
         )
 
@@ -135,6 +147,10 @@ class VirtioBlkVfioPci(Device):
     :param queue_size: Descriptors of each queue: a power of two from 4 to 32768 that the device accepts. A
         read or write takes one for each buffer and two more.
     :param bounce_pool_size: The most memory for buffers in between, in bytes.
+    :param lost_after: Seconds, from 0.1 to 86400. A device that does not answer a request for so long, and at
+        most a quarter longer, counts as lost: everything in flight fails with :class:`DeviceLostError`. None:
+        never. It is no timeout of requests (``asyncio.timeout()`` is), since the device is of no more use
+        then; take several times what the slowest request may take.
     :raises OptionError: An option has an impossible value; the message names it.
     """
 
@@ -147,6 +163,7 @@ class VirtioBlkVfioPci(Device):
         num_poll_queues: int = 0,
         queue_size: int = DEFAULT_QUEUE_SIZE,
         bounce_pool_size: int = DEFAULT_BOUNCE_POOL_SIZE,
+        lost_after: float | None = None,
     ) -> None:
         check = Checks(VFIO_PCI)
         super().__init__(
@@ -158,5 +175,6 @@ class VirtioBlkVfioPci(Device):
                     **check.queue_size(queue_size),
                 },
                 bounce_pool_size=check.bounce_pool_size(bounce_pool_size),
+                lost_after=check.seconds("lost_after", lost_after),
             )
         )

@@ -147,6 +147,10 @@ struct vector {
     Segment segments[];
 };
 
+/* Of a part without bounce memory: not yet, or never; or the part is over, though its request is not. */
+#define NO_BOUNCE (-1)
+#define PART_OVER (-2)
+
 /* One libblkio request, and the user_data of its completion. */
 struct part {
     Part *next; /* in the queue's backlog */
@@ -158,7 +162,7 @@ struct part {
     Vector *vector;
     Region *region;
     uint64_t bounce_length; /* 0: the device reaches the caller's memory */
-    int64_t bounce_offset;  /* -1: no bounce memory (yet) */
+    int64_t bounce_offset;  /* or one of the two above */
     uint32_t map_turns;     /* the device's, when the part was issued */
     uint32_t item;          /* of which item of a batch it is a part */
 };
@@ -204,6 +208,7 @@ struct request {
     bool lends_memory;            /* the device touches memory of the caller's */
     bool has_plan;                /* some part has a region, a vector or bounce memory, to be given back */
     uint8_t operation;
+    uint8_t age;                  /* ticks without progress while the device had a part of it: see queue_grow_older */
     uint32_t flags;               /* BLKIO_REQ_* */
     uint32_t weight;              /* as how many requests it counts: a batch as its items */
     uint32_t outstanding;         /* parts not completed yet */
@@ -254,7 +259,7 @@ struct queue_core {
     DeviceCore *device;
     QueueCore *next_of_device;
     Lock planning;         /* held while a plan looks up regions and enters them */
-    struct blkioq *blkioq; /* NULL once the device is closed or lost */
+    struct blkioq *blkioq; /* NULL once the device is closed or lost, and while it is suspended */
     int completion_fd; /* -1: a poll queue */
     unsigned long thread;
     unsigned fork_generation;
@@ -267,7 +272,7 @@ struct queue_core {
     Part *backlog_head, *backlog_tail;
     size_t in_flight_count;     /* requests between submission and the end of their I/O */
     size_t device_count;        /* parts that libblkio has */
-    size_t depth;               /* the most parts that libblkio is given */
+    size_t depth;               /* the most parts that libblkio is given; 0: suspended, everything waits in the backlog */
     uint64_t unflushed_bytes;   /* issued since the last do_io */
     uint32_t unflushed_parts;
     uint32_t last_batch;        /* parts that the previous flush carried */

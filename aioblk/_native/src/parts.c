@@ -118,6 +118,9 @@ void request_fail_unadmitted(Request *r, int error, PyObject *exception)
 void request_drop_unadmitted(Request *r)
 {
     uint32_t left = r->part_count - r->admitted;
+    for (uint32_t i = r->admitted; i < r->part_count; i++) {
+        request_part(r, i)->bounce_offset = PART_OVER;
+    }
     r->admitted = r->part_count;
     r->outstanding -= left;
     if (left > 0 && r->outstanding == 0) {
@@ -305,10 +308,13 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
     }
     if (part->bounce_offset >= 0) {
         allocator_give(q->bounce, part->bounce_offset);
-        part->bounce_offset = -1;
+        part->bounce_offset = NO_BOUNCE;
         q->room_made = true;
     }
     if (--r->outstanding == 0) {
         queue_outcome(r);
+    } else {
+        part->bounce_offset = PART_OVER;
+        r->age = 0;
     }
 }

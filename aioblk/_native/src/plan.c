@@ -38,7 +38,7 @@ static inline Part *add_part(Request *r, Item *item, uint64_t offset, uint64_t l
                                                      : grow_parts(r);
     if (part) {
         uint32_t index = r->batch ? item - r->items : 0;
-        *part = (Part){.request = r, .item = index, .offset = offset, .length = length, .bounce_offset = -1};
+        *part = (Part){.request = r, .item = index, .offset = offset, .length = length, .bounce_offset = NO_BOUNCE};
         r->part_count++;
         item->left++;
     }

@@ -181,7 +181,7 @@ Request *prepare_command(QueueCore *q, Operation op, uint64_t offset)
     if (r) {
         r->part_count = 1;
         r->item.left = 1;
-        r->first_part = (Part){.request = r, .offset = offset, .bounce_offset = -1};
+        r->first_part = (Part){.request = r, .offset = offset, .bounce_offset = NO_BOUNCE};
     }
     return r;
 }

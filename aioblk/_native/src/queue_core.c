@@ -56,6 +56,17 @@ static PyObject *queue_detach_bounce(QueueCore *q, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+/* Of a lost device: the memory stays where it is, for the requests that were abandoned with it. */
+static PyObject *queue_abandon_bounce(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    if (q->bounce) {
+        allocator_free(q->bounce);
+        q->bounce = NULL;
+        q->bounce_address = NULL;
+    }
+    Py_RETURN_NONE;
+}
+
 static int after_admission(QueueCore *q)
 {
     if ((q->unflushed_parts > 0 || q->backlog_head) && queue_schedule_flush(q) < 0) {
@@ -153,6 +164,7 @@ static PyObject *abandon(QueueCore *q, PyObject *exception)
     bool was_busy = q->in_flight != NULL;
     Request *r;
     q->blkioq = NULL;
+    q->depth = q->depth ? q->depth : 1; /* no longer suspended */
     q->backlog_head = q->backlog_tail = NULL;
     q->device_count = 0;
     while ((r = q->in_flight) != NULL) {
@@ -206,6 +218,103 @@ int queue_abandon_if_told(QueueCore *q)
     Py_DECREF(exception);
     Py_XDECREF(answer);
     return answer ? 1 : -1;
+}
+
+/* ---- silence, suspension and return: see docs/loss.md ----------------------------------------------------- */
+
+/*
+ * A tick of the watch for silence: what the device has a part of, and was not heard of since the last tick, grows older.
+ * Returns the oldest, (ticks, operation, offset, length), or None. Requests need no clock and no stamp for it.
+ */
+static PyObject *queue_grow_older(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    Request *oldest = NULL;
+    for (Request *r = q->in_flight; r; r = r->following) {
+        if (r->issued == 0) {
+            r->age = 0; /* it waits for us, not for the device */
+            continue;
+        }
+        r->age += r->age < UINT8_MAX;
+        if (!oldest || r->age >= oldest->age) {
+            oldest = r;
+        }
+    }
+    if (!oldest) {
+        Py_RETURN_NONE;
+    }
+    const Item *item = request_item(oldest, 0);
+    for (uint32_t i = 1; oldest->batch && i < oldest->count && item->left == 0; i++) {
+        item = &oldest->items[i];
+    }
+    const char *name = operation_names[oldest->operation];
+    if (oldest->operation == OP_FLUSH) {
+        return Py_BuildValue("isOO", oldest->age, name, Py_None, Py_None);
+    }
+    return Py_BuildValue("isKK", oldest->age, name, (unsigned long long)item->offset, (unsigned long long)item->length);
+}
+
+/* libblkio's queue is gone or going. What is in flight stays so, and what is submitted from now on waits in the backlog. */
+static PyObject *queue_suspend(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    q->blkioq = NULL;
+    q->depth = 0;
+    Py_RETURN_NONE;
+}
+
+/*
+ * The old device cannot execute anything any more, nor write to memory: what it had goes back to the backlog of the
+ * suspended queue, in the order of submission. What was cancelled meanwhile ends here.
+ */
+static PyObject *queue_recall(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    if (q->blkioq || q->depth > 0) {
+        return PyErr_Format(PyExc_RuntimeError, "the queue is not suspended");
+    }
+    Request *r = q->in_flight;
+    while (r && r->following) {
+        r = r->following;
+    }
+    q->backlog_head = q->backlog_tail = NULL;
+    q->device_count = 0;
+    q->unflushed_parts = 0;
+    q->unflushed_bytes = 0;
+    for (; r; r = r->previous) {
+        r->issued = 0;
+        r->age = 0;
+        for (uint32_t i = 0; i < r->admitted && i < r->part_count; i++) {
+            if (request_part(r, i)->bounce_offset != PART_OVER) {
+                queue_append_backlog(q, request_part(r, i));
+            }
+        }
+    }
+    q->backlog_cancelled = true;
+    queue_issue_backlog(q); /* which issues nothing now */
+    q->room_made = true;
+    if (queue_schedule_flush(q) < 0) { /* wakes who waited for what has ended */
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* A device has come in the old one's place: go on with its queue. */
+static PyObject *queue_resume(QueueCore *q, PyObject *args)
+{
+    unsigned long long blkioq, depth;
+    int completion_fd;
+    if (!PyArg_ParseTuple(args, "KiK", &blkioq, &completion_fd, &depth)) {
+        return NULL;
+    }
+    if (blkioq == 0 || depth == 0 || q->blkioq || q->device_count > 0) {
+        return PyErr_Format(PyExc_ValueError, "resume() takes a queue that was recalled or abandoned, and a new blkioq");
+    }
+    q->blkioq = (struct blkioq *)(uintptr_t)blkioq;
+    q->completion_fd = completion_fd;
+    q->depth = depth;
+    q->closed = false;
+    if (queue_schedule_flush(q) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
 }
 
 /* After this the blkioq may be destroyed. */
@@ -367,6 +476,13 @@ static PyMethodDef queue_methods[] = {
     {"abandon", (PyCFunction)queue_abandon, METH_O,
      "(error): the device is lost; fail what is in flight and never let go of its memory."},
     {"close", (PyCFunction)queue_close, METH_O, "(\"closed\" or \"lost\"): refuse every new request."},
+    {"grow_older", (PyCFunction)queue_grow_older, METH_NOARGS,
+     "A tick of the watch for silence; the request that has waited for most ticks, with their number, or None."},
+    {"suspend", (PyCFunction)queue_suspend, METH_NOARGS, "Keep what is in flight and what comes, and issue nothing."},
+    {"recall", (PyCFunction)queue_recall, METH_NOARGS,
+     "Of a suspended queue whose device is dead: what it had is to be issued again, in the order of submission."},
+    {"resume", (PyCFunction)queue_resume, METH_VARARGS, "(blkioq, completion_fd, depth): go on with another device."},
+    {"abandon_bounce", (PyCFunction)queue_abandon_bounce, METH_NOARGS, "Forget bounce memory that is in use for good."},
     {"dispose", (PyCFunction)queue_dispose, METH_NOARGS, "Let go of the blkioq; nothing may be in flight."},
     {"statistics", (PyCFunction)queue_statistics, METH_NOARGS, "The counters, by name."},
     {NULL, NULL, 0, NULL},

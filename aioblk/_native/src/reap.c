@@ -183,6 +183,8 @@ PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
             queue_reset_event(q);
             queue_reap(q);
         }
+    } else if (q->backlog_cancelled && q->fork_generation == fork_generation) {
+        queue_issue_backlog(q); /* of a suspended queue: what was cancelled leaves it, nothing is issued */
     }
     return finish_turn(q);
 }

@@ -56,7 +56,7 @@ static void part_drop(Request *r, Part *part)
     DeviceCore *device = r->queue->device;
     if (part->bounce_offset >= 0) {
         allocator_give(r->queue->bounce, part->bounce_offset);
-        part->bounce_offset = -1;
+        part->bounce_offset = NO_BOUNCE;
         r->queue->room_made = true;
     }
     if (part->region) {

@@ -109,7 +109,7 @@ static void start(QueueCore *q, Request *r)
     q->counters.submitted += r->weight;
     r->outstanding = r->part_count;
     queue_link(q, r);
-    if (!q->blkioq) { /* lost since the caller was checked: preparing may run Python code */
+    if (!q->blkioq && q->depth > 0) { /* lost since the caller was checked: preparing may run Python code */
         request_fail_unadmitted(r, ENODEV, NULL);
     } else if ((q->waiting > 0 && needs_bounce(r)) || !queue_admit_parts(q, r)) {
         ask_for_room(q, r);

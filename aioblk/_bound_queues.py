@@ -1,0 +1,132 @@
+"""The queues of a device that loops and threads have bound, and how closing the device ends them."""
+
+import asyncio
+import contextlib
+import functools
+import operator
+from collections.abc import Iterator
+from typing import TypeVar, final
+
+from ._blocking_queue import BlockingQueue
+from ._queue import Queue, QueueContext, QueueStatistics
+from .errors import BlkioError, DeviceLostError, UsageError
+
+__all__ = ["BoundQueues"]
+
+Q = TypeVar("Q", Queue, BlockingQueue)
+
+_LOOK_AGAIN = 0.1  # seconds; how often to see whether another queue's loop or thread still lives
+_PATIENCE = 1.0  # seconds that a thread may keep requests in flight without waiting for them
+
+
+@final
+class BoundQueues:
+    """At most one queue object for each queue of the device. Binding and freeing happens in any thread."""
+
+    def __init__(self, driver: str) -> None:
+        self._driver = driver
+        self._queues: dict[tuple[bool, int], Queue | BlockingQueue] = {}  # by (poll, index)
+        self._awaited: dict[Queue | BlockingQueue, asyncio.Future[None]] = {}
+
+    def __iter__(self) -> Iterator[Queue | BlockingQueue]:
+        return iter(list(self._queues.values()))
+
+    def statistics(self) -> QueueStatistics:
+        """The sum of all."""
+        return functools.reduce(operator.add, (queue.statistics() for queue in self))
+
+    # --- binding --------------------------------------------------------------------------------------------
+
+    def find_or_bind(self, context: QueueContext, index: int, *, poll: bool) -> Queue:
+        """The queue, which belongs to the running loop already or does so from now on."""
+        bound = self._queues.get((poll, index))
+        if bound is None:
+            return self._keep(Queue(context, index, poll=poll))
+        if not isinstance(bound, Queue) or not bound.is_bound_here():
+            raise self._misuse(f"{bound!r} is bound elsewhere; close it there first")
+        return bound
+
+    def bind_blocking(self, context: QueueContext, index: int, *, poll: bool) -> BlockingQueue:
+        """The queue for the calling thread."""
+        if self.is_bound(index, poll=poll):
+            raise self._misuse(f"{self._queues[poll, index]!r} is in use; close it first")
+        return self._keep(BlockingQueue(context, index, poll=poll))
+
+    def is_bound(self, index: int, *, poll: bool = False) -> bool:
+        return (poll, index) in self._queues
+
+    def forget(self, queue: Queue | BlockingQueue) -> None:
+        """The queue has been closed, in whatever thread."""
+        if self._queues.get((queue.poll, queue.index)) is queue:
+            del self._queues[queue.poll, queue.index]
+        awaited = self._awaited.get(queue)
+        if awaited is not None:
+            with contextlib.suppress(RuntimeError):  # the loop that waited is closed
+                awaited.get_loop().call_soon_threadsafe(_wake, awaited)
+
+    def _keep(self, queue: Q) -> Q:
+        if self._queues.setdefault((queue.poll, queue.index), queue) is not queue:
+            queue.dispose()
+            raise self._misuse(f"queue {queue.index} has just been bound by another thread")
+        return queue
+
+    def _misuse(self, message: str) -> UsageError:
+        return UsageError(message, driver=self._driver, operation="queue")
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    def abandon(self, error: BlkioError) -> None:
+        """The device is lost."""
+        for queue in self:
+            queue.abandon(error)
+
+    async def close_others(self, own: Queue | None) -> None:
+        """Close every queue but *own*, each where it belongs, and wait until it has been drained.
+
+        A queue that nobody can drain any more, because its loop does not run or its thread has ended, is
+        given up: the memory of what it has in flight is never released.
+        """
+        others = [queue for queue in self if queue is not own]
+        loop = asyncio.get_running_loop()
+        for queue in others:
+            self._awaited[queue] = loop.create_future()
+        for queue in others:
+            if isinstance(queue, Queue):
+                await self._close_queue(queue)
+            else:
+                await self._close_blocking(queue)
+            del self._awaited[queue]
+
+    async def _close_queue(self, queue: Queue) -> None:
+        queue.start_closing()
+        while self._is_bound_still(queue):
+            if queue.loop is not asyncio.get_running_loop() and not queue.loop.is_running():
+                queue.give_up(self._given_up("its event loop does not run any more"))
+                return
+            await self._wait_for(queue)
+
+    async def _close_blocking(self, queue: BlockingQueue) -> None:
+        queue.refuse()
+        loop = asyncio.get_running_loop()
+        patience = loop.time() + _PATIENCE
+        while self._is_bound_still(queue):
+            if queue.is_waiting:
+                patience = loop.time() + _PATIENCE
+            elif not queue.has_thread or not queue.in_flight or loop.time() > patience:
+                queue.give_up(self._given_up("its thread does not wait for its requests any more"))
+                return
+            await self._wait_for(queue)
+
+    def _is_bound_still(self, queue: Queue | BlockingQueue) -> bool:
+        return self._queues.get((queue.poll, queue.index)) is queue
+
+    async def _wait_for(self, queue: Queue | BlockingQueue) -> None:
+        await asyncio.wait([self._awaited[queue]], timeout=_LOOK_AGAIN)
+
+    def _given_up(self, why: str) -> DeviceLostError:
+        return DeviceLostError(f"the device was closed, and the queue with it: {why}", driver=self._driver)
+
+
+def _wake(awaited: asyncio.Future[None]) -> None:
+    if not awaited.done():
+        awaited.set_result(None)
