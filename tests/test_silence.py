@@ -252,7 +252,8 @@ async def test_a_device_on_a_file_can_be_given_up(file_device: aioblk.Device) ->
     requests = [file_device.write(0, bytes(BLOCK)) for _ in range(64)]
     file_device.abandon()
     results = await asyncio.gather(*requests, return_exceptions=True)
-    assert {type(result) for result in results} == {aioblk.DeviceLostError}
+    # The first had the device to itself and may have been through before its method returned.
+    assert {type(result) for result in results[1:]} == {aioblk.DeviceLostError}
     assert "given up" in str(file_device.lost)
 
 
