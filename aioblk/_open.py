@@ -47,7 +47,8 @@ def parse_properties(driver_name: str, arguments: Iterable[str]) -> dict[str, ob
         device = aioblk.open(driver, **properties)
 
     Each value gets the type of its property: text as it is; true, yes, on, 1 or false, no, off, 0; seconds
-    with or without a fraction, or none; a number as :func:`parse_size` reads it. Names have dashes, as in libblkio, or underscores.
+    with or without a fraction, or none; a number as :func:`parse_size` reads it. Names have dashes, as in
+    libblkio, or underscores.
 
     Raises:
         OptionError: an argument is not of that form, or as by :func:`open`. Whether the values fit together
