@@ -4,10 +4,12 @@ import asyncio
 import contextlib
 import functools
 import operator
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from typing import TypeVar, final
 
 from ._blocking_queue import BlockingQueue
+from ._handle import MemRegion
 from ._queue import Queue, QueueContext, QueueStatistics
 from .errors import BlkioError, DeviceLostError, UsageError
 
@@ -27,6 +29,9 @@ class BoundQueues:
         self._driver = driver
         self._queues: dict[tuple[bool, int], Queue | BlockingQueue] = {}  # by (poll, index)
         self._awaited: dict[Queue | BlockingQueue, asyncio.Future[None]] = {}
+        self._lock = threading.RLock()
+        self._suspended = False
+        self._lost = False
 
     def __iter__(self) -> Iterator[Queue | BlockingQueue]:
         return iter(list(self._queues.values()))
@@ -41,7 +46,11 @@ class BoundQueues:
         """The queue, which belongs to the running loop already or does so from now on."""
         bound = self._queues.get((poll, index))
         if bound is None:
-            return self._keep(Queue(context, index, poll=poll))
+            with self._lock:
+                queue = self._keep(Queue(context, index, poll=poll))
+                if self._suspended:
+                    queue.suspend()
+                return queue
         if not isinstance(bound, Queue) or not bound.is_bound_here():
             raise self._misuse(f"{bound!r} is bound elsewhere; close it there first")
         return bound
@@ -51,6 +60,21 @@ class BoundQueues:
         if self.is_bound(index, poll=poll):
             raise self._misuse(f"{self._queues[poll, index]!r} is in use; close it first")
         return self._keep(BlockingQueue(context, index, poll=poll))
+
+    @property
+    def blocking(self) -> list[BlockingQueue]:
+        """Those of threads without a loop."""
+        return [queue for queue in self if isinstance(queue, BlockingQueue)]
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that are not finished, cancelled ones included."""
+        return sum(queue.core.in_flight for queue in self if isinstance(queue, Queue))
+
+    def bounce_regions(self) -> set[MemRegion]:
+        """What the queues' bounce pools have mapped."""
+        pools = [queue.bounce_pool for queue in self if isinstance(queue, Queue)]
+        return {pool.region for pool in pools if pool.region is not None}
 
     def is_bound(self, index: int, *, poll: bool = False) -> bool:
         return (poll, index) in self._queues
@@ -73,12 +97,64 @@ class BoundQueues:
     def _misuse(self, message: str) -> UsageError:
         return UsageError(message, driver=self._driver, operation="queue")
 
-    # --- the end --------------------------------------------------------------------------------------------
+    # --- loss -----------------------------------------------------------------------------------------------
 
     def abandon(self, error: BlkioError) -> None:
         """The device is lost."""
+        with self._lock:
+            self._suspended = False
+            self._lost = True
         for queue in self:
             queue.abandon(error)
+
+    # --- coming back ----------------------------------------------------------------------------------------
+
+    async def suspend(self) -> None:
+        """Let every queue, on its own loop, keep what it has and issue nothing."""
+        with self._lock:
+            self._suspended = True
+        await self._on_each(Queue.suspend)
+
+    async def recall(self) -> None:
+        """The device is dead: what it had is to be issued again."""
+        await self._on_each(Queue.recall)
+
+    async def resume(self) -> None:
+        """Another device is there."""
+        with self._lock:
+            self._suspended = False
+        await self._on_each(Queue.resume)
+
+    async def reopen(self) -> None:
+        """Another device is there, after a loss."""
+        self._lost = False
+        await self._on_each(Queue.reopen)
+
+    async def _on_each(self, act: Callable[[Queue], None]) -> None:
+        acts = [self._on_loop_of(queue, act) for queue in self if isinstance(queue, Queue)]
+        for done in acts:
+            await done
+
+    async def _on_loop_of(self, queue: Queue, act: Callable[[Queue], None]) -> None:
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[None] = loop.create_future()
+
+        def there() -> None:
+            try:
+                if not self._lost:
+                    act(queue)
+            finally:
+                loop.call_soon_threadsafe(_wake, done)
+
+        with contextlib.suppress(RuntimeError):  # that loop is closed
+            queue.loop.call_soon_threadsafe(there)
+        while not done.done():
+            await asyncio.wait([done], timeout=_LOOK_AGAIN)
+            if not done.done() and queue.loop is not loop and not queue.loop.is_running():
+                queue.give_up(self._given_up("its event loop does not run any more"))
+                return
+
+    # --- the end --------------------------------------------------------------------------------------------
 
     async def close_others(self, own: Queue | None) -> None:
         """Close every queue but *own*, each where it belongs, and wait until it has been drained.

@@ -15,7 +15,7 @@ import stat
 import sys
 import warnings
 from bisect import bisect_left, insort
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Container, Generator
 from contextlib import contextmanager
 from functools import wraps
 from threading import RLock
@@ -179,6 +179,14 @@ class Blkio:
             while self._allocated:
                 _free(self._allocated.pop())
             self._close_fd()
+
+    @_in_turn
+    def free_all_but(self, regions: Container[MemRegion]) -> None:
+        """Free what was allocated and is not mapped, *regions* excepted: the device that knew it is gone."""
+        for region in [region for region in self._allocated if region not in regions]:
+            if not self._is_mapped(region):
+                self._allocated.discard(region)
+                _free(region)
 
     def exchange(self, other: Blkio) -> None:
         """Exchange the libblkio instances of two handles of one driver: each goes on with the other's.

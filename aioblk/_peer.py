@@ -43,7 +43,8 @@ class Peer:
         except OSError:
             os.close(self._events)
             raise
-        self._process = _watch_process(self.pid)
+        self.process = _watch_process(self.pid)
+        """A descriptor that becomes readable when that process has ended."""
 
     @classmethod
     def find(cls, path: str, known: Container[tuple[int, int]]) -> Self | None:
@@ -61,11 +62,9 @@ class Peer:
 
     def has_hung_up(self) -> bool:
         """Whether the other end is closed."""
-        return _is_readable(self._events, 0)
-
-    def wait_for_death(self, seconds: float) -> bool:
-        """Block until the backend's process has ended; False: not in time, or it cannot be seen."""
-        return self._process is not None and _is_readable(self._process, seconds)
+        poll = select.poll()
+        poll.register(self._events, select.POLLIN)
+        return bool(poll.poll(0))
 
     def hang_up(self) -> None:
         """End the connection: a call of libblkio's that waits for an answer fails, and the backend learns of
@@ -74,7 +73,7 @@ class Peer:
 
     def close(self) -> None:
         """Watch no longer. The connection is libblkio's, and stays."""
-        for fd in (self._events, self._socket, self._process):
+        for fd in (self._events, self._socket, self.process):
             if fd is not None:
                 os.close(fd)
 
@@ -131,9 +130,3 @@ def _watch_process(pid: int) -> int | None:
         return os.pidfd_open(pid)
     except OSError:
         return None
-
-
-def _is_readable(fd: int, seconds: float) -> bool:
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    return bool(poll.poll(1000 * seconds))

@@ -109,30 +109,36 @@ class Queue(Submitter):
         self._drained: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         handle = context.handle
-        if poll:
-            self._fd = -1
-            address = handle.poll_queue(index)
-        else:
-            # Before the first submission, or it may stay silent.
-            handle.set_completion_fd_enabled(index, True)
-            self._fd = handle.completion_fd(index)
-            address = handle.queue(index)
+        address, self._fd = self._find()
         core = QueueCore(context.device, address, self._fd, self._loop, context.depth)
-        core.on_broken = context.on_broken
         if context.discard_fd is not None:
             core.on_discard = BlockDiscard(context.discard_fd, core, self._loop)
         self.bounce_pool: BouncePool = BouncePool(
             core, handle, context.memory, maximum=context.bounce_pool_size
         )
         """The memory through which requests go whose own memory the device cannot reach."""
-        if self._fd >= 0:
-            self._loop.add_reader(self._fd, core.on_event)
         self._core = core
-        self._attached = True
         self._lost = False
         self._watch: SilenceWatch | None = None
-        if context.lost_after is not None:
-            self._watch = SilenceWatch(core, self._loop, context.lost_after, context.on_silence)
+        self._attach()
+
+    def _find(self) -> tuple[int, int]:
+        """The address of libblkio's queue, and its completion descriptor."""
+        handle = self._context.handle
+        if self.poll:
+            return handle.poll_queue(self.index), -1
+        handle.set_completion_fd_enabled(self.index, True)  # before the first submission, or it stays silent
+        return handle.queue(self.index), handle.completion_fd(self.index)
+
+    def _attach(self) -> None:
+        self._attached = True
+        self.core.on_broken = self._context.on_broken
+        if self._fd >= 0:
+            self._loop.add_reader(self._fd, self.core.on_event)
+        if self._context.lost_after is not None:
+            self._watch = SilenceWatch(
+                self.core, self._loop, self._context.lost_after, self._context.on_silence
+            )
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -198,6 +204,35 @@ class Queue(Submitter):
         self._detach()
         self.core.abandon(error)
         self.bounce_pool.lose(error)
+
+    def suspend(self) -> None:
+        """The device is gone, and may come back: take what it has done, and keep what it has not. As a
+        callback of the loop."""
+        if not self._lost and self._attached:
+            self.core.flush()
+            self._detach()
+            self.core.suspend()
+
+    def recall(self) -> None:
+        """The device that is gone cannot do anything any more: what it had will be issued again."""
+        if not self._lost and not self._attached:
+            self.core.recall()
+
+    def resume(self) -> None:
+        """The device is back after a suspension: go on."""
+        if not self._lost and not self._attached:
+            self._go_on()
+
+    def reopen(self) -> None:
+        """The lost device is back: accept requests again."""
+        if self._lost and self._closing is None:
+            self._lost = False
+            self._go_on()
+
+    def _go_on(self) -> None:
+        address, self._fd = self._find()
+        self.core.resume(address, self._fd, self._context.depth)
+        self._attach()
 
     def give_up(self, error: BlkioError) -> None:
         """The queue's loop does not run any more: close the queue from another one."""

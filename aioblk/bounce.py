@@ -100,6 +100,7 @@ class BouncePool:
         self._loop = asyncio.get_running_loop()
         self._waiters: deque[_Waiter] = deque()
         self._region: MemRegion | None = None
+        self._old: MemRegion | None = None  # to be given back before another is made
         self._resizing: asyncio.Task[None] | None = None
         self._emptying = False
         self._serving = False
@@ -130,6 +131,11 @@ class BouncePool:
             shrinks=self._shrinks,
         )
 
+    @property
+    def region(self) -> MemRegion | None:
+        """What is mapped."""
+        return self._region
+
     def lose(self, error: BaseException) -> None:
         """The device is lost: fail every waiting request, and abandon the memory that the device uses.
 
@@ -139,6 +145,7 @@ class BouncePool:
         """
         while self._waiters:
             self._refuse_head(error)
+        self._old = None
         if self._core.bounce_in_use and self._region is not None:
             self._high_water = max(self._high_water, self._core.bounce_peak)
             self._core.abandon_bounce()
@@ -219,9 +226,9 @@ class BouncePool:
         return self._resizing
 
     async def _resize(self, before: int, size: int) -> None:
-        old, self._region = self._region, None
+        self._old, self._region = self._region, None
         try:
-            self._region = await self._memory.call(self._replace_region, old, size)
+            self._region = await self._memory.call(self._replace_region, size)
         except (BlkioError, MemoryError) as error:
             self._resizing = None
             if self._waiters:
@@ -235,12 +242,16 @@ class BouncePool:
         self._emptying = False
         self._serve()
 
-    def _replace_region(self, old: MemRegion | None, size: int) -> MemRegion | None:
-        """In a worker thread. After an error there is neither the old region nor a new one."""
-        if old is not None:
-            if self._memory.limits.needs_mem_regions:
+    def _replace_region(self, size: int) -> MemRegion | None:
+        """In a worker thread. After an error there is neither the old region nor a new one.
+
+        It is called again when the device has come back in the meantime.
+        """
+        if (old := self._old) is not None:
+            if old in self._handle.mapped_regions:
                 self._handle.unmap_mem_region(old)
             self._handle.free_mem_region(old)
+            self._old = None
         if size == 0:
             return None
         new = self._handle.alloc_mem_region(size)

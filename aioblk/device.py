@@ -13,9 +13,9 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, cast
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, TypeVar, cast
 
 from typing_extensions import Buffer
 
@@ -29,6 +29,7 @@ from ._native._core import DeviceCore, Submitter
 from ._peer import Peer
 from ._properties import IO_URING, VHOST_VDPA, Properties
 from ._queue import Queue, QueueContext, QueueStatistics
+from ._reconnect import Recovery, open_again, release_old
 from ._refusals import Refusals
 from ._tasks import start_steadfast_task
 from .bounce import BouncePool
@@ -37,6 +38,7 @@ from .errors import (
     DeviceClosedError,
     DeviceLostError,
     OptionError,
+    UnsupportedError,
     UsageError,
     request_error,
 )
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_PART", "Device"]
 
 P = ParamSpec("P")
+T = TypeVar("T")
 
 # Cached reads are copied inside the submitting call, with the loop standing still; larger requests are
 # divided.
@@ -94,6 +97,10 @@ class Device(Submitter):
         self._thread = 0
         self._closing: asyncio.Task[None] | None = None
         self._lost: DeviceLostError | None = None
+        self._recovery: Recovery | None = None  # while a backend that died is being replaced
+        self._recovered: asyncio.Task[None] | None = None
+        self._returning = False  # in reconnect()
+        self._reconnections = 0
         self._lost_while_destroying: asyncio.Future[None] | None = None
         self._pid = os.getpid()
 
@@ -115,6 +122,7 @@ class Device(Submitter):
         try:
             connection = await run_blocking(functools.partial(connect, self._options), undo=Connection.close)
             self._handle, self._peer, self._capacity = connection
+            self._require_visible_backend()
             self._set_up(connection.handle)
             self._state = _State.OPEN
             self._bind_default()
@@ -155,6 +163,7 @@ class Device(Submitter):
         self._memory = DeviceMemory(handle, core, limits, reserved=_queue_count(handle))
         self._memory.call_limit = self._options.lost_after
         self._memory.on_silence = _weakly(self._on_silence)
+        self._memory.is_coming_back = _weakly_asked(self._is_coming_back)
         self._context = QueueContext(
             handle=handle,
             device=core,
@@ -180,6 +189,9 @@ class Device(Submitter):
         assert self._queue is not None
         assert self._memory is not None
         await self._queue.aclose()
+        while self._recovery is not None:
+            assert self._recovered is not None
+            await asyncio.shield(self._recovered)
         await self._memory.detach_loop()
         self._stop_watching_peer()
         self._core = None
@@ -210,7 +222,8 @@ class Device(Submitter):
         not run any more, or whose thread does not wait for its requests, is given up: what it has in flight
         fails, and the memory of that is never released.
 
-        Of a lost device nothing is waited for, except, for a second at most, that libblkio lets go of it.
+        Where requests are in flight while the device is being reconnected (``reconnect_for``), closing waits
+        until they are through, or the device is lost. Of a lost device nothing is waited for, except, for a second at most, that libblkio lets go of it.
 
         A task that is cancelled here does not wait any longer; closing goes on without it.
         """
@@ -229,6 +242,8 @@ class Device(Submitter):
             self._state = _State.CLOSING
             if self._queue is not None and self._lost is None:
                 self._queue.close()
+            if self._recovery is not None and not self._queues.in_flight:
+                self._lose("the device was closed while it was without a backend")
             self._closing = start_steadfast_task(loop, self._close())
         await asyncio.shield(self._closing)
 
@@ -323,10 +338,15 @@ class Device(Submitter):
 
     def _on_peer_event(self) -> None:
         if self._peer is not None and self._peer.has_hung_up():
-            self._lose("the backend has closed the connection")
+            self._on_hang_up(self._peer)
 
     def _on_broken(self, errno: int) -> None:
-        self._call_in_own_thread(self._lose, f"the queue broke down: {os.strerror(errno)}")
+        self._call_in_own_thread(self._break_down, f"the queue broke down: {os.strerror(errno)}")
+
+    def _break_down(self, why: str) -> None:
+        self._on_peer_event()  # which may be the reason
+        if self._recovery is None:
+            self._lose(why)
 
     def _on_silence(self, silence: str) -> None:
         self._call_in_own_thread(self._lose, silence)
@@ -341,6 +361,8 @@ class Device(Submitter):
     def _lose(self, why: str) -> None:
         if self._lost is None and self._queue is not None:
             self._lost = DeviceLostError(why, driver=self._options.driver)
+            if self._recovery is not None:
+                self._recovery.stop()
             if self._peer is not None:
                 self._peer.hang_up()
             self._forget_peer()
@@ -349,6 +371,141 @@ class Device(Submitter):
                 self._memory.lose(self._lost)
             if self._lost_while_destroying is not None and not self._lost_while_destroying.done():
                 self._lost_while_destroying.set_result(None)
+
+    # --- coming back ----------------------------------------------------------------------------------------
+
+    @property
+    def reconnecting(self) -> bool:
+        """Whether another backend is being looked for in place of one that died; see ``reconnect_for``."""
+        return self._recovery is not None
+
+    @property
+    def reconnections(self) -> int:
+        """How often the device came back: by itself, or by :meth:`reconnect`."""
+        return self._reconnections
+
+    async def reconnect(self) -> None:
+        """Open a lost device again, in place. Everything stays: queues, regions, arenas, pools.
+
+        Nothing is in flight on a lost device: what was has failed, and is the caller's to repeat. The caller
+        also sees to it that the old backend executes nothing any more; one that is only silent may, once it
+        goes on, write over what has been written since. A region that requests of the lost device use for
+        good is not mapped again: requests on it bounce.
+
+        One attempt, as long as that takes; a device that cannot be reached, and a task that is cancelled,
+        leave it lost, to be tried again.
+
+        Raises:
+            UsageError: the device is not lost, was opened by ``fd``, is used in another loop, or has blocking
+                queues bound.
+            DeviceLostError: what answers now has less capacity, or accepts less.
+            BlkioError: it cannot be opened.
+        """
+        handle = self._require_handle("reconnect")
+        if self._lost is None:
+            raise self._misuse("reconnect", "the device is not lost; abandon() gives it up")
+        if asyncio.get_running_loop() is not self._loop:
+            raise self._misuse("reconnect", "the device belongs to another event loop")
+        if "fd" in self._options.before_connect:
+            raise self._misuse("reconnect", "a device that was opened by fd has no name to be found by again")
+        if self._queues.blocking:
+            raise self._misuse("reconnect", f"still bound: {self._queues.blocking}; close these queues first")
+        if self._returning:
+            raise self._misuse("reconnect", "the device is being reconnected already")
+        self._returning = True
+        try:
+            await self._reconnect(handle)
+        finally:
+            self._returning = False
+
+    async def _reconnect(self, handle: Blkio) -> None:
+        assert self._memory is not None
+        assert self._limits is not None
+        await self._memory.detach_loop()
+        await start_blocking(functools.partial(release_old, handle))
+        regions = {*self._memory.withdraw_regions(), *self._queues.bounce_regions()}
+        connection = await open_again(
+            self._options, handle, lambda: regions, self._limits, self._capacity, _whatever_it_takes
+        )
+        start_blocking(connection.handle.destroy)
+        if self._state is not _State.OPEN:
+            if connection.peer is not None:
+                connection.peer.close()
+            raise DeviceClosedError("the device was closed meanwhile", driver=self._options.driver)
+        self._lost = None
+        self._memory.come_back()
+        handle.free_all_but(self._queues.bounce_regions())
+        await self._go_on(connection, self._queues.reopen())
+
+    def _require_visible_backend(self) -> None:
+        if self._options.reconnect_for is not None and (self._peer is None or self._peer.process is None):
+            raise UnsupportedError(
+                "the backend's process cannot be seen from here (is it in a container?); unless it is seen to"
+                " end, nothing can be made again: reconnect_for is not possible",
+                driver=self._options.driver,
+                operation="connect",
+            )
+
+    def _on_hang_up(self, peer: Peer) -> None:
+        why, seconds = "the backend has closed the connection", self._options.reconnect_for
+        if seconds is not None and self._queues.blocking:
+            why, seconds = f"{why}; reconnecting is impossible with blocking queues", None
+        if seconds is None or self._memory is None or self._handle is None or self._limits is None:
+            self._lose(why)
+            return
+        self._stop_watching_peer()
+        self._peer = None
+        peer.hang_up()  # a thread may be waiting for an answer
+        self._memory.hold_calls()
+        self._recovery = Recovery(
+            self._options,
+            self._handle,
+            self._limits,
+            self._capacity,
+            self._memory,
+            self._queues,
+            peer,
+            seconds,
+        )
+        self._recovered = start_steadfast_task(self._loop_here(), self._recover(self._recovery, peer))
+
+    async def _recover(self, recovery: Recovery, peer: Peer) -> None:
+        assert self._memory is not None
+        try:
+            connection = await recovery.run()
+        except Exception as error:  # whatever it is, nobody may be left waiting
+            self._recovery = None
+            self._lose(getattr(error, "message", None) or repr(error))
+            return
+        finally:
+            peer.close()
+        start_blocking(connection.handle.destroy)
+        self._memory.release_calls()
+        await self._go_on(connection, self._queues.resume())
+        self._recovery = None
+
+    async def _go_on(self, connection: Connection, queues_go_on: Awaitable[None]) -> None:
+        self._peer, self._capacity = connection.peer, connection.capacity
+        self._reconnections += 1
+        await queues_go_on
+        self._watch_peer()
+
+    def _is_coming_back(self) -> bool:
+        """Asked, in any thread, when a call to the backend has failed."""
+        if self._options.reconnect_for is None or self._lost is not None or self._memory is None:
+            return False
+        peer = self._peer
+        if self._recovery is None and (peer is None or not peer.has_hung_up()):
+            return False
+        self._memory.hold_calls()
+        with contextlib.suppress(RuntimeError):  # the device's loop is closed
+            self._loop_here().call_soon_threadsafe(self._on_suspicion)
+        return True
+
+    def _on_suspicion(self) -> None:
+        self._on_peer_event()
+        if self._recovery is None and self._memory is not None:
+            self._memory.release_calls()
 
     def _watch_peer(self) -> None:
         if self._peer is not None:
@@ -577,6 +734,20 @@ def _weakly(method: Callable[P, object]) -> Callable[P, None]:
             bound(*args, **kwargs)
 
     return call
+
+
+def _weakly_asked(method: Callable[[], bool]) -> Callable[[], bool]:
+    reference = weakref.WeakMethod(method)
+
+    def ask() -> bool:
+        bound = reference()
+        return bound is not None and bound()
+
+    return ask
+
+
+async def _whatever_it_takes(future: asyncio.Future[T]) -> T:
+    return await future
 
 
 def _queue_count(handle: Blkio) -> int:

@@ -84,7 +84,7 @@ class MemoryRegion(View):
     @property
     def mapped(self) -> bool:
         """Whether the region is mapped into the device. Never so where the device needs no regions."""
-        return self._mapped is not None and not self.memory.closed
+        return self._mapped is not None and not self._mapped.abandoned and not self.memory.closed
 
     @property
     def zero_copy(self) -> bool:
@@ -149,6 +149,7 @@ class _Mapped:
         )
         self.holders = 1
         self.known_to_core = False  # which means: mapped
+        self.abandoned = False  # a lost device may still write there
         self.mapping: asyncio.Task[None] | None = None
         self.unmapping: asyncio.Task[None] | None = None
         self.idle: asyncio.Event = asyncio.Event()
@@ -191,11 +192,17 @@ class DeviceMemory:
         self._ranges: list[_Mapped] = []  # sorted by start, disjoint
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: set[asyncio.Future[Any]] = set()  # of any loop
+        self._held = False
+        self._held_calls: set[asyncio.Future[None]] = set()  # of any loop
+        self._holding = threading.Lock()
         self._closed = False
         self._lost: DeviceLostError | None = None
         self.call_limit: float | None = None
         """Seconds that a call of the handle may take before :attr:`on_silence` is told."""
         self.on_silence: Callable[[str], object] = lambda _: None
+        self.is_coming_back: Callable[[], bool] = lambda: False
+        """Asked when a call has failed: whether the device is being reconnected, so that it should be tried
+        again."""
         core.on_region_idle = self._on_region_idle
 
     # --- what the device offers -----------------------------------------------------------------------------
@@ -267,6 +274,7 @@ class DeviceMemory:
     def lose(self, error: DeviceLostError) -> None:
         """The device is lost. What it may still write to will be abandoned, and nobody waits for it."""
         self._lost = error
+        self.release_calls()
         for mapped in self._ranges:
             mapped.idle.set()
         for call in list(self._calls):
@@ -402,10 +410,11 @@ class DeviceMemory:
         await asyncio.wait([mapped.mapping])
         if not mapped.known_to_core:
             return  # mapping it has failed
-        while self._core.retire_region(mapped.start) and not self._lost:
+        while self._core.retire_region(mapped.start) and not (self._lost or mapped.abandoned):
             mapped.idle.clear()  # another thread may tell late of a region that was here before
             await mapped.idle.wait()
         if self._core.retire_region(mapped.start):
+            mapped.abandoned = True
             _abandoned.append(mapped)  # in use for good: a lost device may still write there
             mapped.close_file()
             return
@@ -437,9 +446,17 @@ class DeviceMemory:
             with self._turn:
                 return function(*args, **kwargs)
 
-        if self._lost is not None:
-            raise DeviceLostError(self._lost.message, driver=self._handle.driver) from self._lost
-        call = start_blocking(take_turn)
+        while True:
+            await self._until_released()
+            if self._lost is not None:
+                raise DeviceLostError(self._lost.message, driver=self._handle.driver) from self._lost
+            try:
+                return await self._watched(start_blocking(take_turn))
+            except BlkioError as error:
+                if isinstance(error, DeviceLostError) or not self.is_coming_back():
+                    raise
+
+    async def _watched(self, call: asyncio.Future[T]) -> T:
         self._calls.add(call)
         timer = None
         if self.call_limit is not None:
@@ -452,6 +469,63 @@ class DeviceMemory:
             if timer is not None:
                 timer.cancel()
 
+    # --- while the device is being reconnected --------------------------------------------------------------
+
+    def hold_calls(self) -> None:
+        """Let calls wait from now on, those that fail now included. From any thread."""
+        with self._holding:
+            self._held = True
+
+    def release_calls(self) -> None:
+        """Let them go on."""
+        with self._holding:
+            self._held = False
+            waiting, self._held_calls = self._held_calls, set()
+        for call in waiting:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                call.get_loop().call_soon_threadsafe(_settle, call)
+
+    async def _until_released(self) -> None:
+        while True:
+            with self._holding:
+                if not self._held:
+                    return
+                released = asyncio.get_running_loop().create_future()
+                self._held_calls.add(released)
+            await released
+
+    async def until_idle(self) -> None:
+        """Wait until no call is being made: those to come are held."""
+        while self._calls:  # noqa: ASYNC110 (they are of several loops, and about to fail)
+            await asyncio.sleep(_MOMENT)
+
+    def wanted_regions(self) -> set[MemRegion]:
+        """What is mapped, or being mapped or unmapped, and not abandoned."""
+        return {mapped.region for mapped in self._ranges if not mapped.abandoned}
+
+    def withdraw_regions(self) -> list[MemRegion]:
+        """Of a lost device: what is to be mapped again. Nothing is in flight.
+
+        A region that an abandoned request uses is not: the lost device may still write there. Requests on it
+        will bounce.
+        """
+        regions: list[MemRegion] = []
+        for mapped in self._ranges:
+            if mapped.known_to_core and mapped.unmapping is None:
+                mapped.abandoned = mapped.abandoned or self._core.retire_region(mapped.start) > 0
+                if not mapped.abandoned:
+                    regions.append(mapped.region)
+        return regions
+
+    def come_back(self) -> None:
+        """The lost device is back, and what :meth:`withdraw_regions` gave is mapped again."""
+        self._lost = None
+        for mapped in self._ranges:
+            mapped.idle.clear()
+            if mapped.known_to_core and mapped.unmapping is None and not mapped.abandoned:
+                self._core.remove_region(mapped.start)
+                self._core.add_region(mapped.start, mapped.region.length)
+
     def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """A task that goes on when the caller of ours is cancelled, and that closing waits for."""
         task = start_steadfast_task(self._loop, work)
@@ -461,6 +535,12 @@ class DeviceMemory:
 
 
 _abandoned: list[_Mapped] = []
+_MOMENT = 0.005  # seconds
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
 
 
 def _give_up(call: asyncio.Future[Any], error: DeviceLostError) -> None:

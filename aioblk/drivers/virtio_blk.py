@@ -33,6 +33,10 @@ class VirtioBlkVhostUser(Device):
         most a quarter longer, counts as lost: everything in flight fails with :class:`DeviceLostError`. None:
         never. It is no timeout of requests (``asyncio.timeout()`` is), since the device is of no more use
         then; take several times what the slowest request may take.
+    :param reconnect_for: Seconds, from 0.1 to 86400. When the backend's process dies, connect to another one
+        at the same path for so long; requests in flight are made again there, and new ones wait. Only when
+        that fails is the device lost. The process must be visible from here, and whatever it had
+        acknowledged must outlive it. None: the device is lost at once.
     :raises OptionError: An option has an impossible value; the message names it.
     """
 
@@ -46,6 +50,7 @@ class VirtioBlkVhostUser(Device):
         queue_size: int = DEFAULT_QUEUE_SIZE,
         bounce_pool_size: int = DEFAULT_BOUNCE_POOL_SIZE,
         lost_after: float | None = None,
+        reconnect_for: float | None = None,
     ) -> None:
         check = Checks(VHOST_USER)
         super().__init__(
@@ -61,6 +66,7 @@ class VirtioBlkVhostUser(Device):
                 },
                 bounce_pool_size=check.bounce_pool_size(bounce_pool_size),
                 lost_after=check.seconds("lost_after", lost_after),
+                reconnect_for=check.seconds("reconnect_for", reconnect_for),
             )
         )
 

@@ -144,6 +144,10 @@ class FakeHandle:
         assert region in self.allocated
         self.mapped.add(region)
 
+    @property
+    def mapped_regions(self) -> set[MemRegion]:
+        return self.mapped
+
     def unmap_mem_region(self, region: MemRegion) -> None:
         self.mapped.remove(region)
 

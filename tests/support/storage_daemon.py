@@ -33,7 +33,8 @@ class StorageDaemon:
         # A socket's path has room for 107 bytes only, which the directories that pytest makes may exceed.
         self._directory = Path(tempfile.mkdtemp(prefix="aioblk-"))
         self.socket = self._directory / "blk.sock"
-        export = {
+        self._blockdev = dict(blockdev)
+        self._export: dict[str, object] = {
             "type": "vhost-user-blk",
             "id": "export",
             "node-name": NODE,
@@ -42,11 +43,14 @@ class StorageDaemon:
             "logical-block-size": block_size,
             "addr": {"type": "unix", "path": str(self.socket)},
         }
+        self._start()
+
+    def _start(self) -> None:
         self._process = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL", "qemu-storage-daemon"),
-                *("--blockdev", json.dumps({"node-name": NODE, **blockdev})),
-                *("--export", json.dumps(export)),
+                *("--blockdev", json.dumps({"node-name": NODE, **self._blockdev})),
+                *("--export", json.dumps(self._export)),
                 *("--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"),
             ],
             stdin=subprocess.PIPE,
@@ -97,13 +101,23 @@ class StorageDaemon:
         self._process.kill()
         self._process.wait()
 
+    def restart(self, **export: object) -> None:
+        """Another daemon at the same socket, whose export may differ; the one before is killed."""
+        self.kill()
+        self._close_pipes()
+        self._export |= {name.replace("_", "-"): value for name, value in export.items()}
+        self._start()
+
     def close(self) -> None:
         self.kill()
+        self._close_pipes()
+        shutil.rmtree(self._directory)
+
+    def _close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with suppress(BrokenPipeError):  # what could not be sent to a daemon that is gone
                     pipe.close()
-        shutil.rmtree(self._directory)
 
     def __enter__(self) -> Self:
         return self

@@ -310,7 +310,9 @@ static PyObject *queue_resume(QueueCore *q, PyObject *args)
     q->blkioq = (struct blkioq *)(uintptr_t)blkioq;
     q->completion_fd = completion_fd;
     q->depth = depth;
-    q->closed = false;
+    if (q->closed && strcmp(q->closed_reason, "lost") == 0) {
+        q->closed = false;
+    }
     if (queue_schedule_flush(q) < 0) {
         return NULL;
     }
