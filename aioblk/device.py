@@ -223,7 +223,8 @@ class Device(Submitter):
         fails, and the memory of that is never released.
 
         Where requests are in flight while the device is being reconnected (``reconnect_for``), closing waits
-        until they are through, or the device is lost. Of a lost device nothing is waited for, except, for a second at most, that libblkio lets go of it.
+        until they are through, or the device is lost. Of a lost device nothing is waited for, except, for a
+        second at most, that libblkio lets go of it.
 
         A task that is cancelled here does not wait any longer; closing goes on without it.
         """
