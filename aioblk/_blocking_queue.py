@@ -99,6 +99,7 @@ class BlockingQueue(Submitter):
         """Close the queue from another thread, when its own does not use it any more."""
         if self._core is not None:
             self._lost = error
+            self._core.adopt()
             self._core.abandon(error)
             self._release()
 
@@ -131,8 +132,9 @@ class BlockingQueue(Submitter):
         if self._core is not None and self._lost is None:
             self._lost = error
             self._core.close("lost")
-            if self.is_bound_here() or not self.has_thread:
-                self._core.abandon(error)
+            if not self.has_thread:
+                self._core.adopt()
+            self._core.abandon(error)  # from another thread: as soon as the queue's own waits
 
     # --- waiting --------------------------------------------------------------------------------------------
 

@@ -134,6 +134,8 @@ class QueueCore:
         order of submission."""
     def resume(self, blkioq: int, completion_fd: int, depth: int, /) -> None:
         """Go on with another device, after recall() or abandon()."""
+    def adopt(self) -> None:
+        """The queue belongs to the calling thread from now on; its own has ended, or does not use it."""
     def abandon_bounce(self) -> None:
         """Forget bounce memory that abandoned requests use for good."""
     def wait(self, request: Request[Any] | None, seconds: float, /) -> bool:

@@ -311,11 +311,18 @@ static PyObject *queue_resume(QueueCore *q, PyObject *args)
     q->completion_fd = completion_fd;
     q->depth = depth;
     if (q->closed && strcmp(q->closed_reason, "lost") == 0) {
-        q->closed = false;
+        PUBLISH(q->closed, false);
     }
     if (queue_schedule_flush(q) < 0) {
         return NULL;
     }
+    Py_RETURN_NONE;
+}
+
+/* The thread of a queue without a loop has ended, or has no use for it any more. */
+static PyObject *queue_adopt(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    PUBLISH(q->thread, PyThread_get_thread_ident());
     Py_RETURN_NONE;
 }
 
@@ -484,6 +491,7 @@ static PyMethodDef queue_methods[] = {
     {"recall", (PyCFunction)queue_recall, METH_NOARGS,
      "Of a suspended queue whose device is dead: what it had is to be issued again, in the order of submission."},
     {"resume", (PyCFunction)queue_resume, METH_VARARGS, "(blkioq, completion_fd, depth): go on with another device."},
+    {"adopt", (PyCFunction)queue_adopt, METH_NOARGS, "The queue belongs to the calling thread from now on."},
     {"abandon_bounce", (PyCFunction)queue_abandon_bounce, METH_NOARGS, "Forget bounce memory that is in use for good."},
     {"dispose", (PyCFunction)queue_dispose, METH_NOARGS, "Let go of the blkioq; nothing may be in flight."},
     {"statistics", (PyCFunction)queue_statistics, METH_NOARGS, "The counters, by name."},
