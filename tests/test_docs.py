@@ -93,6 +93,13 @@ def test_what_is_called_a_function_is_one(page: Path) -> None:
     assert named <= words, f"{page.name} names {named - words}"
 
 
+@pytest.mark.parametrize("page", WITH_README.values(), ids=WITH_README)
+def test_what_is_called_a_test_is_one(page: Path) -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
+    assert named <= set(re.findall(r"def (test_\w+)\(", tests))
+
+
 def test_every_page_is_in_the_index() -> None:
     index = PAGES["index"].read_text()
     assert [name for name in PAGES if name != "index" and f"({name}.md)" not in index] == []
