@@ -103,7 +103,9 @@ class ArenaBlock:
         self._unit = huge_page or mmap.PAGESIZE
         self._allocator = Allocator(size, granule)
         self._address = self.memory.address
-        self._buffers: dict[int, weakref.ref[Memory]] = {}  # what was handed out last at each offset
+        # What was handed out last at each offset, and what gives it back.
+        self._buffers: dict[int, weakref.ref[Memory]] = {}
+        self._givers: dict[int, Callable[[], None]] = {}
         self._keeper: memoryview | None = memoryview(
             View(self.memory)
         )  # the block lasts as long as its buffers
@@ -130,7 +132,10 @@ class ArenaBlock:
         offset = self._allocator.take(length)
         if offset is None:
             return None
-        give = partial(self._give, offset)  # once, also when nobody but the garbage collector asks for it
+        give = self._givers.get(offset)
+        if give is None:
+            give = self._givers[offset] = partial(self._give, offset)
+        # It is called once, also when nobody but the garbage collector asks for it.
         memory = Memory(self._address + offset, length, owner=self._keeper, on_release=give)
         self._buffers[offset] = weakref.ref(memory)
         return ArenaBuffer(memory)

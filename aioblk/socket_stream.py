@@ -12,6 +12,8 @@ from typing import Any, final
 
 from typing_extensions import Buffer
 
+from ._native._core import View
+
 __all__ = ["DisconnectedError", "SocketStream"]
 
 BUFFER_SIZE = 64 << 10  # for small things that are received
@@ -63,7 +65,7 @@ class SocketStream:
         self._received: asyncio.Future[int] | None = None  # and how it gets to know that they are there
         self._owed_since = 0.0  # since when the peer has owed the rest of what it began; 0: it does not
         # sending
-        self._outgoing: deque[tuple[memoryview, Callable[[], object] | None]] = deque()
+        self._outgoing: deque[tuple[bytes | View | memoryview, Callable[[], object] | None]] = deque()
         self._flush_scheduled = False
         self._blocked_since = 0.0  # since when the peer has not taken what is sent; 0: it does
 
@@ -178,12 +180,12 @@ class SocketStream:
         be called before this returns. With *more*, the parts wait until the next turn of the loop for company
         on their way. The caller bounds how much is to be sent, with :class:`InFlight` for example.
         """
+        outgoing = self._outgoing
         for part in parts:
-            view = memoryview(part)
-            self._outgoing.append((view if view.nbytes == len(view) else view.cast("B"), None))
+            outgoing.append((part if isinstance(part, (bytes, View)) else memoryview(part).cast("B"), None))
         if on_sent is not None:
-            part, _ = self._outgoing.pop() if parts else (memoryview(b""), None)
-            self._outgoing.append((part, on_sent))
+            last, _ = outgoing.pop() if parts else (b"", None)
+            outgoing.append((last, on_sent))
         if self._blocked_since or self._flush_scheduled:
             return
         if more:
@@ -220,8 +222,8 @@ class SocketStream:
         while outgoing:
             part, on_sent = outgoing[0]
             if sent < len(part):
-                if sent:
-                    outgoing[0] = part[sent:], on_sent
+                if sent:  # a part of bytes would be copied
+                    outgoing[0] = (part if isinstance(part, View) else memoryview(part))[sent:], on_sent
                 break
             sent -= len(part)
             outgoing.popleft()

@@ -20,8 +20,8 @@ class Request(Coroutine[Any, Any, _T_co]):
 
     _asyncio_future_blocking: bool
     _lends_memory: bool
-    """Whether the device touches the caller's memory, so that a cancelled request is done only when the device
-    is. Where the *device's* state matters as well, set it."""
+    """Whether the device touches the caller's memory, so that a cancelled request is done only when the
+    device is. Where the *device's* state matters as well, set it."""
     @property
     def _loop(self) -> AbstractEventLoop: ...
     def done(self) -> bool: ...

@@ -8,7 +8,6 @@ from typing import Final
 
 U16: Final = Struct(">H")
 U32: Final = Struct(">I")
-U64: Final = Struct(">Q")
 
 # --- handshake ----------------------------------------------------------------------------------------------
 
@@ -95,6 +94,7 @@ REPLY_NONE: Final = 0
 REPLY_OFFSET_DATA: Final = 1
 REPLY_BLOCK_STATUS: Final = 5
 REPLY_ERROR: Final = 0x8001
+DATA_REPLY: Final = Struct(">IHHQIQ")  # a structured reply and the offset of the data that follow
 ERROR: Final = Struct(">IH")  # the error, the length of a text
 EXTENT: Final = Struct(">II")  # length, state
 

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
-from typing_extensions import Buffer
-
 import aioblk
 
 from . import protocol
 from .export import Export
 from .handshake import Session
 
+CARRY_DATA = (protocol.READ, protocol.WRITE)
 CHANGE = (protocol.WRITE, protocol.TRIM, protocol.WRITE_ZEROES)
 FLAGS = {  # that a command may have
     protocol.READ: protocol.FUA | protocol.DF,
@@ -55,12 +54,9 @@ class Command:
     cookie: int
     offset: int
     length: int
+    data_length: int
+    """How much of it is data that come or go with the command."""
     buffer: aioblk.ArenaBuffer | None = None
-    """The data that come or go with it."""
-
-    @property
-    def data_length(self) -> int:
-        return self.length if self.kind in (protocol.READ, protocol.WRITE) else 0
 
 
 @final
@@ -90,7 +86,8 @@ class Transmission:
                     return
                 if kind == protocol.WRITE and length > self._export.largest_payload:
                     raise aioblk.DisconnectedError(f"the client sends {length} bytes at once")
-                command = Command(kind, flags, cookie, offset, length)
+                data_length = length if kind in CARRY_DATA else 0
+                command = Command(kind, flags, cookie, offset, length, data_length)
                 await self._in_flight.enter(command.data_length)  # or receive no more for now
                 try:
                     await self._begin(command)
@@ -184,12 +181,16 @@ class Transmission:
         elif command.kind != protocol.READ:
             self._send_simple(command, 0)
         elif not self._session.structured_replies:
-            self._send_simple(command, 0, command.buffer or b"")
+            self._send_simple(command, 0, *([command.buffer] if command.buffer else []))
         elif command.buffer is None:
             self._send_chunk(command, protocol.REPLY_NONE)
         else:
-            offset = protocol.U64.pack(command.offset)
-            self._send_chunk(command, protocol.REPLY_OFFSET_DATA, offset, command.buffer)
+            kind, length = protocol.REPLY_OFFSET_DATA, command.length + 8
+            head = protocol.DATA_REPLY.pack(
+                *(protocol.STRUCTURED_REPLY_MAGIC, protocol.REPLY_DONE, kind),
+                *(command.cookie, length, command.offset),
+            )
+            self._send(command, head, command.buffer)
 
     def _fail(self, command: Command, error: BaseException) -> None:
         number = error.errno if isinstance(error, OSError) else None
@@ -202,18 +203,18 @@ class Transmission:
         else:
             self._send_simple(command, error)
 
-    def _send_simple(self, command: Command, error: int, data: Buffer = b"") -> None:
-        self._send(
-            command, protocol.SIMPLE_REPLY.pack(protocol.SIMPLE_REPLY_MAGIC, error, command.cookie), data
-        )
+    def _send_simple(self, command: Command, error: int, *data: aioblk.View) -> None:
+        head = protocol.SIMPLE_REPLY.pack(protocol.SIMPLE_REPLY_MAGIC, error, command.cookie)
+        self._send(command, head, *data)
 
-    def _send_chunk(self, command: Command, kind: int, *body: bytes | aioblk.View) -> None:
+    def _send_chunk(self, command: Command, kind: int, body: bytes = b"") -> None:
         """A structured reply; one chunk says all."""
-        length, magic = sum(map(len, body)), protocol.STRUCTURED_REPLY_MAGIC
-        head = protocol.STRUCTURED_REPLY.pack(magic, protocol.REPLY_DONE, kind, command.cookie, length)
-        self._send(command, head, *body)
+        head = protocol.STRUCTURED_REPLY.pack(
+            *(protocol.STRUCTURED_REPLY_MAGIC, protocol.REPLY_DONE, kind), *(command.cookie, len(body))
+        )
+        self._send(command, head + body)
 
-    def _send(self, command: Command, *parts: Buffer) -> None:
+    def _send(self, command: Command, *parts: bytes | aioblk.View) -> None:
         # More replies are on their way soon if more commands are.
         more = self._in_flight.requests > 1 or self._stream.has_more
         self._stream.send(*parts, on_sent=partial(self._finish, command), more=more)
