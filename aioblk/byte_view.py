@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable, Sequence
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple, TypeVar, final
+from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 
 from typing_extensions import Buffer
 
@@ -101,11 +101,13 @@ class ByteView:
 
         Raises as :meth:`read`.
         """
-        if self._block == 1:
+        if self._block == 1:  # nothing to align, and nobody to wait for
             return _finish(self._device.write(offset, data, fua=fua))
-        length = memoryview(data).nbytes
-        if (offset | length) % self._block == 0:
-            return self._change(offset, offset + length, partial(self._device.write, offset, data, fua=fua))
+        if (offset | (length := memoryview(data).nbytes)) % self._block == 0:
+            if self._turns:
+                submit = partial(self._device.write, offset, data, fua=fua)
+                return self._change(offset, offset + length, submit)
+            return self._remember(offset, offset + length, self._device.write(offset, data, fua=fua))
         return self.writev(offset, [data], fua=fua)
 
     def writev(
@@ -175,23 +177,25 @@ class ByteView:
 
     def _change(self, start: int, end: int, submit: Callable[[], Request[None]]) -> Coroutine[Any, Any, None]:
         """Submit a change of whole blocks: at once, unless it has to wait for its turn."""
-        if self._turns and (earlier := [turn.work for turn in self._turns if turn.meets(start, end)]):
+        if earlier := _meeting(self._turns, start, end):
             return self._take_turn(start, end, earlier, lambda: _finish(submit()))
-        request = submit()
-        request._lends_memory = True
+        return self._remember(start, end, submit())
+
+    def _remember(self, start: int, end: int, request: Request[None]) -> Request[None]:
+        """Have later changes of parts of blocks wait for this one."""
+        _finish(request)
         if self._block > 1 and not request.done():  # with smaller blocks nobody will ever wait for it
             if len(self._direct) >= self._forget_at:
-                self._direct = [change for change in self._direct if not change.work.done()]
+                self._direct = [change for change in self._direct if not change[2].done()]
                 self._forget_at = 2 * len(self._direct) + REMEMBERED
-            self._direct.append(_Change(start, end, request))
+            self._direct.append((start, end, request))
         return request
 
     def _edit(self, span: "_Span", work: Callable[[], Awaitable[None]]) -> Coroutine[Any, Any, None]:
         """Begin a change of parts of blocks, which waits for its turn."""
         if span.length == 0:
             return self._device.write(0, b"")
-        changes = (*self._turns, *self._direct)
-        earlier = [change.work for change in changes if change.meets(span.start, span.end)]
+        earlier = _meeting((*self._turns, *self._direct), span.start, span.end)
         return self._take_turn(span.start, span.end, earlier, work)
 
     def _take_turn(
@@ -203,7 +207,7 @@ class ByteView:
             await work()
 
         begun = _begin(wait_and_work())
-        turn = _Change(start, end, begun.task)
+        turn = start, end, begun.task
         self._turns.append(turn)
         begun.task.add_done_callback(lambda _: self._turns.remove(turn))
         return begun
@@ -254,18 +258,13 @@ class ByteView:
         return _Span(offset - head, offset + length + tail, head, tail)
 
 
-_Work = Request[None] | asyncio.Task[None]
+_Work: TypeAlias = Request[None] | asyncio.Task[None]
+_Change: TypeAlias = tuple[int, int, _Work]  # from where to where, in whole blocks, and who makes it
 
 
-class _Change(NamedTuple):
-    """Blocks that are being changed, by a request or by a task that takes its turn."""
-
-    start: int
-    end: int
-    work: _Work
-
-    def meets(self, start: int, end: int) -> bool:
-        return self.start < end and start < self.end
+def _meeting(changes: Iterable[_Change], start: int, end: int) -> list[_Work]:
+    """Those of the changes that share a block with the range."""
+    return [work for its_start, its_end, work in changes if its_start < end and start < its_end]
 
 
 class _Span(NamedTuple):

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import aioblk
 
@@ -44,6 +44,9 @@ ERRORS = {
     errno.EFBIG: protocol.ENOSPC,
     errno.ENOTSUP: protocol.ENOTSUP,
 }
+
+
+Work: TypeAlias = aioblk.Request[Any] | asyncio.Task[Any]
 
 
 @final
@@ -117,7 +120,8 @@ class Transmission:
             if command.kind == protocol.WRITE:
                 await self._stream.read_into(command.buffer)
         try:
-            work = asyncio.ensure_future(self._submit(command))
+            begun = self._submit(command)  # one request, as a rule; what takes several becomes a task
+            work: Work = begun if isinstance(begun, aioblk.Request) else asyncio.create_task(begun)
         except aioblk.BlkioError as error:
             self._fail(command, error)
             return
@@ -171,7 +175,7 @@ class Transmission:
 
     # --- from outcome to reply ------------------------------------------------------------------------------
 
-    def _answer(self, command: Command, work: "asyncio.Future[Any]") -> None:
+    def _answer(self, command: Command, work: Work) -> None:
         error = OSError(errno.EIO, "the request was cancelled") if work.cancelled() else work.exception()
         if error is not None:
             self._fail(command, error)
