@@ -54,7 +54,8 @@ class SocketStream:
         connection.setblocking(False)
         self._socket = connection
         self._loop = asyncio.get_running_loop()
-        self._error: DisconnectedError | None = None
+        # Why it is over. No exception is kept: its traceback would keep the memory of who was receiving.
+        self._gone: str | None = None
         # receiving
         self._buffer = memoryview(bytearray(BUFFER_SIZE))
         self._start = self._end = 0  # what of it has been received and not taken
@@ -122,8 +123,8 @@ class SocketStream:
 
     async def _receive(self, target: memoryview) -> int:
         """Receive what there is, at least one byte."""
-        if self._error is not None:
-            raise self._error
+        if self._gone is not None:
+            raise DisconnectedError(self._gone)
         size = 0
         if self._probably_more:
             self._in_a_row = (self._in_a_row + 1) % MOST_IN_A_ROW
@@ -139,13 +140,13 @@ class SocketStream:
             try:
                 size = await self._received
             finally:
-                self._received = None
+                self._received, self._target = None, self._buffer
         self._probably_more = size == len(target)
         return size
 
     def _receive_now(self, target: memoryview) -> int:
         """Receive what there is; 0 if that is nothing."""
-        if self._error is None:
+        if self._gone is None:
             try:
                 size = self._socket.recv_into(target)
             except BlockingIOError:
@@ -156,8 +157,7 @@ class SocketStream:
                 if size:
                     return size
                 self.abort("the peer has closed the connection")
-        assert self._error is not None
-        raise self._error
+        raise DisconnectedError(self._gone)
 
     def _on_readable(self) -> None:
         received = self._received
@@ -197,7 +197,7 @@ class SocketStream:
     def _flush(self) -> None:
         """Hand to the kernel what it takes now, and the rest as soon as it can take it."""
         self._flush_scheduled = False
-        while self._outgoing and self._error is None:
+        while self._outgoing and self._gone is None:
             try:
                 sent = self._socket.sendmsg([part for part, _ in islice(self._outgoing, MOST_BUFFERS)])
             except BlockingIOError:
@@ -210,7 +210,7 @@ class SocketStream:
                 return
             if self._forget(sent) and self._blocked_since:
                 self._blocked_since = self._loop.time()
-        if self._error is not None:
+        if self._gone is not None:
             self._forget(sum(len(part) for part, _ in self._outgoing))
         elif self._blocked_since:
             self._blocked_since = 0.0
@@ -241,7 +241,7 @@ class SocketStream:
 
         A peer that was found to be gone is aborted. So ask every now and then, and abort who takes too long.
         """
-        if self._error is not None:
+        if self._gone is not None:
             return 0.0
         if error := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
             # libuv stops watching a socket that was reset, and uvloop does not pass that on.
@@ -253,13 +253,13 @@ class SocketStream:
     def abort(self, why: str) -> None:
         """Have done with the peer: whoever receives meets DisconnectedError(*why*), what was to be sent is
         dropped. Idempotent."""
-        if self._error is None:
-            self._error = DisconnectedError(why)
+        if self._gone is None:
+            self._gone = why
             self._loop.remove_reader(self._socket)
             self._loop.remove_writer(self._socket)
             self._reading, self._blocked_since = False, 0.0
             if self._received is not None and not self._received.done():
-                self._received.set_exception(self._error)
+                self._received.set_exception(DisconnectedError(why))
             self._flush()
 
     def close(self) -> None:

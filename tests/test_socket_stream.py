@@ -2,6 +2,7 @@
 
 import array
 import asyncio
+import gc
 import random
 import socket
 import struct
@@ -143,6 +144,35 @@ async def test_a_vanished_peer_gives_memory_back(ends: Ends) -> None:
     assert sent == [1]
     stream.send(b"x", on_sent=lambda: sent.append(2))
     assert sent == [1, 2]
+
+
+async def test_nothing_keeps_memory_that_was_given_back(ends: Ends) -> None:
+    """No slice of it that was received into, and no traceback of who was receiving."""
+    stream, theirs = ends
+    async with aioblk.Arena(1 << 20) as arena:
+        buffer = await arena.acquire(1 << 20)
+        filling = asyncio.create_task(stream.read_into(buffer))
+        await asyncio.get_running_loop().sock_sendall(theirs, bytes(1 << 20))
+        await filling
+        buffer.release()
+        assert arena.statistics().in_use == 0
+        buffer = await arena.acquire(1 << 20)
+        filling = asyncio.create_task(stream.read_into(buffer))
+        theirs.send(b"x")
+        await asyncio.sleep(0.001)
+        theirs.close()
+        with pytest.raises(DisconnectedError):
+            await filling
+        del filling
+        gc.disable()
+        try:
+            buffer.release()
+            with pytest.raises(DisconnectedError):
+                await stream.read(1)
+            await asyncio.sleep(0)  # until here, asyncio keeps the task that has woken this one
+            assert arena.statistics().in_use == 0
+        finally:
+            gc.enable()
 
 
 async def test_aborting_ends_both_directions(ends: Ends) -> None:
