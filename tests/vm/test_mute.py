@@ -1,4 +1,4 @@
-"""A device that starts and never answers: memory behind an IOMMU that it does not know of is out of its reach."""
+"""A device that starts and never answers, as its memory lies behind an IOMMU that it does not know of."""
 
 import asyncio
 import os
