@@ -57,6 +57,7 @@ class BlockingQueue(Submitter):
             handle.map_mem_region(self._region)
         core.attach_bounce(self._region.address, self._region.length, _BOUNCE_GRANULE)
         self._core = core
+        self._end = threading.Lock()
         self._lost: BlkioError | None = None
         self._slice = _SLICE if context.lost_after is None else min(_SLICE, context.lost_after / TICKS)
         self._next_tick = 0.0
@@ -82,13 +83,17 @@ class BlockingQueue(Submitter):
         if not self.is_bound_here():
             raise UsageError("the queue belongs to another thread", operation="close queue")
         self.refuse()
-        while self.core.in_flight:
+        while self.in_flight:
             self._wait(None, -1)
-        self._release()
-        if self._lost is None:
-            if self._mapped:
-                self._context.handle.unmap_mem_region(self._region)
-            self._context.handle.free_mem_region(self._region)
+        if not self._let_go():
+            return
+        try:
+            if self._lost is None:
+                if self._mapped:
+                    self._context.handle.unmap_mem_region(self._region)
+                self._context.handle.free_mem_region(self._region)
+        finally:
+            self._context.on_released(self)
 
     def refuse(self) -> None:
         """Refuse new requests, from any thread."""
@@ -97,14 +102,19 @@ class BlockingQueue(Submitter):
 
     def give_up(self, error: BlkioError) -> None:
         """Close the queue from another thread, when its own does not use it any more."""
-        if self._core is not None:
-            self._lost = error
-            self._core.adopt()
-            self._core.abandon(error)
-            self._release()
+        if self._let_go(error):
+            self._context.on_released(self)
 
-    def _release(self) -> None:
-        core = self.core
+    def _let_go(self, error: BlkioError | None = None) -> bool:
+        """What is in flight, if anything, fails with *error*. False: another thread has been faster."""
+        with self._end:
+            if self._core is None:
+                return False
+            core, self._core = self._core, None
+        if error is not None:
+            self._lost = error
+            core.adopt()
+            core.abandon(error)
         if core.bounce_in_use:  # by abandoned requests
             core.abandon_bounce()
             if not self._mapped:
@@ -112,8 +122,7 @@ class BlockingQueue(Submitter):
         else:
             core.detach_bounce()
         core.dispose()
-        self._core = None
-        self._context.on_released(self)
+        return True
 
     def __enter__(self) -> Self:
         return self
