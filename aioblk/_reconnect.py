@@ -49,10 +49,11 @@ async def open_again(
     limits: Limits,
     capacity: int,
     within: Callable[[asyncio.Future[Any]], Any],
+    require_wanted: Callable[[], None],
 ) -> Connection:
     """Connect, map *regions*, and let *handle* take over. What is returned has the handle's old instance.
 
-    *within* awaits a future for as long as there is time.
+    *within* awaits a future for as long as there is time; *require_wanted* raises if nobody waits any more.
 
     Raises:
         IncompatibleError: the new device accepts less than the old one.
@@ -62,8 +63,10 @@ async def open_again(
         start_blocking(functools.partial(connect, options), undo=Connection.close)
     )
     try:
+        require_wanted()
         prepare = functools.partial(_prepare, connection, limits, capacity, list(regions()))
         await within(start_blocking(prepare))
+        require_wanted()
     except BaseException:
         if connection.peer is not None:
             connection.peer.hang_up()  # a thread may be waiting for its answer
@@ -183,6 +186,7 @@ class Recovery:
                         self._limits,
                         self._capacity,
                         self._within,
+                        self._require_wanted,
                     )
                 except IncompatibleError:
                     raise
@@ -213,7 +217,12 @@ class Recovery:
 
     async def _pause(self, seconds: float) -> None:
         await asyncio.wait([self._stopped], timeout=seconds)
-        if self._stopped.done() or self._loop.time() >= self._end:
+        self._require_wanted()
+        if self._loop.time() >= self._end:
+            raise TimeoutError
+
+    def _require_wanted(self) -> None:
+        if self._stopped.done():
             raise TimeoutError
 
     async def _within(self, future: asyncio.Future[T]) -> T:

@@ -59,7 +59,7 @@ class Refusals:
             case "read-only":
                 return BlkioError, "the device is open for reading only; open it with read_only=False"
             case "lost":
-                return DeviceLostError, "the device is lost; close it and open it again"
+                return DeviceLostError, "the device is lost; close it and open it again, or reconnect() it"
             case "thread":
                 return (
                     UsageError,

@@ -424,19 +424,31 @@ class Device(Submitter):
         assert self._limits is not None
         await self._memory.detach_loop()
         await start_blocking(functools.partial(release_old, handle))
+        self._require_still_open(handle)
         regions = {*self._memory.withdraw_regions(), *self._queues.bounce_regions()}
-        connection = await open_again(
-            self._options, handle, lambda: regions, self._limits, self._capacity, _whatever_it_takes
-        )
+        try:
+            connection = await open_again(
+                self._options,
+                handle,
+                lambda: regions,
+                self._limits,
+                self._capacity,
+                _whatever_it_takes,
+                lambda: self._require_still_open(handle),
+            )
+        except BlkioError:
+            self._require_still_open(handle)
+            raise
         start_blocking(connection.handle.destroy)
-        if self._state is not _State.OPEN:
-            if connection.peer is not None:
-                connection.peer.close()
-            raise DeviceClosedError("the device was closed meanwhile", driver=self._options.driver)
         self._lost = None
         self._memory.come_back()
         handle.free_all_but(self._queues.bounce_regions())
         await self._go_on(connection, self._queues.reopen())
+
+    def _require_still_open(self, handle: Blkio) -> None:
+        if self._state is not _State.OPEN:
+            start_blocking(handle.destroy)  # once more, if closing was faster
+            raise DeviceClosedError("the device has been closed", driver=self._options.driver)
 
     def _require_visible_backend(self) -> None:
         if self._options.reconnect_for is not None and (self._peer is None or self._peer.process is None):

@@ -1,16 +1,19 @@
 """Another backend in place of one that died: requests in flight are made again, nothing is lost."""
 
 import asyncio
+import dataclasses
 import functools
 import os
 import random
 import threading
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import aioblk
+from aioblk._reconnect import incompatibility
 
 from .conftest import StorageDaemonFactory
 from .support.devices import BLOCK, held, pattern
@@ -465,6 +468,19 @@ async def test_cancelling_it_leaves_the_device_lost(
     assert len(await plain.read(0, BLOCK)) == BLOCK
 
 
+async def test_closing_ends_it(plain: aioblk.Device, daemon: StorageDaemon) -> None:
+    await lose(plain, daemon)
+    daemon.restart()
+    async with aioblk.VirtioBlkVhostUser(daemon.socket):  # who is served first
+        returning = asyncio.create_task(plain.reconnect())
+        await asyncio.sleep(0.1)
+        async with asyncio.timeout(PATIENCE):
+            await plain.aclose()
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(aioblk.DeviceClosedError):
+            await returning
+
+
 async def test_it_is_for_lost_devices_with_a_name(plain: aioblk.Device, scratch_file: Path) -> None:
     with pytest.raises(aioblk.UsageError, match="not lost"):
         await plain.reconnect()
@@ -493,6 +509,52 @@ async def test_a_backend_that_was_only_stopped_can_be_found_again(
     async with asyncio.timeout(PATIENCE):
         await plain.reconnect()
         assert len(await plain.read(0, BLOCK)) == BLOCK
+
+
+async def test_a_device_must_accept_what_the_old_one_did(file_device: aioblk.Device) -> None:
+    limits = dataclasses.replace(
+        file_device.limits, max_transfer=1 << 20, discard_alignment=4096, max_discard_len=0, buf_alignment=512
+    )
+    assert incompatibility(limits, limits) is None
+    wider: dict[str, Any] = {
+        "max_transfer": 0,
+        "max_segments": limits.max_segments + 1,
+        "discard_alignment": 0,
+        "buf_alignment": 1,
+        "flush_needed": False,
+        "optimal_io_size": 1 << 20,
+    }
+    for name, value in wider.items():
+        assert incompatibility(limits, dataclasses.replace(limits, **{name: value})) is None
+    tighter: dict[str, Any] = {
+        "max_transfer": 1 << 19,
+        "max_segments": 1,
+        "max_discard_len": 1 << 30,
+        "discard_alignment": 8192,
+        "buf_alignment": 4096,
+        "discard_alignment_offset": 512,
+        "needs_mem_regions": True,
+        "can_grow": False,
+    }
+    for name, value in tighter.items():
+        problem = incompatibility(limits, dataclasses.replace(limits, **{name: value}))
+        assert problem is not None
+        assert name.replace("_", "-") in problem
+    safe = dataclasses.replace(limits, flush_needed=False)
+    assert incompatibility(safe, dataclasses.replace(limits, flush_needed=True)) == "flush-needed is true now"
+
+
+async def test_a_backend_that_cannot_be_seen_cannot_be_replaced(
+    daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(pid: int) -> int:
+        raise ProcessLookupError(pid)
+
+    monkeypatch.setattr(os, "pidfd_open", fail)
+    with pytest.raises(aioblk.UnsupportedError, match="cannot be seen"):
+        await aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=1).open()
+    async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
+        await device.read(0, BLOCK)
 
 
 def test_impossible_times_are_refused() -> None:
