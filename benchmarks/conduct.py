@@ -149,7 +149,7 @@ def choose_contenders(arguments: argparse.Namespace) -> list[Contender]:
         case "memory":
             found = memory_contenders(pythons[0], loops[0])
         case "queues":
-            found = queues.queue_contenders(pythons[0], loops[0])
+            found = queues.queue_contenders(pythons, loops[0])
         case "bars":
             found = [BlkioBench(), *aioblk_contenders(pythons, loops, [AWAIT, BATCH, SPIN])]
         case "pythons":

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from benchmarks.bars import judge
 from benchmarks.model import CASES, Cell, Run, describe_cell, size_text
+from benchmarks.queues import two_beside_one
 from benchmarks.standing import LEAD_HEAD, NOT_EXPLAINED, describe, explain, standing
 from benchmarks.summary import Spread, Summary, foreign_load, summarise
 
@@ -148,6 +149,7 @@ def footnotes(run: Run) -> list[str]:
         f"Medians of {rounds} interleaved rounds; ratios are taken within each round, [lowest-highest].",
         "; ".join(f"{name}: {value}" for name, value in run.machine.items()),
     ]
+    notes += two_beside_one(run)
     load = foreign_load(run)
     if load:
         notes.append(

@@ -8,6 +8,7 @@ import aioblk
 from benchmarks.workers.measuring import Job, measure_rounds, run_loop, run_tasks
 
 QUEUES = 2
+Orders = list[list[int]]
 
 job = Job.from_arguments()
 
@@ -18,18 +19,22 @@ async def measure() -> None:
     async with device, device.allocate(QUEUES * job.depth * size) as region:
         buffers = [region[slot * size : (slot + 1) * size] for slot in range(QUEUES * job.depth)]
 
-        async def run(orders: list[list[int]], latencies: list[int] | None) -> None:
+        async def run(orders: tuple[Orders, Orders], latencies: list[int] | None) -> None:
             own, others = buffers[: job.depth], buffers[job.depth :]
             await asyncio.gather(
-                run_tasks(operation(device), orders, own, latencies),
-                asyncio.to_thread(asyncio.run, run_on_second_queue(device, orders, others, latencies)),
+                run_tasks(operation(device), orders[0], own, latencies),
+                asyncio.to_thread(asyncio.run, run_on_second_queue(device, orders[1], others, latencies)),
             )
 
-        await measure_rounds(job, job.orders, run, operations_each=QUEUES * job.depth)
+        def plan(count: int) -> tuple[Orders, Orders]:
+            """Numbers for each thread: without a GIL, it costs to count the references of an object together."""
+            return job.orders(count), job.orders(count)
+
+        await measure_rounds(job, plan, run, operations_each=QUEUES * job.depth)
 
 
 async def run_on_second_queue(
-    device: aioblk.Device, orders: list[list[int]], buffers: Sequence[Any], latencies: list[int] | None
+    device: aioblk.Device, orders: Orders, buffers: Sequence[Any], latencies: list[int] | None
 ) -> None:
     async with device.queue(1) as queue:
         await run_tasks(operation(queue), orders, buffers, latencies)

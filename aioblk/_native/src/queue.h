@@ -56,6 +56,8 @@ void queue_append_backlog(QueueCore *q, Part *part);
 void queue_issue_backlog(QueueCore *q);
 void queue_part_done(QueueCore *q, Part *part, int ret, const char *message);
 
+extern bool queues_in_several_threads; /* have been bound, since the process began */
+
 /* ---- reap.c ------------------------------------------------------------------------------------------------ */
 
 /* Submits what was issued and takes what has completed; returns how many completions. */

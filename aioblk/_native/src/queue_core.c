@@ -360,6 +360,18 @@ READS_WHILE_OTHERS_WRITE static PyObject *queue_statistics(QueueCore *q, PyObjec
 
 /* ---- the type -------------------------------------------------------------------------------------------- */
 
+bool queues_in_several_threads;
+
+static void note_thread(unsigned long thread)
+{
+    static unsigned long first;
+    if (OBSERVE(first) == 0) {
+        PUBLISH(first, thread);
+    } else if (OBSERVE(first) != thread) {
+        PUBLISH(queues_in_several_threads, true);
+    }
+}
+
 static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"device", "blkioq", "completion_fd", "loop", "depth", NULL};
@@ -383,6 +395,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->completion_fd = completion_fd;
     self->depth = depth;
     self->thread = PyThread_get_thread_ident();
+    note_thread(self->thread);
     self->fork_generation = fork_generation;
     self->inline_budget = INLINE_BUDGET;
     self->loop = Py_NewRef(loop);

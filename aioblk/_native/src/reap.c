@@ -61,6 +61,28 @@ static void take_completions(QueueCore *q, const struct blkio_completion *comple
     }
 }
 
+/*
+ * The kernel executes cached reads, and takes over what is written, within the call. Of so many bytes that takes longer than
+ * giving the GIL away and getting it back: meanwhile another loop, in another thread, goes on. Below, and where the
+ * transfer is left to a process at the other end, both loops would wait for each other more often than they gain.
+ */
+#define BYTES_WITHOUT_GIL (128u << 10)
+
+static int do_io(QueueCore *q, struct blkio_completion *completions)
+{
+    struct blkioq *b = q->blkioq;
+#ifndef Py_GIL_DISABLED
+    if (q->unflushed_bytes >= BYTES_WITHOUT_GIL && queues_in_several_threads && !q->device->needs_regions) {
+        int count;
+        Py_BEGIN_ALLOW_THREADS
+        count = blkioq_do_io(b, completions, 0, REAP_MAX, NULL);
+        Py_END_ALLOW_THREADS
+        return count;
+    }
+#endif
+    return blkioq_do_io(b, completions, 0, REAP_MAX, NULL);
+}
+
 /* Submits what was issued and takes what has completed; returns how many completions. */
 int queue_reap(QueueCore *q)
 {
@@ -68,7 +90,7 @@ int queue_reap(QueueCore *q)
     int total = 0;
     q->more_to_reap = true;
     for (int round = 0; round < REAP_ROUNDS && q->more_to_reap && q->blkioq; round++) {
-        int count = blkioq_do_io(q->blkioq, completions, 0, REAP_MAX, NULL);
+        int count = do_io(q, completions);
         q->counters.do_io_calls++;
         q->unflushed_bytes = 0;
         q->unflushed_parts = 0;
