@@ -21,7 +21,10 @@ def queue_contenders(pythons: Sequence[str], loop: str) -> list[Contender]:
     Two loops are measured on files only: a vhost-user export has one client, which the cases pin to one
     processor. Of each further interpreter one loop and two threads take part, to be compared with each other.
     """
-    return [*_all_ways(pythons[0], loop), *(each for python in pythons[1:] for each in _one_and_two(python, loop))]
+    return [
+        *_all_ways(pythons[0], loop),
+        *(each for python in pythons[1:] for each in _one_and_two(python, loop)),
+    ]
 
 
 def two_beside_one(run: Run) -> Iterator[str]:

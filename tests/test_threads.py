@@ -106,7 +106,8 @@ async def test_threads_share_memory_that_comes_and_goes(device: aioblk.Device) -
                     others.append(queue.read_into(0, passing[-1][:BLOCK]))
                     others.append(queue.write(offsets[0], memoryview(DATA)[offsets[0] :][:BLOCK]))
                 choose.choice(requests).cancel()
-                assert await queue.read(0, len(DATA)) == DATA  # long enough to go on without the GIL meanwhile
+                whole = await queue.read(0, len(DATA))  # so long that do_io runs without the GIL
+                assert whole == DATA
                 await queue.read_into(offsets[0], mine)
                 assert mine == DATA[offsets[0] : offsets[0] + BLOCK]
                 for at, result in zip(

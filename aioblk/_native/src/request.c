@@ -253,9 +253,9 @@ static PyObject *raise_cancelled(Request *r)
 
 static void mark_retrieved(Request *r)
 {
-    r->log_traceback = false;
-    if (r->inline_completion) {
-        r->inline_completion = false;
+    PUBLISH(r->log_traceback, false);
+    if (OBSERVE(r->inline_completion)) {
+        PUBLISH(r->inline_completion, false);
         forget_inline(r);
     }
 }
