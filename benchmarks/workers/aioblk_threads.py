@@ -27,7 +27,7 @@ async def measure() -> None:
             )
 
         def plan(count: int) -> tuple[Orders, Orders]:
-            """Numbers for each thread: without a GIL, counting the references of shared ones would cost time."""
+            """Numbers for each thread: without a GIL, it takes time to count references to shared ones."""
             return job.orders(count), job.orders(count)
 
         await measure_rounds(job, plan, run, operations_each=QUEUES * job.depth)
