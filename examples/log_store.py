@@ -8,6 +8,10 @@ its own and filled up with zeroes to whole blocks: a block that holds acknowledg
 again, so that no crash can tear them. A record is a header and data. Its checksum goes on from the checksum
 of the record before it. That makes the records a chain which recovery follows from the first block to the
 last whole record; what a crash left behind it, however whole it looks, does not continue the chain.
+
+Opening a log therefore reads all of it, from its start on: it takes as long as that. A log that is opened
+often, or is large, would keep checkpoints: the end of the log as of some record, written now and then to one
+of two blocks that are set aside, from where recovery could begin.
 """
 
 import argparse
