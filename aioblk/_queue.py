@@ -119,6 +119,7 @@ class Queue(Submitter):
         """The memory through which requests go whose own memory the device cannot reach."""
         self._core = core
         self._lost = False
+        self._disposed = False
         self._watch: SilenceWatch | None = None
         self._attach()
 
@@ -215,19 +216,23 @@ class Queue(Submitter):
 
     def recall(self) -> None:
         """The device that is gone cannot do anything any more: what it had will be issued again."""
-        if not self._lost and not self._attached:
+        if self._is_suspended:
             self.core.recall()
 
     def resume(self) -> None:
         """The device is back after a suspension: go on."""
-        if not self._lost and not self._attached:
+        if self._is_suspended:
             self._go_on()
 
     def reopen(self) -> None:
         """The lost device is back: accept requests again."""
-        if self._lost and self._closing is None:
+        if self._lost and self._closing is None and not self._disposed:
             self._lost = False
             self._go_on()
+
+    @property
+    def _is_suspended(self) -> bool:
+        return not (self._lost or self._attached or self._disposed)
 
     def _go_on(self) -> None:
         address, self._fd = self._find()
@@ -245,6 +250,7 @@ class Queue(Submitter):
 
     def dispose(self) -> None:
         """Let go of the drained queue; the device may be destroyed."""
+        self._disposed = True
         self._detach()
         self.core.dispose()
 

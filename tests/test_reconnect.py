@@ -270,6 +270,59 @@ async def test_a_queue_bound_meanwhile_waits(device: aioblk.Device, daemon: Stor
     assert await device.read(0, BLOCK) == pattern(BLOCK)
 
 
+async def test_a_queue_closed_meanwhile_stays_closed(device: aioblk.Device, daemon: StorageDaemon) -> None:
+    queue = device.queue(1)
+    await queue.read(0, BLOCK)
+    with held(daemon):
+        request = queue.write(0, pattern(BLOCK))
+        await asyncio.sleep(0)
+        daemon.kill()
+    await until_reconnecting(device)
+    closing = asyncio.create_task(queue.aclose())
+    await asyncio.sleep(0)
+    with pytest.raises(aioblk.DeviceClosedError):
+        queue.read(0, BLOCK)
+    daemon.restart()
+    async with asyncio.timeout(PATIENCE):
+        await closing
+    assert request.exception() is None
+    with pytest.raises(aioblk.DeviceClosedError):
+        queue.read(0, BLOCK)
+    assert await device.read(0, BLOCK) == pattern(BLOCK)
+
+
+async def test_parts_that_were_done_are_not_made_again(storage_daemon: StorageDaemonFactory) -> None:
+    daemon = storage_daemon(latency_ns=int(0.1e9))
+    async with aioblk.VirtioBlkVhostUser(daemon.socket, queue_size=4, reconnect_for=PATIENCE) as device:
+        await device.read(0, BLOCK)
+        before = device.statistics().parts
+        request = device.read(0, 6 << 20)  # six parts, one after the other
+        async with asyncio.timeout(PATIENCE):
+            while device.statistics().parts < before + 2:  # noqa: ASYNC110 (there is no event)
+                await asyncio.sleep(0.001)
+            daemon.kill()
+            await until_reconnecting(device)
+            daemon.restart()
+            assert await request == bytes(6 << 20)
+        assert device.statistics().parts == before + 6
+
+
+async def test_detaching_meanwhile_waits(device: aioblk.Device, daemon: StorageDaemon) -> None:
+    with held(daemon):
+        request = device.write(0, pattern(BLOCK))
+        await asyncio.sleep(0)
+        daemon.kill()
+    await until_reconnecting(device)
+    detaching = asyncio.create_task(device.detach())
+    await asyncio.sleep(0)
+    daemon.restart()
+    async with asyncio.timeout(PATIENCE):
+        await detaching
+    assert request.exception() is None
+    await device.attach()
+    assert await device.read(0, BLOCK) == pattern(BLOCK)
+
+
 async def test_time_runs_out(daemon: StorageDaemon) -> None:
     async with aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=0.5) as device:
         await device.read(0, BLOCK)
