@@ -61,7 +61,7 @@ class BlockingQueue(Submitter):
         self._lost: BlkioError | None = None
         self._slice = _SLICE if context.lost_after is None else min(_SLICE, context.lost_after / TICKS)
         self._next_tick = 0.0
-        self.is_waiting = False
+        self.is_waiting: bool = False
         """Whether the thread is waiting for the device now."""
 
     def wait(self, request: Request[T], timeout: float | None = None) -> T:
