@@ -125,6 +125,10 @@ class BoundQueues:
             self._suspended = False
         await self._on_each(Queue.resume)
 
+    async def until_abandoned(self) -> None:
+        """Wait until every queue, on its own loop, knows of the loss and touches libblkio no more."""
+        await self._on_each(lambda _queue: None)  # each loop comes to it after abandon()
+
     async def reopen(self) -> None:
         """Another device is there, after a loss."""
         self._lost = False
@@ -141,7 +145,7 @@ class BoundQueues:
 
         def there() -> None:
             try:
-                if not self._lost:
+                if not self._lost:  # meanwhile
                     act(queue)
             finally:
                 loop.call_soon_threadsafe(_wake, done)

@@ -422,6 +422,7 @@ class Device(Submitter):
     async def _reconnect(self, handle: Blkio) -> None:
         assert self._memory is not None
         assert self._limits is not None
+        await self._queues.until_abandoned()
         await self._memory.detach_loop()
         await start_blocking(functools.partial(release_old, handle))
         self._require_still_open(handle)

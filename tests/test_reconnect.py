@@ -478,6 +478,29 @@ async def test_a_lost_device_can_be_opened_again_in_place(
         assert plain.reconnections == 2
 
 
+async def test_queues_of_other_loops_are_opened_again_too(
+    plain: aioblk.Device, daemon: StorageDaemon
+) -> None:
+    bound, back = threading.Event(), threading.Event()
+
+    async def elsewhere() -> bytes:
+        async with plain.queue(1) as queue:
+            await queue.read(0, BLOCK)
+            bound.set()
+            await asyncio.to_thread(back.wait)
+            await queue.write(0, pattern(BLOCK))
+            return await queue.read(0, BLOCK)
+
+    other = asyncio.create_task(asyncio.to_thread(lambda: asyncio.run(elsewhere())))
+    await asyncio.to_thread(bound.wait)
+    await lose(plain, daemon)
+    daemon.restart()
+    async with asyncio.timeout(PATIENCE):
+        await plain.reconnect()
+        back.set()
+        assert await other == pattern(BLOCK)
+
+
 @pytest.mark.abandons_memory
 async def test_memory_that_the_lost_device_may_write_to_is_not_used_again(
     plain: aioblk.Device, daemon: StorageDaemon
