@@ -66,6 +66,18 @@ CAMPAIGNS = (
         (str(HERE / "asan.sh"),),
         short_arguments=("tests/test_requests.py", "tests/test_cancellation.py", "tests/test_use_after.py"),
     ),
+    Campaign(
+        "free-threaded",
+        "the whole suite on a free-threaded CPython, built from Debian's source package",
+        (str(HERE / "free_threaded.sh"),),
+        short_arguments=("tests/test_threads.py", "tests/test_queues.py"),
+    ),
+    Campaign(
+        "races",
+        "threads that share a device, on a free-threaded CPython under ThreadSanitizer",
+        (str(HERE / "free_threaded.sh"), "tests/test_threads.py", "tests/test_queues.py"),
+        environment={"SANITIZE": "thread"},
+    ),
 )
 BY_NAME = {campaign.name: campaign for campaign in CAMPAIGNS}
 

@@ -1,0 +1,82 @@
+#!/bin/sh
+# Run the tests on a free-threaded CPython, which this builds from Debian's source package:
+#
+#     tests/campaigns/free_threaded.sh [ARGS]                     ARGS go to pytest
+#     SANITIZE=thread tests/campaigns/free_threaded.sh [ARGS]     interpreter and aioblk watched by ThreadSanitizer
+#     PACKAGE=python3.14 SUITE=forky DEBIAN_MIRROR=URL            which package (the default), and from where
+#
+# The first run takes a quarter of an hour, later ones find the interpreter in build/free-threaded. It needs a C compiler and the
+# headers of zlib, OpenSSL and libffi: zlib1g-dev, libssl-dev, libffi-dev.
+set -eu
+CDPATH='' cd -- "$(dirname -- "$0")/../.."
+
+package=${PACKAGE:-python3.14} suite=${SUITE:-forky} sanitize=${SANITIZE:-}
+work=$PWD/build/free-threaded
+prefix=$work/$package${sanitize:+-$sanitize}
+source=$work/source-$package
+python=$prefix/bin/${package}t
+
+# The package's source as its authors made it, by apt, with lists that are kept here and used for nothing else.
+download() {
+    keyring=/usr/share/keyrings/debian-archive-keyring.gpg
+    # shellcheck disable=SC2016 # $(REPO_URI) is apt-get's
+    mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --no-release-info --format '$(REPO_URI)' | grep debian |
+        grep -v security | head -n 1)}
+    mkdir -p "$work/apt/lists/partial" "$work/apt/cache/archives/partial"
+    echo "deb-src [signed-by=$keyring] $mirror $suite main" >"$work/apt/sources.list"
+    cat >"$work/apt/apt.conf" <<CONF
+Dir::Etc::SourceList "$work/apt/sources.list";
+Dir::Etc::SourceParts "/dev/null";
+Dir::State::Lists "$work/apt/lists";
+Dir::Cache "$work/apt/cache";
+Acquire::Languages "none";
+APT::Sandbox::User "root";
+CONF
+    (
+        export APT_CONFIG="$work/apt/apt.conf"
+        cd "$work/apt"
+        apt-get -q update
+        apt-get -q source --download-only --only-source "$package"
+    )
+}
+
+# ThreadSanitizer of older compilers does not find its way through an address space laid out at random.
+steady() { if [ -n "$sanitize" ]; then setarch -R "$@"; else "$@"; fi; }
+
+build() {
+    [ -n "$(ls "$work/apt/$package"_*.orig.tar.xz 2>/dev/null)" ] || download
+    rm -rf "$source" "$prefix"
+    mkdir -p "$source"
+    tar -x -f "$work/apt/$package"_*.orig.tar.xz -C "$source" --strip-components=1
+    (
+        cd "$source"
+        ./configure -q --disable-gil ${sanitize:+--with-thread-sanitizer} --disable-test-modules --prefix="$prefix" \
+            OPT='-DNDEBUG -g -O3 -Wall'
+        steady make -s -j"$(nproc)"
+        steady make -s install
+    )
+    "$python" -c 'import ctypes, ssl, zlib' # what pip and the tests need
+    rm -rf "$source"
+}
+
+[ -x "$python" ] || build
+VENV=$work/venv-$(basename "$prefix")
+export PYTHON="$python" VENV
+if [ -n "$sanitize" ]; then
+    # In a copy: what ./run has built stays as it is.
+    mkdir -p "$work/project"
+    git ls-files -z | tar -c --null -T - | tar -x -C "$work/project"
+    [ ! -d .libblkio ] || ln -sfn "$PWD/.libblkio" "$work/project/.libblkio"
+    cd "$work/project"
+    export CFLAGS='-fsanitize=thread -g -O1' LDFLAGS=-fsanitize=thread CC=gcc LDSHARED='gcc -shared'
+    log=$work/report
+    export TSAN_OPTIONS="exitcode=0 log_path=$log"
+    rm -f "$log".*
+fi
+status=0
+steady ./run test -p no:cacheprovider "$@" || status=$?
+if [ -n "$sanitize" ] && grep -l _core "$log".* 2>/dev/null; then
+    echo "free_threaded.sh: ThreadSanitizer has reports that name aioblk's compiled part" >&2
+    status=1
+fi
+exit $status
