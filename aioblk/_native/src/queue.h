@@ -6,6 +6,7 @@
  *   reap.c         calls do_io and takes what has completed, whenever the loop or a waiting thread says so
  *   outcome.c      keeps the requests in flight, and settles those that are through
  *   loop.c         asks the event loop for turns, and wakes who waits
+ *   loss.c         gives up what a lost device has, or keeps it for another one
  *   queue_core.c   shows it all to the Python side
  */
 #ifndef AIOBLK_QUEUE_H
@@ -68,10 +69,19 @@ PyObject *queue_flush(QueueCore *q, PyObject *ignored);
 PyObject *queue_on_event(QueueCore *q, PyObject *ignored);
 PyObject *queue_wait(QueueCore *q, PyObject *args);
 
-/* ---- queue_core.c ------------------------------------------------------------------------------------------ */
+/* ---- loss.c ------------------------------------------------------------------------------------------------ */
 
 /* In the queue's own thread: 1 when another one had found the device lost, -1 with an exception. */
 int queue_abandon_if_told(QueueCore *q);
+PyObject *queue_abandon(QueueCore *q, PyObject *exception);
+PyObject *queue_abandon_bounce(QueueCore *q, PyObject *ignored);
+PyObject *queue_grow_older(QueueCore *q, PyObject *ignored);
+PyObject *queue_suspend(QueueCore *q, PyObject *ignored);
+PyObject *queue_recall(QueueCore *q, PyObject *ignored);
+PyObject *queue_resume(QueueCore *q, PyObject *args);
+
+/* ---- queue_core.c ------------------------------------------------------------------------------------------ */
+
 /* Borrowed, or NULL with TypeError. */
 Request *queue_own_request(QueueCore *q, PyObject *object);
 

@@ -1,0 +1,206 @@
+/*
+ * What becomes of a queue whose device is silent, lost, or being replaced by another: docs/loss.md tells the whole story.
+ * What the Python side decides is done here; but for the age of a request, nothing of it touches the path of one.
+ */
+#include "queue.h"
+
+/* ---- loss ------------------------------------------------------------------------------------------------ */
+
+/* What is in flight when the device is lost fails with what it was, and why. */
+static void item_lose(Request *r, Item *item, PyObject *cause)
+{
+    if (item->left == 0 || item->exception) {
+        return;
+    }
+    bool ranged = r->operation != OP_FLUSH;
+    device_refuse(r->queue->device, "lost", r->operation, ranged ? item->offset : UINT64_MAX,
+                  ranged ? item->length : UINT64_MAX);
+    item->exception = take_exception();
+    PyException_SetCause(item->exception, Py_NewRef(cause));
+}
+
+static void request_lose(Request *r, PyObject *cause)
+{
+    item_lose(r, &r->item, cause);
+    for (uint32_t i = 0; r->batch && i < r->count; i++) {
+        item_lose(r, &r->items[i], cause);
+    }
+}
+
+/*
+ * The device is lost. Who waits is told so. What the device may still write to is never let go: such requests are
+ * forgotten here but not released, and their memory lives as long as the process.
+ */
+static PyObject *abandon(QueueCore *q, PyObject *exception)
+{
+    size_t count = 0;
+    bool was_busy = q->in_flight != NULL;
+    Request *r;
+    q->blkioq = NULL;
+    q->depth = q->depth ? q->depth : 1; /* no longer suspended */
+    q->backlog_head = q->backlog_tail = NULL;
+    q->device_count = 0;
+    while ((r = q->in_flight) != NULL) {
+        bool in_use = r->issued > 0;
+        queue_unlink(q, r);
+        if (r->state == PENDING) {
+            request_lose(r, exception);
+            count += r->weight;
+        }
+        r->admitted = r->part_count; /* who waits for bounce memory finds nothing left to do */
+        if (!in_use) {
+            r->outstanding = 0;
+            queue_outcome(r);
+            Py_DECREF(r);
+            continue;
+        }
+        if (r->state == PENDING && r->batch && !r->cancel_requested) {
+            batch_settle(r);
+        } else if (r->state == PENDING) {
+            q->counters.failed += !r->cancel_requested;
+            request_settle(r, r->cancel_requested ? CANCELLED : FAILED);
+        }
+    }
+    if (was_busy) {
+        queue_tell_if_idle(q);
+    }
+    if (queue_wake_ready(q, false) < 0) {
+        return NULL;
+    }
+    return PyLong_FromSize_t(count);
+}
+
+/* A thread that has no loop is not interrupted, it may be within do_io: it abandons the queue itself, in wait(). */
+PyObject *queue_abandon(QueueCore *q, PyObject *exception)
+{
+    if (queue_has_loop(q) || q->thread == PyThread_get_thread_ident()) {
+        return abandon(q, exception);
+    }
+    PyObject *before = __atomic_exchange_n(&q->abandoned_for, Py_NewRef(exception), __ATOMIC_ACQ_REL);
+    Py_XDECREF(before);
+    return PyLong_FromLong(0);
+}
+
+int queue_abandon_if_told(QueueCore *q)
+{
+    if (!OBSERVE(q->abandoned_for)) {
+        return 0;
+    }
+    PyObject *exception = __atomic_exchange_n(&q->abandoned_for, NULL, __ATOMIC_ACQ_REL);
+    PyObject *answer = abandon(q, exception);
+    Py_DECREF(exception);
+    Py_XDECREF(answer);
+    return answer ? 1 : -1;
+}
+
+/* Of a lost device: the memory stays where it is, for the requests that were abandoned with it. */
+PyObject *queue_abandon_bounce(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    if (q->bounce) {
+        allocator_free(q->bounce);
+        q->bounce = NULL;
+        q->bounce_address = NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* ---- silence --------------------------------------------------------------------------------------------- */
+
+/*
+ * A tick of the watch for silence: what the device has a part of, and was not heard of since the last tick, grows older.
+ * Returns the oldest, (ticks, operation, offset, length), or None. Requests need no clock and no stamp for it.
+ */
+PyObject *queue_grow_older(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    Request *oldest = NULL;
+    for (Request *r = q->in_flight; r; r = r->following) {
+        if (r->issued == 0) {
+            r->age = 0; /* it waits for us, not for the device */
+            continue;
+        }
+        r->age += r->age < UINT8_MAX;
+        if (!oldest || r->age >= oldest->age) {
+            oldest = r;
+        }
+    }
+    if (!oldest) {
+        Py_RETURN_NONE;
+    }
+    const Item *item = request_item(oldest, 0);
+    for (uint32_t i = 1; oldest->batch && i < oldest->count && item->left == 0; i++) {
+        item = &oldest->items[i];
+    }
+    const char *name = operation_names[oldest->operation];
+    if (oldest->operation == OP_FLUSH) {
+        return Py_BuildValue("isOO", oldest->age, name, Py_None, Py_None);
+    }
+    return Py_BuildValue("isKK", oldest->age, name, (unsigned long long)item->offset, (unsigned long long)item->length);
+}
+
+/* ---- suspension and return ------------------------------------------------------------------------------- */
+
+/* libblkio's queue is gone or going. What is in flight stays so, and what is submitted from now on waits in the backlog. */
+PyObject *queue_suspend(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    q->blkioq = NULL;
+    q->depth = 0;
+    Py_RETURN_NONE;
+}
+
+/*
+ * The old device cannot execute anything any more, nor write to memory: what it had goes back to the backlog of the
+ * suspended queue, in the order of submission. What was cancelled meanwhile ends here.
+ */
+PyObject *queue_recall(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    if (q->blkioq || q->depth > 0) {
+        return PyErr_Format(PyExc_RuntimeError, "the queue is not suspended");
+    }
+    Request *r = q->in_flight;
+    while (r && r->following) {
+        r = r->following;
+    }
+    q->backlog_head = q->backlog_tail = NULL;
+    q->device_count = 0;
+    q->unflushed_parts = 0;
+    q->unflushed_bytes = 0;
+    for (; r; r = r->previous) {
+        r->issued = 0;
+        r->age = 0;
+        for (uint32_t i = 0; i < r->admitted && i < r->part_count; i++) {
+            if (request_part(r, i)->bounce_offset != PART_OVER) {
+                queue_append_backlog(q, request_part(r, i));
+            }
+        }
+    }
+    q->backlog_cancelled = true;
+    queue_issue_backlog(q); /* which issues nothing now */
+    q->room_made = true;
+    if (queue_schedule_flush(q) < 0) { /* wakes who waited for what has ended */
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
+
+/* A device has come in the old one's place: go on with its queue. */
+PyObject *queue_resume(QueueCore *q, PyObject *args)
+{
+    unsigned long long blkioq, depth;
+    int completion_fd;
+    if (!PyArg_ParseTuple(args, "KiK", &blkioq, &completion_fd, &depth)) {
+        return NULL;
+    }
+    if (blkioq == 0 || depth == 0 || q->blkioq || q->device_count > 0) {
+        return PyErr_Format(PyExc_ValueError, "resume() takes a queue that was recalled or abandoned, and a new blkioq");
+    }
+    q->blkioq = (struct blkioq *)(uintptr_t)blkioq;
+    q->completion_fd = completion_fd;
+    q->depth = depth;
+    if (q->closed && strcmp(q->closed_reason, "lost") == 0) {
+        PUBLISH(q->closed, false);
+    }
+    if (queue_schedule_flush(q) < 0) {
+        return NULL;
+    }
+    Py_RETURN_NONE;
+}
