@@ -6,7 +6,7 @@
  *   prepare.c      refuses what is wrong, pins the caller's memory; batch.c does so for many items
  *   plan.c         cuts memory and lengths into parts that the device accepts
  *   queue.h        submits requests, issues their parts, reaps completions, wakes who waits: six rooms, listed there
- *   request.c      the awaitable
+ *   request.c      the awaitable; waking.c runs or schedules what waits for it
  *   device_core.c  limits and mapped regions, shared by the queues of a device
  *   calls.c        how all of them call Python code
  *
@@ -229,6 +229,7 @@ struct request {
 extern PyTypeObject Request_Type, Future_Type;
 
 int request_module_init(void);
+int waking_module_init(void);
 Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t length);
 void request_free_kept(QueueCore *queue); /* what it has kept for reuse */
 void request_publish(Request *r); /* Python code is about to see it, and with it the garbage collector */
