@@ -14,14 +14,17 @@ PyMODINIT_FUNC PyInit__core(void)
         const char *name;
         PyTypeObject *type;
     } types[] = {
-        {"Request", &Future_Type},   {"DeviceCore", &DeviceCore_Type}, {"QueueCore", &QueueCore_Type},
-        {"Submitter", &Submitter_Type}, {"Allocator", &Allocator_Type},   {"Memory", &Memory_Type},
+        {"Request", &Future_Type},
+        {"DeviceCore", &DeviceCore_Type},
+        {"QueueCore", &QueueCore_Type},
+        {"Submitter", &Submitter_Type},
+        {"Allocator", &Allocator_Type},
+        {"Memory", &Memory_Type},
         {"View", &View_Type},
     };
     if (request_module_init() < 0 || waking_module_init() < 0 || queue_module_init() < 0 ||
-        arguments_module_init() < 0 ||
-        PyType_Ready(&Submitter_Type) < 0 ||        PyType_Ready(&DeviceCore_Type) < 0 || PyType_Ready(&Allocator_Type) < 0 || PyType_Ready(&Memory_Type) < 0 ||
-        PyType_Ready(&View_Type) < 0) {
+        arguments_module_init() < 0 || PyType_Ready(&Submitter_Type) < 0 || PyType_Ready(&DeviceCore_Type) < 0 ||
+        PyType_Ready(&Allocator_Type) < 0 || PyType_Ready(&Memory_Type) < 0 || PyType_Ready(&View_Type) < 0) {
         return NULL;
     }
     PyObject *module = PyModule_Create(&core_module);
