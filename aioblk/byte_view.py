@@ -326,7 +326,7 @@ class _Begun(Coroutine[Any, Any, T]):
 
     def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None, /) -> Any:
         if self.task.done():
-            return self._steps.throw(typ, val, tb)
+            return self._steps.throw(typ if val is None else val)  # three arguments are deprecated
         self.task.cancel()  # the task that was made of this one was cancelled before its first step
         return next(self._steps)
 
