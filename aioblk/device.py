@@ -81,6 +81,9 @@ class Device(Submitter):
     A device belongs to the loop and the thread that opened it. Any other use raises :class:`UsageError`.
     """
 
+    # The interpreter may have taken the module's names away when it asks a device to end.
+    _UNCLOSED = frozenset({_State.OPEN, _State.DETACHED, _State.CLOSING})
+
     def __init__(self, options: DriverOptions) -> None:
         self._state = _State.NEW
         self._options = options
@@ -289,7 +292,7 @@ class Device(Submitter):
         await self.aclose()
 
     def __del__(self) -> None:
-        if getattr(self, "_state", _State.CLOSED) not in (_State.OPEN, _State.DETACHED, _State.CLOSING):
+        if getattr(self, "_state", None) not in self._UNCLOSED:
             return
         handle, queue = self._handle, self._queue
         if handle is None or queue is None or os.getpid() != self._pid:

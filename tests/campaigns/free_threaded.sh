@@ -5,6 +5,8 @@
 #     SANITIZE=thread tests/campaigns/free_threaded.sh [ARGS]     interpreter and aioblk watched by ThreadSanitizer
 #     PACKAGE=python3.14 SUITE=forky DEBIAN_MIRROR=URL            which package (the default), and from where
 #
+# Where the mirror lacks the suite's own version, an older one of 3.14 is taken from its pool, and checked against its sum.
+#
 # The first run takes a quarter of an hour, later ones find the interpreter in build/free-threaded. It needs a C compiler and the
 # headers of zlib, OpenSSL and libffi: zlib1g-dev, libssl-dev, libffi-dev.
 set -eu
@@ -19,9 +21,6 @@ python=$prefix/bin/${package}t
 # The package's source as its authors made it, by apt, with lists that are kept here and used for nothing else.
 download() {
     keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-    # shellcheck disable=SC2016 # $(REPO_URI) is apt-get's
-    mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --no-release-info --format '$(REPO_URI)' | grep debian |
-        grep -v security | head -n 1)}
     mkdir -p "$work/apt/lists/partial" "$work/apt/cache/archives/partial"
     echo "deb-src [signed-by=$keyring] $mirror $suite main" >"$work/apt/sources.list"
     cat >"$work/apt/apt.conf" <<CONF
@@ -40,11 +39,25 @@ CONF
     )
 }
 
+download_older() {
+    file=python3.14_3.14.6.orig.tar.xz
+    sum=143b1dddefaec3bd2e21e3b839b34a2b7fb9842272883c576420d605e9f30c63
+    python3 -c 'import sys, urllib.request as r; r.urlretrieve(*sys.argv[1:])' \
+        "${mirror%/}/pool/main/p/python3.14/$file" "$work/apt/$file"
+    echo "$sum  $work/apt/$file" | sha256sum --check --quiet
+}
+
 # ThreadSanitizer of older compilers does not find its way through an address space laid out at random.
 steady() { if [ -n "$sanitize" ]; then setarch -R "$@"; else "$@"; fi; }
 
 build() {
-    [ -n "$(ls "$work/apt/$package"_*.orig.tar.xz 2>/dev/null)" ] || download
+    # shellcheck disable=SC2016 # $(REPO_URI) is apt-get's
+    mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --no-release-info --format '$(REPO_URI)' | grep debian |
+        grep -v security | head -n 1)}
+    if [ -z "$(find "$work/apt" -maxdepth 1 -name "$package*.orig.tar.xz" -size +1M 2>/dev/null)" ]; then
+        rm -f "$work/apt/$package"*.orig.tar.xz
+        download || download_older
+    fi
     rm -rf "$source" "$prefix"
     mkdir -p "$source"
     tar -x -f "$work/apt/$package"_*.orig.tar.xz -C "$source" --strip-components=1
@@ -68,7 +81,7 @@ if [ -n "$sanitize" ]; then
     git ls-files -z | tar -c --null -T - | tar -x -C "$work/project"
     [ ! -d .libblkio ] || ln -sfn "$PWD/.libblkio" "$work/project/.libblkio"
     cd "$work/project"
-    export CFLAGS='-fsanitize=thread -g -O1' LDFLAGS=-fsanitize=thread CC=gcc LDSHARED='gcc -shared'
+    export CFLAGS='-fsanitize=thread -g -O1' LDFLAGS=-fsanitize=thread CC=gcc LD143b1dddefaec3bd2e21e3b839b34a2b7fb9842272883c576420d605e9f30c63RED='gcc -shared'
     log=$work/report
     export TSAN_OPTIONS="exitcode=0 log_path=$log"
     rm -f "$log".*
