@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from benchmarks.model import CASES, Cell, Run, Sample, describe_cell, kind_of
@@ -12,6 +13,8 @@ COUNTERPARTS = {"liburing": BATCH}
 """What is compared with a library that does a whole batch with one call. The others: one await each."""
 NO_LOOP = {"pread", "liburing"}
 """Those that wait in a system call."""
+READS_BY_ITSELF = {"turbofile", "turbofile-into", "asyncfiles"}
+"""Those that try a plain system call which must not wait before they use io_uring."""
 WRITES_BY_ITSELF = {"executor", "caio-linux", "caio-thread", "caio-python", "aiofiles"}
 """Those whose buffered writes are plain system calls, in threads of theirs or in the loop's."""
 NOT_EXPLAINED = "not explained"
@@ -31,6 +34,10 @@ class Lead:
     """Its processor time for an operation to aioblk's."""
     in_flight: float | None
     """How many of its operations were under way at a time, by its throughput and its latency."""
+    processors: float | None
+    """How many it kept busy, by its throughput and its processor time for an operation."""
+    to_baseline: float | None
+    """Its throughput to that of the tool in C."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +61,8 @@ def standing(run: Run) -> Standing:
             if value.median > 1:
                 batch = samples.get((cell, BATCH))
                 cpu = ratio(theirs, ours, lambda sample: sample.cpu, lambda sample: sample.cpu)
-                under_way = Spread.of(in_flight(sample) for sample in theirs.values())
+                in_c = samples.get((cell, run.baseline))
+                to_baseline = ratio(theirs, in_c) if in_c else None
                 leads.append(
                     Lead(
                         cell,
@@ -62,14 +70,25 @@ def standing(run: Run) -> Standing:
                         value,
                         batch=ratio(theirs, batch) if batch else None,
                         cpu=cpu.median if cpu else None,
-                        in_flight=under_way.median if under_way else None,
+                        in_flight=median(map(in_flight, theirs.values())),
+                        processors=median(map(processors, theirs.values())),
+                        to_baseline=to_baseline.median if to_baseline else None,
                     )
                 )
     return Standing(compared, leads)
 
 
+def median(values: Iterable[float | None]) -> float | None:
+    spread = Spread.of(values)
+    return spread.median if spread else None
+
+
 def in_flight(sample: Sample) -> float | None:
     return sample.p50 and sample.rate * sample.p50 / 1e6
+
+
+def processors(sample: Sample) -> float | None:
+    return sample.cpu and sample.rate * sample.cpu / 1e6
 
 
 def explain(lead: Lead) -> str:
@@ -83,8 +102,12 @@ def explain(lead: Lead) -> str:
         return "one at a time, inside the call: the loop stands still"
     if cell.operation == "write" and not CASES[cell.case].direct and lead.peer in WRITES_BY_ITSELF:
         return "buffered writes as plain system calls, not by io_uring"
-    if lead.cpu and lead.cpu > 1.3:
-        return "works in several threads, at more processor time"
+    if cell.operation == "read" and not CASES[cell.case].direct and lead.peer in READS_BY_ITSELF:
+        return "a plain system call inside the call: the loop stands still"
+    if lead.processors and lead.processors > 1.2:
+        return "works on more than one processor"
+    if lead.to_baseline and lead.to_baseline > 1:
+        return "ahead of libblkio's own benchmark in C as well"
     return NOT_EXPLAINED
 
 

@@ -43,7 +43,12 @@ def grids(run: Run) -> list[Grid]:
 def bars_grids(run: Run) -> list[Grid]:
     found: list[Grid] = []
     rows = [
-        [*verdict.describe(run), spread_text(verdict.value), f"{verdict.bar.needed:.2f}", verdict.word]
+        [
+            *verdict.describe(run),
+            f"{verdict.value.median:.3f} [{verdict.value.low:.2f}-{verdict.value.high:.2f}]",
+            "-" if verdict.bar.needed is None else f"{verdict.bar.needed:.2f}",
+            verdict.word,
+        ]
         for verdict in judge(run)
     ]
     beside = standing(run)
