@@ -18,6 +18,7 @@
 #define REAP_MAX 256          /* completions per do_io */
 #define REAP_ROUNDS 4         /* do_io calls per turn of the loop */
 #define SPIN_PENALTY_MAX 1023 /* flushes without spinning after spinning in vain, at most */
+#define SPIN_DEPTH_MAX 64     /* parts with the device, beyond which spinning gains nothing: see spin() */
 
 void queue_reset_event(QueueCore *q)
 {
@@ -140,10 +141,14 @@ static uint64_t now_ns(void)
 /*
  * Waits actively, for at most spin_ns: cheaper than sleeping where waking up takes long. Where the device needs the
  * processor that spins, or takes longer anyway, spinning only costs: each time it was in vain, it is left out for twice
- * as long as the time before.
+ * as long as the time before. Where the device has plenty to do, its completions are worth waiting for: taken one by one
+ * as they come, they make many small submissions of a few large ones.
  */
 static int spin(QueueCore *q)
 {
+    if (q->device_count > SPIN_DEPTH_MAX) {
+        return 0;
+    }
     if (q->spin_pause > 0) {
         q->spin_pause--;
         return 0;
