@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, NamedTuple, cast
 
+from ._descriptor import require_suitable
 from ._handle import Blkio
 from ._peer import Peer, connected_sockets
 from ._properties import VHOST_USER
@@ -30,6 +31,7 @@ class Connection(NamedTuple):
 
 def connect(options: "DriverOptions") -> Connection:
     """Connect and start. Whatever fails leaves nothing open."""
+    require_suitable(options)
     socket_path = str(options.before_connect["path"]) if options.driver == VHOST_USER else None
     known = connected_sockets() if socket_path is not None else {}
     handle, peer = Blkio(options.driver), None

@@ -22,10 +22,12 @@ from threading import RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast, final
 
+from ._descriptor import size_of
 from ._hints import hint
 from ._native._blkio import ffi, lib
 from ._properties import (
     INT_MAX,
+    IO_URING,
     UINT64_MAX,
     VHOST_VDPA,
     Property,
@@ -244,6 +246,11 @@ class Blkio:
 
     def _get(self, entry: Property) -> PropertyValue:
         name, operation = entry.name.encode(), f"get {entry.name}"
+        if entry.name == "capacity" and self._driver == IO_URING:
+            try:
+                return size_of(cast(int, self.get("fd")))
+            except OSError as error:
+                raise self._failure(operation, error.errno or errnos.EIO, None) from None
         match entry.kind:
             case "bool":
                 flag = ffi.new("bool *")

@@ -57,7 +57,11 @@ class Refusals:
             case "bounce-cap":
                 return OptionError, "not even one block of it fits the bounce pool; raise bounce_pool_size"
             case "read-only":
-                return BlkioError, "the device is open for reading only; open it with read_only=False"
+                return (
+                    BlkioError,
+                    "the device is open for reading only; open it with read_only=False, or its descriptor for"
+                    " writing",
+                )
             case "lost":
                 return DeviceLostError, "the device is lost; close it and open it again, or reconnect() it"
             case "thread":

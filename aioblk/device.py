@@ -601,7 +601,7 @@ class Device(Submitter):
                 offset=offset,
                 length=length,
             )
-        return find_extents(self._file, offset, end)
+        return find_extents(self._options.driver, self._file, offset, end)
 
     def _file(self) -> int | None:
         """The descriptor of what is behind the device, where that may be a file."""

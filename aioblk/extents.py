@@ -10,6 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from ._blocking import run_blocking
+from .errors import BlkioError, request_error
 
 __all__ = ["Extent", "ExtentKind", "find_extents"]
 
@@ -38,7 +39,9 @@ class Extent(NamedTuple):
         return self.offset + self.length
 
 
-async def find_extents(file: Callable[[], int | None], offset: int, end: int) -> AsyncGenerator[Extent]:
+async def find_extents(
+    driver: str, file: Callable[[], int | None], offset: int, end: int
+) -> AsyncGenerator[Extent]:
     """The extents between two offsets, in order and without gaps.
 
     *file* gives the descriptor of what is to be looked at, and is asked again before each look. Regular files
@@ -49,33 +52,69 @@ async def find_extents(file: Callable[[], int | None], offset: int, end: int) ->
         if fd is None:
             yield Extent(offset, end - offset)
             return
-        # The thread's own, which it closes, whatever becomes of the device and of who waits.
-        look = partial(_look, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), offset, end)
-        for extent in await run_blocking(look):
+        try:
+            # The thread's own, which it closes, whatever becomes of the device and of who waits.
+            look = partial(_look, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), offset, end)
+            extents = await run_blocking(look)
+        except BlkioError:
+            raise
+        except OSError as error:
+            raise request_error(
+                driver, "extents", error.errno or errno.EIO, offset=offset, length=end - offset
+            ) from None
+        for extent in extents:
             yield extent
             offset = extent.end
 
 
 def _look(fd: int, offset: int, end: int) -> list[Extent]:
-    """Some extents from *offset* on, at least one. Closes *fd*."""
+    """Some extents from *offset* on, at least one, none of them empty. Closes *fd*."""
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return [Extent(offset, end - offset)]
-        extents: list[Extent] = []
-        while offset < end and len(extents) < AT_ONCE:
-            data = _seek(fd, offset, os.SEEK_DATA, end)
-            if data > offset:
-                extent = Extent(offset, data - offset, ExtentKind.HOLE)
-            else:
-                extent = Extent(offset, _seek(fd, offset, os.SEEK_HOLE, end) - offset)
-            extents.append(extent)
-            offset = extent.end
-        return extents
+        own = _open_anew(fd)
     finally:
         os.close(fd)
+    if own is None:
+        return [Extent(offset, end - offset)]
+    extents: list[Extent] = []
+    try:
+        while offset < end and len(extents) < AT_ONCE:
+            extents.append(_extent_at(own, offset, end))
+            offset = extents[-1].end
+        return extents
+    except OSError as error:
+        if error.errno in (errno.EINVAL, errno.ENOTSUP):  # a filesystem that does not know the question
+            return [*extents, Extent(offset, end - offset)]
+        raise
+    finally:
+        os.close(own)
 
 
-# This moves the descriptor's position, as libblkio does whenever it looks up the capacity.
+def _open_anew(fd: int) -> int | None:
+    """Another description of the file: looking for holes moves the position, and that of *fd* is its owner's.
+
+    None where there is no way to one: without /proc, or without permission to what *fd* was given for.
+    """
+    try:
+        return os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.EACCES, errno.EPERM, errno.ELOOP):
+            return None
+        raise
+
+
+def _extent_at(file: int, offset: int, end: int) -> Extent:
+    data = _seek(file, offset, os.SEEK_DATA, end)
+    if data > offset:
+        return Extent(offset, data - offset, ExtentKind.HOLE)
+    hole = _seek(file, offset, os.SEEK_HOLE, end)
+    if hole == offset:  # discarded since the first look: data is never wrong, and as little of it as can be
+        block = os.fstat(file).st_blksize
+        hole = min(offset - offset % block + block, end)
+    return Extent(offset, hole - offset)
+
+
 def _seek(file: int, offset: int, whence: int, end: int) -> int:
     try:
         return min(os.lseek(file, offset, whence), end)

@@ -1,12 +1,14 @@
 """Where the holes of a device are, and how large it is."""
 
 import asyncio
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 import aioblk
+import aioblk.extents as extents_module
 from aioblk import Extent, ExtentKind
 
 from .conftest import SCRATCH_SIZE, StorageDaemonFactory
@@ -95,6 +97,53 @@ async def test_giving_up_leaves_nothing_open(sparse_file: Path) -> None:
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
+
+
+async def test_a_block_discarded_between_two_looks_makes_no_empty_extent(
+    sparse_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seek = extents_module._seek
+
+    def seek_and_discard(file: int, offset: int, whence: int, end: int) -> int:
+        answer = seek(file, offset, whence, end)
+        if (offset, whence) == (BLOCK, os.SEEK_DATA):
+            monkeypatch.undo()
+            with sparse_file.open("r+b") as other:
+                other.truncate(0)
+                other.truncate(4 * BLOCK)
+        return answer
+
+    monkeypatch.setattr(extents_module, "_seek", seek_and_discard)
+    async with aioblk.IoUring(sparse_file) as device:
+        first, second, *rest = await extents(device)
+        block = os.stat(sparse_file).st_blksize
+        assert (first, second) == (Extent(0, BLOCK, HOLE), Extent(BLOCK, block, DATA))
+        assert rest == [Extent(BLOCK + block, 3 * BLOCK - block, HOLE)]
+
+
+async def test_a_file_that_cannot_be_opened_anew_is_data(
+    sparse_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its holes could only be found by moving the position of the caller's descriptor."""
+    monkeypatch.setattr(extents_module, "_open_anew", lambda fd: None)
+    fd = os.open(sparse_file, os.O_RDWR)
+    try:
+        async with aioblk.IoUring(fd=fd) as device:
+            assert await extents(device) == [Extent(0, 4 * BLOCK, DATA)]
+        assert os.lseek(fd, 0, os.SEEK_CUR) == 0
+    finally:
+        os.close(fd)
+
+
+async def test_a_look_that_fails_says_what_it_was(sparse_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: int) -> int:
+        raise OSError(errno.EIO, "as an example")
+
+    monkeypatch.setattr(extents_module, "_seek", fail)
+    async with aioblk.IoUring(sparse_file) as device:
+        with pytest.raises(aioblk.BlkioError, match="extents at offset 1, length 2") as caught:
+            await extents(device, 1, 2)
+        assert caught.value.errno == errno.EIO
 
 
 # --- capacity -----------------------------------------------------------------------------------------------
