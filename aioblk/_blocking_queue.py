@@ -4,6 +4,7 @@ It suits a thread that has nothing else to do and wants the lowest latency, on a
 libblkio, or the kernel, watches the device actively while the thread waits.
 """
 
+import contextlib
 import errno
 import mmap
 import threading
@@ -45,17 +46,24 @@ class BlockingQueue(Submitter):
         self.poll = poll
         self._context = context
         self._thread = threading.get_ident()
-        handle = context.handle
-        address = handle.poll_queue(index) if poll else handle.queue(index)
-        core = QueueCore(context.device, address, -1, None, context.depth)
-        core.on_bounce = self._make_room
-        if context.discard_fd is not None:
-            core.on_discard = self._discard
-        self._region = handle.alloc_mem_region(-(-_BOUNCE_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
-        self._mapped = bool(handle.get("needs-mem-regions"))
-        if self._mapped:
-            handle.map_mem_region(self._region)
-        core.attach_bounce(self._region.address, self._region.length, _BOUNCE_GRANULE)
+        self.device: object = None
+        """Who has handed the queue out keeps the device, which would otherwise end with its last reference."""
+        with contextlib.ExitStack() as undo:
+            handle = context.handle
+            address, _fd = handle.take_queue(index, poll=poll)
+            undo.callback(handle.give_queue, index, poll=poll)
+            core = QueueCore(context.device, address, -1, None, context.depth)
+            core.on_bounce = self._make_room
+            if context.discard_fd is not None:
+                core.on_discard = self._discard
+            self._region = handle.alloc_mem_region(-(-_BOUNCE_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
+            undo.callback(handle.free_mem_region, self._region)
+            self._mapped = bool(handle.get("needs-mem-regions"))
+            if self._mapped:
+                handle.map_mem_region(self._region)
+                undo.callback(handle.unmap_mem_region, self._region)
+            core.attach_bounce(self._region.address, self._region.length, _BOUNCE_GRANULE)
+            undo.pop_all()
         self._core = core
         self._end = threading.Lock()
         self._lost: BlkioError | None = None
@@ -122,6 +130,7 @@ class BlockingQueue(Submitter):
         else:
             core.detach_bounce()
         core.dispose()
+        self._context.handle.give_queue(self.index, poll=self.poll)
         return True
 
     def __enter__(self) -> Self:

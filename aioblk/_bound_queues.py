@@ -31,7 +31,7 @@ class BoundQueues:
         self._awaited: dict[Queue | BlockingQueue, asyncio.Future[None]] = {}
         self._lock = threading.RLock()
         self._suspended = False
-        self._lost = False
+        self._lost: BlkioError | None = None
 
     def __iter__(self) -> Iterator[Queue | BlockingQueue]:
         return iter(list(self._queues.values()))
@@ -43,10 +43,15 @@ class BoundQueues:
     # --- binding --------------------------------------------------------------------------------------------
 
     def find_or_bind(self, context: QueueContext, index: int, *, poll: bool) -> Queue:
-        """The queue, which belongs to the running loop already or does so from now on."""
-        bound = self._queues.get((poll, index))
-        if bound is None:
-            with self._lock:
+        """The queue, which belongs to the running loop already or does so from now on.
+
+        Raises:
+            DeviceLostError: the device is lost; it has queues again when it has come back.
+        """
+        with self._lock:
+            self._refuse_if_lost()
+            bound = self._queues.get((poll, index))
+            if bound is None:
                 queue = self._keep(Queue(context, index, poll=poll))
                 if self._suspended:
                     queue.suspend()
@@ -56,10 +61,34 @@ class BoundQueues:
         return bound
 
     def bind_blocking(self, context: QueueContext, index: int, *, poll: bool) -> BlockingQueue:
-        """The queue for the calling thread."""
-        if self.is_bound(index, poll=poll):
-            raise self._misuse(f"{self._queues[poll, index]!r} is in use; close it first")
-        return self._keep(BlockingQueue(context, index, poll=poll))
+        """The queue for the calling thread. DeviceLostError as for :meth:`find_or_bind`."""
+        with self._lock:
+            self._refuse_blocking(index, poll)
+        # Mapping its memory may take as long as the backend pleases, so nobody is kept waiting for the lock.
+        queue = BlockingQueue(context, index, poll=poll)
+        try:
+            with self._lock:
+                self._refuse_blocking(index, poll)
+                return self._keep(queue)
+        except DeviceLostError as error:
+            queue.give_up(error)
+            raise
+        except BaseException:
+            queue.dispose()
+            raise
+
+    def _refuse_blocking(self, index: int, poll: bool) -> None:
+        self._refuse_if_lost()
+        if self._suspended:
+            raise self._misuse("the device is being reconnected, which blocking queues do not take part in")
+        bound = self._queues.get((poll, index))
+        if bound is not None:
+            raise self._misuse(f"{bound!r} is in use; close it first")
+
+    def _refuse_if_lost(self) -> None:
+        if self._lost is not None:
+            lost = self._lost
+            raise DeviceLostError(lost.message, driver=self._driver, operation="queue") from lost
 
     @property
     def blocking(self) -> list[BlockingQueue]:
@@ -89,9 +118,7 @@ class BoundQueues:
                 awaited.get_loop().call_soon_threadsafe(_wake, awaited)
 
     def _keep(self, queue: Q) -> Q:
-        if self._queues.setdefault((queue.poll, queue.index), queue) is not queue:
-            queue.dispose()
-            raise self._misuse(f"queue {queue.index} has just been bound by another thread")
+        self._queues[queue.poll, queue.index] = queue
         return queue
 
     def _misuse(self, message: str) -> UsageError:
@@ -103,7 +130,7 @@ class BoundQueues:
         """The device is lost."""
         with self._lock:
             self._suspended = False
-            self._lost = True
+            self._lost = error
         for queue in self:
             queue.abandon(error)
 
@@ -131,7 +158,8 @@ class BoundQueues:
 
     async def reopen(self) -> None:
         """Another device is there, after a loss."""
-        self._lost = False
+        with self._lock:
+            self._lost = None
         await self._on_each(Queue.reopen)
 
     async def _on_each(self, act: Callable[[Queue], None]) -> None:
@@ -145,7 +173,7 @@ class BoundQueues:
 
         def there() -> None:
             try:
-                if not self._lost:  # meanwhile
+                if self._lost is None:  # meanwhile
                     act(queue)
             finally:
                 loop.call_soon_threadsafe(_wake, done)

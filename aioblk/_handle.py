@@ -3,6 +3,9 @@
 Everything here is synchronous, and some of it blocks: ``connect()`` waits for a vhost-user backend that
 serves another client. Threads may share an instance; their calls take turns. libblkio itself does not see to
 that: reading the capacity while another thread maps memory mixes up the two answers of a vhost-user backend.
+
+A call may thus wait for as long as a backend is stopped. What an event loop asks must not: the facts about a
+started device and the addresses of its queues are looked up once, when it is started, and kept here.
 """
 
 from __future__ import annotations
@@ -16,9 +19,10 @@ import sys
 import warnings
 from bisect import bisect_left, insort
 from collections.abc import Callable, Container, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import wraps
-from threading import RLock
+from threading import Lock, RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast, final
 
@@ -28,6 +32,7 @@ from ._native._blkio import ffi, lib
 from ._properties import (
     INT_MAX,
     IO_URING,
+    PROPERTIES,
     UINT64_MAX,
     VHOST_VDPA,
     Property,
@@ -74,6 +79,15 @@ class MemRegion(NamedTuple):
         return self.address + self.length
 
 
+@dataclass(slots=True)
+class _Slot:
+    """One queue of a started instance."""
+
+    address: int  # of the struct blkioq
+    completion_fd: int  # libblkio's own; -1: a poll queue has none
+    taken: bool = False  # whoever has the address may be using it
+
+
 def _in_turn(method: Callable[Concatenate[Blkio, P], T]) -> Callable[Concatenate[Blkio, P], T]:
     """Let a call of *method* wait until no other thread is calling the same instance."""
 
@@ -103,6 +117,9 @@ class Blkio:
         self._filename: str | None = None
         self._mapped: list[MemRegion] = []  # sorted by address
         self._allocated: set[MemRegion] = set()
+        self._facts: dict[str, PropertyValue] = {}  # once started: what cannot change any more
+        self._slots: dict[tuple[bool, int], _Slot] = {}  # once started, by (poll, index)
+        self._slots_turn = Lock()  # of `_slots`; never held across a call to libblkio
         self.on_map_turn: Callable[[], object] | None = None
         """Called before and after each change of the memory map, by the thread that makes it."""
         self._cell: Cell[Pointer] = ffi.new("struct blkio **")
@@ -147,6 +164,10 @@ class Blkio:
                 self._require_short_queues()
             self._check(lib.blkio_start(self._cell[0]), "start")
             self._state = State.STARTED
+            self._facts = dict(self._find_facts())
+            for poll, name in ((False, "num-queues"), (True, "num-poll-queues")):
+                for index in range(cast(int, self._facts[name])):
+                    self._slots[poll, index] = self._find_slot(poll, index)
         elif self._state is not State.STARTED:
             raise self._wrong_state("start", "a device can be started once it is connected")
 
@@ -162,11 +183,19 @@ class Blkio:
                 operation="start",
             )
 
+    def _find_facts(self) -> Generator[tuple[str, PropertyValue]]:
+        for entry in PROPERTIES.values():
+            if self._driver in entry.drivers and entry.name != "capacity":
+                with suppress(PropertyError):  # this libblkio does not have it
+                    yield entry.name, self._get(entry)
+
     def destroy(self) -> None:
         """Disconnect and give everything back, mapped and allocated regions included.
 
-        The caller has drained the queues: the device may still use the buffers of requests in flight. A
-        forked child only forgets the instance, since the device is its parent's to stop.
+        The caller has drained the queues: the device may still use the buffers of requests in flight. While
+        somebody has taken a queue and not given it back, the instance is leaked, with a warning: better than
+        to pull it away from under them. A forked child only forgets the instance, since the device is its
+        parent's to stop.
         """
         if os.getpid() != self._pid:
             self._state = State.DESTROYED  # without the lock, which a thread of the parent may have held
@@ -176,6 +205,16 @@ class Blkio:
             if self._state is State.DESTROYED:
                 return
             self._state = State.DESTROYED
+            with self._slots_turn:
+                taken = [index for (_poll, index), slot in self._slots.items() if slot.taken]
+                self._slots.clear()
+            if taken:
+                warnings.warn(
+                    f"{self!r} is leaked, since queues of it are in use: {taken}",
+                    ResourceWarning,
+                    stacklevel=2,
+                )
+                return
             self._mapped.clear()
             lib.blkio_destroy(self._cell)
             while self._allocated:
@@ -201,6 +240,9 @@ class Blkio:
             self._fd, other._fd = other._fd, self._fd
             self._filename, other._filename = other._filename, self._filename
             self._mapped, other._mapped = other._mapped, self._mapped
+            self._facts, other._facts = other._facts, self._facts
+            with self._slots_turn, other._slots_turn:
+                self._slots, other._slots = other._slots, self._slots
             self._cell, other._cell = other._cell, self._cell
 
     def __enter__(self) -> Self:
@@ -224,10 +266,20 @@ class Blkio:
 
     # --- properties -----------------------------------------------------------------------------------------
 
-    @_in_turn
     def get(self, name: str) -> PropertyValue:
-        """The value of a property; PropertyError if the driver does not have it or it cannot be read yet."""
+        """The value of a property; PropertyError if the driver does not have it or it cannot be read yet.
+
+        Of a started device only ``capacity`` is asked for, and may block; the others are facts.
+        """
         entry = lookup(self._driver, name)
+        facts = self._facts  # which another thread may exchange meanwhile
+        if self._state is State.STARTED and name in facts:
+            return facts[name]
+        return self._ask(entry)
+
+    @_in_turn
+    def _ask(self, entry: Property) -> PropertyValue:
+        name = entry.name
         if not entry.readable_from <= self._state < State.DESTROYED:
             raise PropertyError(
                 f"{name} can be read once the device is {entry.readable_from}; this device is {self._state}",
@@ -332,9 +384,8 @@ class Blkio:
 
     @property
     def mapped_regions(self) -> tuple[MemRegion, ...]:
-        """The regions that are mapped, by address."""
-        with self._lock:
-            return tuple(self._mapped)
+        """The regions that are mapped, by address. Waits for nobody."""
+        return tuple(self._mapped)
 
     @_in_turn
     def alloc_mem_region(self, length: int) -> MemRegion:
@@ -346,7 +397,15 @@ class Blkio:
         """
         self._require_started("alloc_mem_region")
         self._require_alignment("alloc_mem_region", "length", length)
-        region = _allocate(length)
+        try:
+            region = _allocate(length)
+        except OSError as error:
+            raise request_error(
+                self._driver,
+                "alloc_mem_region",
+                error.errno or errnos.ENOMEM,
+                f"there is no room for {length} bytes of shared memory",
+            ) from error
         self._allocated.add(region)
         return region
 
@@ -450,60 +509,92 @@ class Blkio:
 
     # --- queues ---------------------------------------------------------------------------------------------
 
-    @_in_turn
-    def queue(self, index: int) -> int:
-        """The address of the ``struct blkioq`` of queue *index*, valid until the queue is removed."""
-        return _address(self._queue(index))
+    def take_queue(self, index: int, *, poll: bool = False) -> tuple[int, int]:
+        """The address of a queue's ``struct blkioq``, and its completion descriptor, which is libblkio's own.
 
-    @_in_turn
-    def poll_queue(self, index: int) -> int:
-        """The address of the ``struct blkioq`` of poll queue *index*; otherwise as :meth:`queue`."""
-        self._require_started("poll_queue")
-        found = lib.blkio_get_poll_queue(self._cell[0], index) if 0 <= index <= INT_MAX else ffi.NULL
-        if not found:
-            raise self._refusal("poll_queue", f"there is no poll queue {index}", errnos.ENOENT)
-        return _address(found)
+        A poll queue has none: -1. Nobody else gets the queue, and it is not removed, until
+        :meth:`give_queue`. Waits for nobody.
 
-    @_in_turn
-    def completion_fd(self, index: int) -> int:
-        """The event descriptor of queue *index*, libblkio's own. It stays silent until it is enabled."""
-        return lib.blkioq_get_completion_fd(self._queue(index))
+        Raises:
+            UsageError: ENOENT, there is no such queue; EBUSY, it is taken.
+        """
+        with self._slots_turn:
+            slot = self._slots.get((poll, index))
+            if slot is None:
+                self._require_started("queue")
+                raise self._refusal("queue", f"there is no {_kind(poll)} {index}", errnos.ENOENT)
+            if slot.taken:
+                raise self._refusal("queue", f"{_kind(poll)} {index} is in use; close it first")
+            slot.taken = True
+        return slot.address, slot.completion_fd
 
-    @_in_turn
-    def set_completion_fd_enabled(self, index: int, enabled: bool) -> None:
-        """Have completions of queue *index* signalled; enable it before the first submission."""
-        lib.blkioq_set_completion_fd_enabled(self._queue(index), enabled)
+    def give_queue(self, index: int, *, poll: bool = False) -> None:
+        """Undo :meth:`take_queue`; idempotent. Nothing uses the address any more."""
+        with self._slots_turn:
+            slot = self._slots.get((poll, index))
+            if slot is not None:
+                slot.taken = False
 
-    @_in_turn
+    @staticmethod
+    def enable_completion_fd(address: int) -> None:
+        """Have the completions of a queue signalled; before the first submission, or it stays silent."""
+        lib.blkioq_set_completion_fd_enabled(ffi.cast("struct blkioq *", address), True)
+
+    @property
+    def queue_count(self) -> int:
+        """One more than the highest index of a queue, without poll queues. Waits for nobody."""
+        with self._slots_turn:
+            return max((index + 1 for poll, index in self._slots if not poll), default=0)
+
     def add_queue(self) -> int:
         """Add a queue to the started device and return its index; UnsupportedError without can-add-queues."""
-        self._require_started("add_queue")
-        return self._check(lib.blkio_add_queue(self._cell[0]), "add_queue")
+        return self._add_queue(poll=False)
 
-    @_in_turn
     def add_poll_queue(self) -> int:
         """Add a poll queue; otherwise as :meth:`add_queue`."""
-        self._require_started("add_poll_queue")
-        return self._check(lib.blkio_add_poll_queue(self._cell[0]), "add_poll_queue")
+        return self._add_queue(poll=True)
 
     @_in_turn
+    def _add_queue(self, *, poll: bool) -> int:
+        operation = "add_poll_queue" if poll else "add_queue"
+        self._require_started(operation)
+        add = lib.blkio_add_poll_queue if poll else lib.blkio_add_queue
+        index = self._check(add(self._cell[0]), operation)
+        slot = self._find_slot(poll, index)
+        with self._slots_turn:
+            self._slots[poll, index] = slot
+        return index
+
     def remove_queue(self, index: int) -> None:
-        """Remove queue *index*, which the caller has drained. The other queues keep their indices."""
-        self._queue(index)
-        self._check(lib.blkio_remove_queue(self._cell[0], index), "remove_queue")
+        """Remove queue *index*. The other queues keep their indices.
 
-    @_in_turn
+        Raises:
+            UsageError: ENOENT, there is no such queue; EBUSY, it is taken.
+        """
+        self._remove_queue(index, poll=False)
+
     def remove_poll_queue(self, index: int) -> None:
         """Remove poll queue *index*; otherwise as :meth:`remove_queue`."""
-        self.poll_queue(index)
-        self._check(lib.blkio_remove_poll_queue(self._cell[0], index), "remove_poll_queue")
+        self._remove_queue(index, poll=True)
 
-    def _queue(self, index: int) -> Pointer:
-        self._require_started("queue")
-        found = lib.blkio_get_queue(self._cell[0], index) if 0 <= index <= INT_MAX else ffi.NULL
-        if not found:
-            raise self._refusal("queue", f"there is no queue {index}", errnos.ENOENT)
-        return found
+    @_in_turn
+    def _remove_queue(self, index: int, *, poll: bool) -> None:
+        self._require_started("remove_queue")
+        self.take_queue(index, poll=poll)  # from here on nobody can bind it
+        remove = lib.blkio_remove_poll_queue if poll else lib.blkio_remove_queue
+        try:
+            self._check(remove(self._cell[0], index), "remove_queue")
+        except BlkioError:
+            self.give_queue(index, poll=poll)
+            raise
+        with self._slots_turn:
+            del self._slots[poll, index]
+
+    def _find_slot(self, poll: bool, index: int) -> _Slot:
+        if poll:
+            return _Slot(_address(lib.blkio_get_poll_queue(self._cell[0], index)), -1)
+        queue = lib.blkio_get_queue(self._cell[0], index)
+        return _Slot(_address(queue), lib.blkioq_get_completion_fd(queue))
 
     # --- refusals -------------------------------------------------------------------------------------------
 
@@ -540,6 +631,10 @@ def _error_text() -> str:
     return ffi.string(lib.blkio_get_error_msg()).decode(errors="replace")
 
 
+def _kind(poll: bool) -> str:
+    return "poll queue" if poll else "queue"
+
+
 def _address(pointer: Pointer) -> int:
     return int(ffi.cast("uintptr_t", pointer))
 
@@ -563,7 +658,7 @@ def _allocate(length: int) -> MemRegion:
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         address = _address(lib.mmap(ffi.NULL, length, protection, mmap.MAP_SHARED, fd, 0))
         if address == _MAP_FAILED:
-            raise MemoryError(f"there is no room for {length} bytes of shared memory")
+            raise OSError(ffi.errno, os.strerror(ffi.errno))
     except BaseException:
         os.close(fd)
         raise

@@ -103,33 +103,46 @@ class Queue(Submitter):
         """Bind queue *index* of a started device to the running loop; *poll*: of its poll queues."""
         self.index = index
         self.poll = poll
+        self.device: object = None
+        """Who has handed the queue out keeps the device, which would otherwise end with its last reference."""
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self._drained: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
-        handle = context.handle
-        address, self._fd = self._find()
-        core = QueueCore(context.device, address, self._fd, self._loop, context.depth)
-        if context.discard_fd is not None:
-            core.on_discard = BlockDiscard(context.discard_fd, core, self._loop)
-        self.bounce_pool: BouncePool = BouncePool(
-            core, handle, context.memory, maximum=context.bounce_pool_size
-        )
-        """The memory through which requests go whose own memory the device cannot reach."""
-        self._core = core
-        self._lost = False
-        self._disposed = False
-        self._watch: SilenceWatch | None = None
-        self._attach()
+        self._taken = False
+        address, self._fd = self._take()
+        try:
+            core = QueueCore(context.device, address, self._fd, self._loop, context.depth)
+            if context.discard_fd is not None:
+                core.on_discard = BlockDiscard(context.discard_fd, core, self._loop)
+            self.bounce_pool: BouncePool = BouncePool(
+                core, context.handle, context.memory, maximum=context.bounce_pool_size
+            )
+            """The memory through which requests go whose own memory the device cannot reach."""
+            self._core = core
+            self._lost = False
+            self._disposed = False
+            self._watch: SilenceWatch | None = None
+            self._attach()
+        except BaseException:
+            self._give()
+            raise
 
-    def _find(self) -> tuple[int, int]:
-        """The address of libblkio's queue, and its completion descriptor."""
+    def _take(self) -> tuple[int, int]:
+        """The address of libblkio's queue, and its completion descriptor: ours until :meth:`_give`."""
         handle = self._context.handle
-        if self.poll:
-            return handle.poll_queue(self.index), -1
-        handle.set_completion_fd_enabled(self.index, True)  # before the first submission, or it stays silent
-        return handle.queue(self.index), handle.completion_fd(self.index)
+        address, fd = handle.take_queue(self.index, poll=self.poll)
+        self._taken = True
+        if not self.poll:
+            handle.enable_completion_fd(address)
+        return address, fd
+
+    def _give(self) -> None:
+        """The compiled part does not know the address any more."""
+        if self._taken:
+            self._taken = False
+            self._context.handle.give_queue(self.index, poll=self.poll)
 
     def _attach(self) -> None:
         self._attached = True
@@ -203,8 +216,11 @@ class Queue(Submitter):
         self._lost = True
         self.close("lost")
         self._detach()
-        self.core.abandon(error)
-        self.bounce_pool.lose(error)
+        try:
+            self.core.abandon(error)
+        finally:
+            self._give()
+            self.bounce_pool.lose(error)
 
     def suspend(self) -> None:
         """The device is gone, and may come back: take what it has done, and keep what it has not. As a
@@ -213,6 +229,7 @@ class Queue(Submitter):
             self.core.flush()
             self._detach()
             self.core.suspend()
+            self._give()
 
     def recall(self) -> None:
         """The device that is gone cannot do anything any more: what it had will be issued again."""
@@ -235,9 +252,13 @@ class Queue(Submitter):
         return not (self._lost or self._attached or self._disposed)
 
     def _go_on(self) -> None:
-        address, self._fd = self._find()
-        self.core.resume(address, self._fd, self._context.depth)
-        self._attach()
+        address, self._fd = self._take()
+        try:
+            self.core.resume(address, self._fd, self._context.depth)
+            self._attach()
+        except BaseException:
+            self._give()
+            raise
 
     def give_up(self, error: BlkioError) -> None:
         """The queue's loop does not run any more: close the queue from another one."""
@@ -253,6 +274,7 @@ class Queue(Submitter):
         self._disposed = True
         self._detach()
         self.core.dispose()
+        self._give()
 
     def _detach(self) -> None:
         # libblkio closes the descriptor with the device, and the next device gets its number.
@@ -281,6 +303,11 @@ class Queue(Submitter):
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop that the queue belongs to."""
         return self._loop
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the device has not finished, cancelled ones included."""
+        return self.core.in_flight
 
     def is_bound_here(self) -> bool:
         """Whether the caller runs in the thread that the queue belongs to."""

@@ -14,7 +14,7 @@ from aioblk._handle import Blkio
 from aioblk._native._blkio import ffi, lib
 
 from .conftest import StorageDaemonFactory
-from .support.blocking_io import BlockingQueue
+from .support.blocking_io import BlockingQueue, queue_of
 
 CDEFS = (Path(_native.__file__).parent / "_cdefs.h").read_text()
 BLOCK = 4096
@@ -106,13 +106,13 @@ def test_poll_queues_do_io_too(storage_daemon: StorageDaemonFactory) -> None:
         region = device.alloc_mem_region(BLOCK)
         device.map_mem_region(region)
         assert BlockingQueue(device, poll=True).read(0, region.address, BLOCK) == 0
-        poll_queue = ffi.cast("struct blkioq *", device.poll_queue(0))
+        poll_queue = queue_of(device, poll=True)
         assert lib.blkioq_get_completion_fd(poll_queue) == -1
 
 
 def test_zone_requests_are_refused_where_there_are_no_zones(scratch_file: Path) -> None:
     with started("io_uring", scratch_file) as device:
-        queue = ffi.cast("struct blkioq *", device.queue(0))
+        queue = queue_of(device)
         zones = ffi.new("struct blkio_zone[]", 1)
         lib.blkioq_report_zones(queue, 0, zones, 1, ffi.NULL, 0)
         for on_one_zone in ("close", "finish", "open", "reset"):
@@ -128,7 +128,7 @@ def test_a_wait_ends_with_a_time_limit_or_a_signal(storage_daemon: StorageDaemon
     with started("virtio-blk-vhost-user", daemon.socket) as device:
         region = device.alloc_mem_region(BLOCK)
         device.map_mem_region(region)
-        queue = ffi.cast("struct blkioq *", device.queue(0))
+        queue = queue_of(device)
         lib.blkioq_read(queue, 0, ffi.cast("void *", region.address), BLOCK, ffi.NULL, 0)
         completions = ffi.new("struct blkio_completion[]", 1)
         at_once = ffi.new("struct timespec *", {"tv_nsec": 1})
@@ -151,6 +151,6 @@ def test_a_wait_ends_with_a_time_limit_or_a_signal(storage_daemon: StorageDaemon
 @pytest.mark.parametrize("wanted", [1, 2])
 def test_waiting_for_more_than_is_outstanding_is_refused(scratch_file: Path, wanted: int) -> None:
     with started("io_uring", scratch_file) as device:
-        queue = ffi.cast("struct blkioq *", device.queue(0))
+        queue = queue_of(device)
         completions = ffi.new("struct blkio_completion[]", wanted)
         assert lib.blkioq_do_io(queue, completions, wanted, wanted, ffi.NULL) == EINVAL

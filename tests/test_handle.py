@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -347,7 +348,7 @@ def test_memory_can_be_mapped_once_started(connected: Blkio) -> None:
     for call in (
         lambda: connected.alloc_mem_region(PAGE),
         lambda: connected.map_mem_region(MemRegion(PAGE, PAGE)),
-        lambda: connected.queue(0),
+        lambda: connected.take_queue(0),
     ):
         with pytest.raises(UsageError, match="this needs a started device; this device is connected"):
             call()
@@ -450,30 +451,62 @@ def test_the_region_that_would_kill_the_backend_is_refused(vhost_user: Blkio) ->
 
 @pytest.mark.parametrize("index", [1, -1, 2**31, 2**40])
 def test_a_queue_that_is_not_there_is_refused(started: Blkio, index: int) -> None:
-    for call in (
-        started.queue,
-        started.completion_fd,
-        started.remove_queue,
-        lambda i: started.set_completion_fd_enabled(i, True),
-    ):
+    for call in (started.take_queue, started.remove_queue):
         with pytest.raises(UsageError, match=f"there is no queue {index}") as caught:
             call(index)
         assert caught.value.errno == errno.ENOENT
-    for call in (started.poll_queue, started.remove_poll_queue):
+    for call in (partial(started.take_queue, poll=True), started.remove_poll_queue):
         with pytest.raises(UsageError, match=f"there is no poll queue {index}"):
             call(index)
 
 
 def test_queues_come_and_go_on_a_started_device(started: Blkio) -> None:
-    first = started.queue(0)
+    assert started.queue_count == 1
     assert started.add_queue() == 1
-    assert started.queue(1) != first
-    started.set_completion_fd_enabled(1, True)
-    assert started.completion_fd(1) != started.completion_fd(0)
+    addresses, descriptors = zip(started.take_queue(0), started.take_queue(1), strict=True)
+    assert len({*addresses}) == len({*descriptors}) == 2
+    started.give_queue(0)
     started.remove_queue(0)
-    assert started.queue(1)
+    assert started.queue_count == 2
     with pytest.raises(UsageError, match="there is no queue 0"):
-        started.queue(0)
+        started.take_queue(0)
+    started.give_queue(1)
+
+
+def test_a_queue_is_taken_once_and_not_removed_meanwhile(started: Blkio) -> None:
+    started.add_queue()
+    started.take_queue(1)
+    for call in (started.take_queue, started.remove_queue):
+        with pytest.raises(UsageError, match="queue 1 is in use; close it first") as caught:
+            call(1)
+        assert caught.value.errno == errno.EBUSY
+    started.give_queue(1)
+    started.remove_queue(1)
+    with pytest.raises(UsageError, match="there is no queue 1"):
+        started.take_queue(1)
+
+
+def test_an_instance_whose_queues_are_in_use_is_leaked_rather_than_destroyed(scratch_file: Path) -> None:
+    """In a process of its own, which it leaves with the instance."""
+    script = f"""if True:
+        import warnings
+        from aioblk._handle import Blkio
+        from tests.support.blocking_io import BlockingQueue, queue_of
+        device = Blkio("io_uring")
+        device.set("path", {str(scratch_file)!r})
+        device.connect()
+        device.start()
+        queue = BlockingQueue(device)
+        device.take_queue(0)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            device.destroy()
+        print([str(warning.message) for warning in caught], queue.flush())
+    """
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    assert ended.returncode == 0, ended.stderr
+    assert "is leaked, since queues of it are in use: [0]" in ended.stdout
+    assert ended.stdout.endswith("] 0\n")
 
 
 def test_a_driver_that_cannot_add_queues_says_so(vhost_user: Blkio) -> None:

@@ -12,12 +12,18 @@ if TYPE_CHECKING:
 TIME_LIMIT = 10  # seconds until a request counts as lost
 
 
+def queue_of(device: Blkio, index: int = 0, *, poll: bool = False) -> "Pointer":
+    """The ``struct blkioq *``, for a test that sees to it by itself that the device outlives its use."""
+    address, _completion_fd = device.take_queue(index, poll=poll)
+    device.give_queue(index, poll=poll)
+    return ffi.cast("struct blkioq *", address)
+
+
 class BlockingQueue:
     """A queue of a started device. The methods return what the completion does: 0 or a negative errno."""
 
     def __init__(self, device: Blkio, index: int = 0, *, poll: bool = False) -> None:
-        address = device.poll_queue(index) if poll else device.queue(index)
-        self._queue = ffi.cast("struct blkioq *", address)
+        self._queue = queue_of(device, index, poll=poll)
 
     def read(self, offset: int, address: int, length: int) -> int:
         buffer = ffi.cast("void *", address)
