@@ -47,7 +47,7 @@ class BlockingQueue(Submitter):
         self._context = context
         self._thread = threading.get_ident()
         self.device: object = None
-        """Who has handed the queue out keeps the device, which would otherwise end with its last reference."""
+        """Once the queue was handed out: it keeps the device, which ends with its last reference."""
         with contextlib.ExitStack() as undo:
             handle = context.handle
             address, _fd = handle.take_queue(index, poll=poll)

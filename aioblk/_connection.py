@@ -1,50 +1,100 @@
 """Making a connection to a device: all that may block, in one call for a worker thread."""
 
-from typing import TYPE_CHECKING, NamedTuple, cast
+import contextlib
+import errno
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, cast, final
 
 from ._descriptor import require_suitable
 from ._handle import Blkio
 from ._peer import Peer, connected_sockets
 from ._properties import VHOST_USER
+from .errors import BlkioError, request_error
+from .limits import Limits
 
 if TYPE_CHECKING:
     from .drivers._options import DriverOptions
 
-__all__ = ["Connection", "connect"]
+__all__ = ["Connection", "add_queue", "connect"]
+
+# What libblkio opens, and what is needed here to find out about a backend. Where descriptors run out
+# within its vhost-user driver, libblkio aborts the process.
+_DESCRIPTORS = 12
+_DESCRIPTORS_OF_A_QUEUE = 2  # a ring or a "kick", and an event
 
 
-class Connection(NamedTuple):
+@final
+@dataclass(frozen=True, slots=True)
+class Connection:
     """A started device."""
 
     handle: Blkio
     peer: Peer | None
     """The vhost-user backend."""
+    limits: Limits
     capacity: int
     """In bytes."""
 
     def close(self) -> None:
         """Nobody has used it: give everything back."""
-        if self.peer is not None:
-            self.peer.close()
-        self.handle.destroy()
+        _close(self.handle, self.peer)
 
 
 def connect(options: "DriverOptions") -> Connection:
-    """Connect and start. Whatever fails leaves nothing open."""
+    """Connect and start. Whatever fails leaves nothing open, and is a BlkioError."""
     require_suitable(options)
-    socket_path = str(options.before_connect["path"]) if options.driver == VHOST_USER else None
-    known = connected_sockets() if socket_path is not None else {}
-    handle, peer = Blkio(options.driver), None
+    path = options.before_connect.get("path")
+    filename = None if path is None else str(path)
+    handle = Blkio(options.driver)
+    peer = None
     try:
+        queues = options.before_start.get("num-queues", 1), options.before_start.get("num-poll-queues", 0)
+        _require_descriptors(options.driver, sum(map(int, queues)), "connect", filename)
+        known = connected_sockets() if options.driver == VHOST_USER else {}
         for name, value in options.before_connect.items():
             handle.set(name, value)
         handle.connect()
-        if socket_path is not None:
-            peer = Peer.find(socket_path, known)
+        if options.driver == VHOST_USER and filename is not None:
+            peer = Peer.find(filename, known)
         for name, value in options.before_start.items():
             handle.set(name, value)
         handle.start()
-        return Connection(handle, peer, cast(int, handle.get("capacity")))
-    except BaseException:
-        Connection(handle, peer, 0).close()
+        return Connection(handle, peer, Limits.read(handle), cast(int, handle.get("capacity")))
+    except BaseException as error:
+        _close(handle, peer)
+        if isinstance(error, OSError) and not isinstance(error, BlkioError):
+            number = error.errno or errno.EIO
+            raise request_error(options.driver, "connect", number, None, filename=filename) from error
         raise
+
+
+def add_queue(handle: Blkio) -> int:
+    """Add a queue to a started device; returns its index. Blocks."""
+    _require_descriptors(handle.driver, 1, "add_queue")
+    return handle.add_queue()
+
+
+def _close(handle: Blkio, peer: Peer | None) -> None:
+    if peer is not None:
+        peer.hang_up()  # nobody is kept waiting for an answer, nor is the backend by a forked child's copy
+        peer.close()
+    handle.destroy()
+
+
+def _require_descriptors(driver: str, queues: int, operation: str, filename: str | None = None) -> None:
+    """Refuse to begin what descriptors would run out in the middle of."""
+    needed = _DESCRIPTORS + _DESCRIPTORS_OF_A_QUEUE * queues
+    with contextlib.ExitStack() as reserved:
+        for free in range(needed):
+            try:
+                fd = os.eventfd(0, os.EFD_CLOEXEC)
+            except OSError as error:
+                raise request_error(
+                    driver,
+                    operation,
+                    error.errno or errno.EMFILE,
+                    f"it takes up to {needed} free file descriptors, and there are {free}; see ulimit -n",
+                    filename=filename,
+                ) from None
+            reserved.callback(os.close, fd)

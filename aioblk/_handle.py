@@ -30,7 +30,6 @@ from ._descriptor import size_of
 from ._hints import hint
 from ._native._blkio import ffi, lib
 from ._properties import (
-    INT_MAX,
     IO_URING,
     PROPERTIES,
     UINT64_MAX,

@@ -11,6 +11,8 @@ add_reader, even to a duplicate. Hence no socket objects here, and an epoll inst
 and the loop.
 """
 
+import contextlib
+import errno
 import os
 import select
 import socket
@@ -35,16 +37,16 @@ class Peer:
         """Of the connected socket *fd*, which stays the caller's."""
         self.pid = _listener(fd)
         """The process that listens on the socket; 0: it cannot be seen from here."""
-        with select.epoll() as events:
-            events.register(fd, select.EPOLLRDHUP)
-            self._events = os.dup(events.fileno())
-        try:
+        with contextlib.ExitStack() as undo:
+            with select.epoll() as events:
+                events.register(fd, select.EPOLLRDHUP)
+                self._events = os.dup(events.fileno())
+            undo.callback(os.close, self._events)
             self._socket = os.dup(fd)
-        except OSError:
-            os.close(self._events)
-            raise
-        self.process = _watch_process(self.pid)
-        """A descriptor that becomes readable when that process has ended."""
+            undo.callback(os.close, self._socket)
+            self.process = _watch_process(self.pid)
+            """A descriptor that becomes readable when that process has ended."""
+            undo.pop_all()
 
     @classmethod
     def find(cls, path: str, known: Container[tuple[int, int]]) -> Self | None:
@@ -128,5 +130,7 @@ def _watch_process(pid: int) -> int | None:
         return None  # in a process namespace that this one does not see
     try:
         return os.pidfd_open(pid)
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+            raise
+        return None  # it has ended, or cannot be watched

@@ -104,7 +104,7 @@ class Queue(Submitter):
         self.index = index
         self.poll = poll
         self.device: object = None
-        """Who has handed the queue out keeps the device, which would otherwise end with its last reference."""
+        """Once the queue was handed out: it keeps the device, which ends with its last reference."""
         self._context = context
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()

@@ -10,12 +10,12 @@ before its process has ended. That it has closed the connection is not enough.
 """
 
 import asyncio
-import functools
-from collections.abc import Callable, Iterable
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, TypeVar, final
 
-from ._blocking import start_blocking
-from ._connection import Connection, connect
+from ._blocking import BlockingCall
+from ._connection import Connection, add_queue, connect
 from ._handle import Blkio, MemRegion
 from ._peer import Peer
 from ._tasks import start_steadfast_task
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from .drivers._options import DriverOptions
     from .memory import DeviceMemory
 
-__all__ = ["IncompatibleError", "Recovery", "open_again", "release_old"]
+__all__ = ["IncompatibleError", "Recovery", "Wanted", "connect_again", "release_old"]
 
 T = TypeVar("T")
 
@@ -42,51 +42,41 @@ class IncompatibleError(DeviceLostError):
 # --- one attempt --------------------------------------------------------------------------------------------
 
 
-async def open_again(
-    options: "DriverOptions",
-    handle: Blkio,
-    regions: Callable[[], Iterable[MemRegion]],
-    limits: Limits,
-    capacity: int,
-    within: Callable[[asyncio.Future[Any]], Any],
-    require_wanted: Callable[[], None],
-) -> Connection:
-    """Connect, map *regions*, and let *handle* take over. What is returned has the handle's old instance.
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What the device that is opened again must have, for everything to go on with it."""
 
-    *within* awaits a future for as long as there is time; *require_wanted* raises if nobody waits any more.
+    limits: Limits
+    capacity: int
+    queues: int
+    """Queues, those included that were added."""
+    regions: tuple[MemRegion, ...]
+    """What is to be mapped, in the order in which it was."""
+
+
+def connect_again(options: "DriverOptions", wanted: Wanted) -> Connection:
+    """Connect, and prepare the new instance for taking the old one's place. Blocks.
 
     Raises:
         IncompatibleError: the new device accepts less than the old one.
         BlkioError: it cannot be reached or used (yet).
     """
-    connection: Connection = await within(
-        start_blocking(functools.partial(connect, options), undo=Connection.close)
-    )
+    connection = connect(options)
     try:
-        require_wanted()
-        prepare = functools.partial(_prepare, connection, limits, capacity, list(regions()))
-        await within(start_blocking(prepare))
-        require_wanted()
+        problem = incompatibility(wanted.limits, connection.limits)
+        if connection.capacity < wanted.capacity:
+            problem = f"the device has {connection.capacity} bytes now, and had {wanted.capacity}"
+        if problem is not None:
+            raise IncompatibleError(f"another device answers: {problem}", driver=options.driver)
+        while connection.handle.queue_count < wanted.queues:
+            add_queue(connection.handle)
+        if wanted.limits.needs_mem_regions:
+            for region in wanted.regions:
+                connection.handle.map_mem_region(region)
     except BaseException:
-        if connection.peer is not None:
-            connection.peer.hang_up()  # a thread may be waiting for its answer
-        start_blocking(connection.close)
+        connection.close()
         raise
-    handle.exchange(connection.handle)
     return connection
-
-
-def _prepare(connection: Connection, limits: Limits, capacity: int, regions: list[MemRegion]) -> None:
-    """In a worker thread."""
-    handle = connection.handle
-    problem = incompatibility(limits, Limits.read(handle))
-    if connection.capacity < capacity:
-        problem = f"the device has {connection.capacity} bytes now, and had {capacity}"
-    if problem is not None:
-        raise IncompatibleError(f"another device answers: {problem}", driver=handle.driver)
-    if limits.needs_mem_regions:
-        for region in regions:
-            handle.map_mem_region(region)
 
 
 def release_old(handle: Blkio) -> None:
@@ -163,7 +153,7 @@ class Recovery:
             self._stopped.set_result(None)
 
     async def run(self) -> Connection:
-        """The new connection, which has the old instance of libblkio, when everything goes on with it.
+        """A connection that can take the old one's place: the caller's, who owns it in the same turn.
 
         Raises DeviceLostError when there is no more time, or no more sense in trying.
         """
@@ -179,15 +169,7 @@ class Recovery:
             pause = _FIRST_PAUSE
             while True:
                 try:
-                    return await open_again(
-                        self._options,
-                        self._handle,
-                        self._regions,
-                        self._limits,
-                        self._capacity,
-                        self._within,
-                        self._require_wanted,
-                    )
+                    return await self._connect_again()
                 except IncompatibleError:
                     raise
                 except BlkioError as error:
@@ -201,9 +183,23 @@ class Recovery:
             )
             raise DeviceLostError(text, driver=self._options.driver) from None
 
-    def _regions(self) -> list[MemRegion]:
-        wanted = self._memory.wanted_regions() | self._queues.bounce_regions()
-        return [region for region in self._handle.mapped_regions if region in wanted]
+    async def _connect_again(self) -> Connection:
+        regions = self._memory.wanted_regions() | self._queues.bounce_regions()
+        wanted = Wanted(
+            self._limits,
+            self._capacity,
+            self._handle.queue_count,
+            tuple(region for region in self._handle.mapped_regions if region in regions),
+        )
+        # Until it is taken, the connection is the call's, which closes it if time is up.
+        call = BlockingCall(partial(connect_again, self._options, wanted), undo=Connection.close)
+        try:
+            await self._within(call.done)
+            self._require_wanted()
+        except TimeoutError:
+            call.drop()
+            raise
+        return call.take()
 
     async def _death(self) -> None:
         if self._peer.process is None:

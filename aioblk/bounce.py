@@ -8,12 +8,12 @@ order, and how large the region is.
 import asyncio
 from collections import deque
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, final
 
 from ._handle import Blkio, MemRegion
 from ._native._core import QueueCore, Request
 from ._tasks import start_steadfast_task
-from .errors import BlkioError
 from .memory import DeviceMemory
 
 __all__ = ["BouncePool", "BounceStatistics"]
@@ -226,20 +226,22 @@ class BouncePool:
         return self._resizing
 
     async def _resize(self, before: int, size: int) -> None:
-        self._old, self._region = self._region, None
-        try:
-            self._region = await self._memory.call(self._replace_region, size)
-        except (BlkioError, MemoryError) as error:
-            self._resizing = None
-            if self._waiters:
-                self._refuse_head(error)
-        else:
-            self._resizing = None
-            self._count_resize(before, size)
         if self._region is not None:
-            self._core.attach_bounce(self._region.address, self._region.length, self._granule)
-            self._watch_for_idleness()
+            self._old, self._region = self._region, None
+        problem: Exception | None = None
+        try:
+            self._region = await self._memory.call(partial(self._replace_region, size))
+            if self._region is not None:
+                self._core.attach_bounce(self._region.address, self._region.length, self._granule)
+        except Exception as error:  # whatever it is, nobody may be left waiting
+            problem = error
+        self._resizing = None
         self._emptying = False
+        if problem is None:
+            self._count_resize(before, size)
+            self._watch_for_idleness()
+        elif self._waiters:
+            self._refuse_head(problem)
         self._serve()
 
     def _replace_region(self, size: int) -> MemRegion | None:

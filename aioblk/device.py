@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import errno
 import functools
 import os
 import threading
@@ -15,21 +16,22 @@ import warnings
 import weakref
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, TypeVar, cast
+from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, cast, final
 
 from typing_extensions import Buffer
 
-from ._blocking import run_blocking, start_blocking
+from ._blocking import BlockingCall, call_elsewhere, run_blocking
 from ._blocking_queue import BlockingQueue
 from ._bound_queues import BoundQueues
-from ._connection import Connection, connect
+from ._connection import Connection, add_queue, connect
+from ._descriptor import size_of
 from ._discard import BlockDiscard, discard_method
 from ._handle import Blkio
 from ._native._core import DeviceCore, Submitter
 from ._peer import Peer
-from ._properties import IO_URING, VHOST_VDPA, Properties
+from ._properties import IO_URING, RINGS, VHOST_VDPA, Properties, PropertyValue, State
 from ._queue import Queue, QueueContext, QueueStatistics
-from ._reconnect import Recovery, open_again, release_old
+from ._reconnect import Recovery, Wanted, connect_again, release_old
 from ._refusals import Refusals
 from ._tasks import start_steadfast_task
 from .bounce import BouncePool
@@ -52,7 +54,6 @@ if TYPE_CHECKING:
 __all__ = ["LARGEST_PART", "Device"]
 
 P = ParamSpec("P")
-T = TypeVar("T")
 
 # Cached reads are copied inside the submitting call, with the loop standing still; larger requests are
 # divided.
@@ -90,7 +91,7 @@ class Device(Submitter):
         self._handle: Blkio | None = None
         self._limits: Limits | None = None
         self._capacity = 0  # when it was last asked for
-        self._properties: Properties | None = None
+        self._queue_count = 0  # when the device was lost, those included that had been added
         self._memory: DeviceMemory | None = None
         self._context: QueueContext | None = None
         self._queue: Queue | None = None  # the default one, whose requests are the device's own
@@ -99,6 +100,7 @@ class Device(Submitter):
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
         self._closing: asyncio.Task[None] | None = None
+        self._destroyed = False  # the handle, or a thread is at it
         self._lost: DeviceLostError | None = None
         self._recovery: Recovery | None = None  # while a backend that died is being replaced
         self._recovered: asyncio.Task[None] | None = None
@@ -124,20 +126,22 @@ class Device(Submitter):
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         try:
             connection = await run_blocking(functools.partial(connect, self._options), undo=Connection.close)
-            self._handle, self._peer, self._capacity = connection
+            self._handle, self._peer = connection.handle, connection.peer
+            self._limits, self._capacity = connection.limits, connection.capacity
             self._require_visible_backend()
-            self._set_up(connection.handle)
+            self._set_up(connection.handle, connection.limits)
             self._state = _State.OPEN
             self._bind_default()
         except BaseException:
-            self._state = _State.CLOSED
-            await self._tear_down()
+            self._state = _State.CLOSING
+            self._closing = start_steadfast_task(self._loop, self._close())
+            with contextlib.suppress(BlkioError):  # what came first counts; aclose() tries once more
+                await asyncio.shield(self._closing)
             raise
         return self
 
-    def _set_up(self, handle: Blkio) -> None:
+    def _set_up(self, handle: Blkio, limits: Limits) -> None:
         driver = self._options.driver
-        limits = Limits.read(handle)
         fd = cast(int, handle.get("fd")) if driver == IO_URING else None
         method = discard_method(driver, fd)
         core = DeviceCore(
@@ -161,8 +165,6 @@ class Device(Submitter):
             # The kernel tells the device's other side of a change by taking all memory away and giving it
             # back. Requests that are being served meanwhile fail with EIO.
             handle.on_map_turn = core.map_turn
-        self._limits = limits
-        self._properties = Properties(handle)
         self._memory = DeviceMemory(handle, core, limits, reserved=_queue_count(handle))
         self._memory.call_limit = self._options.lost_after
         self._memory.on_silence = _weakly(self._on_silence)
@@ -186,8 +188,9 @@ class Device(Submitter):
 
         Raises:
             UsageError: other queues than the default one are bound.
+            DeviceLostError: the device is lost.
         """
-        self._require_handle("detach")
+        self._require_present("detach")
         self._require_only_default_queue("detach")
         assert self._queue is not None
         assert self._memory is not None
@@ -214,7 +217,7 @@ class Device(Submitter):
     def _bind_default(self) -> None:
         handle = self._require_handle("open")
         assert self._context is not None
-        self._queue = self._queues.find_or_bind(self._context, 0, poll=handle.get("num-queues") == 0)
+        self._queue = self._queues.find_or_bind(self._context, 0, poll=handle.queue_count == 0)
         self._watch_peer()
         self._core = self._queue.core
 
@@ -242,7 +245,7 @@ class Device(Submitter):
             await self.attach()
         if self._loop is not loop:
             raise self._misuse("close", "the device belongs to another event loop")
-        if self._closing is None:
+        if self._closing is None or self._closing.done():  # it has failed, and is tried again
             self._state = _State.CLOSING
             if self._queue is not None and self._lost is None:
                 self._queue.close()
@@ -255,14 +258,16 @@ class Device(Submitter):
         try:
             await self._tear_down()
         finally:
-            self._state = _State.CLOSED
+            if self._handle is None or self._destroyed:
+                self._state = _State.CLOSED
 
     async def _tear_down(self) -> None:
         """Drain and give back whatever there is. One failing step does not stop the others."""
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._forget_peer)
             if self._handle is not None:
                 stack.push_async_callback(self._destroy, self._handle)
-            stack.callback(self._forget_peer)
+            stack.callback(self._stop_watching_peer)
             if self._memory is not None:
                 stack.push_async_callback(self._memory.aclose)
             if self._queue is not None:
@@ -270,18 +275,40 @@ class Device(Submitter):
             stack.push_async_callback(self._queues.close_others, self._queue)
 
     async def _destroy(self, handle: Blkio) -> None:
-        """Disconnect. That takes as long as the device takes to answer: who does not answer is left to it."""
-        destroyed = start_blocking(handle.destroy)
+        """Disconnect. That takes as long as the device takes to answer: who does not answer is left to it.
+
+        Without a thread, a backend at the other end of a socket is not asked for an answer, and rings need
+        none. Other devices might keep the loop waiting: closing them fails, and can be tried again.
+        """
+        if self._destroyed:
+            return
+        try:
+            call = BlockingCall(handle.destroy)
+        except BlkioError:
+            if self._peer is not None:
+                self._peer.hang_up()
+            elif self._options.driver not in RINGS:
+                raise
+            handle.destroy()
+            self._end_of_instance()
+            return
+        self._destroyed = True
+        call.done.add_done_callback(lambda _: self._end_of_instance())
         if self._lost is None:
             self._lost_while_destroying = self._loop_here().create_future()
             await asyncio.wait(
-                [destroyed, self._lost_while_destroying],
+                [call.done, self._lost_while_destroying],
                 timeout=self._options.lost_after,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-        await asyncio.wait([destroyed], timeout=LOST_PATIENCE)
-        if destroyed.done():
-            destroyed.result()
+        await asyncio.wait([call.done], timeout=LOST_PATIENCE)
+        if call.done.done():
+            call.take()
+
+    def _end_of_instance(self) -> None:
+        self._destroyed = True
+        if self._memory is not None:
+            self._memory.forget()
 
     async def __aenter__(self) -> Self:
         return await self.open()
@@ -294,18 +321,20 @@ class Device(Submitter):
     def __del__(self) -> None:
         if getattr(self, "_state", None) not in self._UNCLOSED:
             return
-        handle, queue = self._handle, self._queue
-        if handle is None or queue is None or os.getpid() != self._pid:
+        handle = self._handle
+        if handle is None or os.getpid() != self._pid:
             return
         warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
         # With nothing in flight, everything can be given back from here; otherwise memory that the device
         # still uses would go: a leak is the lesser evil. So it is when the interpreter ends while a thread
         # talks to the backend: there would be two who wait for one answer.
         memory_busy = self._memory is not None and self._memory.busy
-        unused = queue.core.in_flight == 0 and queue.is_bound_here() and not memory_busy
-        if self._state is _State.DETACHED or unused:
-            self._forget_peer()
-            queue.dispose()
+        queues = list(self._queues)
+        idle = all(queue.is_bound_here() and not queue.in_flight for queue in queues)
+        if idle and not memory_busy:
+            for bound in queues:
+                bound.dispose()
+            self._forget_peer()  # or its answer would be waited for
             handle.destroy()
 
     def __repr__(self) -> str:
@@ -367,8 +396,6 @@ class Device(Submitter):
             self._lost = DeviceLostError(why, driver=self._options.driver)
             if self._recovery is not None:
                 self._recovery.stop()
-            if self._peer is not None:
-                self._peer.hang_up()
             self._forget_peer()
             self._queues.abandon(self._lost)
             if self._memory is not None:
@@ -416,42 +443,46 @@ class Device(Submitter):
             raise self._misuse("reconnect", f"still bound: {self._queues.blocking}; close these queues first")
         if self._returning:
             raise self._misuse("reconnect", "the device is being reconnected already")
+        assert self._memory is not None
+        assert self._limits is not None
         self._returning = True
         try:
-            await self._reconnect(handle)
+            await self._reconnect(handle, self._memory, self._limits)
         finally:
             self._returning = False
 
-    async def _reconnect(self, handle: Blkio) -> None:
-        assert self._memory is not None
-        assert self._limits is not None
+    async def _reconnect(self, handle: Blkio, memory: DeviceMemory, limits: Limits) -> None:
+        """As far as a connection, waiting can be given up at any moment; from there on it is finished."""
         await self._queues.until_abandoned()
-        await self._memory.detach_loop()
-        await start_blocking(functools.partial(release_old, handle))
+        await memory.detach_loop()
+        self._queue_count = handle.queue_count or self._queue_count  # none, if this is not the first attempt
+        await run_blocking(functools.partial(memory.after_calls, functools.partial(release_old, handle)))
         self._require_still_open(handle)
-        regions = {*self._memory.withdraw_regions(), *self._queues.bounce_regions()}
+        regions = {*memory.withdraw_regions(), *self._queues.bounce_regions()}
+        wanted = Wanted(limits, self._capacity, self._queue_count, tuple(sorted(regions)))
         try:
-            connection = await open_again(
-                self._options,
-                handle,
-                lambda: regions,
-                self._limits,
-                self._capacity,
-                _whatever_it_takes,
-                lambda: self._require_still_open(handle),
+            connection = await run_blocking(
+                functools.partial(connect_again, self._options, wanted), undo=Connection.close
             )
         except BlkioError:
             self._require_still_open(handle)
             raise
-        start_blocking(connection.handle.destroy)
-        self._lost = None
-        self._memory.come_back()
+        if self._state is not _State.OPEN:
+            call_elsewhere(connection.close)
+            self._require_still_open(handle)
+        handle.exchange(connection.handle)
+        call_elsewhere(connection.handle.destroy)
         handle.free_all_but(self._queues.bounce_regions())
-        await self._go_on(connection, self._queues.reopen())
+        self._lost = None
+        memory.come_back()
+        self._recovered = start_steadfast_task(
+            self._loop_here(), self._go_on(connection, self._queues.reopen())
+        )
+        await asyncio.shield(self._recovered)
 
     def _require_still_open(self, handle: Blkio) -> None:
         if self._state is not _State.OPEN:
-            start_blocking(handle.destroy)  # once more, if closing was faster
+            call_elsewhere(handle.destroy)  # once more, if closing was faster
             raise DeviceClosedError("the device has been closed", driver=self._options.driver)
 
     def _require_visible_backend(self) -> None:
@@ -496,7 +527,9 @@ class Device(Submitter):
             return
         finally:
             peer.close()
-        start_blocking(connection.handle.destroy)
+        assert self._handle is not None
+        self._handle.exchange(connection.handle)
+        call_elsewhere(connection.handle.destroy)
         self._memory.release_calls()
         await self._go_on(connection, self._queues.resume())
         self._recovery = None
@@ -504,8 +537,8 @@ class Device(Submitter):
     async def _go_on(self, connection: Connection, queues_go_on: Awaitable[None]) -> None:
         self._peer, self._capacity = connection.peer, connection.capacity
         self._reconnections += 1
-        await queues_go_on
         self._watch_peer()
+        await queues_go_on
 
     def _is_coming_back(self) -> bool:
         """Asked, in any thread, when a call to the backend has failed."""
@@ -529,9 +562,11 @@ class Device(Submitter):
             self._loop_here().add_reader(self._peer.fileno(), _weakly(self._on_peer_event))
 
     def _forget_peer(self) -> None:
+        """End the connection, which a forked child may have a copy of that keeps the backend busy."""
         self._stop_watching_peer()
         peer, self._peer = self._peer, None
         if peer is not None:
+            peer.hang_up()
             peer.close()
 
     def _stop_watching_peer(self) -> None:
@@ -554,8 +589,14 @@ class Device(Submitter):
         """
         handle = self._require_handle("capacity")
         if self._options.driver == IO_URING:
-            return cast(int, handle.get("capacity"))
+            return self._size_of_file(handle)
         return self._capacity
+
+    def _size_of_file(self, handle: Blkio) -> int:
+        try:
+            return size_of(cast(int, handle.get("fd")))
+        except OSError as error:
+            raise request_error(self._options.driver, "capacity", error.errno or errno.EIO) from None
 
     async def refresh_capacity(self) -> int:
         """Ask the device for its size in bytes, which :attr:`capacity` tells from then on.
@@ -565,9 +606,12 @@ class Device(Submitter):
             BlkioError: it does not answer.
         """
         handle = self._require_handle("refresh_capacity")
+        if self._options.driver == IO_URING:
+            return self.capacity
         if self._lost is None:
             try:
-                self._capacity = cast(int, await self.memory.call(handle.get, "capacity"))
+                ask = functools.partial(handle.get, "capacity")
+                self._capacity = cast(int, await self.memory.call(ask))
             except BlkioError:
                 self._on_peer_event()  # which may have had no turn of the loop to be noticed
                 if self._lost is None:
@@ -617,10 +661,11 @@ class Device(Submitter):
 
     @property
     def properties(self) -> Properties:
-        """Every libblkio property of the driver, by its name: ``dev.properties["queue-size"]``."""
-        self._require_handle("properties")
-        assert self._properties is not None
-        return self._properties
+        """Every libblkio property of the driver, by its name: ``dev.properties["queue-size"]``.
+
+        ``capacity`` among them is :attr:`capacity`. Nothing is asked of the device: looking never waits.
+        """
+        return Properties(_OpenDevice(self, self._require_handle("properties")))
 
     def statistics(self) -> QueueStatistics:
         """A snapshot of the counters of all queues that are bound now."""
@@ -692,7 +737,9 @@ class Device(Submitter):
         """
         self._require_handle("queue")
         assert self._context is not None
-        return self._queues.bind_blocking(self._context, index, poll=poll)
+        queue = self._queues.bind_blocking(self._context, index, poll=poll)
+        queue.device = self
+        return queue
 
     async def add_queue(self) -> int:
         """Add a queue to the started device and return its index.
@@ -700,20 +747,20 @@ class Device(Submitter):
         Raises:
             UnsupportedError: the driver cannot; its property ``can-add-queues`` says so.
         """
-        handle = self._require_handle("add_queue")
-        return await self.memory.call(handle.add_queue)
+        handle = self._require_present("add_queue")
+        return await self.memory.call(functools.partial(add_queue, handle), undo=handle.remove_queue)
 
     async def remove_queue(self, index: int) -> None:
         """Remove a queue that is not bound. The default queue stays. Other queues keep their indices."""
-        handle = self._require_handle("remove_queue")
-        if self._queues.is_bound(index):
-            raise self._misuse("remove_queue", f"queue {index} is in use; close it first")
-        await self.memory.call(handle.remove_queue, index)
+        handle = self._require_present("remove_queue")
+        await self.memory.call(functools.partial(handle.remove_queue, index))
 
     def _find_or_bind(self, index: int, *, poll: bool) -> Queue:
         self._require_handle("queue")
         assert self._context is not None
-        return self._queues.find_or_bind(self._context, index, poll=poll)
+        queue = self._queues.find_or_bind(self._context, index, poll=poll)
+        queue.device = self
+        return queue
 
     def _require_only_default_queue(self, operation: str) -> None:
         others = [queue for queue in self._queues if queue is not self._queue]
@@ -730,6 +777,15 @@ class Device(Submitter):
         if self._handle is None or self._state is not _State.OPEN:
             self._refuse_unopened(operation)
         return self._handle
+
+    def _require_present(self, operation: str) -> Blkio:
+        """The handle of an open device that is not lost."""
+        handle = self._require_handle(operation)
+        if self._lost is not None:
+            raise DeviceLostError(
+                self._lost.message, driver=self._options.driver, operation=operation
+            ) from self._lost
+        return handle
 
     def _refuse_unopened(self, operation: str) -> NoReturn:
         if self._state in (_State.CLOSED, _State.CLOSING):
@@ -763,8 +819,26 @@ def _weakly_asked(method: Callable[[], bool]) -> Callable[[], bool]:
     return ask
 
 
-async def _whatever_it_takes(future: asyncio.Future[T]) -> T:
-    return await future
+@final
+class _OpenDevice:
+    """Where the properties of an open device come from."""
+
+    def __init__(self, device: Device, handle: Blkio) -> None:
+        self._device = device
+        self._handle = handle
+
+    @property
+    def driver(self) -> str:
+        return self._handle.driver
+
+    @property
+    def state(self) -> State:
+        return self._handle.state
+
+    def get(self, name: str) -> PropertyValue:
+        if name == "capacity" and self.state is State.STARTED:
+            return self._device.capacity
+        return self._handle.get(name)
 
 
 def _queue_count(handle: Blkio) -> int:

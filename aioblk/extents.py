@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import NamedTuple
 
-from ._blocking import run_blocking
+from ._blocking import BlockingCall
 from .errors import BlkioError, request_error
 
 __all__ = ["Extent", "ExtentKind", "find_extents"]
@@ -53,9 +53,7 @@ async def find_extents(
             yield Extent(offset, end - offset)
             return
         try:
-            # The thread's own, which it closes, whatever becomes of the device and of who waits.
-            look = partial(_look, fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), offset, end)
-            extents = await run_blocking(look)
+            extents = await _start_looking(fd, offset, end).outcome()
         except BlkioError:
             raise
         except OSError as error:
@@ -65,6 +63,16 @@ async def find_extents(
         for extent in extents:
             yield extent
             offset = extent.end
+
+
+def _start_looking(fd: int, offset: int, end: int) -> BlockingCall[list[Extent]]:
+    """With a descriptor of its own, which the thread closes, whatever becomes of device and caller."""
+    own = fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    try:
+        return BlockingCall(partial(_look, own, offset, end))
+    except BaseException:
+        os.close(own)
+        raise
 
 
 def _look(fd: int, offset: int, end: int) -> list[Extent]:

@@ -7,27 +7,35 @@ registered is copied through the bounce pool instead, so registration is never n
 
 import asyncio
 import contextlib
+import errno
 import mmap
 import os
 import threading
 from bisect import bisect_left, insort
 from collections.abc import Callable, Coroutine
+from functools import partial
 from types import TracebackType
-from typing import Any, ParamSpec, Self, TypeVar, final
+from typing import Any, Self, TypeVar, final
 
 from typing_extensions import Buffer
 
 from ._backing import Backing, BackingError, find_backing, verify_backing
-from ._blocking import start_blocking
+from ._blocking import BlockingCall
 from ._handle import Blkio, MemRegion
 from ._native._core import DeviceCore, Memory, View
 from ._tasks import start_steadfast_task
-from .errors import BlkioError, DeviceClosedError, DeviceLostError, RegistrationError, UsageError
+from .errors import (
+    BlkioError,
+    DeviceClosedError,
+    DeviceLostError,
+    RegistrationError,
+    UsageError,
+    request_error,
+)
 from .limits import Limits
 
 __all__ = ["DeviceMemory", "MemoryRegion"]
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 
@@ -147,6 +155,7 @@ class _Mapped:
             fd=-1 if backing is None else backing.fd,
             fd_offset=0 if backing is None else backing.offset,
         )
+        self._file_is_open = backing is not None
         self.holders = 1
         self.known_to_core = False  # which means: mapped
         self.abandoned = False  # a lost device may still write there
@@ -162,12 +171,18 @@ class _Mapped:
     def end(self) -> int:
         return self.region.address + self.region.length
 
+    @property
+    def is_leaving(self) -> bool:
+        """Whether it is to be unmapped, or being so."""
+        return self.holders == 0 and not self.abandoned
+
     def let_go(self) -> None:
         self.close_file()
         self.pin.release()
 
     def close_file(self) -> None:
-        if self.region.fd >= 0:
+        if self._file_is_open:
+            self._file_is_open = False
             os.close(self.region.fd)
 
 
@@ -191,7 +206,8 @@ class DeviceMemory:
         self._memories: set[Memory] = set()  # of the regions in use
         self._ranges: list[_Mapped] = []  # sorted by start, disjoint
         self._tasks: set[asyncio.Task[None]] = set()
-        self._calls: set[asyncio.Future[Any]] = set()  # of any loop
+        self._calls: set[BlockingCall[Any]] = set()  # of any loop, until their threads are back
+        self._losses = 0  # a call that was to be made before one of them is not made any more
         self._held = False
         self._held_calls: set[asyncio.Future[None]] = set()  # of any loop
         self._holding = threading.Lock()
@@ -234,18 +250,23 @@ class DeviceMemory:
 
         Raises:
             ValueError: ``length`` is not positive.
-            OSError: there is not that much memory.
+            BlkioError: there is not that much memory, or no descriptor for it.
         """
         # libblkio would unmap memory of its own when the device is closed, under the views that still exist.
         if length <= 0:
             raise ValueError(f"length must be positive, not {length}")
         whole = self.round_up(length)
-        fd = os.memfd_create("aioblk", os.MFD_CLOEXEC)
         try:
-            os.ftruncate(fd, whole)
-            pages = mmap.mmap(fd, whole)
-        finally:
-            os.close(fd)
+            fd = os.memfd_create("aioblk", os.MFD_CLOEXEC)
+            try:
+                os.ftruncate(fd, whole)
+                pages = mmap.mmap(fd, whole)
+            finally:
+                os.close(fd)
+        except OSError as error:
+            raise request_error(
+                self._handle.driver, "allocate", error.errno or errno.ENOMEM, f"no room for {whole} bytes"
+            ) from error
         return MemoryRegion(self, Memory.from_buffer(pages), length, required=required)
 
     @property
@@ -271,15 +292,25 @@ class DeviceMemory:
             await asyncio.wait(self._tasks)
         self._core.on_region_idle = None
 
+    def forget(self) -> None:
+        """The instance is destroyed. What could not be unmapped before went with it."""
+        for mapped in self._ranges:
+            if not mapped.abandoned:
+                mapped.let_go()
+        self._ranges.clear()
+
     def lose(self, error: DeviceLostError) -> None:
         """The device is lost. What it may still write to will be abandoned, and nobody waits for it."""
         self._lost = error
         self.release_calls()
         for mapped in self._ranges:
             mapped.idle.set()
+        self._losses += 1
         for call in list(self._calls):
             with contextlib.suppress(RuntimeError):  # its loop is closed
-                call.get_loop().call_soon_threadsafe(_give_up, call, error)
+                call.done.get_loop().call_soon_threadsafe(
+                    call.abort, DeviceLostError(error.message, driver=error.driver)
+                )
 
     async def detach_loop(self) -> None:
         """Finish what is being mapped and unmapped; the present loop is not needed any more."""
@@ -317,8 +348,14 @@ class DeviceMemory:
         if memory in self._memories:
             self._memories.remove(memory)
             if mapped is not None:
-                self._leave(mapped)
-        if mapped is not None and mapped.unmapping is not None:
+                mapped.holders -= 1
+        if mapped is not None and mapped.holders == 0:
+            await self._unmapped(mapped)
+
+    async def _unmapped(self, mapped: _Mapped) -> None:
+        """Unmap what nobody holds any more, or wait until that is done. BlkioError: it has failed."""
+        self._start_unmapping(mapped)
+        if mapped.unmapping is not None:
             await asyncio.shield(mapped.unmapping)
 
     def _leave(self, mapped: _Mapped) -> None:
@@ -328,12 +365,15 @@ class DeviceMemory:
 
     async def _find_or_map(self, memory: Memory, fd: int | None, fd_offset: int) -> _Mapped:
         start, end = memory.address, memory.address + len(memory)
-        while leaving := [mapped.unmapping for mapped in self._overlapping(start, end) if mapped.unmapping]:
-            await asyncio.gather(*map(asyncio.shield, leaving))
+        while leaving := [mapped for mapped in self._overlapping(start, end) if mapped.is_leaving]:
+            for mapped in leaving:
+                await self._unmapped(mapped)
             self._refuse_if_closed()
         overlapping = self._overlapping(start, end)
         if overlapping:
             first = overlapping[0]
+            if first.abandoned:
+                raise self._refusal("a device that was lost may still write to the range", len(memory))
             if first.start <= start and end <= first.end:
                 first.holders += 1
                 return first
@@ -371,22 +411,25 @@ class DeviceMemory:
         except BackingError as error:
             raise self._refusal(str(error), len(memory)) from None
         except OSError as error:
-            raise self._refusal(f"fd {fd} cannot be used: {error.strerror}", len(memory)) from None
+            what = "the file behind the memory cannot be found" if fd is None else f"fd {fd} cannot be used"
+            raise self._refusal(f"{what}: {error.strerror}", len(memory), error.errno) from None
 
     def _overlapping(self, start: int, end: int) -> list[_Mapped]:
         first = bisect_left(self._ranges, start, key=_end_inclusive)
         last = bisect_left(self._ranges, end, key=_start)
         return self._ranges[first:last]
 
-    def _refusal(self, message: str, length: int) -> RegistrationError:
-        return RegistrationError(message, driver=self._handle.driver, operation="register", length=length)
+    def _refusal(self, message: str, length: int, number: int | None = None) -> RegistrationError:
+        return RegistrationError(
+            message, errno=number, driver=self._handle.driver, operation="register", length=length
+        )
 
     # --- the device's side ----------------------------------------------------------------------------------
 
     async def _map(self, mapped: _Mapped) -> None:
         try:
-            await self.call(self._handle.map_mem_region, mapped.region)
-        except BlkioError as error:
+            await self.call(partial(self._handle.map_mem_region, mapped.region))
+        except Exception as error:
             self._ranges.remove(mapped)
             if isinstance(error, DeviceLostError):
                 _abandoned.append(mapped)  # a thread may still be telling the lost device of it
@@ -394,13 +437,15 @@ class DeviceMemory:
                 mapped.let_go()
             if isinstance(error, RegistrationError):
                 raise
-            raise self._refusal(error.message or str(error), mapped.region.length) from error
+            message = error.message if isinstance(error, BlkioError) else None
+            number = error.errno if isinstance(error, OSError) else None
+            raise self._refusal(message or str(error), mapped.region.length, number) from error
         self._core.add_region(mapped.start, mapped.region.length)
         mapped.known_to_core = True
 
     def _start_unmapping(self, mapped: _Mapped) -> None:
         """From this moment on no new request uses the region."""
-        if mapped.unmapping is None:
+        if mapped.unmapping is None and mapped in self._ranges:
             if mapped.known_to_core:
                 self._core.retire_region(mapped.start)
             mapped.unmapping = self._task(self._unmap(mapped))
@@ -420,9 +465,10 @@ class DeviceMemory:
             return
         if not self._lost:  # otherwise there is nobody to be told
             try:
-                await self.call(self._handle.unmap_mem_region, mapped.region)
+                await self.call(partial(self._handle.unmap_mem_region, mapped.region))
             except BlkioError:
                 if not self._lost:
+                    mapped.unmapping = None  # it is tried again by whoever comes to it next
                     raise
         self._core.remove_region(mapped.start)
         self._ranges.remove(mapped)
@@ -436,38 +482,54 @@ class DeviceMemory:
         for mapped in self._overlapping(address, address + 1):
             mapped.idle.set()
 
-    async def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call the handle in a worker thread, after whoever does so now.
+    async def call(self, function: Callable[[], T], *, undo: Callable[[T], object] | None = None) -> T:
+        """Call a function that uses the handle in a worker thread, after whoever does so now.
+
+        *undo* is called there, too, with a result that comes when the caller has been cancelled.
 
         Raises DeviceLostError as soon as the device is lost: the thread may then go on by itself.
         """
 
         def take_turn() -> T:
             with self._turn:
-                return function(*args, **kwargs)
+                if losses != self._losses:  # the handle may have another instance of libblkio by now
+                    raise DeviceLostError("the device was lost meanwhile", driver=self._handle.driver)
+                return function()
+
+        def take_undoing_turn(result: T) -> None:
+            with self._turn, contextlib.suppress(BlkioError):  # lost or closed meanwhile: it went with that
+                if undo is not None and losses == self._losses:
+                    undo(result)
 
         while True:
             await self._until_released()
             if self._lost is not None:
                 raise DeviceLostError(self._lost.message, driver=self._handle.driver) from self._lost
+            losses = self._losses
             try:
-                return await self._watched(start_blocking(take_turn))
+                return await self._watched(BlockingCall(take_turn, undo=take_undoing_turn))
             except BlkioError as error:
                 if isinstance(error, DeviceLostError) or not self.is_coming_back():
                     raise
 
-    async def _watched(self, call: asyncio.Future[T]) -> T:
-        self._calls.add(call)
+    async def _watched(self, call: BlockingCall[T]) -> T:
+        self._calls = {call, *(other for other in self._calls if not other.returned)}
         timer = None
         if self.call_limit is not None:
             told = f"a call to the device has not returned for {self.call_limit:g} seconds (lost_after)"
-            timer = call.get_loop().call_later(self.call_limit, self.on_silence, told)
+            timer = call.done.get_loop().call_later(self.call_limit, self.on_silence, told)
         try:
-            return await call
+            return await call.outcome()
         finally:
-            self._calls.discard(call)
+            if call.returned:
+                self._calls.discard(call)
             if timer is not None:
                 timer.cancel()
+
+    def after_calls(self, function: Callable[[], T]) -> T:
+        """Call it in this thread, after whoever calls the handle now."""
+        with self._turn:
+            return function()
 
     # --- while the device is being reconnected --------------------------------------------------------------
 
@@ -495,8 +557,8 @@ class DeviceMemory:
             await released
 
     async def until_idle(self) -> None:
-        """Wait until no call is being made: those to come are held."""
-        while self._calls:  # noqa: ASYNC110 (they are of several loops, and about to fail)
+        """Wait until no call is being made, not even one that was given up: those to come are held."""
+        while any(not call.returned for call in list(self._calls)):  # noqa: ASYNC110 (of several loops)
             await asyncio.sleep(_MOMENT)
 
     def wanted_regions(self) -> set[MemRegion]:
@@ -530,8 +592,12 @@ class DeviceMemory:
         """A task that goes on when the caller of ours is cancelled, and that closing waits for."""
         task = start_steadfast_task(self._loop, work)
         self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._end_task)
         return task
+
+    def _end_task(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        task.exception()  # who waits is told of it; where nobody does, it is tried again at closing
 
 
 _abandoned: list[_Mapped] = []
@@ -541,11 +607,6 @@ _MOMENT = 0.005  # seconds
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
-
-
-def _give_up(call: asyncio.Future[Any], error: DeviceLostError) -> None:
-    if not call.done():
-        call.set_exception(DeviceLostError(error.message, driver=error.driver))
 
 
 def _start(mapped: _Mapped) -> int:

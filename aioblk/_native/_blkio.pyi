@@ -52,6 +52,7 @@ class TimespecStruct(Pointer, Protocol):
 class _FFI:
     NULL: Final[Pointer]
     error: type[Exception]
+    errno: int
 
     @overload
     def new(self, declaration: Literal["struct blkio **", "char **"], /) -> Cell[Pointer]: ...

@@ -171,11 +171,11 @@ class FakeDeviceMemory:
     def round_up(self, length: int) -> int:
         return -(-length // self.PAGE) * self.PAGE
 
-    async def call(self, function: Callable[..., Any], *args: Any) -> Any:
+    async def call(self, function: Callable[[], Any]) -> Any:
         turn = self.loop.create_future()
         self.pending.append(turn)
         await turn
-        return function(*args)
+        return function()
 
     def work(self) -> None:
         if self.pending:
