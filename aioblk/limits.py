@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast, final
 
-from ._properties import NVME_IO_URING, VIRTIO, PropertySource, usable_mem_regions
+from ._properties import NVME_IO_URING, VHOST_USER, VIRTIO, PropertySource, usable_mem_regions
 from .errors import BlkioError, PropertyError
 
 __all__ = ["Limits"]
@@ -40,7 +40,7 @@ class Limits:
     can_grow: bool
     """Writes past the end grow the device; reads past the end give zeroes."""
     flush_needed: bool
-    """A completed write is persistent only after a flush."""
+    """A completed write is persistent only after a flush. True also where it cannot be known: vhost-user."""
 
     # reads and writes
     buf_alignment: int
@@ -134,7 +134,13 @@ def _correct(limits: Limits, device: PropertySource, sysfs: Path) -> Limits:
         node = os.fstat(cast(int, device.get("fd"))).st_rdev
         transfers.append(nvme_max_transfer(node, sysfs))
     smallest = min(length for length in transfers if length)
-    return replace(limits, max_segments=segments, max_transfer=_round_down(smallest, limits))
+    return replace(
+        limits,
+        max_segments=segments,
+        max_transfer=_round_down(smallest, limits),
+        # QEMU's backend reports a write-through cache (the field "writeback" is 0) whatever it has.
+        flush_needed=limits.flush_needed or device.driver == VHOST_USER,
+    )
 
 
 def _round_down(length: int, limits: Limits) -> int:

@@ -160,6 +160,22 @@ def test_the_largest_transfer_stays_a_multiple(claimed: int, optimal: int, corre
     assert limits.max_transfer == corrected
 
 
+def test_a_backend_that_denies_its_cache_is_not_believed(storage_daemon: StorageDaemonFactory) -> None:
+    """QEMU reports a write-through cache, and answers a write once it is in the page cache."""
+    daemon = storage_daemon()
+    with Blkio("virtio-blk-vhost-user") as device:
+        device.set("path", str(daemon.socket))
+        device.connect()
+        device.start()
+        assert device.get("flush-needed") is False
+        assert Limits.read(device).flush_needed is True
+
+
+@pytest.mark.parametrize("needed", [True, False])
+def test_hardware_is_believed(needed: bool) -> None:
+    assert Limits.read(Source("virtio-blk-vfio-pci", flush_needed=needed)).flush_needed is needed
+
+
 @pytest.mark.parametrize("needed", [True, False])
 def test_a_libblkio_that_does_not_say_may_pin_what_it_needs(needed: bool) -> None:
     source = Source(needs_mem_regions=needed)
