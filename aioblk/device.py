@@ -606,7 +606,7 @@ class Device(Submitter):
             BlkioError: it does not answer.
         """
         handle = self._require_handle("refresh_capacity")
-        if self._options.driver == IO_URING:
+        if self._lost is None and self._options.driver == IO_URING:
             return self.capacity
         if self._lost is None:
             try:
@@ -690,11 +690,15 @@ class Device(Submitter):
         self, buffer: Buffer, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
     ) -> MemoryRegion:
         """Register existing memory: ``async with dev.register(buffer) as region``. See MemoryRegion."""
-        return self.memory.register(buffer, fd=fd, fd_offset=fd_offset, required=required)
+        region = self.memory.register(buffer, fd=fd, fd_offset=fd_offset, required=required)
+        region.device = self
+        return region
 
     def allocate(self, length: int) -> MemoryRegion:
         """New, zeroed memory for zero-copy requests: ``async with dev.allocate(n) as region``."""
-        return self.memory.allocate(length)
+        region = self.memory.allocate(length)
+        region.device = self
+        return region
 
     @property
     def bounce_pool(self) -> BouncePool:

@@ -55,7 +55,17 @@ class MemoryRegion(View):
     Belongs to the event loop of its device.
     """
 
-    __slots__ = ("_device", "_entered", "_fd", "_fd_offset", "_length", "_mapped", "_reason", "_required")
+    __slots__ = (
+        "_entered",
+        "_fd",
+        "_fd_offset",
+        "_length",
+        "_mapped",
+        "_memory_of_device",
+        "_reason",
+        "_required",
+        "device",
+    )
 
     # What a View refers to is settled by __new__ and never changes.
     def __new__(
@@ -80,7 +90,9 @@ class MemoryRegion(View):
         fd_offset: int = 0,
         required: bool = False,
     ) -> None:
-        self._device = device
+        self._memory_of_device = device
+        self.device: object = None
+        """Kept until the region is closed: the device would otherwise end with its last reference."""
         self._length = length
         self._fd = fd
         self._fd_offset = fd_offset
@@ -97,7 +109,7 @@ class MemoryRegion(View):
     @property
     def zero_copy(self) -> bool:
         """Whether aligned requests on the region avoid the bounce pool."""
-        return self.mapped or not self._device.limits.needs_mem_regions
+        return self.mapped or not self._memory_of_device.limits.needs_mem_regions
 
     @property
     def reason(self) -> str | None:
@@ -120,7 +132,7 @@ class MemoryRegion(View):
             raise UsageError("a region can be entered once", operation="register")
         self._entered = True
         try:
-            self._mapped = await self._device.attach(self.memory, self._fd, self._fd_offset)
+            self._mapped = await self._memory_of_device.attach(self.memory, self._fd, self._fd_offset)
         except BaseException as error:
             if not isinstance(error, RegistrationError) or self._required:
                 await self.aclose()
@@ -135,7 +147,8 @@ class MemoryRegion(View):
 
     async def aclose(self) -> None:
         """Unmap the region as soon as no request uses it, as leaving the block does; idempotent."""
-        await self._device.detach(self.memory, self._mapped)
+        await self._memory_of_device.detach(self.memory, self._mapped)
+        self.device = None
 
     def __repr__(self) -> str:
         state = "closed" if self.memory.closed else "mapped" if self.mapped else "not mapped"
