@@ -457,6 +457,7 @@ class Device(Submitter):
         await memory.detach_loop()
         self._queue_count = handle.queue_count or self._queue_count  # none, if this is not the first attempt
         await run_blocking(functools.partial(memory.after_calls, functools.partial(release_old, handle)))
+        memory.end_limbo()
         self._require_still_open(handle)
         regions = {*memory.withdraw_regions(), *self._queues.bounce_regions()}
         wanted = Wanted(limits, self._capacity, self._queue_count, tuple(sorted(regions)))

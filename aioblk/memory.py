@@ -218,6 +218,7 @@ class DeviceMemory:
         self._turn = threading.Lock()
         self._memories: set[Memory] = set()  # of the regions in use
         self._ranges: list[_Mapped] = []  # sorted by start, disjoint
+        self._in_limbo: list[_Mapped] = []  # threads may still be telling a lost device of these
         self._tasks: set[asyncio.Task[None]] = set()
         self._calls: set[BlockingCall[Any]] = set()  # of any loop, until their threads are back
         self._losses = 0  # a call that was to be made before one of them is not made any more
@@ -311,6 +312,12 @@ class DeviceMemory:
             if not mapped.abandoned:
                 mapped.let_go()
         self._ranges.clear()
+        self.end_limbo()
+
+    def end_limbo(self) -> None:
+        """The lost instance is destroyed, and no thread is in a call to it."""
+        while self._in_limbo:
+            self._in_limbo.pop().let_go()
 
     def lose(self, error: DeviceLostError) -> None:
         """The device is lost. What it may still write to will be abandoned, and nobody waits for it."""
@@ -445,7 +452,7 @@ class DeviceMemory:
         except Exception as error:
             self._ranges.remove(mapped)
             if isinstance(error, DeviceLostError):
-                _abandoned.append(mapped)  # a thread may still be telling the lost device of it
+                self._in_limbo.append(mapped)
             else:
                 mapped.let_go()
             if isinstance(error, RegistrationError):
