@@ -403,7 +403,7 @@ class Blkio:
                 self._driver,
                 "alloc_mem_region",
                 error.errno or errnos.ENOMEM,
-                f"there is no room for {length} bytes of shared memory",
+                f"{length} bytes of memory with a file behind it cannot be had",
             ) from error
         self._allocated.add(region)
         return region

@@ -1,9 +1,11 @@
 """Arena: memory for buffers that any number of devices reach without copying."""
 
 import asyncio
+import contextlib
 import ctypes
 import mmap
 import os
+import warnings
 import weakref
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -90,18 +92,22 @@ class ArenaBlock:
         flags = os.MFD_CLOEXEC
         if huge_page:
             flags |= os.MFD_HUGETLB | (huge_page.bit_length() - 1) << MFD_HUGE_SHIFT
-        self.fd: int = os.memfd_create("aioblk-arena", flags)
+        self.fd: int = -1
         try:
+            self.fd = os.memfd_create("aioblk-arena", flags)
             os.ftruncate(self.fd, size)
-            self._pages = mmap.mmap(self.fd, size)
+            self._pages: mmap.mmap | None = mmap.mmap(self.fd, size)
             self.memory: Memory = Memory.from_buffer(self._pages)
             if locked:
                 _lock(self.memory)
-        except BaseException:
-            os.close(self.fd)
-            raise
+            self._allocator = Allocator(size, granule)
+        except OSError as error:
+            raise BlkioError(
+                f"a block of {size} bytes cannot be had: {error.args[-1]}",
+                errno=error.errno,
+                operation="add_block",
+            ) from error
         self._unit = huge_page or mmap.PAGESIZE
-        self._allocator = Allocator(size, granule)
         self._address = self.memory.address
         # What was handed out last at each offset, and what gives it back.
         self._buffers: dict[int, weakref.ref[Memory]] = {}
@@ -149,6 +155,9 @@ class ArenaBlock:
     def give_free_pages_back(self) -> int:
         """Punch holes where no buffer is, which may take a while; returns how many bytes."""
         taken: list[tuple[int, int]] = []
+        pages = self._pages
+        if pages is None:
+            return 0
         while length := self._allocator.largest_free:
             offset = self._allocator.take(length)
             assert offset is not None
@@ -159,7 +168,7 @@ class ArenaBlock:
                 start = -(-offset // self._unit) * self._unit
                 end = (offset + length) // self._unit * self._unit
                 if start < end:
-                    self._pages.madvise(mmap.MADV_REMOVE, start, end - start)
+                    pages.madvise(mmap.MADV_REMOVE, start, end - start)
                     given += end - start
         finally:
             for offset, _ in taken:
@@ -172,9 +181,20 @@ class ArenaBlock:
             if (memory := reference()) is not None:
                 memory.close()
         if not self.memory.closed:
-            self._keeper = None
             self.memory.close()
-            os.close(self.fd)
+            # Nothing is left that refers to itself: no collector is needed for the memory to go.
+            self._keeper = self._pages = self.on_room = None
+            self._givers.clear()
+            self._buffers.clear()
+        self._close_file()
+
+    def _close_file(self) -> None:
+        fd, self.fd = self.fd, -1
+        if fd >= 0:
+            os.close(fd)
+
+    def __del__(self) -> None:
+        self._close_file()
 
     def __repr__(self) -> str:
         return f"<ArenaBlock of {self.size} bytes at {self.memory.address:#x}, {self.in_use} in use>"
@@ -219,9 +239,15 @@ class ArenaAttachment:
         await self._arena.finish(self._close_regions())
 
     async def _close_regions(self) -> None:
+        problem: BlkioError | None = None
         while self._regions:
             _block, region = self._regions.popitem()
-            await region.aclose()
+            try:
+                await region.aclose()
+            except BlkioError as error:  # the device unmaps it at the latest when it is closed
+                problem = problem or error
+        if problem is not None:
+            raise problem
 
     async def block_added(self, block: ArenaBlock, /) -> None:
         """Register the block; a failure detaches the device, so that it has all blocks or none."""
@@ -308,7 +334,11 @@ class Arena:
 
     async def __aenter__(self) -> Self:
         if self._first_size and not self._blocks:
-            await self.add_block(self._first_size)
+            try:
+                await self.add_block(self._first_size)
+            except BaseException:
+                await self.aclose()  # the block may come all the same
+                raise
         return self
 
     async def __aexit__(
@@ -324,12 +354,22 @@ class Arena:
         async with self._turn:
             self._closed = True
             self._queue.notify_all()
-            for attachment in self.attachments:
-                await attachment.detach()
-            for block in self._blocks:
+            try:
+                async with contextlib.AsyncExitStack() as stack:
+                    for attachment in self.attachments:
+                        stack.push_async_callback(attachment.detach)
+            finally:
+                for block in self._blocks:
+                    block.close()
+                self._blocks.clear()
+                self._listeners.clear()
+
+    def __del__(self) -> None:
+        blocks = getattr(self, "_blocks", None)
+        if blocks:
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            for block in blocks:
                 block.close()
-            self._blocks.clear()
-            self._listeners.clear()
 
     # --- buffers --------------------------------------------------------------------------------------------
 
@@ -419,7 +459,7 @@ class Arena:
         """Add a block of ``size`` bytes, rounded up to whole pages, and register it with every device.
 
         Raises:
-            OSError: there is not that much memory, or not that much that may be locked.
+            BlkioError: there is not that much memory, or not that much that may be locked.
             UsageError: the arena is closed.
         """
         wanted = self._block_size if size is None else size

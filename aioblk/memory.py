@@ -279,7 +279,10 @@ class DeviceMemory:
                 os.close(fd)
         except OSError as error:
             raise request_error(
-                self._handle.driver, "allocate", error.errno or errno.ENOMEM, f"no room for {whole} bytes"
+                self._handle.driver,
+                "allocate",
+                error.errno or errno.ENOMEM,
+                f"{whole} bytes of memory with a file behind it cannot be had",
             ) from error
         return MemoryRegion(self, Memory.from_buffer(pages), length, required=required)
 

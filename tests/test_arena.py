@@ -5,7 +5,7 @@ import gc
 import mmap
 import os
 import resource
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
@@ -19,6 +19,7 @@ from aioblk.arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer
 from aioblk.errors import RegistrationError
 
 from .conftest import LoopError, StorageDaemonFactory
+from .support.devices import BLOCK, Target
 from .support.turns import DrivenLoop
 
 T = TypeVar("T")
@@ -574,3 +575,79 @@ TestArenaOnUvloop = UvloopArenaMachine.TestCase
 TestArenaOnAsyncio.settings = TestArenaOnUvloop.settings = settings(
     max_examples=30, stateful_step_count=30, deadline=None
 )
+
+
+# --- nothing waits for the collector ------------------------------------------------------------------------
+
+
+def memory_files() -> int:
+    """Mappings and descriptors of memfds."""
+    descriptors = [os.path.realpath(f"/proc/self/fd/{fd}") for fd in os.listdir("/proc/self/fd")]
+    with open("/proc/self/maps") as maps:
+        return sum("memfd:aioblk-arena" in line for line in [*descriptors, *maps])
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.collect()
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_a_closed_arena_keeps_nothing(target: Target) -> None:
+    before = memory_files()
+    async with target.device() as device, Arena(8 << 20) as arena:
+        await arena.attach(device)
+        with arena.allocate(BLOCK) as buffer:
+            await device.read_into(0, buffer)
+        kept = memoryview(arena.allocate(BLOCK))
+        block = arena.blocks[0]
+        assert memory_files() > before
+    assert block.fd == -1
+    kept.release()
+    assert memory_files() == before
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_a_block_that_is_removed_keeps_nothing() -> None:
+    before = memory_files()
+    async with Arena() as arena:
+        await arena.remove_block(await arena.add_block(1 << 20))
+        assert memory_files() == before
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_entering_that_is_cancelled_leaves_nothing(target: Target) -> None:
+    before = memory_files()
+    for turns in range(8):
+        arena = Arena(1 << 20)
+        entering = asyncio.create_task(arena.__aenter__())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        entering.cancel()
+        await asyncio.wait([entering])
+        if not entering.cancelled():
+            await arena.aclose()
+        assert memory_files() == before
+
+
+async def test_a_forgotten_arena_warns_and_leaves_nothing() -> None:
+    before = memory_files()
+    arena = await Arena(1 << 20).__aenter__()
+    buffer = arena.allocate(BLOCK)
+    with pytest.warns(ResourceWarning, match="unclosed <Arena of 1 blocks"):
+        del arena
+    with pytest.raises(ValueError, match="closed"):
+        buffer[0] = 1
+    del buffer
+    gc.collect()
+    assert memory_files() == before
+
+
+async def test_memory_that_cannot_be_had_is_an_error_of_ours() -> None:
+    async with Arena() as arena:
+        with pytest.raises(aioblk.BlkioError, match=r"a block of \d+ bytes cannot be had"):
+            await arena.add_block(1 << 62)
+        assert arena.blocks == ()
