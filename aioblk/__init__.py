@@ -28,6 +28,7 @@ from .errors import (
     OptionError,
     PropertyError,
     RegistrationError,
+    StreamBusyError,
     UnsupportedError,
     UsageError,
 )
@@ -71,6 +72,7 @@ __all__ = [
     "Request",
     "SequentialWriter",
     "SocketStream",
+    "StreamBusyError",
     "UnsupportedError",
     "UsageError",
     "View",

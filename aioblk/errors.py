@@ -18,6 +18,7 @@ __all__ = [
     "OptionError",
     "PropertyError",
     "RegistrationError",
+    "StreamBusyError",
     "UnsupportedError",
     "UsageError",
     "request_error",
@@ -122,6 +123,10 @@ class UsageError(BlkioError, RuntimeError):
 
     default_errno: ClassVar[int] = errnos.EBUSY
     explains_itself: ClassVar[bool] = True
+
+
+class StreamBusyError(UsageError, anyio.BusyResourceError):
+    """Another task is receiving from the stream. Nothing has been taken from it."""
 
 
 class DeviceClosedError(BlkioError, anyio.ClosedResourceError):
