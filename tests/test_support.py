@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from .conftest import StorageDaemonFactory
+from .support.injector import preloaded
 from .support.leaks import Holdings, join_threads
 from .support.loop_device import LoopDevice
 
@@ -79,3 +80,42 @@ def test_a_storage_daemon_dies_with_whoever_started_it() -> None:
             assert select.select([daemon], [], [], 30)[0], "the daemon lives on"
         finally:
             os.close(daemon)
+
+
+def test_the_injector_refuses_what_it_is_armed_for(tmp_path: Path) -> None:
+    script = """if True:
+        import os, threading
+        from tests.support.injector import FOR_EVER, Injector, Kind
+        injector = Injector()
+
+        def outcome(act):
+            try:
+                with injector:
+                    act()
+            except (OSError, RuntimeError) as error:
+                return type(error).__name__
+
+        for kind, act in (
+            (Kind.DESCRIPTOR, lambda: os.close(os.dup(0))),
+            (Kind.MEMORY, lambda: os.ftruncate(memory, 4096)),
+            (Kind.THREAD, lambda: threading.Thread(target=int).start()),
+        ):
+            memory = os.memfd_create("memory")
+            injector.arm(kind, 2)
+            print(kind, *(outcome(act) for _ in range(3)), injector.calls, injector.refusals)
+            injector.arm(kind, 1, FOR_EVER)
+            act()
+            print(kind, *(outcome(act) for _ in range(2)), injector.refused)
+            injector.disarm()
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=preloaded(), capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.splitlines() == [
+        "descriptor None OSError None 3 1",
+        "descriptor OSError OSError fcntl(F_DUPFD)",
+        "memory None OSError None 3 1",
+        "memory OSError OSError ftruncate64",
+        "thread None RuntimeError None 3 1",
+        "thread RuntimeError RuntimeError pthread_create",
+    ], done.stderr

@@ -69,6 +69,11 @@ class StorageDaemon:
         return self._process.pid
 
     @property
+    def pipes(self) -> list[int]:
+        """This process's descriptors of the daemon's standard input and output."""
+        return [pipe.fileno() for pipe in (self._process.stdin, self._process.stdout) if pipe is not None]
+
+    @property
     def alive(self) -> bool:
         return self._process.poll() is None
 

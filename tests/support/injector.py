@@ -1,0 +1,112 @@
+"""A fault injector: in a process that has it preloaded, the nth call of a kind fails.
+
+tests/faults runs scenarios under it; injector.c says what it stands before.
+"""
+
+import ctypes
+import enum
+import errno
+import hashlib
+import os
+import subprocess
+from functools import cache
+from pathlib import Path
+from typing import Self
+
+__all__ = ["Injector", "Kind", "preloaded"]
+
+SOURCE = Path(__file__).with_name("injector.c")
+BUILD = SOURCE.parents[2] / "build"
+FOR_EVER = 2**62
+
+
+class Kind(enum.StrEnum):
+    """What fails."""
+
+    DESCRIPTOR = "descriptor"
+    MEMORY = "memory"
+    THREAD = "thread"
+    LIBBLKIO = "libblkio"
+    """A call to libblkio."""
+    LIBBLKIO_DESCRIPTOR = "libblkio-descriptor"
+    """What libblkio asks the system for itself."""
+    LIBBLKIO_MEMORY = "libblkio-memory"
+    PYTHON = "python"
+    """Memory for Python's objects, in the thread that resumed."""
+
+
+ERRORS = {
+    Kind.DESCRIPTOR: errno.EMFILE,
+    Kind.LIBBLKIO_DESCRIPTOR: errno.EMFILE,
+    Kind.THREAD: errno.EAGAIN,
+    Kind.LIBBLKIO: errno.EIO,
+}
+
+
+@cache
+def _library() -> Path:
+    """Compiled when its source has changed."""
+    name = f"injector-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
+    path = BUILD / name
+    if not path.exists():
+        BUILD.mkdir(exist_ok=True)
+        unfinished = BUILD / f"{name}.{os.getpid()}"
+        command = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
+        subprocess.run([*command, "-o", str(unfinished), str(SOURCE), "-ldl"], check=True)
+        unfinished.rename(path)
+    return path
+
+
+def preloaded() -> dict[str, str]:
+    """The environment of a process that shall have the injector."""
+    return os.environ | {"LD_PRELOAD": str(_library())}
+
+
+class Injector:
+    """The one of this process, which preloaded() has set up. Its children do not have it."""
+
+    def __init__(self) -> None:
+        os.environ.pop("LD_PRELOAD", None)
+        self._library = ctypes.CDLL(str(_library()))
+        self._library.injector_calls.restype = ctypes.c_long
+        self._library.injector_refusals.restype = ctypes.c_long
+        self._library.injector_refused.restype = ctypes.c_char_p
+
+    def watch_python(self) -> None:
+        """Needed once, for Kind.PYTHON."""
+        self._library.injector_watch_python()
+
+    def arm(self, kind: Kind, first: int, times: int = 1) -> None:
+        """Let the calls from number *first* on fail, *times* of them. Counting starts anew, from 1."""
+        first_call, last_call = ctypes.c_long(first), ctypes.c_long(first + times - 1)
+        self._library.injector_arm(
+            list(Kind).index(kind), first_call, last_call, ERRORS.get(kind, errno.ENOMEM)
+        )
+
+    def disarm(self) -> None:
+        """Let nothing fail."""
+        self.arm(Kind.DESCRIPTOR, FOR_EVER)
+
+    def __enter__(self) -> Self:
+        """Calls are counted, and fail, within the block only."""
+        self._library.injector_resume()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._library.injector_pause()
+
+    @property
+    def calls(self) -> int:
+        """How many calls of the kind have been made."""
+        return int(self._library.injector_calls())
+
+    @property
+    def refusals(self) -> int:
+        """How many failed: of any kind, if the system refused them."""
+        return int(self._library.injector_refusals())
+
+    @property
+    def refused(self) -> str:
+        """The function that failed first."""
+        name: bytes | None = self._library.injector_refused()
+        return "nothing" if name is None else name.decode()
