@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast, final
 
@@ -10,6 +11,7 @@ from ._descriptor import require_suitable
 from ._handle import Blkio
 from ._peer import Peer, connected_sockets
 from ._properties import VHOST_USER
+from ._rings import memory_may_come_back
 from .errors import BlkioError, request_error
 from .limits import Limits
 
@@ -22,6 +24,8 @@ __all__ = ["Connection", "add_queue", "connect"]
 # within its vhost-user driver, libblkio aborts the process.
 _DESCRIPTORS = 12
 _DESCRIPTORS_OF_A_QUEUE = 2  # a ring or a "kick", and an event
+
+_MOMENT = 0.01  # seconds
 
 
 @final
@@ -44,6 +48,16 @@ class Connection:
 def connect(options: "DriverOptions") -> Connection:
     """Connect and start. Whatever fails leaves nothing open, and is a BlkioError."""
     require_suitable(options)
+    while True:
+        try:
+            return _connect(options)
+        except BlkioError as error:
+            if error.errno != errno.ENOMEM or not memory_may_come_back():
+                raise
+        time.sleep(_MOMENT)
+
+
+def _connect(options: "DriverOptions") -> Connection:
     path = options.before_connect.get("path")
     filename = None if path is None else str(path)
     handle = Blkio(options.driver)
@@ -60,6 +74,8 @@ def connect(options: "DriverOptions") -> Connection:
         for name, value in options.before_start.items():
             handle.set(name, value)
         handle.start()
+        if options.driver == VHOST_USER:
+            _keep_rings_from_children()
         return Connection(handle, peer, Limits.read(handle), cast(int, handle.get("capacity")))
     except BaseException as error:
         _close(handle, peer)
@@ -67,6 +83,14 @@ def connect(options: "DriverOptions") -> Connection:
             number = error.errno or errno.EIO
             raise request_error(options.driver, "connect", number, None, filename=filename) from error
         raise
+
+
+def _keep_rings_from_children() -> None:
+    """The memory of libblkio's virtqueues would be inherited by every program that this process starts."""
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile; the listing's own descriptor is, for one
+            if os.readlink(f"/proc/self/fd/{name}").startswith("/memfd:virtio-ring"):
+                os.set_inheritable(int(name), False)
 
 
 def add_queue(handle: Blkio) -> int:

@@ -32,6 +32,7 @@ from ._native._blkio import ffi, lib
 from ._properties import (
     IO_URING,
     PROPERTIES,
+    RINGS,
     UINT64_MAX,
     VHOST_VDPA,
     Property,
@@ -40,6 +41,7 @@ from ._properties import (
     lookup,
     usable_mem_regions,
 )
+from ._rings import Ring, find_new, note_end, release_files, still_there, wait_for_the_kernel
 from .errors import (
     AlignmentError,
     BlkioError,
@@ -118,6 +120,8 @@ class Blkio:
         self._allocated: set[MemRegion] = set()
         self._facts: dict[str, PropertyValue] = {}  # once started: what cannot change any more
         self._slots: dict[tuple[bool, int], _Slot] = {}  # once started, by (poll, index)
+        self._rings: frozenset[Ring] | None = None  # None: it is not certain which are ours
+        self._last_removal = float("-inf")  # of a queue, and with it of a ring, on the monotonic clock
         self._slots_turn = Lock()  # of `_slots`; never held across a call to libblkio
         self.on_map_turn: Callable[[], object] | None = None
         """Called before and after each change of the memory map, by the thread that makes it."""
@@ -161,7 +165,7 @@ class Blkio:
         if self._state is State.CONNECTED:
             if self._driver == VHOST_VDPA:
                 self._require_short_queues()
-            self._check(lib.blkio_start(self._cell[0]), "start")
+            self._start()
             self._state = State.STARTED
             self._facts = dict(self._find_facts())
             for poll, name in ((False, "num-queues"), (True, "num-poll-queues")):
@@ -182,14 +186,27 @@ class Blkio:
                 operation="start",
             )
 
+    def _start(self) -> None:
+        def start() -> None:
+            self._check(lib.blkio_start(self._cell[0]), "start")
+
+        if self._driver in RINGS:
+            queues = cast(int, self.get("num-queues")) + cast(int, self.get("num-poll-queues"))
+            _none, self._rings = find_new(start, queues)
+        else:
+            start()
+
     def _find_facts(self) -> Generator[tuple[str, PropertyValue]]:
         for entry in PROPERTIES.values():
             if self._driver in entry.drivers and entry.name != "capacity":
                 with suppress(PropertyError):  # this libblkio does not have it
                     yield entry.name, self._get(entry)
 
-    def destroy(self) -> None:
+    def destroy(self, *, in_use: bool = False) -> None:
         """Disconnect and give everything back, mapped and allocated regions included.
+
+        Afterwards, the file is free for others, unless it is *in_use*: by requests of a lost device, for
+        which the kernel does not wait, nor do we.
 
         The caller has drained the queues: the device may still use the buffers of requests in flight. While
         somebody has taken a queue and not given it back, the instance is leaked, with a warning: better than
@@ -203,6 +220,7 @@ class Blkio:
         with self._lock:
             if self._state is State.DESTROYED:
                 return
+            started = self._state is State.STARTED
             self._state = State.DESTROYED
             with self._slots_turn:
                 taken = [index for (_poll, index), slot in self._slots.items() if slot.taken]
@@ -215,7 +233,13 @@ class Blkio:
                 )
                 return
             self._mapped.clear()
+            has_rings = started and self._driver in RINGS
+            given_back = has_rings and not in_use and release_files(self._rings)
             lib.blkio_destroy(self._cell)
+            if has_rings:
+                end = note_end()
+                if not in_use:
+                    wait_for_the_kernel(self._last_removal if given_back else end)
             while self._allocated:
                 _free(self._allocated.pop())
             self._close_fd()
@@ -240,6 +264,7 @@ class Blkio:
             self._filename, other._filename = other._filename, self._filename
             self._mapped, other._mapped = other._mapped, self._mapped
             self._facts, other._facts = other._facts, self._facts
+            self._rings, other._rings = other._rings, self._rings
             with self._slots_turn, other._slots_turn:
                 self._slots, other._slots = other._slots, self._slots
             self._cell, other._cell = other._cell, self._cell
@@ -558,7 +583,15 @@ class Blkio:
         operation = "add_poll_queue" if poll else "add_queue"
         self._require_started(operation)
         add = lib.blkio_add_poll_queue if poll else lib.blkio_add_queue
-        index = self._check(add(self._cell[0]), operation)
+
+        def make() -> int:
+            return self._check(add(self._cell[0]), operation)
+
+        if self._driver in RINGS:
+            index, new = find_new(make, 1)
+            self._rings = None if self._rings is None or new is None else self._rings | new
+        else:
+            index = make()
         slot = self._find_slot(poll, index)
         with self._slots_turn:
             self._slots[poll, index] = slot
@@ -586,6 +619,9 @@ class Blkio:
         except BlkioError:
             self.give_queue(index, poll=poll)
             raise
+        if self._driver in RINGS:
+            self._rings = None if self._rings is None else still_there(self._rings)
+            self._last_removal = note_end()
         with self._slots_turn:
             del self._slots[poll, index]
 

@@ -83,7 +83,7 @@ def release_old(handle: Blkio) -> None:
     """Destroy the handle's instance and leave it with one that is connected to nothing. Blocks."""
     old = Blkio(handle.driver)
     handle.exchange(old)
-    old.destroy()
+    old.destroy(in_use=True)
 
 
 def incompatibility(old: Limits, new: Limits) -> str | None:

@@ -102,6 +102,7 @@ class Device(Submitter):
         self._closing: asyncio.Task[None] | None = None
         self._destroyed = False  # the handle, or a thread is at it
         self._lost: DeviceLostError | None = None
+        self._in_use_when_lost = False
         self._recovery: Recovery | None = None  # while a backend that died is being replaced
         self._recovered: asyncio.Task[None] | None = None
         self._returning = False  # in reconnect()
@@ -282,14 +283,15 @@ class Device(Submitter):
         """
         if self._destroyed:
             return
+        destroy = functools.partial(handle.destroy, in_use=self._in_use_when_lost)
         try:
-            call = BlockingCall(handle.destroy)
+            call = BlockingCall(destroy)
         except BlkioError:
             if self._peer is not None:
                 self._peer.hang_up()
             elif self._options.driver not in RINGS:
                 raise
-            handle.destroy()
+            destroy()
             self._end_of_instance()
             return
         self._destroyed = True
@@ -335,7 +337,7 @@ class Device(Submitter):
             for bound in queues:
                 bound.dispose()
             self._forget_peer()  # or its answer would be waited for
-            handle.destroy()
+            handle.destroy(in_use=self._in_use_when_lost)
 
     def __repr__(self) -> str:
         where = self._options.before_connect.get("path", self._options.before_connect.get("fd"))
@@ -396,6 +398,7 @@ class Device(Submitter):
             self._lost = DeviceLostError(why, driver=self._options.driver)
             if self._recovery is not None:
                 self._recovery.stop()
+            self._in_use_when_lost = any(queue.in_flight for queue in self._queues)
             self._forget_peer()
             self._queues.abandon(self._lost)
             if self._memory is not None:
@@ -474,7 +477,7 @@ class Device(Submitter):
         handle.exchange(connection.handle)
         call_elsewhere(connection.handle.destroy)
         handle.free_all_but(self._queues.bounce_regions())
-        self._lost = None
+        self._lost, self._in_use_when_lost = None, False
         memory.come_back()
         self._recovered = start_steadfast_task(
             self._loop_here(), self._go_on(connection, self._queues.reopen())
@@ -483,7 +486,7 @@ class Device(Submitter):
 
     def _require_still_open(self, handle: Blkio) -> None:
         if self._state is not _State.OPEN:
-            call_elsewhere(handle.destroy)  # once more, if closing was faster
+            call_elsewhere(functools.partial(handle.destroy, in_use=True))  # once more, if closing was faster
             raise DeviceClosedError("the device has been closed", driver=self._options.driver)
 
     def _require_visible_backend(self) -> None:
