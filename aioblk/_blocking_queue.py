@@ -7,6 +7,7 @@ libblkio, or the kernel, watches the device actively while the thread waits.
 import contextlib
 import errno
 import mmap
+import os
 import threading
 import time
 from types import TracebackType
@@ -54,6 +55,7 @@ class BlockingQueue(Submitter):
             undo.callback(handle.give_queue, index, poll=poll)
             core = QueueCore(context.device, address, -1, None, context.depth)
             core.on_bounce = self._make_room
+            core.on_broken = self._on_broken
             if context.discard_fd is not None:
                 core.on_discard = self._discard
             self._region = handle.alloc_mem_region(-(-_BOUNCE_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
@@ -188,6 +190,11 @@ class BlockingQueue(Submitter):
     def _make_room(self, request: Request[Any], _need: int) -> None:
         while not self.core.admit(request):
             self._wait(None, -1)
+
+    def _on_broken(self, number: int) -> None:
+        why = f"the queue broke down: {os.strerror(number)}"
+        self.abandon(DeviceLostError(why, driver=self._context.handle.driver))
+        self._context.on_broken(number)
 
     def _discard(self, request: Request[Any], offset: int, length: int) -> None:
         assert self._context.discard_fd is not None

@@ -6,22 +6,27 @@ devices alike). What works, and really gives the space back:
 *   On a regular file, libblkio's write_zeroes without NO_UNMAP punches a hole through the ring. The request
     path does that by itself (DISCARD_BY_ZEROING).
 *   On a block device, punching a hole means writing zeroes, which a disk may do slowly and without freeing
-    anything. BLKDISCARD is the real thing. It blocks, so it runs in the loop's executor.
+    anything. BLKDISCARD is the real thing. It blocks, so it runs in threads. The loop's default executor is
+    the application's: what it does there need not be waited for.
 """
 
-import asyncio
 import errno
 import fcntl
 import os
 import stat
 import struct
-from typing import Any, Literal
+from collections import deque
+from functools import partial
+from typing import Literal, final
 
+from ._blocking import BlockingCall
 from ._native._core import QueueCore, Request
+from .errors import BlkioError
 
 __all__ = ["BlockDiscard", "DiscardMethod", "discard", "discard_method"]
 
 BLKDISCARD = 0x1277  # linux/fs.h
+MOST_AT_A_TIME = 4  # of a queue; each has a thread
 
 DiscardMethod = Literal[0, 1, 2]
 NATIVE: DiscardMethod = 0
@@ -36,33 +41,73 @@ def discard_method(driver: str, fd: int | None) -> DiscardMethod:
     return BY_HOOK if stat.S_ISBLK(os.fstat(fd).st_mode) else BY_ZEROING
 
 
+@final
 class BlockDiscard:
-    """The request path's on_discard hook for a block device."""
+    """The request path's on_discard hook for a block device.
+
+    Few run at a time, in threads of their own; the others wait in the order of their submission.
+    """
 
     method = BY_HOOK
 
-    def __init__(self, fd: int, core: QueueCore, loop: asyncio.AbstractEventLoop) -> None:
-        self._fd = fd  # libblkio's; closing the device waits for requests in flight
+    def __init__(self, fd: int, core: QueueCore) -> None:
+        self._fd = fd
         self._core = core
-        self._loop = loop
+        self._waiting: deque[tuple[Request[None], int, int]] = deque()
+        self._running = 0
 
     def __call__(self, request: Request[None], offset: int, length: int) -> None:
-        work = self._loop.run_in_executor(None, discard, self._fd, offset, length)
-        work.add_done_callback(lambda done: self._finish(request, done))
+        self._waiting.append((request, offset, length))
+        self._start()
 
-    def _finish(self, request: Request[Any], done: "asyncio.Future[None]") -> None:
-        if done.cancelled():
-            self._core.complete(request, errno.ECANCELED, "the loop's executor was shut down")
-            return
-        error = done.exception()
-        if isinstance(error, OSError):
+    def _start(self) -> None:
+        while self._waiting and self._running < MOST_AT_A_TIME:
+            request, offset, length = self._waiting.popleft()
+            if request.done():  # cancelled, or the device is lost
+                self._core.complete(request, errno.ECANCELED, None)
+                continue
+            try:
+                call = _start_discard(self._fd, offset, length)
+            except OSError as error:
+                message = error.message if isinstance(error, BlkioError) else None
+                self._core.complete(request, error.errno or errno.EAGAIN, message)
+                continue
+            self._running += 1
+            call.done.add_done_callback(partial(self._finish, request, call))
+
+    def _finish(self, request: Request[None], call: BlockingCall[None], _done: object) -> None:
+        self._running -= 1
+        try:
+            call.take()
+        except OSError as error:
             self._core.complete(request, error.errno or errno.EIO, None)
-        elif error is not None:
-            self._core.complete(request, errno.EIO, str(error))
         else:
             self._core.complete(request, 0, None)
+        self._start()
+
+
+def _start_discard(fd: int, offset: int, length: int) -> BlockingCall[None]:
+    own = _duplicate(fd)
+    try:
+        return BlockingCall(partial(_discard_and_close, own, offset, length))
+    except BaseException:
+        os.close(own)
+        raise
 
 
 def discard(fd: int, offset: int, length: int) -> None:
     """Give the range of a block device back, and block until that is done."""
-    fcntl.ioctl(fd, BLKDISCARD, struct.pack("QQ", offset, length))
+    _discard_and_close(_duplicate(fd), offset, length)
+
+
+def _duplicate(fd: int) -> int:
+    """A descriptor of one's own: libblkio's is closed when a device is given up, and its number given to
+    another, before the thread that discards has come to it."""
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+
+
+def _discard_and_close(own: int, offset: int, length: int) -> None:
+    try:
+        fcntl.ioctl(own, BLKDISCARD, struct.pack("QQ", offset, length))
+    finally:
+        os.close(own)

@@ -115,7 +115,7 @@ class Queue(Submitter):
         try:
             core = QueueCore(context.device, address, self._fd, self._loop, context.depth)
             if context.discard_fd is not None:
-                core.on_discard = BlockDiscard(context.discard_fd, core, self._loop)
+                core.on_discard = BlockDiscard(context.discard_fd, core)
             self.bounce_pool: BouncePool = BouncePool(
                 core, context.handle, context.memory, maximum=context.bounce_pool_size
             )

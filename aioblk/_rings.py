@@ -69,7 +69,7 @@ def release_files(rings: frozenset[Ring] | None) -> bool:
     """
     if rings is None:
         return False
-    return all([_is_there(ring) and lib.io_uring_unregister_files(ring.fd) == 0 for ring in rings])
+    return all(_is_there(ring) and lib.io_uring_unregister_files(ring.fd) == 0 for ring in rings)
 
 
 def note_end() -> float:

@@ -102,6 +102,7 @@ class ArenaBlock:
                 _lock(self.memory)
             self._allocator = Allocator(size, granule)
         except OSError as error:
+            self._close_file()
             raise BlkioError(
                 f"a block of {size} bytes cannot be had: {error.args[-1]}",
                 errno=error.errno,
@@ -256,7 +257,8 @@ class ArenaAttachment:
             await region.__aenter__()
         except BlkioError as error:
             self._error = error
-            await self.detach()
+            with contextlib.suppress(BlkioError):  # what cannot be unmapped now goes with the device
+                await self.detach()
             return
         if self._attached:
             self._regions[block] = region

@@ -196,8 +196,7 @@ class Device(Submitter):
         assert self._queue is not None
         assert self._memory is not None
         await self._queue.aclose()
-        while self._recovery is not None:
-            assert self._recovered is not None
+        while self._recovered is not None and not self._recovered.done():
             await asyncio.shield(self._recovered)
         await self._memory.detach_loop()
         self._stop_watching_peer()
@@ -519,10 +518,14 @@ class Device(Submitter):
             peer,
             seconds,
         )
-        self._recovered = start_steadfast_task(self._loop_here(), self._recover(self._recovery, peer))
+        self._recovered = start_steadfast_task(
+            self._loop_here(), self._recover(self._recovery, peer, self._recovered)
+        )
 
-    async def _recover(self, recovery: Recovery, peer: Peer) -> None:
+    async def _recover(self, recovery: Recovery, peer: Peer, former: asyncio.Task[None] | None) -> None:
         assert self._memory is not None
+        if former is not None:  # queues of other loops may be about to go on with the backend that is gone
+            await asyncio.wait([former])
         try:
             connection = await recovery.run()
         except Exception as error:  # whatever it is, nobody may be left waiting
@@ -535,8 +538,8 @@ class Device(Submitter):
         self._handle.exchange(connection.handle)
         call_elsewhere(connection.handle.destroy)
         self._memory.release_calls()
+        self._recovery = None  # what happens from here on happens to the new one
         await self._go_on(connection, self._queues.resume())
-        self._recovery = None
 
     async def _go_on(self, connection: Connection, queues_go_on: Awaitable[None]) -> None:
         self._peer, self._capacity = connection.peer, connection.capacity

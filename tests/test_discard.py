@@ -2,17 +2,21 @@
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 import aioblk
+from aioblk._discard import MOST_AT_A_TIME
 
-from .support.devices import Target, pattern
+from .support.devices import BLOCK, Target, pattern
 
 MIB = 1 << 20
 SIZE = 8 * MIB
+PATIENCE = 30  # seconds; more than enough
 
 
 @pytest.fixture
@@ -140,3 +144,46 @@ async def test_a_block_devices_discard_tells_what_is_wrong(block_device: aioblk.
         await block_device.discard(SIZE, MIB)
     assert (caught.value.operation, caught.value.offset, caught.value.length) == ("discard", SIZE, MIB)
     await block_device.discard(0, MIB)
+
+
+# --- the threads that block devices need --------------------------------------------------------------------
+
+
+async def test_discards_do_not_wait_for_the_loops_executor(block_device: aioblk.Device) -> None:
+    """It is the application's, and all its threads may be at work."""
+    loop, free = asyncio.get_running_loop(), threading.Event()
+    with ThreadPoolExecutor(1) as executor:
+        loop.set_default_executor(executor)
+        busy = loop.run_in_executor(None, free.wait)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                await block_device.discard(0, MIB)
+            assert not busy.done()
+        finally:
+            free.set()
+            await busy
+
+
+async def test_discards_outlive_the_loops_executor(block_device: aioblk.Device) -> None:
+    await asyncio.get_running_loop().shutdown_default_executor()
+    await block_device.discard(0, MIB)
+
+
+async def test_more_discards_than_threads(block_device: aioblk.Device) -> None:
+    """A hundred at once, every other one cancelled: what is cancelled before its turn is not done at all."""
+    await fill(block_device)
+    requests = [block_device.discard(number * BLOCK, BLOCK) for number in range(100)]
+    kept, dropped = requests[::2], requests[1::2]
+    for request in dropped:
+        request.cancel()
+    assert await asyncio.gather(*kept) == 50 * [None]
+    assert threading.active_count() <= 1 + MOST_AT_A_TIME
+    last = 99 * BLOCK
+    assert await block_device.read(last, BLOCK) == pattern(MIB)[last : last + BLOCK]
+
+
+async def test_a_device_that_is_given_up_waits_for_no_discard(block_device: aioblk.Device) -> None:
+    requests = [block_device.discard(number * BLOCK, BLOCK) for number in range(100)]
+    block_device.abandon()
+    outcomes = await asyncio.gather(*requests, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {aioblk.DeviceLostError}

@@ -176,7 +176,7 @@ async def test_a_forked_child_does_not_keep_a_backend_busy(storage_daemon: Stora
     finally:
         os.close(writing)
         os.close(reading)
-        os.waitpid(child, 0)
+        await asyncio.to_thread(os.waitpid, child, 0)
 
 
 async def test_subprocesses_inherit_nothing(storage_daemon: StorageDaemonFactory) -> None:

@@ -12,22 +12,12 @@ from .scenarios import SCENARIOS
 from .server import FaultServer
 
 POSSIBLE = [name for name in SCENARIOS if "block_device" not in name or not cannot_have_loop_devices()]
-# Known not to be borne yet.
-NOT_YET = {
-    *(("arena", fault) for fault in FAULTS if "libblkio" not in fault),
-    ("discarding_on_a_block_device", "thread"),
-    ("discarding_on_a_block_device", "thread onwards"),
-    ("blocking_queue", "libblkio"),
-    ("blocking_queue", "libblkio onwards"),
-    ("another_backend", "libblkio onwards"),
-}
 LOOPS = list(LOOP_FACTORIES)
 ALL = [
     # On one of the loops each, turn and turn about: what fails is none of theirs.
     (scenario, fault, LOOPS[(row + column) % len(LOOPS)])
     for row, scenario in enumerate(POSSIBLE)
     for column, fault in enumerate(FAULTS)
-    if (scenario, fault) not in NOT_YET
 ]
 
 
