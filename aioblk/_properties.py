@@ -195,7 +195,8 @@ class PropertySource(Protocol):
 class Properties(Mapping[str, PropertyValue]):
     """A device's libblkio properties under libblkio's names: ``properties["queue-size"]``.
 
-    The mapping is live: each look-up asks libblkio, and iteration gives the properties that can be read now.
+    The values are those of the started device; only ``capacity`` changes. Iteration gives the properties that
+    can be read now.
     A look-up of any other raises :class:`PropertyError`, which is also a KeyError.
     """
 

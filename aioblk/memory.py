@@ -536,7 +536,10 @@ class DeviceMemory:
                     raise
 
     async def _watched(self, call: BlockingCall[T]) -> T:
-        self._calls = {call, *(other for other in self._calls if not other.returned)}
+        for other in list(self._calls):
+            if other.returned:
+                self._calls.discard(other)
+        self._calls.add(call)
         timer = None
         if self.call_limit is not None:
             told = f"a call to the device has not returned for {self.call_limit:g} seconds (lost_after)"
