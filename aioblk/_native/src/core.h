@@ -245,6 +245,11 @@ void request_drop_parts(Request *r, uint32_t first);
 PyObject *item_exception(Request *r, Item *item);
 /* Runs (direct) or schedules the callbacks. -1 with KeyboardInterrupt, SystemExit or a failing call_soon. */
 int request_wake(Request *r, bool direct);
+/* Whether asyncio has been patched so that a task may run the loop that runs it. */
+bool waking_loops_nest(void);
+/* Around direct waking: the context that the loop has called us in, or NULL. */
+PyObject *waking_leave_context(QueueCore *q);
+void waking_return_to_context(PyObject *context);
 bool request_cancel_io(Request *r, PyObject *message);
 
 /* ---- queues ---------------------------------------------------------------------------------------------- */
@@ -284,6 +289,9 @@ struct queue_core {
     uint32_t spin_pause;        /* flushes that do not spin */
     uint32_t spin_penalty;      /* what spin_pause was after the latest spinning in vain */
     bool flush_scheduled, waking, closed, room_made;
+    bool runs_again;            /* a task that was woken directly has run the loop: see queue_wake_ready */
+    PyThreadState *waker;
+    PyObject *woken_context;    /* borrowed: of the task whose step runs, being woken directly in that thread */
     bool more_to_reap;      /* the last reaping ended for another reason than that nothing was left */
     bool backlog_cancelled; /* parts of cancelled requests are in the backlog */
     const char *closed_reason;
@@ -310,6 +318,11 @@ void queue_cancelled(Request *r);
 int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObject *context);
 void queue_ready(QueueCore *q, Request *r);
 int queue_wake_ready(QueueCore *q, bool direct);
+/* For who may be a task: where that was woken from below, the rest is woken when it pauses, unless it may run the loop. */
+static inline int queue_wake_others(QueueCore *q)
+{
+    return q->ready_head && (!q->waking || q->runs_again) ? queue_wake_ready(q, false) : 0;
+}
 void queue_outcome(Request *r); /* the last part has completed */
 
 /* ---- planning -------------------------------------------------------------------------------------------- */

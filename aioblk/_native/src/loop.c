@@ -46,8 +46,8 @@ int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t len
         reason = q->closed_reason;
     } else if (q->thread != PyThread_get_thread_ident()) {
         reason = "thread";
-    } else if (!q->waking && !on_own_loop(q)) {
-        /* A wake-up from below means that our loop is running; asking costs a getpid(). */
+    } else if (!queue_woke_caller(q) && !on_own_loop(q)) {
+        /* Our loop is running when it has called us; asking costs a getpid(). */
         reason = "loop";
     }
     return reason ? device_refuse(q->device, reason, op, offset, length) : 0;
@@ -104,11 +104,18 @@ static Request *take_ready(QueueCore *q)
     return r;
 }
 
+/*
+ * A task that is woken directly may run its loop again, where something like nest_asyncio lets it. The loop then calls us
+ * while we are waking, and whom we wake may be whom that task waits for: that goes through call_soon, as all waking by a
+ * running task. Once this can happen, nobody is woken directly ahead of others: they might be waited for in vain.
+ */
 int queue_wake_ready(QueueCore *q, bool direct)
 {
-    if (q->waking) {
-        return 0; /* a task that was woken from below is running; the rest is woken when it pauses */
-    }
+    bool again = q->waking;
+    q->runs_again |= again && direct;
+    bool several = q->ready_head && q->ready_head->ready_next;
+    direct = direct && !q->runs_again && !(several && waking_loops_nest());
+    PyObject *context = direct && q->ready_head ? waking_leave_context(q) : NULL;
     q->waking = true;
     for (int count = 0; count < WAKE_MAX || !direct; count++) {
         Request *r = take_ready(q);
@@ -121,7 +128,10 @@ int queue_wake_ready(QueueCore *q, bool direct)
             break; /* KeyboardInterrupt or SystemExit goes on to the loop; the others are woken next turn */
         }
     }
-    q->waking = false;
+    q->waking = again;
+    if (context) {
+        waking_return_to_context(context);
+    }
     if (q->ready_head) {
         queue_go_on_next_turn(q);
     }

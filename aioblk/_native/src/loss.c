@@ -64,7 +64,7 @@ static PyObject *abandon(QueueCore *q, PyObject *exception)
     if (was_busy) {
         queue_tell_if_idle(q);
     }
-    if (queue_wake_ready(q, false) < 0) {
+    if (queue_wake_others(q) < 0) {
         return NULL;
     }
     return PyLong_FromSize_t(count);

@@ -26,6 +26,11 @@ static inline bool queue_usable(const QueueCore *q) { return q->blkioq && q->for
 /* ---- loop.c ------------------------------------------------------------------------------------------------ */
 
 int loop_module_init(void);
+/* Whether the caller is in the step of a task that this queue has woken directly, and not in a loop that the task runs. */
+static inline bool queue_woke_caller(const QueueCore *q)
+{
+    return q->woken_context && q->waker->context == q->woken_context;
+}
 /* A bound method that returns the loop, and a future that is done and asyncio's own: see step_task. */
 PyObject *loop_getter(PyObject *loop);
 PyObject *loop_finished_future(PyObject *loop);

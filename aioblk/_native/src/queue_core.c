@@ -61,7 +61,7 @@ static int after_admission(QueueCore *q)
     if ((q->unflushed_parts > 0 || q->backlog_head) && queue_schedule_flush(q) < 0) {
         return -1;
     }
-    return q->ready_head ? queue_wake_ready(q, false) : 0;
+    return queue_wake_others(q);
 }
 
 static PyObject *queue_admit(QueueCore *q, PyObject *object)
@@ -116,7 +116,7 @@ static PyObject *queue_complete(QueueCore *q, PyObject *args)
     if (r->linked && r->outstanding > 0) {
         queue_part_done(q, &r->first_part, -error, message);
     }
-    if (q->ready_head && queue_wake_ready(q, false) < 0) {
+    if (queue_wake_others(q) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;

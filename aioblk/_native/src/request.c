@@ -474,7 +474,7 @@ static PyObject *request_cancel(Request *r, PyObject *args, PyObject *kwargs)
     }
     mark_retrieved(r);
     bool accepted = request_cancel_io(r, message == Py_None ? NULL : message);
-    if (queue_wake_ready(r->queue, false) < 0) {
+    if (queue_wake_others(r->queue) < 0) {
         return NULL;
     }
     return PyBool_FromLong(accepted);
@@ -568,7 +568,7 @@ static PyObject *request_throw(Request *r, PyObject *args)
     }
     if (r->state == PENDING && PyErr_GivenExceptionMatches(exception, cancelled_error)) {
         request_cancel_io(r, NULL);
-        if (queue_wake_ready(r->queue, false) < 0) {
+        if (queue_wake_others(r->queue) < 0) {
             Py_DECREF(exception);
             return NULL;
         }

@@ -61,7 +61,7 @@ static int submit_now(QueueCore *q, Request *r)
             return -1; /* the flush spins, after others have had their turn */
         }
     }
-    return q->ready_head ? queue_wake_ready(q, false) : 0;
+    return queue_wake_others(q);
 }
 
 /* The bounce memory that a request wants to go on: for its largest part, since the others can follow, or for a batch. */
@@ -140,7 +140,7 @@ int queue_submit(QueueCore *q, Request *r)
     if (now && submit_batch_now(q, r) < 0) {
         return -1;
     }
-    return q->ready_head ? queue_wake_ready(q, false) : 0;
+    return queue_wake_others(q);
 }
 
 /* Work outside libblkio, done by the Python side on a thread of its own: it ends with complete(). */

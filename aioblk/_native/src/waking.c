@@ -4,7 +4,10 @@
  */
 #include "queue.h"
 
-static PyObject *task_type;
+static PyObject *task_type, *asyncio_names, *str_nest_patched;
+
+/* nest_asyncio and its successor leave this mark. */
+bool waking_loops_nest(void) { return PyDict_Contains(asyncio_names, str_nest_patched) != 0; }
 
 /* asyncio's C task waits with a builtin method bound to the task: running it is running the task's next step. */
 static bool is_task_wakeup(PyObject *callback)
@@ -38,7 +41,9 @@ static int step_task(QueueCore *q, PyObject *callback, PyObject *context)
         return queue_call_soon(q, callback, q->wake_future, context);
     }
     q->counters.direct_wakes++;
+    q->woken_context = context;
     PyObject *answer = PyObject_CallOneArg(callback, q->wake_future);
+    q->woken_context = NULL;
     if (answer) {
         Py_DECREF(answer);
         return PyContext_Exit(context);
@@ -48,6 +53,32 @@ static int step_task(QueueCore *q, PyObject *callback, PyObject *context)
     (void)PyContext_Exit(context);
     PyErr_Restore(type, value, traceback);
     return -1;
+}
+
+/*
+ * The loop calls us in a context. A task that is woken directly, in the middle of that call, may run the loop again, which
+ * must then be able to enter that context: so it is left meanwhile.
+ */
+PyObject *waking_leave_context(QueueCore *q)
+{
+    q->waker = PyThreadState_Get();
+    PyObject *context = Py_XNewRef(q->waker->context);
+    if (context && PyContext_Exit(context) < 0) {
+        PyErr_Clear(); /* the thread's own, which nobody enters */
+        Py_CLEAR(context);
+    }
+    return context;
+}
+
+void waking_return_to_context(PyObject *context)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (PyContext_Enter(context) < 0) {
+        PyErr_WriteUnraisable(context);
+    }
+    PyErr_Restore(type, value, traceback);
+    Py_DECREF(context);
 }
 
 int request_wake(Request *r, bool direct)
@@ -79,6 +110,8 @@ int waking_module_init(void)
 {
     PyObject *asyncio = PyImport_ImportModule("asyncio");
     task_type = asyncio ? PyObject_GetAttrString(asyncio, "Task") : NULL;
+    asyncio_names = asyncio ? Py_NewRef(PyModule_GetDict(asyncio)) : NULL;
+    str_nest_patched = PyUnicode_InternFromString("_nest_patched");
     Py_XDECREF(asyncio);
-    return task_type ? 0 : -1;
+    return task_type && str_nest_patched ? 0 : -1;
 }
