@@ -67,7 +67,7 @@ class BlockingQueue(Submitter):
             core.attach_bounce(self._region.address, self._region.length, _BOUNCE_GRANULE)
             undo.pop_all()
         self._core = core
-        self._end = threading.Lock()
+        self._turn = threading.RLock()  # of the thread while it waits for the device, or of who gives it up
         self._lost: BlkioError | None = None
         self._slice = _SLICE if context.lost_after is None else min(_SLICE, context.lost_after / TICKS)
         self._next_tick = 0.0
@@ -110,17 +110,30 @@ class BlockingQueue(Submitter):
         if self._core is not None and self._lost is None:
             self._core.close("closed")
 
-    def give_up(self, error: BlkioError) -> None:
-        """Close the queue from another thread, when its own does not use it any more."""
-        if self._let_go(error):
-            self._context.on_released(self)
+    def give_up(self, error: BlkioError) -> bool:
+        """Close the queue from another thread, when its own does not use it any more. False: it does."""
+        if not self._let_go(error):
+            return False
+        self._context.on_released(self)
+        return True
 
     def _let_go(self, error: BlkioError | None = None) -> bool:
-        """What is in flight, if anything, fails with *error*. False: another thread has been faster."""
-        with self._end:
+        """What is in flight, if anything, fails with *error*.
+
+        False: another thread has been faster, or the queue's own has just begun to wait for the device.
+        """
+        if not self._turn.acquire(blocking=error is None):
+            return False
+        try:
             if self._core is None:
                 return False
             core, self._core = self._core, None
+            self._end(core, error)
+        finally:
+            self._turn.release()
+        return True
+
+    def _end(self, core: QueueCore, error: BlkioError | None) -> None:
         if error is not None:
             self._lost = error
             core.adopt()
@@ -133,7 +146,6 @@ class BlockingQueue(Submitter):
             core.detach_bounce()
         core.dispose()
         self._context.handle.give_queue(self.index, poll=self.poll)
-        return True
 
     def __enter__(self) -> Self:
         return self
@@ -160,22 +172,26 @@ class BlockingQueue(Submitter):
 
     def _wait(self, request: Request[Any] | None, seconds: float) -> bool:
         """Until the request is done, or anything has completed; False: not within *seconds*, < 0 for ever."""
-        self.is_waiting = True
-        try:
-            end = time.monotonic() + seconds if seconds >= 0 else float("inf")
-            while self._lost is None:
-                left = end - time.monotonic()
-                if self.core.wait(request, max(min(self._slice, left), 0)):
-                    return True
-                if left <= self._slice:
-                    return False
-                if self._context.lost_after is not None:
-                    self._tick(self._context.lost_after)
-            if self.core.in_flight:
-                self.core.abandon(self._lost)
-            return request is None or request.done()
-        finally:
-            self.is_waiting = False
+        with self._turn:
+            before, self.is_waiting = self.is_waiting, True
+            try:
+                return self._wait_in_turn(request, seconds)
+            finally:
+                self.is_waiting = before
+
+    def _wait_in_turn(self, request: Request[Any] | None, seconds: float) -> bool:
+        end = time.monotonic() + seconds if seconds >= 0 else float("inf")
+        while self._lost is None:
+            left = end - time.monotonic()
+            if self.core.wait(request, max(min(self._slice, left), 0)):
+                return True
+            if left <= self._slice:
+                return False
+            if self._context.lost_after is not None:
+                self._tick(self._context.lost_after)
+        if self.in_flight:
+            self.core.abandon(self._lost)
+        return request is None or request.done()
 
     def _tick(self, lost_after: float) -> None:
         now = time.monotonic()

@@ -220,8 +220,9 @@ class BoundQueues:
         while self._is_bound_still(queue):
             if queue.is_waiting:
                 patience = loop.time() + _PATIENCE
-            elif not queue.has_thread or not queue.in_flight or loop.time() > patience:
-                queue.give_up(self._given_up("its thread does not wait for its requests any more"))
+            elif (not queue.has_thread or not queue.in_flight or loop.time() > patience) and queue.give_up(
+                self._given_up("its thread does not wait for its requests any more")
+            ):
                 return
             await self._wait_for(queue)
 

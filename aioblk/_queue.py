@@ -225,11 +225,15 @@ class Queue(Submitter):
     def suspend(self) -> None:
         """The device is gone, and may come back: take what it has done, and keep what it has not. As a
         callback of the loop."""
-        if not self._lost and self._attached:
+        if self._lost or not self._attached:
+            return
+        try:
             self.core.flush()
-            self._detach()
-            self.core.suspend()
-            self._give()
+        finally:
+            if self._attached:  # who was woken may have given the device up
+                self._detach()
+                self.core.suspend()
+                self._give()
 
     def recall(self) -> None:
         """The device that is gone cannot do anything any more: what it had will be issued again."""

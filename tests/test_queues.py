@@ -1,7 +1,9 @@
 """Several queues: threads with loops of their own, threads without, polling, and moving to another loop."""
 
 import asyncio
+import contextlib
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -10,7 +12,7 @@ import pytest
 
 import aioblk
 
-from .support.devices import BLOCK, pattern
+from .support.devices import BLOCK, held, pattern
 
 if TYPE_CHECKING:
     from .conftest import StorageDaemonFactory
@@ -194,6 +196,49 @@ async def test_waiting_has_an_end(storage_daemon: "StorageDaemonFactory") -> Non
 
     async with aioblk.VirtioBlkVhostUser(socket, num_queues=2) as device:
         assert await asyncio.to_thread(work, device) == bytes(BLOCK)
+
+
+async def test_waiting_for_no_time_is_polling(device: aioblk.Device) -> None:
+    """Each look submits what there is and takes what has completed."""
+
+    def work() -> bytes:
+        with device.blocking_queue(1) as queue:
+            request = queue.read(0, BLOCK)
+            end = time.monotonic() + 30
+            while time.monotonic() < end:
+                with contextlib.suppress(TimeoutError):
+                    return queue.wait(request, timeout=0)
+            raise AssertionError(f"not done: {queue.statistics()}")
+
+    assert await asyncio.to_thread(work) == DATA[:BLOCK]
+
+
+async def test_a_queue_is_not_given_up_while_its_thread_waits(
+    storage_daemon: "StorageDaemonFactory",
+) -> None:
+    """The closing device may have found the thread not waiting a moment ago."""
+    daemon = storage_daemon(num_queues=2)
+    bound, begin, queues = threading.Event(), threading.Event(), list[aioblk.BlockingQueue]()
+
+    def work(device: aioblk.Device) -> bytes:
+        with device.blocking_queue(1) as queue:
+            queues.append(queue)
+            bound.set()
+            begin.wait(30)
+            return queue.wait(queue.read(0, BLOCK))
+
+    async with aioblk.VirtioBlkVhostUser(daemon.socket, num_queues=2) as device:
+        thread = asyncio.create_task(asyncio.to_thread(work, device))
+        await asyncio.to_thread(bound.wait, 30)
+        [queue] = queues
+        with held(daemon):
+            begin.set()
+            async with asyncio.timeout(30):
+                while not queue.is_waiting:  # noqa: ASYNC110 (there is no event of it)
+                    await asyncio.sleep(0)
+            assert not queue.give_up(aioblk.DeviceLostError("not any more"))
+            assert queue.in_flight == 1
+        assert await thread == bytes(BLOCK)
 
 
 async def test_a_blocking_queues_requests_cannot_be_awaited(device: aioblk.Device) -> None:

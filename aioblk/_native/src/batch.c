@@ -183,44 +183,55 @@ static Item *account(Request *batch)
     return first;
 }
 
+static void make_exceptions(Request *batch)
+{
+    for (uint32_t i = 0; i < batch->count; i++) {
+        Item *item = &batch->items[i];
+        if (item->error && !item->exception) {
+            PyObject *exception = make_certainly(item_exception, batch, item, item->error);
+            Py_XSETREF(item->exception, exception);
+        }
+    }
+}
+
 /*
  * What the items gave, in their order. The bytes change hands; those of an item that has failed stay, since a device
- * that is lost may still write to them.
+ * that is lost may still write to them. No code runs while the list is being filled, as anybody can find it.
  */
 static PyObject *collect(Request *batch)
 {
+    make_exceptions(batch);
     PyObject *results = PyList_New(batch->count);
     for (uint32_t i = 0; results && i < batch->count; i++) {
         Item *item = &batch->items[i];
-        PyObject *value;
-        if (has_failed(item)) {
-            value = item_exception(batch, item);
-            Py_CLEAR(item->exception); /* the list has it */
-        } else {
-            value = item->result ? item->result : Py_NewRef(Py_None);
-            item->result = NULL;
-        }
-        if (value) {
-            PyList_SET_ITEM(results, i, value);
-        } else {
-            Py_CLEAR(results);
-        }
+        PyObject **value = item->exception ? &item->exception : &item->result;
+        PyList_SET_ITEM(results, i, *value ? *value : Py_NewRef(Py_None));
+        *value = NULL;
     }
     return results;
+}
+
+/* The batch fails with what an item of it failed with; the exception is made when somebody asks for it. */
+static void fail_like(Item *whole, Item *item)
+{
+    whole->offset = item->offset;
+    whole->length = item->length;
+    whole->error = item->error;
+    whole->message = item->message;
+    whole->exception = item->exception;
+    item->message = NULL;
+    item->exception = NULL;
 }
 
 void batch_settle(Request *batch)
 {
     Item *failure = account(batch), *whole = &batch->item;
     if (failure && !batch->return_exceptions) {
-        whole->exception = item_exception(batch, failure);
-    } else if (batch->returns_list) {
-        whole->result = collect(batch);
-    } else {
+        fail_like(whole, failure);
+    } else if (!batch->returns_list) {
         whole->result = Py_NewRef(Py_None);
-    }
-    if (!whole->exception && !whole->result) {
+    } else if (!(whole->result = collect(batch))) {
         whole->exception = take_exception();
     }
-    request_settle(batch, whole->exception ? FAILED : FINISHED);
+    request_settle(batch, has_failed(whole) ? FAILED : FINISHED);
 }

@@ -51,10 +51,17 @@ typedef struct submitter Submitter;
 
 /* The current exception as an object, normalised: a new reference. It is no longer set. */
 PyObject *take_exception(void);
-/* For an exception that cannot be raised here. `where` reports it, unless NULL; Ctrl-C is only put off. */
-void put_off_exception(PyObject *where);
-/* Calls a hook, which may be NULL or None, with one argument or none. What it raises is reported. */
-void call_hook(PyObject *hook, PyObject *argument);
+/*
+ * For an exception that cannot be raised here. KeyboardInterrupt, SystemExit and their like are not errors: they are put
+ * off until the loop can raise them. An error is reported, with `where`, but for a want of memory: true: try again later.
+ */
+bool put_off_exception(QueueCore *q, PyObject *where);
+/* The same for what is no error, if no queue is at hand. */
+void raise_in_main_thread(void);
+/* Calls a hook, which may be NULL or None, with one argument or none. False: it is to be called again later. */
+bool call_hook(QueueCore *q, PyObject *hook, PyObject *argument);
+/* An exception that is an outcome has to be had now: what `make` makes, or the error in making it. A new reference. */
+PyObject *make_certainly(PyObject *(*make)(Request *, Item *), Request *r, Item *item, int error);
 
 /* ---- operations ---------------------------------------------------------------------------------------- */
 
@@ -120,11 +127,15 @@ extern PyTypeObject DeviceCore_Type;
 Region *device_find_region(DeviceCore *device, const char *address, uint64_t length, uint64_t *available);
 /* Between finding and entering, the queue's `planning` is held. */
 static inline void device_enter_region(Region *region) { (void)SHARED_ADD(region->state, REGION_USER); }
-void device_leave_region(DeviceCore *device, Region *region);
+void device_leave_region(QueueCore *q, Region *region);
+/* Tells once more of retired regions that nobody uses. False: to be done again later. */
+bool device_tell_idle_regions(QueueCore *q);
 void device_add_queue(DeviceCore *device, QueueCore *queue);
 void device_remove_queue(DeviceCore *device, QueueCore *queue);
 
-/* Sets a Python exception made by the device's factory; returns -1. Offset and length may be UINT64_MAX: none. */
+/* Exceptions from the device's factories: new references, or NULL with another set. Offset and length may be UINT64_MAX: none. */
+PyObject *device_make_refusal(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length);
+/* Raises it; returns -1. */
 int device_refuse(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length);
 PyObject *device_make_error(DeviceCore *device, Operation op, int error, const char *message, uint64_t offset,
                             uint64_t length);
@@ -243,7 +254,10 @@ void request_settle(Request *r, State state);
 void request_drop_parts(Request *r, uint32_t first);
 /* The exception that an item failed with: a new reference, or NULL with another one set. */
 PyObject *item_exception(Request *r, Item *item);
-/* Runs (direct) or schedules the callbacks. -1 with KeyboardInterrupt, SystemExit or a failing call_soon. */
+/*
+ * Runs (direct) or schedules the callbacks. -1 with KeyboardInterrupt or SystemExit of a task, or where the loop is closed.
+ * What could not be scheduled now stays with the request.
+ */
 int request_wake(Request *r, bool direct);
 /* Whether asyncio has been patched so that a task may run the loop that runs it. */
 bool waking_loops_nest(void);
@@ -266,6 +280,7 @@ struct queue_core {
     QueueCore *next_of_device;
     Lock planning;         /* held while a plan looks up regions and enters them */
     struct blkioq *blkioq; /* NULL once the device is closed or lost, and while it is suspended */
+    uint32_t blkioq_turns; /* how often it was exchanged: what was taken from it before is void */
     int completion_fd; /* -1: a poll queue */
     unsigned long thread;
     unsigned fork_generation;
@@ -276,9 +291,10 @@ struct queue_core {
     Request *in_flight;         /* newest first */
     Request *ready_head, *ready_tail;
     Part *backlog_head, *backlog_tail;
+    Part *dropped;              /* have left the backlog, and are to be ended without having been issued */
     size_t in_flight_count;     /* requests between submission and the end of their I/O */
     size_t device_count;        /* parts that libblkio has */
-    size_t depth;               /* the most parts that libblkio is given; 0: suspended, everything waits in the backlog */
+    size_t depth;               /* the most parts that libblkio is given; 0 where there is no blkioq */
     uint64_t unflushed_bytes;   /* issued since the last do_io */
     uint32_t unflushed_parts;
     uint32_t last_batch;        /* parts that the previous flush carried */
@@ -292,9 +308,12 @@ struct queue_core {
     bool runs_again;            /* a task that was woken directly has run the loop: see queue_wake_ready */
     PyThreadState *waker;
     PyObject *woken_context;    /* borrowed: of the task whose step runs, being woken directly in that thread */
+    uint8_t untold;         /* hooks that are to be called again: UNTOLD_* */
+    bool suspended;         /* another device may come: until then, everything waits in the backlog */
     bool more_to_reap;      /* the last reaping ended for another reason than that nothing was left */
     bool backlog_cancelled; /* parts of cancelled requests are in the backlog */
     const char *closed_reason;
+    PyObject *put_off;          /* KeyboardInterrupt or SystemExit, to be raised in the loop */
     PyObject *abandoned_for;    /* without a loop: another thread found the device lost, and this is the error */
     allocator_t *bounce;
     char *bounce_address;
@@ -303,6 +322,9 @@ struct queue_core {
     uint32_t free_count;
     Counters counters;
 };
+
+#define UNTOLD_IDLE 1
+#define UNTOLD_REGIONS 2
 
 extern PyTypeObject QueueCore_Type;
 extern unsigned fork_generation;
@@ -314,6 +336,12 @@ int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t len
 int queue_submit(QueueCore *q, Request *r);
 int queue_submit_external(QueueCore *q, Request *r, PyObject *hook);
 int queue_schedule_flush(QueueCore *q);
+/* Schedules a flush, whatever happens: see loop.c. */
+void queue_go_on_next_turn(QueueCore *q);
+/* A hook (UNTOLD_*) could not be called: it will be in the next turn. */
+void queue_tell_later(QueueCore *q, uint8_t hook);
+/* The current exception is for the loop, which raises it in its next turn; without a loop, wait() does. */
+void queue_put_off(QueueCore *q);
 void queue_cancelled(Request *r);
 int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObject *context);
 void queue_ready(QueueCore *q, Request *r);

@@ -25,17 +25,50 @@ static PyObject *number_or_none(uint64_t value)
     return value == UINT64_MAX ? Py_NewRef(Py_None) : PyLong_FromUnsignedLongLong(value);
 }
 
+/* The collector may have taken it away from a device that nobody uses any more. */
+static PyObject *use_factory(PyObject *factory)
+{
+    if (!factory) {
+        PyErr_SetString(PyExc_RuntimeError, "the device is being deallocated");
+    }
+    return Py_XNewRef(factory);
+}
+
+static PyObject *checked(PyObject *exception)
+{
+    if (exception && !PyExceptionInstance_Check(exception)) {
+        PyErr_Format(PyExc_TypeError, "an exception was to be made, not %s", Py_TYPE(exception)->tp_name);
+        Py_CLEAR(exception);
+    }
+    return exception;
+}
+
 PyObject *device_make_error(DeviceCore *device, Operation op, int error, const char *message, uint64_t offset,
                             uint64_t length)
 {
-    return PyObject_CallFunction(device->make_error, "sizNN", operation_names[op], error, message,
-                                 number_or_none(offset), number_or_none(length));
+    PyObject *factory = use_factory(device->make_error), *exception = NULL;
+    if (factory) {
+        exception = PyObject_CallFunction(factory, "sizNN", operation_names[op], error, message,
+                                          number_or_none(offset), number_or_none(length));
+        Py_DECREF(factory);
+    }
+    return checked(exception);
+}
+
+PyObject *device_make_refusal(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length)
+{
+    PyObject *factory = use_factory(device->make_refusal), *exception = NULL;
+    if (factory) {
+        exception = PyObject_CallFunction(factory, "ssNN", reason, operation_names[op], number_or_none(offset),
+                                          number_or_none(length));
+        Py_DECREF(factory);
+    }
+    return checked(exception);
 }
 
 int device_refuse(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length)
 {
-    PyObject *exception = PyObject_CallFunction(device->make_refusal, "ssNN", reason, operation_names[op],
-                                                number_or_none(offset), number_or_none(length));
+    PyObject *exception = device_make_refusal(device, reason, op, offset, length);
     if (exception) {
         PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
         Py_DECREF(exception);
@@ -83,28 +116,49 @@ static bool find_start(const DeviceCore *device, uintptr_t start, size_t *index)
     return *index < device->region_count && device->regions[*index]->start == start;
 }
 
-static void tell_region_idle(DeviceCore *device, uintptr_t start)
+static bool tell_region_idle(QueueCore *q, uintptr_t start)
 {
+    DeviceCore *device = q->device;
     PyObject *hook, *address = PyLong_FromSize_t(start);
     CRITICAL_SECTION(device);
     hook = Py_XNewRef(device->on_region_idle);
     END_CRITICAL_SECTION();
-    if (address) {
-        call_hook(hook, address);
-    } else {
-        put_off_exception(hook);
-    }
+    bool told = address ? call_hook(q, hook, address) : !put_off_exception(q, hook);
     Py_XDECREF(address);
     Py_XDECREF(hook);
+    return told;
 }
 
 /* Once the last user of a retired region has left, the region may be freed in another thread at any time. */
-void device_leave_region(DeviceCore *device, Region *region)
+void device_leave_region(QueueCore *q, Region *region)
 {
     uintptr_t start = region->start;
-    if (SHARED_ADD(region->state, -REGION_USER) == (REGION_USER | REGION_RETIRED)) {
-        tell_region_idle(device, start);
+    if (SHARED_ADD(region->state, -REGION_USER) == (REGION_USER | REGION_RETIRED) && !tell_region_idle(q, start)) {
+        queue_tell_later(q, UNTOLD_REGIONS);
     }
+}
+
+/* The first retired region from `start` on that nobody uses. */
+static bool find_idle_region(DeviceCore *device, uintptr_t *start)
+{
+    bool found = false;
+    LOCK(&device->lock);
+    for (size_t i = region_index(device, *start); !found && i < device->region_count; i++) {
+        Region *region = device->regions[i];
+        found = region->start >= *start && OBSERVE(region->state) == REGION_RETIRED;
+        *start = found ? region->start : *start;
+    }
+    UNLOCK(&device->lock);
+    return found;
+}
+
+bool device_tell_idle_regions(QueueCore *q)
+{
+    bool told = true;
+    for (uintptr_t start = 0; told && find_idle_region(q->device, &start); start++) {
+        told = tell_region_idle(q, start);
+    }
+    return told;
 }
 
 /* ---- the queues of the device, which the table must not be changed under ----------------------------------- */

@@ -1,10 +1,12 @@
 /*
- * The event loop: what a queue asks of it, and waking who waits.
+ * The event loop: what a queue asks of it, waking who waits, and what must be raised in it.
  *
  * A request whose outcome is known lies on its queue's ready list until its waiters are woken: directly where the loop has
  * called us, through call_soon where a task is running.
  */
 #include "queue.h"
+
+#include <unistd.h>
 
 #define WAKE_MAX 512 /* requests woken per turn of the loop */
 
@@ -66,15 +68,64 @@ int queue_schedule_flush(QueueCore *q)
     return q->flush_scheduled ? 0 : -1;
 }
 
-/* The same beside an exception that is on its way: a KeyboardInterrupt must not stop the I/O. */
+/* Where the loop takes no callback now, an event like the device's has on_event() called. A closed loop calls nothing. */
+static void make_event(QueueCore *q)
+{
+    uint64_t event = 1;
+    if (q->completion_fd >= 0 && queue_usable(q) && write(q->completion_fd, &event, sizeof(event)) < 0) {
+        q->counters.empty_events++; /* the descriptor is full of events that nobody has read yet */
+    }
+}
+
+static void keep_for_loop(QueueCore *q)
+{
+    PyObject *exception = take_exception(), *before = q->put_off;
+    q->put_off = exception;
+    if (before && before != exception) {
+        PyException_SetContext(exception, before);
+    } else {
+        Py_XDECREF(before);
+    }
+}
+
+/* The same whatever happens: beside an exception that is on its way, without memory, and although Ctrl-C arrives within. */
 void queue_go_on_next_turn(QueueCore *q)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    if (queue_schedule_flush(q) < 0) {
-        put_off_exception(NULL); /* the loop is closed: nobody waits */
+    for (int tries = 0; tries < 2 && queue_schedule_flush(q) < 0; tries++) {
+        if (PyErr_ExceptionMatches(PyExc_Exception)) {
+            PyErr_Clear();
+            make_event(q);
+            break;
+        }
+        keep_for_loop(q);
     }
     PyErr_Restore(type, value, traceback);
+}
+
+/* ---- exceptions that are for the loop: KeyboardInterrupt, SystemExit ------------------------------------------- */
+
+void queue_put_off(QueueCore *q)
+{
+    if (q->thread != PyThread_get_thread_ident()) {
+        raise_in_main_thread();
+        return;
+    }
+    keep_for_loop(q);
+    queue_go_on_next_turn(q);
+}
+
+int queue_raise_put_off(QueueCore *q)
+{
+    PyObject *exception = q->put_off;
+    if (!exception) {
+        return 0;
+    }
+    q->put_off = NULL;
+    PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+    Py_DECREF(exception);
+    return -1;
 }
 
 /* ---- the ready list: requests whose outcome is known and whose waiters are not woken yet ----------------------- */
@@ -104,6 +155,15 @@ static Request *take_ready(QueueCore *q)
     return r;
 }
 
+static void put_back(QueueCore *q, Request *r)
+{
+    r->ready_next = q->ready_head;
+    q->ready_head = r;
+    if (!q->ready_tail) {
+        q->ready_tail = r;
+    }
+}
+
 /*
  * A task that is woken directly may run its loop again, where something like nest_asyncio lets it. The loop then calls us
  * while we are waking, and whom we wake may be whom that task waits for: that goes through call_soon, as all waking by a
@@ -111,20 +171,30 @@ static Request *take_ready(QueueCore *q)
  */
 int queue_wake_ready(QueueCore *q, bool direct)
 {
+    PyObject *type = NULL, *value = NULL, *traceback = NULL;
+    Request *r;
     bool again = q->waking;
     q->runs_again |= again && direct;
     bool several = q->ready_head && q->ready_head->ready_next;
     direct = direct && !q->runs_again && !(several && waking_loops_nest());
     PyObject *context = direct && q->ready_head ? waking_leave_context(q) : NULL;
     q->waking = true;
-    for (int count = 0; count < WAKE_MAX || !direct; count++) {
-        Request *r = take_ready(q);
-        if (!r) {
+    for (int count = 0; (count < WAKE_MAX || !direct) && (r = take_ready(q)) != NULL; count++) {
+        int status = request_wake(r, direct);
+        if (r->callback || r->more_callbacks) {
+            put_back(q, r); /* the loop did not take it, and would not take others */
             break;
         }
-        int status = request_wake(r, direct);
         Py_DECREF(r);
-        if (status < 0) {
+        if (status == 0) {
+            continue;
+        }
+        if (type) {
+            PyErr_Clear(); /* the loop is closed for all of them */
+            continue;
+        }
+        PyErr_Fetch(&type, &value, &traceback);
+        if (direct) {
             break; /* KeyboardInterrupt or SystemExit goes on to the loop; the others are woken next turn */
         }
     }
@@ -135,7 +205,11 @@ int queue_wake_ready(QueueCore *q, bool direct)
     if (q->ready_head) {
         queue_go_on_next_turn(q);
     }
-    return PyErr_Occurred() ? -1 : 0;
+    if (!type) {
+        return 0;
+    }
+    PyErr_Restore(type, value, traceback);
+    return -1;
 }
 
 /* ---- the module ------------------------------------------------------------------------------------------ */

@@ -4,19 +4,26 @@
  */
 #include "queue.h"
 
+#include <errno.h>
+
 /* ---- loss ------------------------------------------------------------------------------------------------ */
 
-/* What is in flight when the device is lost fails with what it was, and why. */
+static PyObject *make_lost(Request *r, Item *item)
+{
+    bool ranged = r->operation != OP_FLUSH;
+    return device_make_refusal(r->queue->device, "lost", r->operation, ranged ? item->offset : UINT64_MAX,
+                               ranged ? item->length : UINT64_MAX);
+}
+
+/* What is in flight when the device is lost fails with what it was, and why. The request is unlinked, hence ours. */
 static void item_lose(Request *r, Item *item, PyObject *cause)
 {
     if (item->left == 0 || item->exception) {
         return;
     }
-    bool ranged = r->operation != OP_FLUSH;
-    device_refuse(r->queue->device, "lost", r->operation, ranged ? item->offset : UINT64_MAX,
-                  ranged ? item->length : UINT64_MAX);
-    item->exception = take_exception();
-    PyException_SetCause(item->exception, Py_NewRef(cause));
+    PyObject *exception = make_certainly(make_lost, r, item, ENODEV);
+    PyException_SetCause(exception, Py_NewRef(cause));
+    item->exception = exception;
 }
 
 static void request_lose(Request *r, PyObject *cause)
@@ -36,18 +43,16 @@ static PyObject *abandon(QueueCore *q, PyObject *exception)
     size_t count = 0;
     bool was_busy = q->in_flight != NULL;
     Request *r;
-    q->blkioq = NULL;
-    q->depth = q->depth ? q->depth : 1; /* no longer suspended */
-    q->backlog_head = q->backlog_tail = NULL;
-    q->device_count = 0;
+    queue_set_blkioq(q, NULL, 0);
+    queue_forget_parts(q);
     while ((r = q->in_flight) != NULL) {
         bool in_use = r->issued > 0;
         queue_unlink(q, r);
-        if (r->state == PENDING) {
-            request_lose(r, exception);
-            count += r->weight;
-        }
         r->admitted = r->part_count; /* who waits for bounce memory finds nothing left to do */
+        if (r->state == PENDING) {
+            count += r->weight;
+            request_lose(r, exception);
+        }
         if (!in_use) {
             r->outstanding = 0;
             queue_outcome(r);
@@ -142,8 +147,10 @@ PyObject *queue_grow_older(QueueCore *q, PyObject *Py_UNUSED(ignored))
 /* libblkio's queue is gone or going. What is in flight stays so, and what is submitted from now on waits in the backlog. */
 PyObject *queue_suspend(QueueCore *q, PyObject *Py_UNUSED(ignored))
 {
-    q->blkioq = NULL;
-    q->depth = 0;
+    if (q->blkioq) { /* of a lost one, nothing waits for another device */
+        queue_set_blkioq(q, NULL, 0);
+        q->suspended = true;
+    }
     Py_RETURN_NONE;
 }
 
@@ -153,17 +160,14 @@ PyObject *queue_suspend(QueueCore *q, PyObject *Py_UNUSED(ignored))
  */
 PyObject *queue_recall(QueueCore *q, PyObject *Py_UNUSED(ignored))
 {
-    if (q->blkioq || q->depth > 0) {
+    if (!q->suspended) {
         return PyErr_Format(PyExc_RuntimeError, "the queue is not suspended");
     }
     Request *r = q->in_flight;
     while (r && r->following) {
         r = r->following;
     }
-    q->backlog_head = q->backlog_tail = NULL;
-    q->device_count = 0;
-    q->unflushed_parts = 0;
-    q->unflushed_bytes = 0;
+    queue_forget_parts(q);
     for (; r; r = r->previous) {
         r->issued = 0;
         r->age = 0;
@@ -176,9 +180,7 @@ PyObject *queue_recall(QueueCore *q, PyObject *Py_UNUSED(ignored))
     q->backlog_cancelled = true;
     queue_issue_backlog(q); /* which issues nothing now */
     q->room_made = true;
-    if (queue_schedule_flush(q) < 0) { /* wakes who waited for what has ended */
-        return NULL;
-    }
+    queue_go_on_next_turn(q); /* wakes who waited for what has ended */
     Py_RETURN_NONE;
 }
 
@@ -193,14 +195,11 @@ PyObject *queue_resume(QueueCore *q, PyObject *args)
     if (blkioq == 0 || depth == 0 || q->blkioq || q->device_count > 0) {
         return PyErr_Format(PyExc_ValueError, "resume() takes a queue that was recalled or abandoned, and a new blkioq");
     }
-    q->blkioq = (struct blkioq *)(uintptr_t)blkioq;
+    queue_set_blkioq(q, (struct blkioq *)(uintptr_t)blkioq, depth);
     q->completion_fd = completion_fd;
-    q->depth = depth;
     if (q->closed && strcmp(q->closed_reason, "lost") == 0) {
         PUBLISH(q->closed, false);
     }
-    if (queue_schedule_flush(q) < 0) {
-        return NULL;
-    }
+    queue_go_on_next_turn(q);
     Py_RETURN_NONE;
 }

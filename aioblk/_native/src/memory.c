@@ -1,6 +1,4 @@
-#include "memory.h"
-
-#include "allocator.h"
+#include "core.h"
 
 #include <string.h>
 
@@ -26,8 +24,10 @@ static void release(MemoryObject *self)
     self->on_release = NULL;
     if (on_release != NULL) {
         PyObject *result = PyObject_CallNoArgs(on_release);
-        if (result == NULL) {
+        if (result == NULL && PyErr_ExceptionMatches(PyExc_Exception)) {
             PyErr_WriteUnraisable(on_release);
+        } else if (result == NULL) {
+            raise_in_main_thread();
         }
         Py_XDECREF(result);
         Py_DECREF(on_release);

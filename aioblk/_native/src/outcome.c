@@ -26,10 +26,28 @@ void queue_unlink(QueueCore *q, Request *r)
     q->in_flight_count -= r->weight;
 }
 
+void queue_tell_later(QueueCore *q, uint8_t hook)
+{
+    q->untold |= hook;
+    queue_go_on_next_turn(q);
+}
+
 void queue_tell_if_idle(QueueCore *q)
 {
-    if (q->in_flight_count == 0) {
-        call_hook(q->on_idle, NULL);
+    if (q->in_flight_count == 0 && !call_hook(q, q->on_idle, NULL)) {
+        queue_tell_later(q, UNTOLD_IDLE);
+    }
+}
+
+void queue_tell_untold(QueueCore *q)
+{
+    uint8_t untold = q->untold;
+    q->untold = 0;
+    if (untold & UNTOLD_IDLE) {
+        queue_tell_if_idle(q);
+    }
+    if (untold & UNTOLD_REGIONS && !device_tell_idle_regions(q)) {
+        queue_tell_later(q, UNTOLD_REGIONS);
     }
 }
 

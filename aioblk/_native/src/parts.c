@@ -134,25 +134,36 @@ static bool is_pointless(const Part *part)
     return r->cancel_requested || r->state != PENDING || part_item(part)->error;
 }
 
-/* Parts that nobody wants any more leave the backlog from anywhere: they need not wait for those before them. */
+/*
+ * Parts that nobody wants any more leave the backlog from anywhere: they need not wait for those before them. Ending one
+ * may run Python code, which may give the device up, or end others of them: those that are left hang on the queue.
+ */
 static void sweep_backlog(QueueCore *q)
 {
-    Part *part = q->backlog_head, *dropped = NULL, *next;
+    Part *part = q->backlog_head, *next;
     q->backlog_cancelled = false;
     q->backlog_head = q->backlog_tail = NULL;
     for (; part; part = next) {
         next = part->next;
         if (is_pointless(part)) {
-            part->next = dropped;
-            dropped = part;
+            part->next = q->dropped;
+            q->dropped = part;
         } else {
             queue_append_backlog(q, part);
         }
     }
-    for (part = dropped; part; part = next) {
-        next = part->next; /* the request may go with its last part */
+    while ((part = q->dropped) != NULL) {
+        q->dropped = part->next;
         queue_part_done(q, part, -ECANCELED, NULL);
     }
+}
+
+void queue_forget_parts(QueueCore *q)
+{
+    q->backlog_head = q->backlog_tail = q->dropped = NULL;
+    q->device_count = 0;
+    q->unflushed_parts = 0;
+    q->unflushed_bytes = 0;
 }
 
 void queue_issue_backlog(QueueCore *q)

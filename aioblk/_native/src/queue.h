@@ -23,6 +23,15 @@
 
 static inline bool queue_usable(const QueueCore *q) { return q->blkioq && q->fork_generation == fork_generation; }
 
+/* Nothing is taken from libblkio any more, and nothing given to it, until the queue goes on with another blkioq. */
+static inline void queue_set_blkioq(QueueCore *q, struct blkioq *blkioq, size_t depth)
+{
+    q->blkioq = blkioq;
+    q->blkioq_turns++;
+    q->depth = depth;
+    q->suspended = false;
+}
+
 /* ---- loop.c ------------------------------------------------------------------------------------------------ */
 
 int loop_module_init(void);
@@ -34,14 +43,15 @@ static inline bool queue_woke_caller(const QueueCore *q)
 /* A bound method that returns the loop, and a future that is done and asyncio's own: see step_task. */
 PyObject *loop_getter(PyObject *loop);
 PyObject *loop_finished_future(PyObject *loop);
-/* Schedules a flush beside an exception that is on its way: a KeyboardInterrupt must not stop the I/O. */
-void queue_go_on_next_turn(QueueCore *q);
+/* Raises what was put off: 0, or -1. */
+int queue_raise_put_off(QueueCore *q);
 
 /* ---- outcome.c --------------------------------------------------------------------------------------------- */
 
 void queue_link(QueueCore *q, Request *r);
 void queue_unlink(QueueCore *q, Request *r);
 void queue_tell_if_idle(QueueCore *q);
+void queue_tell_untold(QueueCore *q); /* hooks that could not be called before */
 
 /* ---- parts.c ----------------------------------------------------------------------------------------------- */
 
@@ -61,6 +71,8 @@ void queue_issue(QueueCore *q, Part *part);
 void queue_append_backlog(QueueCore *q, Part *part);
 void queue_issue_backlog(QueueCore *q);
 void queue_part_done(QueueCore *q, Part *part, int ret, const char *message);
+/* Of what the device had or was to get, nothing is left to do: the requests in flight are all that there is. */
+void queue_forget_parts(QueueCore *q);
 
 extern bool queues_in_several_threads; /* have been bound, since the process began */
 

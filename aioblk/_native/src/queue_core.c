@@ -1,6 +1,7 @@
 /* QueueCore: one blkioq bound to one loop. Its work is done in the rooms of queue.h; here are its methods and its type. */
 #include "queue.h"
 
+#include <errno.h>
 #include <pthread.h>
 
 Request *queue_own_request(QueueCore *q, PyObject *object)
@@ -37,7 +38,11 @@ static PyObject *queue_attach_bounce(QueueCore *q, PyObject *args)
     if (q->bounce && allocator_in_use(q->bounce) > 0) {
         return PyErr_Format(PyExc_ValueError, "bounce memory is in use");
     }
+    errno = 0;
     allocator_t *bounce = allocator_new(length, granule);
+    if (!bounce && errno == ENOMEM) {
+        return PyErr_NoMemory();
+    }
     if (!bounce) {
         return PyErr_Format(PyExc_ValueError, "bounce memory of %llu bytes in granules of %llu", length, granule);
     }
@@ -58,8 +63,8 @@ static PyObject *queue_detach_bounce(QueueCore *q, PyObject *Py_UNUSED(ignored))
 
 static int after_admission(QueueCore *q)
 {
-    if ((q->unflushed_parts > 0 || q->backlog_head) && queue_schedule_flush(q) < 0) {
-        return -1;
+    if (q->unflushed_parts > 0 || q->backlog_head) {
+        queue_go_on_next_turn(q);
     }
     return queue_wake_others(q);
 }
@@ -135,7 +140,7 @@ static PyObject *queue_dispose(QueueCore *q, PyObject *Py_UNUSED(ignored))
     if (q->in_flight_count > 0) {
         return PyErr_Format(PyExc_RuntimeError, "%zu requests are in flight", q->in_flight_count);
     }
-    q->blkioq = NULL;
+    queue_set_blkioq(q, NULL, 0);
     Py_RETURN_NONE;
 }
 
@@ -227,6 +232,7 @@ static int queue_traverse(QueueCore *self, visitproc visit, void *arg)
     Py_VISIT(self->on_discard);
     Py_VISIT(self->on_idle);
     Py_VISIT(self->on_broken);
+    Py_VISIT(self->put_off);
     Py_VISIT(self->abandoned_for);
     return 0;
 }
@@ -244,9 +250,23 @@ static int queue_clear(QueueCore *self)
     return 0;
 }
 
+/* The queue has had no other turn. */
+static void pass_on_put_off(QueueCore *self)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (queue_raise_put_off(self) < 0) {
+        raise_in_main_thread();
+    }
+    PyErr_Restore(type, value, traceback);
+}
+
 static void queue_dealloc(QueueCore *self)
 {
     PyObject_GC_UnTrack(self);
+    if (self->put_off) {
+        pass_on_put_off(self);
+    }
     queue_clear(self);
     request_free_kept(self);
     device_remove_queue(self->device, self);

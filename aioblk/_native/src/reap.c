@@ -32,10 +32,11 @@ void queue_reset_event(QueueCore *q)
 static void queue_broken(QueueCore *q, int error)
 {
     PyObject *number = PyLong_FromLong(error);
-    if (number) {
-        call_hook(q->on_broken, number);
-        Py_DECREF(number);
+    bool told = number ? call_hook(q, q->on_broken, number) : !put_off_exception(q, (PyObject *)q);
+    if (!told) {
+        queue_go_on_next_turn(q); /* which finds the device as broken */
     }
+    Py_XDECREF(number);
 }
 
 /* Whether the memory map has been changed since the part was issued, or is being changed. */
@@ -45,17 +46,16 @@ static bool was_disturbed(const QueueCore *q, const Part *part)
     return (uint32_t)turns != part->map_turns || turns % 2 == 1;
 }
 
-static void take_completions(QueueCore *q, const struct blkio_completion *completions, int count)
+/* What is done may run Python code, which may give the device up for lost: the rest of its completions is then void. */
+static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_completion *completions, int count)
 {
-    for (int i = 0; i < count && q->blkioq; i++) { /* Python code may give the device up for lost */
+    for (int i = 0; i < count && q->blkioq_turns == turns; i++) {
         Part *part = completions[i].user_data;
         q->device_count--;
         part->request->issued--;
         if (completions[i].ret == -EIO && was_disturbed(q, part)) {
             queue_append_backlog(q, part); /* once more */
-            if (queue_has_loop(q)) {
-                queue_go_on_next_turn(q);
-            }
+            queue_go_on_next_turn(q);
             continue;
         }
         queue_part_done(q, part, completions[i].ret, completions[i].error_msg);
@@ -91,6 +91,7 @@ int queue_reap(QueueCore *q)
     int total = 0;
     q->more_to_reap = true;
     for (int round = 0; round < REAP_ROUNDS && q->more_to_reap && q->blkioq; round++) {
+        uint32_t turns = q->blkioq_turns;
         int count = do_io(q, completions);
         q->counters.do_io_calls++;
         q->unflushed_bytes = 0;
@@ -102,21 +103,22 @@ int queue_reap(QueueCore *q)
             }
             break;
         }
-        take_completions(q, completions, count);
+        take_completions(q, turns, completions, count);
         total += count;
         q->more_to_reap = count == REAP_MAX;
     }
     return total;
 }
 
-/* Blocks, without the GIL, until at least one part has completed or timeout_ns have passed. */
+/* Blocks, without the GIL, until at least one part has completed or timeout_ns have passed; with 0 it only looks. */
 static int reap_blocking(QueueCore *q, uint64_t timeout_ns)
 {
     struct blkio_completion completions[REAP_MAX];
     struct timespec timeout = {timeout_ns / 1000000000u, timeout_ns % 1000000000u};
-    int count;
+    uint32_t turns = q->blkioq_turns;
+    int count, least = timeout_ns > 0;
     Py_BEGIN_ALLOW_THREADS
-    count = blkioq_do_io(q->blkioq, completions, 1, REAP_MAX, &timeout);
+    count = blkioq_do_io(q->blkioq, completions, least, REAP_MAX, least ? &timeout : NULL);
     Py_END_ALLOW_THREADS
     q->counters.do_io_calls++;
     q->unflushed_bytes = 0;
@@ -127,7 +129,7 @@ static int reap_blocking(QueueCore *q, uint64_t timeout_ns)
         }
         return 0;
     }
-    take_completions(q, completions, count);
+    take_completions(q, turns, completions, count);
     return count;
 }
 
@@ -172,9 +174,13 @@ static PyObject *finish_turn(QueueCore *q)
 {
     if (q->room_made) {
         q->room_made = false;
-        if (q->waiting > 0) {
-            call_hook(q->on_room, NULL);
+        if (q->waiting > 0 && !call_hook(q, q->on_room, NULL)) {
+            q->room_made = true;
+            queue_go_on_next_turn(q);
         }
+    }
+    if (q->untold) {
+        queue_tell_untold(q);
     }
     int status = queue_wake_ready(q, true);
     /* Where the backlog waits for room in the device, an event tells; a flush per turn would be a busy loop. */
@@ -182,7 +188,7 @@ static PyObject *finish_turn(QueueCore *q)
     if (queue_usable(q) && (silent || q->more_to_reap || (q->backlog_head && queue_may_issue(q, q->backlog_head)))) {
         queue_go_on_next_turn(q);
     }
-    if (status < 0) {
+    if (status < 0 || queue_raise_put_off(q) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
@@ -260,23 +266,27 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         PyErr_SetString(PyExc_RuntimeError, "wait() is for a usable queue without a loop, in its own thread");
         return NULL;
     }
-    uint64_t end = seconds >= 0 && seconds < 1e9 ? now_ns() + (uint64_t)(seconds * 1e9) : UINT64_MAX;
-    int count = 0;
+    uint64_t end = seconds >= 0 && seconds < 1e9 ? now_ns() + (uint64_t)(seconds * 1e9) : UINT64_MAX, now;
+    int count = 0, status = 0;
+    bool done = false;
     Py_XINCREF(r);
-    while (queue_usable(q) && (r ? r->state == PENDING : count == 0)) {
+    do { /* submits and looks once, however little time there is */
         queue_issue_backlog(q);
-        uint64_t now = now_ns();
-        if (q->device_count == 0 || now >= end) {
+        if (q->device_count == 0) {
             break;
         }
-        uint64_t slice = end - now < WAIT_SLICE_NS ? end - now : WAIT_SLICE_NS;
-        count += reap_blocking(q, slice);
-        if (queue_abandon_if_told(q) < 0 || PyErr_CheckSignals() < 0) {
-            Py_XDECREF(r);
-            return NULL;
+        now = now_ns();
+        uint64_t left = now < end ? end - now : 0;
+        count += reap_blocking(q, left < WAIT_SLICE_NS ? left : WAIT_SLICE_NS);
+        if (q->untold) {
+            queue_tell_untold(q);
         }
-    }
-    bool done = r ? r->state != PENDING : count > 0;
+        if (queue_abandon_if_told(q) < 0 || PyErr_CheckSignals() < 0) {
+            status = -1;
+        }
+        done = r ? r->state != PENDING : count > 0;
+    } while (status == 0 && !q->put_off && !done && queue_usable(q) && now < end);
+    done = r ? r->state != PENDING : count > 0;
     Py_XDECREF(r);
-    return PyBool_FromLong(done);
+    return status < 0 || queue_raise_put_off(q) < 0 ? NULL : PyBool_FromLong(done);
 }

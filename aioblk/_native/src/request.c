@@ -53,7 +53,6 @@ void request_publish(Request *r)
 
 static void part_drop(Request *r, Part *part)
 {
-    DeviceCore *device = r->queue->device;
     if (part->bounce_offset >= 0) {
         allocator_give(r->queue->bounce, part->bounce_offset);
         part->bounce_offset = NO_BOUNCE;
@@ -62,14 +61,14 @@ static void part_drop(Request *r, Part *part)
     if (part->region) {
         Region *region = part->region;
         part->region = NULL;
-        device_leave_region(device, region);
+        device_leave_region(r->queue, region);
     }
     if (part->vector) {
         Vector *vector = part->vector;
         part->vector = NULL;
         for (size_t i = 0; i < vector->segment_count; i++) {
             if (!vector->segments[i].bounced && vector->segments[i].region) {
-                device_leave_region(device, vector->segments[i].region);
+                device_leave_region(r->queue, vector->segments[i].region);
             }
         }
         PyMem_Free(vector);
@@ -116,11 +115,19 @@ static int request_traverse(Request *self, visitproc visit, void *arg)
     return stopped;
 }
 
+/* Both at once, since dropping either may run code that adds another. */
+static void drop_first_callback(Request *r)
+{
+    PyObject *callback = r->callback, *context = r->context;
+    r->callback = r->context = NULL;
+    Py_XDECREF(callback);
+    Py_XDECREF(context);
+}
+
 /* Only what the Future owns: a request in flight is never garbage, since its queue owns it. */
 static int request_clear(Request *self)
 {
-    Py_CLEAR(self->callback);
-    Py_CLEAR(self->context);
+    drop_first_callback(self);
     Py_CLEAR(self->more_callbacks);
     Py_CLEAR(self->item.result);
     Py_CLEAR(self->item.exception);
@@ -150,8 +157,10 @@ static void request_report(Request *r)
     }
     if (answer) {
         Py_DECREF(answer);
-    } else {
+    } else if (PyErr_ExceptionMatches(PyExc_Exception)) {
         PyErr_WriteUnraisable(r->queue->loop);
+    } else {
+        queue_put_off(r->queue);
     }
     PyErr_Restore(type, value, traceback);
 }
@@ -228,11 +237,14 @@ PyObject *item_exception(Request *r, Item *item)
         PyObject *none = NULL;
         PyObject *made = device_make_error(r->queue->device, r->operation, item->error, item->message,
                                            whole ? UINT64_MAX : item->offset, whole ? UINT64_MAX : item->length);
+        if (!made) {
+            return NULL;
+        }
         if (!__atomic_compare_exchange_n(&item->exception, &none, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-            Py_XDECREF(made); /* another thread asked as well */
+            Py_DECREF(made); /* another thread asked as well, or the code that made it */
         }
     }
-    return Py_XNewRef(item->exception);
+    return Py_NewRef(item->exception);
 }
 
 static PyObject *request_make_cancelled_error(Request *r, PyObject *Py_UNUSED(ignored))
@@ -341,6 +353,26 @@ static PyObject *request_exception(Request *r, PyObject *Py_UNUSED(ignored))
 
 static PyObject *request_get_loop(Request *r, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(r->queue->loop); }
 
+/*
+ * Another than the first: 1, or -1 with an exception. 0: making room for it ran the garbage collector, and by way of that
+ * code which has settled the request or removed the first callback.
+ */
+static int add_callback(Request *r, PyObject *callback, PyObject *context)
+{
+    PyObject *pair = PyTuple_Pack(2, callback, context);
+    PyObject *list = r->more_callbacks ? Py_NewRef(r->more_callbacks) : PyList_New(0);
+    int status = pair && list ? 0 : -1;
+    if (status == 0 && r->state == PENDING && r->callback) {
+        if (!r->more_callbacks) {
+            r->more_callbacks = Py_NewRef(list);
+        }
+        status = PyList_Append(r->more_callbacks, pair) < 0 ? -1 : 1;
+    }
+    Py_XDECREF(list);
+    Py_XDECREF(pair);
+    return status;
+}
+
 static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py_ssize_t count, PyObject *names)
 {
     static PyObject *usual_names; /* what asyncio's tasks say, the same object each time, seen to be ("context",) */
@@ -369,29 +401,14 @@ static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py
             return NULL;
         }
     }
-    if (r->state != PENDING) {
-        int status = queue_call_soon(r->queue, args[0], (PyObject *)r, context);
-        Py_DECREF(context);
-        if (status < 0) {
-            return NULL;
-        }
-        Py_RETURN_NONE;
-    }
-    if (!r->callback) {
+    int status = r->state == PENDING && r->callback ? add_callback(r, args[0], context) : 0;
+    if (status == 0 && r->state != PENDING) {
+        status = queue_call_soon(r->queue, args[0], (PyObject *)r, context);
+    } else if (status == 0) {
         r->callback = Py_NewRef(args[0]);
-        r->context = context;
-        Py_RETURN_NONE;
+        r->context = Py_NewRef(context);
     }
-    PyObject *pair = PyTuple_Pack(2, args[0], context);
     Py_DECREF(context);
-    if (!pair) {
-        return NULL;
-    }
-    if (!r->more_callbacks) {
-        r->more_callbacks = PyList_New(0);
-    }
-    int status = r->more_callbacks ? PyList_Append(r->more_callbacks, pair) : -1;
-    Py_DECREF(pair);
     if (status < 0) {
         return NULL;
     }
@@ -430,8 +447,7 @@ static PyObject *request_remove_done_callback(Request *r, PyObject *callback)
         }
         if (same && r->callback == first) {
             removed++;
-            Py_CLEAR(r->callback);
-            Py_CLEAR(r->context);
+            drop_first_callback(r);
         }
     }
     if (!r->callback && r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) > 0) {

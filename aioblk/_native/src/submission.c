@@ -49,7 +49,15 @@ static void submit_inline(QueueCore *q, Request *r)
     PUBLISH(q->inline_request, r);
 }
 
-static int submit_now(QueueCore *q, Request *r)
+/* Who waits for requests that completed on the way; nothing of it concerns the caller. */
+static void wake_others(QueueCore *q)
+{
+    if (queue_wake_others(q) < 0) {
+        (void)put_off_exception(q, (PyObject *)q);
+    }
+}
+
+static void submit_now(QueueCore *q, Request *r)
 {
     queue_issue(q, &r->first_part);
     r->admitted = 1;
@@ -57,11 +65,11 @@ static int submit_now(QueueCore *q, Request *r)
     if (r->state == PENDING && q->spin_ns > 0) {
         if (q->spin_pause > 0) {
             q->spin_pause--;
-        } else if (queue_schedule_flush(q) < 0) {
-            return -1; /* the flush spins, after others have had their turn */
+        } else {
+            queue_go_on_next_turn(q); /* the flush spins, after others have had their turn */
         }
     }
-    return queue_wake_others(q);
+    wake_others(q);
 }
 
 /* The bounce memory that a request wants to go on: for its largest part, since the others can follow, or for a batch. */
@@ -76,8 +84,8 @@ static uint64_t bounce_need(Request *r)
     return r->batch ? all : largest;
 }
 
-/* A request that found no room is queued by the pool, or refused by it. */
-static void ask_for_room(QueueCore *q, Request *r)
+/* A request that found no room is queued by the pool, or refused by it. -1: KeyboardInterrupt or the like, for the caller. */
+static int ask_for_room(QueueCore *q, Request *r)
 {
     PyObject *hook = Py_XNewRef(q->on_bounce); /* it may put another in its own place */
     PyObject *answer = hook && hook != Py_None
@@ -86,11 +94,17 @@ static void ask_for_room(QueueCore *q, Request *r)
     Py_XDECREF(hook);
     if (answer) {
         Py_DECREF(answer);
-        return;
+        return 0;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+        return -1;
     }
     PyObject *exception = take_exception();
-    request_fail_unadmitted(r, 0, exception);
+    if (r->linked) { /* still, whatever the hook has done */
+        request_fail_unadmitted(r, 0, exception);
+    }
     Py_DECREF(exception);
+    return 0;
 }
 
 static bool needs_bounce(Request *r)
@@ -103,25 +117,38 @@ static bool needs_bounce(Request *r)
     return false;
 }
 
-/* Links the request and starts its parts; the caller flushes. */
-static void start(QueueCore *q, Request *r)
+/* Links the request and starts its parts; the caller flushes. -1: as ask_for_room. */
+static int start(QueueCore *q, Request *r)
 {
     q->counters.submitted += r->weight;
     r->outstanding = r->part_count;
     queue_link(q, r);
-    if (!q->blkioq && q->depth > 0) { /* lost since the caller was checked: preparing may run Python code */
+    if (!q->blkioq && !q->suspended) { /* lost since the caller was checked: preparing may run Python code */
         request_fail_unadmitted(r, ENODEV, NULL);
     } else if ((q->waiting > 0 && needs_bounce(r)) || !queue_admit_parts(q, r)) {
-        ask_for_room(q, r);
+        return ask_for_room(q, r);
     }
+    return 0;
+}
+
+/* The caller gets an exception instead of the request, which goes on as if it had been cancelled. */
+static int withdraw(Request *r)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    (void)request_cancel_io(r, NULL);
+    queue_go_on_next_turn(r->queue); /* with what has been issued */
+    PyErr_Restore(type, value, traceback);
+    return -1;
 }
 
 /* A batch is one system call, whatever went before. */
-static int submit_batch_now(QueueCore *q, Request *batch)
+static void submit_batch_now(QueueCore *q, Request *batch)
 {
     submit_inline(q, batch);
-    bool goes_on = batch->state == PENDING && (q->backlog_head || q->room_made);
-    return goes_on ? queue_schedule_flush(q) : 0;
+    if (batch->state == PENDING && (q->backlog_head || q->room_made)) {
+        queue_go_on_next_turn(q);
+    }
 }
 
 int queue_submit(QueueCore *q, Request *r)
@@ -130,17 +157,21 @@ int queue_submit(QueueCore *q, Request *r)
         q->counters.submitted++;
         r->outstanding = 1;
         queue_link(q, r);
-        return submit_now(q, r);
+        submit_now(q, r);
+        return 0;
     }
     bool now = r->batch && idle(q);
     if (!now && queue_schedule_flush(q) < 0) {
         return -1;
     }
-    start(q, r);
-    if (now && submit_batch_now(q, r) < 0) {
-        return -1;
+    if (start(q, r) < 0) {
+        return withdraw(r);
     }
-    return queue_wake_others(q);
+    if (now) {
+        submit_batch_now(q, r);
+    }
+    wake_others(q);
+    return 0;
 }
 
 /* Work outside libblkio, done by the Python side on a thread of its own: it ends with complete(). */
@@ -149,6 +180,10 @@ int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
     if (!hook || hook == Py_None) {
         PyErr_Format(PyExc_RuntimeError, "the queue has no hook for %s", operation_names[r->operation]);
         return -1;
+    }
+    if (!queue_usable(q)) { /* since the caller was checked: what the hook would use may belong to somebody else by now */
+        return device_refuse(q->device, q->closed_reason ? q->closed_reason : "lost", r->operation, r->item.offset,
+                             r->item.length);
     }
     q->counters.submitted++;
     r->outstanding = 1;
@@ -164,9 +199,11 @@ int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
     }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    r->cancel_requested = true; /* the caller gets the hook's exception, not the request */
-    r->outstanding = 0;
-    queue_outcome(r);
+    if (r->linked) { /* still, whatever the hook has done */
+        r->cancel_requested = true; /* the caller gets the hook's exception, not the request */
+        r->outstanding = 0;
+        queue_outcome(r);
+    }
     PyErr_Restore(type, value, traceback);
     return -1;
 }

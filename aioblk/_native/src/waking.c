@@ -28,7 +28,7 @@ static bool is_task_wakeup(PyObject *callback)
 }
 
 /*
- * Runs the task's step here and now, in its context, instead of by way of call_soon.
+ * Runs the task's step here and now, in its context, which has been entered, instead of by way of call_soon.
  *
  * A task that is woken asks the future for its result only to learn whether to send() or to throw(), and unless the
  * future is asyncio's own it calls a method for that: a fifth of all instructions of a request. So it is given a finished
@@ -36,10 +36,6 @@ static bool is_task_wakeup(PyObject *callback)
  */
 static int step_task(QueueCore *q, PyObject *callback, PyObject *context)
 {
-    if (PyContext_Enter(context) < 0) {
-        PyErr_Clear(); /* somebody runs in this context already */
-        return queue_call_soon(q, callback, q->wake_future, context);
-    }
     q->counters.direct_wakes++;
     q->woken_context = context;
     PyObject *answer = PyObject_CallOneArg(callback, q->wake_future);
@@ -81,29 +77,86 @@ void waking_return_to_context(PyObject *context)
     Py_DECREF(context);
 }
 
+typedef enum { TAKEN, REFUSED, KEPT } Scheduling;
+
+/*
+ * By way of the loop. What it did not take for want of memory, or because Ctrl-C arrived within, is to be tried again in
+ * the next turn; a loop that is closed takes nothing any more, and nobody waits.
+ */
+static Scheduling schedule(Request *r, PyObject *callback, PyObject *context)
+{
+    PyObject *argument = is_task_wakeup(callback) ? r->queue->wake_future : (PyObject *)r;
+    if (queue_call_soon(r->queue, callback, argument, context) == 0) {
+        return TAKEN;
+    }
+    if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyErr_Clear();
+        return KEPT;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+        queue_put_off(r->queue);
+        return KEPT;
+    }
+    return REFUSED;
+}
+
+static Scheduling schedule_first(Request *r, PyObject *callback, PyObject *context)
+{
+    Scheduling outcome = schedule(r, callback, context);
+    if (outcome == KEPT) {
+        r->callback = Py_NewRef(callback);
+        r->context = Py_NewRef(context);
+    }
+    return outcome;
+}
+
+/* The pairs of a list of callbacks that nobody else changes; None stands where one has been taken. */
+static Scheduling schedule_more(Request *r, PyObject *list)
+{
+    Scheduling outcome = TAKEN;
+    for (Py_ssize_t i = 0; outcome == TAKEN && i < PyList_GET_SIZE(list); i++) {
+        PyObject *pair = Py_NewRef(PyList_GET_ITEM(list, i));
+        if (pair != Py_None) {
+            outcome = schedule(r, PyTuple_GET_ITEM(pair, 0), PyTuple_GET_ITEM(pair, 1));
+        }
+        if (outcome == TAKEN) {
+            (void)PyList_SetItem(list, i, Py_NewRef(Py_None));
+        }
+        Py_DECREF(pair);
+    }
+    return outcome;
+}
+
+static bool enter(PyObject *context)
+{
+    bool entered = PyContext_Enter(context) == 0;
+    if (!entered) {
+        PyErr_Clear(); /* somebody runs in this context already */
+    }
+    return entered;
+}
+
 int request_wake(Request *r, bool direct)
 {
+    Scheduling outcome = TAKEN;
     int status = 0;
     PyObject *callback = r->callback, *context = r->context, *more = r->more_callbacks;
     r->callback = r->context = r->more_callbacks = NULL;
-    if (more) {
-        /* The order of registration is the order of calls, so nobody is woken directly. */
-        direct = false;
+    if (callback && direct && !more && is_task_wakeup(callback) && enter(context)) {
+        status = step_task(r->queue, callback, context);
+    } else if (callback) { /* the order of registration is the order of calls, so nobody is woken directly */
+        outcome = schedule_first(r, callback, context);
     }
-    if (callback) {
-        bool task = is_task_wakeup(callback);
-        PyObject *argument = task ? r->queue->wake_future : (PyObject *)r;
-        status = direct && task ? step_task(r->queue, callback, context)
-                                : queue_call_soon(r->queue, callback, argument, context);
-        Py_DECREF(callback);
-        Py_XDECREF(context);
+    if (more && outcome == TAKEN) {
+        outcome = schedule_more(r, more);
     }
-    for (Py_ssize_t i = 0; status == 0 && more && i < PyList_GET_SIZE(more); i++) {
-        PyObject *pair = PyList_GET_ITEM(more, i);
-        status = queue_call_soon(r->queue, PyTuple_GET_ITEM(pair, 0), (PyObject *)r, PyTuple_GET_ITEM(pair, 1));
+    if (outcome == KEPT) {
+        r->more_callbacks = Py_XNewRef(more);
     }
+    Py_XDECREF(callback);
+    Py_XDECREF(context);
     Py_XDECREF(more);
-    return status;
+    return outcome == REFUSED ? -1 : status;
 }
 
 int waking_module_init(void)

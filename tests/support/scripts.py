@@ -1,0 +1,28 @@
+"""Scripts that run in an interpreter of their own, for what may crash it, hang it or end it."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+PATIENCE = 60  # seconds
+
+STRICT = {"PYTHONMALLOC": "debug"}
+"""Memory that has been freed is filled with a pattern: who goes on using it crashes."""
+
+
+def run_script(
+    script: str, *arguments: str | Path, environment: dict[str, str] | None = None
+) -> "subprocess.CompletedProcess[str]":
+    """Run *script*, which must end by itself, and with status 0."""
+    path = os.pathsep.join(path for path in sys.path if path)
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-W", "default", "-c", textwrap.dedent(script), *arguments],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+        env={**os.environ, "PYTHONPATH": path, **(environment or {})},
+    )
+    assert done.returncode == 0, done.stderr
+    return done
