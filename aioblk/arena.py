@@ -130,6 +130,11 @@ class ArenaBlock:
         return self._allocator.in_use
 
     @property
+    def longest_room(self) -> int:
+        """Of the longest buffer that could be handed out now."""
+        return self._allocator.largest_free
+
+    @property
     def buffers(self) -> int:
         """Buffers handed out, and not yet free again."""
         return self._allocator.count
@@ -384,26 +389,32 @@ class Arena:
             ValueError: ``length`` is not positive.
             MemoryError: no block has room for it; :meth:`add_block` makes some.
         """
-        buffer = self._take(length)
+        buffer = self._take(length, length)
         if buffer is None:
             raise MemoryError(f"no block of the arena has {length} bytes in a row; add a block")
         return buffer
 
-    async def acquire(self, length: int) -> ArenaBuffer:
+    async def acquire(self, length: int, *, at_least: int | None = None) -> ArenaBuffer:
         """A buffer of ``length`` bytes, as soon as there is room for it and nobody waits who came before::
 
             with await arena.acquire(1 << 20) as buffer:
                 ...
+
+        With *at_least*, it may be shorter, down to that: as long as the longest room there is. Who can do
+        with pieces asks for ``at_least`` a page, and is not held up by memory that is free but not in a row.
 
         So a service that takes all its memory here bounds what it uses. The order is that of arrival: a large
         buffer gets its turn, since nobody takes away what it waits for. Whoever is cancelled leaves the
         queue, and holds nothing up. Does not suspend where there is room.
 
         Raises:
-            ValueError: ``length`` is not positive.
+            ValueError: ``length`` is not positive, or less than ``at_least``.
             MemoryError: no block is that large, and waiting would be in vain.
             UsageError: the arena is closed, or is being closed meanwhile.
         """
+        least = length if at_least is None else at_least
+        if at_least is not None and not 0 < at_least <= length:
+            raise ValueError(f"at_least must be from 1 to the length, {length}, not {at_least}")
         if not self._waiting:
             for block in self._blocks:
                 if (buffer := block.take(length)) is not None:
@@ -413,11 +424,11 @@ class Arena:
         if self._waiting == 1:  # and look again: a buffer may come back in another thread at any time
             self._tell_of_room(self._on_room)
         try:
-            found, front = self._take(length) if self._waiting == 1 else None, False
+            found, front = self._take(length, least) if self._waiting == 1 else None, False
             while found is None:
-                self._refuse_what_never_fits(length)
+                self._refuse_what_never_fits(least)
                 await self._queue.wait(front)
-                found, front = self._take(length), True
+                found, front = self._take(length, least), True
             return found
         finally:
             self._waiting -= 1
@@ -425,13 +436,18 @@ class Arena:
                 self._tell_of_room(None)
             self._queue.notify_head()
 
-    def _take(self, length: int) -> ArenaBuffer | None:
+    def _take(self, length: int, least: int) -> ArenaBuffer | None:
+        """A buffer of *length* bytes or, where nothing is that long, the longest there is if *least* fits."""
         for block in self._blocks:
             buffer = block.take(length)
             if buffer is not None:
                 return buffer
         if length <= 0:
             raise ValueError(f"length must be positive, not {length}")
+        if least < length:
+            longest = max(self._blocks, key=lambda block: block.longest_room, default=None)
+            if longest is not None and least <= (room := longest.longest_room):
+                return longest.take(min(room, length))  # None: another thread took it meanwhile
         return None
 
     def _refuse_what_never_fits(self, length: int) -> None:

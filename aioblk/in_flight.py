@@ -1,5 +1,6 @@
 """InFlight: a limit on how much a service has in flight for somebody."""
 
+import sys
 from typing import final
 
 from ._wait_queue import WaitQueue
@@ -32,8 +33,8 @@ class InFlight:
         *("_queue", "_requests", "_waiting"),
     )
 
-    def __init__(self, *, requests: int, bytes: int) -> None:  # noqa: A002 (what it is)
-        """Limits, both at least 1.
+    def __init__(self, *, requests: int, bytes: int = sys.maxsize) -> None:  # noqa: A002 (what it is)
+        """Limits, both at least 1. Without one of bytes, requests alone are limited.
 
         Raises:
             ValueError: one of them is not positive.
@@ -106,7 +107,5 @@ class InFlight:
             self._draining -= 1
 
     def __repr__(self) -> str:
-        return (
-            f"<InFlight {self._requests} of {self._most_requests} requests,"
-            f" {self._bytes} of {self._most_bytes} bytes>"
-        )
+        limit = "" if self._most_bytes == sys.maxsize else f" of {self._most_bytes}"
+        return f"<InFlight {self._requests} of {self._most_requests} requests, {self._bytes}{limit} bytes>"

@@ -3,7 +3,6 @@
 import argparse
 import asyncio
 import contextlib
-import errno
 import importlib
 import importlib.util
 import logging
@@ -11,11 +10,14 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from urllib.parse import quote
 
-from _nbd.clients import Policy, serve_clients
-from _nbd.export import Export
+from _nbd.backend import watch
+from _nbd.clients import Clients, Policy
+from _nbd.export import CACHED_AT_ONCE, Export
+from _nbd.memory import GRANULE
+from _nbd.unix_socket import listen_at
 
 import aioblk
 
@@ -41,8 +43,14 @@ and to use it:
 DRIVER is one of libblkio's; PROPERTY=VALUE are the options of aioblk's class for it (aioblk.IoUring and
 others): sizes like 64K or 1GiB, switches like true and off.
 
-SIGINT or SIGTERM end the server: what is in flight is finished and answered first. A second one does not
-wait."""
+SIGINT or SIGTERM end the server: what is in flight is finished and answered first, within --drain seconds,
+whatever clients do. A second one does not wait. A device that is lost is reported; what happens then is up to
+--when-lost. Clients are sent away in any case: nobody knows what is left of what they have not flushed."""
+
+BACKLOG = 1024  # who has connected and not been accepted, for a moment
+DEVICE_GRACE = 2.0  # seconds, beyond those of clients, for the device to finish what it has
+
+log = logging.getLogger("nbd")
 
 
 def main() -> None:
@@ -51,9 +59,10 @@ def main() -> None:
     try:
         device = aioblk.open(options.driver, **aioblk.parse_properties(options.driver, options.properties))
         with asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner:
-            runner.run(serve(device, options))
+            status = runner.run(serve(device, options))
     except OSError as error:
         sys.exit(f"nbd_server: {error}")
+    sys.exit(status)
 
 
 def loop_factory(name: str | None) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -63,24 +72,56 @@ def loop_factory(name: str | None) -> Callable[[], asyncio.AbstractEventLoop] | 
     return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
 
 
-async def serve(device: aioblk.Device, options: argparse.Namespace) -> None:
-    policy = Policy(options.clients, options.patience, options.requests, bytes=options.memory // 2)
-    async with device, aioblk.Arena(options.memory) as arena:
+async def serve(device: aioblk.Device, options: argparse.Namespace) -> int:
+    """Serve until a signal ends it, or the device is lost; the exit status."""
+    policy = Policy(options.clients, options.patience, options.least_rate, options.requests, options.drain)
+    async with device, aioblk.Arena(options.memory + CACHED_AT_ONCE) as arena:
         await arena.attach(device)
-        export = Export(device, arena, name=options.name, description=options.description)
+        export = Export(
+            device, arena, name=options.name, description=options.description, clients=options.clients
+        )
         with listen(options) as listener:
-            serving = asyncio.create_task(serve_clients(export, listener, policy))
+            clients = Clients(export, policy)
+            serving = asyncio.create_task(clients.serve(listener))
+            losing = asyncio.create_task(watch(device, clients, reconnect=options.when_lost == "reconnect"))
+            ending = Ending(device, serving, options.drain)
             for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, end, serving)
+                asyncio.get_running_loop().add_signal_handler(number, ending.begin)
             print(announcement(export, listener), flush=True)
-            with contextlib.suppress(asyncio.CancelledError):
-                await serving
+            await asyncio.wait([serving, losing], return_when=asyncio.FIRST_COMPLETED)
+            if losing.done() and (lost := losing.exception()):
+                log.error("%s: the server ends", lost)
+                ending.status = 1
+                ending.begin()
+            await asyncio.wait([serving])
+            losing.cancel()
+            if not serving.cancelled():
+                serving.result()
+    return ending.status
 
 
-def end(serving: "asyncio.Task[None]") -> None:
-    if serving.cancelling():
-        os._exit(1)
-    serving.cancel()
+class Ending:
+    """The end, which comes in any case: clients have until the deadline, and so has the device, nearly."""
+
+    def __init__(self, device: aioblk.Device, serving: "asyncio.Task[None]", deadline: float) -> None:
+        self._device = device
+        self._serving = serving
+        self._deadline = deadline
+        self._begun = False
+        self.status = 0
+
+    def begin(self) -> None:
+        if self._begun:
+            os._exit(1)
+        self._begun = True
+        self._serving.cancel()
+        asyncio.get_running_loop().call_later(self._deadline + DEVICE_GRACE, self._give_up)
+
+    def _give_up(self) -> None:
+        if not self._device.closed or self._device.lost is None:
+            log.error("the device does not finish what it has been given: the server ends without it")
+            self.status = 1
+            self._device.abandon("the server ends")
 
 
 def announcement(export: Export, listener: socket.socket) -> str:
@@ -93,41 +134,11 @@ def announcement(export: Export, listener: socket.socket) -> str:
     return f"{export.size} bytes at {uri}"
 
 
-@contextlib.contextmanager
-def listen(options: argparse.Namespace) -> Generator[socket.socket]:
-    """The listening socket. A Unix socket's file is removed in the end."""
-    if options.unix is None:
-        address = (options.address, options.port)
-        family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
-        with socket.create_server(address, family=family, backlog=options.clients) as listener:
-            yield listener
-        return
-    with socket.socket(socket.AF_UNIX) as listener:
-        bind_unix(listener, options.unix)
-        listener.listen(options.clients)
-        try:
-            yield listener
-        finally:
-            os.unlink(options.unix)
-
-
-def bind_unix(listener: socket.socket, path: str) -> None:
-    try:
-        listener.bind(path)
-    except OSError as error:
-        if error.errno != errno.EADDRINUSE or is_answered(path):
-            raise
-        os.unlink(path)  # left behind by a server that was killed
-        listener.bind(path)
-
-
-def is_answered(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        return True
+def listen(options: argparse.Namespace) -> contextlib.AbstractContextManager[socket.socket]:
+    if options.unix is not None:
+        return listen_at(options.unix, BACKLOG)
+    family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
+    return socket.create_server((options.address, options.port), family=family, backlog=BACKLOG)
 
 
 # --- options ------------------------------------------------------------------------------------------------
@@ -147,7 +158,9 @@ def parse_options() -> argparse.Namespace:
     what.add_argument("--name", default="", help="of the export (none)")
     what.add_argument("--description", default="", help="for people")
     limits = parser.add_argument_group("limits")
-    limits.add_argument("--clients", type=int, default=100, help="at a time; others wait (%(default)s)")
+    limits.add_argument(
+        "--clients", type=int, default=100, help="at a time; others are refused (%(default)s)"
+    )
     limits.add_argument(
         "--requests", type=int, default=128, help="of one client in flight at a time (%(default)s)"
     )
@@ -156,22 +169,48 @@ def parse_options() -> argparse.Namespace:
         type=aioblk.parse_size,
         default="64M",
         metavar="SIZE",
-        help="for the data of all clients; one gets half of it at most (64M)",
+        help="for the data of all clients: half of it shared out evenly among as many as there may be, the "
+        "rest for who can use it, but nobody gets more of that than is left (64M)",
     )
     limits.add_argument(
         "--patience",
         type=float,
         default=30.0,
         metavar="SECONDS",
-        help="for a client to send or take any one message (%(default)g)",
+        help="for a handshake; for which a client may be behind the least rate; of silence until a peer in "
+        "the network is taken for dead (%(default)g)",
+    )
+    limits.add_argument(
+        "--least-rate",
+        type=aioblk.parse_size,
+        default="4K",
+        metavar="SIZE",
+        help="per second, of a client that is in the middle of sending or taking something (4K)",
+    )
+    limits.add_argument(
+        "--drain",
+        type=float,
+        default=10.0,
+        metavar="SECONDS",
+        help="for finishing and answering what is in flight when the server ends (%(default)g)",
+    )
+    parser.add_argument(
+        "--when-lost",
+        choices=["end", "reconnect"],
+        default="end",
+        help="what to do when the device is lost: end with status 1, or open it again when it can be; see to "
+        "it that what was behind it does nothing any more (%(default)s)",
     )
     parser.add_argument(
         "--loop", choices=["asyncio", "uvloop"], help="event loop (uvloop if it is installed)"
     )
     parser.add_argument("--verbose", action="store_true", help="say who comes and why they go")
     options = parser.parse_args()
-    for name, least in (("clients", 1), ("requests", 1), ("memory", 1 << 20)):
-        if getattr(options, name) < least:
+    for name, least in (
+        *(("clients", 1), ("requests", 1), ("memory", max(1 << 20, 2 * GRANULE * options.clients))),
+        *(("least-rate", 1), ("drain", 0), ("patience", 0)),
+    ):
+        if getattr(options, name.replace("-", "_")) < least:
             parser.error(f"--{name} must be at least {least}")
     return options
 

@@ -127,6 +127,25 @@ async def test_acquiring_waits_for_room_in_the_order_of_arrival() -> None:
         assert arena.statistics().in_use == 0
 
 
+async def test_who_can_do_with_less_gets_the_longest_room_there_is() -> None:
+    async with aioblk.Arena(8 * PAGE) as arena:
+        buffers = [arena.allocate(PAGE) for _ in range(8)]
+        for number in (1, 4, 5):
+            buffers[number].release()
+        part = await arena.acquire(4 * PAGE, at_least=1)
+        assert len(part) == 2 * PAGE
+        waiting = asyncio.create_task(arena.acquire(4 * PAGE, at_least=2 * PAGE))
+        await asyncio.sleep(0.001)
+        assert not waiting.done()
+        buffers[0].release()
+        assert len(await waiting) == 2 * PAGE
+        part.release()
+        assert len(await arena.acquire(PAGE, at_least=1)) == PAGE
+        for at_least in (0, -1, PAGE + 1):
+            with pytest.raises(ValueError, match="at_least must be from 1"):
+                await arena.acquire(PAGE, at_least=at_least)
+
+
 async def test_what_never_fits_is_not_waited_for() -> None:
     async with Arena(4 * PAGE) as arena:
         with pytest.raises(MemoryError, match=f"the largest has {4 * PAGE}"):

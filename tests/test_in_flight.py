@@ -25,6 +25,7 @@ async def test_counts_and_limits_requests_and_bytes() -> None:
     await too_much
     assert repr(in_flight) == "<InFlight 1 of 2 requests, 61 of 100 bytes>"
     in_flight.leave(61)
+    assert repr(aioblk.InFlight(requests=3)) == "<InFlight 0 of 3 requests, 0 bytes>"
 
 
 async def test_more_than_the_limit_enters_alone() -> None:

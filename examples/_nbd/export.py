@@ -1,33 +1,41 @@
 """What is served: a device, its size, its rules, and what the protocol's commands are on it."""
 
+from collections.abc import Coroutine, Iterator
 from contextlib import aclosing
-from typing import final
+from typing import Any, final
 
 import aioblk
 
 from . import protocol
+from .memory import Memory
 
 LARGEST_PAYLOAD = 32 << 20  # what clients may send if they are not told anything else
+STEP = 32 << 20  # what is zeroed or trimmed at once: a command may ask for 4 GiB, and its client go away
+MOST_CACHED = 32 << 20  # for a command
 CACHED_AT_ONCE = 256 << 10
-MOST_EXTENTS = 4096  # of one reply
+MOST_EXTENTS = 1024  # of one reply
 
 
 @final
 class Export:
     """A device under a name, and memory for the data of all clients. Sizes are in bytes."""
 
-    def __init__(self, device: aioblk.Device, arena: aioblk.Arena, *, name: str, description: str) -> None:
+    def __init__(
+        self, device: aioblk.Device, arena: aioblk.Arena, *, name: str, description: str, clients: int
+    ) -> None:
         """Of an open device that is attached to the arena."""
         block = device.limits.request_alignment
         self.name = name
         self.description = description
         self.device = device
-        self.arena = arena
+        # What is read only to be in caches goes here. Nobody looks at it, so it may be there many times.
+        self._nowhere = arena.allocate(CACHED_AT_ONCE)
+        self.memory = Memory(arena, clients=clients)
         # Clients are told the block sizes. Those that have not asked may well send anything else.
         self.bytes = aioblk.ByteView(device)
         self.minimum_block = block
         self.preferred_block = max(4096, block, device.limits.optimal_io_alignment)
-        self.largest_payload = min(LARGEST_PAYLOAD, arena.statistics().size // 2)
+        self.largest_payload = LARGEST_PAYLOAD
         self.size = device.capacity // block * block
         self.read_only = bool(device.properties["read-only"])
 
@@ -40,19 +48,34 @@ class Export:
         writing = protocol.SEND_FUA | protocol.SEND_TRIM | protocol.SEND_WRITE_ZEROES
         return flags | writing | protocol.SEND_FAST_ZERO
 
+    def write_zeroes(
+        self, offset: int, length: int, *, fua: bool, no_unmap: bool, no_fallback: bool
+    ) -> Coroutine[Any, Any, None]:
+        """Zero the range: at once, or step by step if it is long."""
+        if length <= STEP:
+            return self.bytes.write_zeroes(
+                offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback
+            )
+        return self._zero(offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
+
+    async def _zero(self, offset: int, length: int, *, fua: bool, no_unmap: bool, no_fallback: bool) -> None:
+        for start, size in _steps(offset, length):
+            await self.bytes.write_zeroes(start, size, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
+
     async def trim(self, offset: int, length: int, *, fua: bool) -> None:
         """Give whole blocks of the range back to the storage."""
-        await self.bytes.discard(offset, length)
+        for start, size in _steps(offset, length):
+            await self.bytes.discard(start, size)
         if fua:
             await self.device.flush()
 
     async def cache(self, offset: int, length: int) -> None:
-        """Read the range once, so that it is in whatever caches lie below."""
-        while length:
-            piece = min(length, CACHED_AT_ONCE)
-            with await self.arena.acquire(piece) as buffer:
-                await self.bytes.read_into(offset, buffer)
-            offset, length = offset + piece, length - piece
+        """Read the range once, so that it is in whatever caches lie below. It is advice: there is a limit."""
+        end = offset + min(length, MOST_CACHED)
+        while offset < end:
+            piece = min(end - offset, CACHED_AT_ONCE)
+            await self.bytes.read_into(offset, self._nowhere[:piece])
+            offset += piece
 
     async def extents(self, offset: int, length: int, *, one: bool) -> list[aioblk.Extent]:
         """What is data and what is hole from *offset* on: at least one extent, not always all of them."""
@@ -63,3 +86,12 @@ class Export:
                 if one or len(found) == MOST_EXTENTS:
                     break
         return found
+
+
+def _steps(offset: int, length: int) -> Iterator[tuple[int, int]]:
+    """Offsets and lengths, so that all but the last step end at a multiple of a step's length."""
+    end = offset + length
+    while offset < end:
+        size = min(end, (offset // STEP + 1) * STEP) - offset
+        yield offset, size
+        offset += size

@@ -1,8 +1,9 @@
 """The handshake: a client asks what there is and what it may do, and ends by choosing the export."""
 
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import final
+from typing import TypeAlias, final
 
 from aioblk import DisconnectedError, SocketStream
 
@@ -27,21 +28,27 @@ class _InvalidOptionError(Exception):
     """The data of an option are not what they should be."""
 
 
-async def greet(stream: SocketStream, export: Export) -> Session | None:
+Admit: TypeAlias = Callable[[], str | None]
+"""Let a client use the export, or say why not."""
+
+
+async def greet(stream: SocketStream, export: Export, admit: Admit) -> Session | None:
     """Shake hands. None: the client only asked. Raises DisconnectedError, for nonsense as well."""
     flags = protocol.FIXED_NEWSTYLE | protocol.NO_ZEROES
     stream.send(protocol.GREETING.pack(protocol.NBDMAGIC, protocol.IHAVEOPT, flags))
     (client_flags,) = await stream.unpack(U32)
     if client_flags & ~flags or not client_flags & protocol.FIXED_NEWSTYLE:
         raise DisconnectedError(f"the client wants an unknown handshake, {client_flags:#x}")
-    return await _Handshake(stream, export, no_zeroes=bool(client_flags & protocol.NO_ZEROES)).run()
+    no_zeroes = bool(client_flags & protocol.NO_ZEROES)
+    return await _Handshake(stream, export, admit, no_zeroes=no_zeroes).run()
 
 
 @final
 class _Handshake:
-    def __init__(self, stream: SocketStream, export: Export, *, no_zeroes: bool) -> None:
+    def __init__(self, stream: SocketStream, export: Export, admit: Admit, *, no_zeroes: bool) -> None:
         self._stream = stream
         self._export = export
+        self._admit = admit
         self._no_zeroes = no_zeroes
         self._session = Session()
 
@@ -92,6 +99,8 @@ class _Handshake:
     def _choose_unconditionally(self, name: bytes) -> Session:
         if name.decode(errors="replace") != self._export.name:
             raise DisconnectedError(f"the client wants an unknown export, {name!r}")
+        if refusal := self._admit():
+            raise DisconnectedError(refusal)
         zeroes = b"" if self._no_zeroes else bytes(124)
         self._stream.send(protocol.EXPORT.pack(self._export.size, self._flags()) + zeroes)
         return self._session
@@ -104,6 +113,9 @@ class _Handshake:
             raise _InvalidOptionError("the number of information requests is wrong")
         if name != self._export.name:
             self._reply(option, protocol.REP_ERR_UNKNOWN, f"there is no export {name!r}".encode())
+            return False
+        if option == protocol.OPT_GO and (refusal := self._admit()):
+            self._reply(option, protocol.REP_ERR_POLICY, refusal.encode())
             return False
         wanted = {U16.unpack_from(rest, U16.size * (i + 1))[0] for i in range(count)}
         for kind, value in (

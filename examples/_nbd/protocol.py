@@ -36,6 +36,7 @@ REP_SERVER: Final = 2
 REP_INFO: Final = 3
 REP_META_CONTEXT: Final = 4
 REP_ERR_UNSUP: Final = 0x80000001
+REP_ERR_POLICY: Final = 0x80000002
 REP_ERR_INVALID: Final = 0x80000003
 REP_ERR_UNKNOWN: Final = 0x80000006
 REP_ERR_TOO_BIG: Final = 0x80000009
@@ -81,7 +82,7 @@ BLOCK_STATUS: Final = 7
 
 FUA: Final = 1 << 0
 NO_HOLE: Final = 1 << 1
-DF: Final = 1 << 2  # "do not fragment": read replies are never fragmented here
+DF: Final = 1 << 2  # "do not fragment"
 REQ_ONE: Final = 1 << 3
 FAST_ZERO: Final = 1 << 4
 
@@ -105,3 +106,4 @@ ENOMEM: Final = 12
 EINVAL: Final = 22
 ENOSPC: Final = 28
 ENOTSUP: Final = 95
+ESHUTDOWN: Final = 108

@@ -1,6 +1,7 @@
 """examples/nbd_server.py as users start it: a process of its own."""
 
 import os
+import re
 import select
 import signal
 import subprocess
@@ -22,6 +23,8 @@ class NbdServer:
         self._directory = tempfile.TemporaryDirectory(prefix="aioblk-")
         self.socket = Path(self._directory.name) / "nbd.sock"
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
+        self._expected: list[str] = []
+        self._expected_status = 0
         where = () if {"--port", "--unix"} & {*arguments} else ("--unix", str(self.socket))
         self._process = subprocess.Popen(
             [
@@ -46,8 +49,18 @@ class NbdServer:
         return self.announcement.split()[-1]
 
     @property
+    def address(self) -> tuple[str, int]:
+        """The host and the port, if the arguments name one."""
+        host, _, port = self.uri.removeprefix("nbd://").rstrip("/").rpartition(":")
+        return host, int(port)
+
+    @property
     def alive(self) -> bool:
         return self._process.poll() is None
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
 
     def descriptors(self) -> int:
         """How many it has open."""
@@ -57,6 +70,15 @@ class NbdServer:
         """What it has complained about."""
         self._errors.seek(0)
         return self._errors.read()
+
+    def expect(self, complaint: str, *, status: int = 0) -> None:
+        """It is right that the server complains of this, a regular expression, and ends with that status."""
+        self._expected.append(complaint)
+        self._expected_status = max(status, self._expected_status)
+
+    def complaints(self, complaint: str) -> list[str]:
+        """The lines in which the server complains of something, a regular expression."""
+        return [line for line in self.errors().splitlines() if re.search(complaint, line)]
 
     def end(self) -> None:
         """Ask it to end."""
@@ -71,12 +93,20 @@ class NbdServer:
         self._process.wait()
 
     def close(self) -> None:
-        """End it, and see that it ends well and has had nothing to complain about."""
+        """End it, and see that it ends well and has had nothing to complain about but what was expected."""
         try:
-            self.end()
+            if self.alive:
+                self.end()
             status = self.wait()
-            assert status == 0, f"the server ended with status {status}: {self.errors()}"
-            assert not self.errors()
+            wanted = self._expected_status
+            assert status == wanted, f"the server ended with status {status}: {self.errors()}"
+            for complaint in self._expected:
+                assert self.complaints(complaint), f"nothing was said of {complaint!r}: {self.errors()}"
+            expected = "|".join(self._expected)
+            unexpected = [
+                line for line in self.errors().splitlines() if not (expected and re.search(expected, line))
+            ]
+            assert not unexpected, unexpected
             assert not self.socket.exists()
         finally:
             self.kill()

@@ -2,16 +2,19 @@
 
 import os
 import random
+import resource
 import socket
 import struct
+import threading
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
 from . import wire
+from .conftest import SIZE
 from .server_process import NbdServer
 from .wire import Client, counted
 
@@ -94,10 +97,9 @@ def test_clients_that_vanish_at_every_step(server: NbdServer) -> None:
 def test_clients_that_vanish_with_a_reset(image: Path) -> None:
     with NbdServer("io_uring", f"path={image}", "--port", "0") as server:
         before = server.descriptors()
-        host, _, port = server.uri.removeprefix("nbd://").rstrip("/").rpartition(":")
         said = b"".join(conversation()[:7])
         for length in range(0, len(said), len(said) // 50):
-            with socket.create_connection((host, int(port)), wire.TIME_LIMIT) as client:
+            with socket.create_connection(server.address, wire.TIME_LIMIT) as client:
                 with suppress(ConnectionError):
                     client.sendall(said[:length])
                 # Closing sends a reset in place of a farewell.
@@ -165,6 +167,8 @@ def test_clients_that_stall_are_sent_away(image: Path) -> None:
         assert slow_to_send.is_closed_by_server()
         assert slow_to_begin.is_closed_by_server()
         assert deaf.is_hung_up()
+        server.expect(r"client [234]: stalled: .* behind 4096 bytes per second")
+        assert len(server.complaints("stalled")) == 3
         # Whoever is in the middle of nothing may take its time.
         assert idle.call(wire.FLUSH).error == 0
 
@@ -184,6 +188,7 @@ def test_clients_that_are_all_too_slow_are_sent_away(image: Path) -> None:
                 listener.socket.recv(1)
                 time.sleep(0.01)
         assert listener.is_hung_up()
+        server.expect("client [12]: stalled")
 
 
 def test_a_client_with_everything_in_flight_does_not_starve_the_others(image: Path) -> None:
@@ -199,37 +204,119 @@ def test_a_client_with_everything_in_flight_does_not_starve_the_others(image: Pa
             assert serves(server)
 
 
-def test_more_clients_than_there_are_places_wait(image: Path) -> None:
+# --- too many -----------------------------------------------------------------------------------------------
+
+
+def test_more_clients_than_there_are_places_are_told(image: Path) -> None:
     with (
         NbdServer("io_uring", f"path={image}", "--clients", "2") as server,
         Client(server.socket).connect(),
         Client(server.socket).connect() as second,
         Client(server.socket) as third,
+        Client(server.socket) as old_fashioned,
     ):
-        third.socket.settimeout(0.1)
-        with pytest.raises(TimeoutError):
-            third.receive(1)
-        second.close()
-        third.socket.settimeout(wire.TIME_LIMIT)
-        third.connect()
+        server.expect("client 3 is refused, and maybe others: the server has 2 clients")
+        third.greet()
+        for _ in range(2):
+            (refusal,) = third.go()
+            assert refusal.kind == wire.ERR_POLICY
+            assert b"has 2 clients" in refusal.data
+        assert third.ask(wire.INFO, counted(b"") + struct.pack(">H", 0))[-1].kind == wire.ACK
+        old_fashioned.greet()
+        old_fashioned.send_option(wire.EXPORT_NAME)  # which has no answer that refuses
+        assert old_fashioned.is_closed_by_server()
+        second.send_command(wire.DISC)
+        assert second.is_closed_by_server()
+        while third.go()[-1].kind == wire.ERR_POLICY:
+            pass  # the server sees first to the end of one client, then of the other
         assert third.call(wire.FLUSH).error == 0
 
 
-def test_a_device_that_is_lost_is_an_error_for_the_client(
-    image: Path, storage_daemon: "StorageDaemonFactory"
-) -> None:
+def test_whoever_only_knocks_makes_room_for_who_comes_in(image: Path) -> None:
+    with (
+        NbdServer("io_uring", f"path={image}", "--clients", "2", "--patience", "3600") as server,
+        ExitStack() as stack,
+    ):
+        knocking = [stack.enter_context(Client(server.socket)) for _ in range(20)]
+        for client in knocking:
+            client.receive(18)
+        assert serves(server)
+        assert knocking[0].is_closed_by_server()
+
+
+def test_a_server_without_descriptors_says_so_once_and_goes_on(image: Path) -> None:
+    with NbdServer("io_uring", f"path={image}", "--patience", "3600") as server, ExitStack() as stack:
+        limit = server.descriptors() + 5
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (limit, limit))
+        server.expect("cannot accept clients: .*Too many open files")
+        for _ in range(20):
+            stack.enter_context(Client(server.socket))
+        assert serves(server)
+        assert len(server.complaints("cannot accept")) == 1
+
+
+def test_dead_peers_are_looked_for(image: Path) -> None:
+    """A connection in the network has a timer, although nothing is to be sent."""
+    with (
+        NbdServer("io_uring", f"path={image}", "--port", "0", "--patience", "7") as server,
+        Client(server.address).connect() as client,
+    ):
+        assert client.call(wire.FLUSH).error == 0
+        ends = (f"{server.address[1]:04X}", f"{client.socket.getsockname()[1]:04X}")
+        limit = time.monotonic() + wire.TIME_LIMIT
+        while True:
+            connections = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+            (found,) = [line for line in connections if (line[1][-4:], line[2][-4:]) == ends]
+            timer, _, ticks = found[5].partition(":")
+            if timer == "02":
+                break
+            assert time.monotonic() < limit, f"the connection has timer {timer}"
+            time.sleep(0.01)  # the reply has not been acknowledged
+        assert int(ticks, 16) <= 7 * os.sysconf("SC_CLK_TCK")
+
+
+# --- the device is lost -------------------------------------------------------------------------------------
+
+
+def test_a_device_that_is_lost_ends_the_server(image: Path, storage_daemon: "StorageDaemonFactory") -> None:
     daemon = storage_daemon(image)
     with (
         NbdServer("virtio-blk-vhost-user", f"path={daemon.socket}") as server,
         Client(server.socket).connect(structured=True) as client,
     ):
+        server.expect("the backend .*: the server ends", status=1)
         assert client.call(wire.WRITE, 0, 512, data=bytes(512)).error == 0
         daemon.pause()
         in_flight = {client.send_command(wire.READ, 0, 1 << 20), client.send_command(wire.FLUSH)}
         daemon.kill()
         replies = [client.receive_reply(), client.receive_reply()]
         assert {reply.cookie: reply.error for reply in replies} == dict.fromkeys(in_flight, EIO)
-        assert client.call(wire.WRITE, 0, 512, data=bytes(512)).error == EIO
+        assert client.is_closed_by_server()
+        assert server.wait() == 1
+        assert len(server.errors().splitlines()) == 1
+
+
+def test_a_device_that_is_lost_may_come_back(image: Path, storage_daemon: "StorageDaemonFactory") -> None:
+    """Not for those who were there: they could not tell from a later flush that their writes are lost."""
+    daemon = storage_daemon(image)
+    with (
+        NbdServer("virtio-blk-vhost-user", f"path={daemon.socket}", "--when-lost", "reconnect") as server,
+        Client(server.socket).connect(structured=True) as client,
+    ):
+        server.expect("waiting for it to come back")
+        server.expect("the device is back")
+        assert client.call(wire.WRITE, 0, 512, data=bytes(512)).error == 0
+        daemon.kill()
+        assert client.is_hung_up()
+        with Client(server.socket) as newcomer:
+            newcomer.greet()
+            (refusal,) = newcomer.go()
+            assert (refusal.kind, refusal.data) == (wire.ERR_POLICY, b"the device is lost")
+            daemon.restart()
+            while newcomer.go()[-1].kind == wire.ERR_POLICY:
+                time.sleep(0.01)  # it tells nobody
+            assert newcomer.call(wire.WRITE, 0, 512, data=bytes(512)).error == 0
+        assert len(server.errors().splitlines()) == 2
 
 
 # --- the end ------------------------------------------------------------------------------------------------
@@ -259,6 +346,165 @@ def test_idle_clients_do_not_keep_the_server(image: Path) -> None:
         assert idle.is_closed_by_server()
 
 
+class Hostile:
+    """What a client does that nobody should have to wait for. It holds on to its connection."""
+
+    is_owed_replies = False  # which the end waits for, until the deadline
+
+    def __init__(self, server: NbdServer) -> None:
+        self._client = Client(server.socket)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._do)
+        self._thread.start()
+
+    def _do(self) -> None:
+        self._client.socket.settimeout(0.05)
+        with suppress(OSError, EOFError):  # the end of the server
+            self.do(self._client)
+
+    def do(self, client: Client) -> None:
+        raise NotImplementedError
+
+    def over(self) -> bool:
+        return self._over.wait(0.01)
+
+    def send_as_much_as_goes(self, data: bytes) -> None:
+        with suppress(TimeoutError):
+            self._client.send(data)
+
+    def close(self) -> None:
+        self._over.set()
+        self._thread.join()
+        self._client.close()
+
+
+class TakesNothing(Hostile):
+    is_owed_replies = True
+
+    def do(self, client: Client) -> None:
+        client.connect()
+        self.send_as_much_as_goes(command(wire.READ, 256 << 10) * 1000)
+
+
+class TakesNothingOfChunks(Hostile):
+    is_owed_replies = True
+
+    def do(self, client: Client) -> None:
+        client.connect(structured=True)
+        self.send_as_much_as_goes(command(wire.READ, 16 << 20) * 1000)
+
+
+class TakesNothingOfALongReply(Hostile):
+    is_owed_replies = True
+
+    def do(self, client: Client) -> None:
+        client.connect()
+        self.send_as_much_as_goes(command(wire.READ, 16 << 20) * 1000)
+
+
+class AnnouncesAndFallsSilent(Hostile):
+    def do(self, client: Client) -> None:
+        client.connect()
+        client.send(command(wire.WRITE, 32 << 20))
+
+
+class DripsWhatItSends(Hostile):
+    def do(self, client: Client) -> None:
+        client.connect()
+        client.send(command(wire.WRITE, 32 << 20))
+        while not self.over():
+            client.send(b"x" * 1000)
+
+
+class DripsWhatItTakes(Hostile):
+    is_owed_replies = True
+
+    def do(self, client: Client) -> None:
+        client.connect()
+        self.send_as_much_as_goes(command(wire.READ, 256 << 10) * 1000)
+        while not self.over():
+            client.receive(1000)
+
+
+class ComesAgain(Hostile):
+    """Announces, and does not wait to be sent away."""
+
+    def do(self, client: Client) -> None:
+        address = Path(client.socket.getpeername())
+        while not self.over():
+            with Client(address) as another, suppress(TimeoutError):
+                another.connect()
+                another.send(command(wire.WRITE, 32 << 20) + b"x" * 10_000)
+
+
+@pytest.mark.parametrize(
+    "hostile",
+    [
+        *(TakesNothing, TakesNothingOfChunks, TakesNothingOfALongReply),
+        *(AnnouncesAndFallsSilent, DripsWhatItSends, DripsWhatItTakes, ComesAgain),
+    ],
+)
+@pytest.mark.parametrize("count", [2, 12])
+def test_others_go_on_beside_hostile_clients_and_the_end_comes(
+    image: Path, hostile: type[Hostile], count: int
+) -> None:
+    """Patience is not what saves them: nobody's is over before the test is."""
+    limits = ("--patience", "3600", "--memory", "4M", "--clients", "16", "--drain", "0.2")
+    with NbdServer("io_uring", f"path={image}", *limits) as server, ExitStack() as stack:
+        for _ in range(count):
+            stack.callback(hostile(server).close)
+        large = random.Random(1).randbytes(5 << 20)
+        for structured in (False, True):
+            with Client(server.socket).connect(structured=structured) as client:
+                for _ in range(20):
+                    assert client.call(wire.READ, 0, 4096).error == 0
+                assert client.call(wire.WRITE, 12345, len(large), data=large).error == 0
+                assert client.call(wire.READ, 12345, len(large)).data == large
+        if hostile.is_owed_replies:
+            server.expect("the server ends, and does not wait any longer for client")
+        server.end()
+        assert server.wait() == 0
+
+
+def test_what_a_client_asked_for_ends_with_the_client(storage_daemon: "StorageDaemonFactory") -> None:
+    """A few kilobytes of commands that read, zero or trim more than a device does in a day."""
+    daemon = storage_daemon(size=1 << 40, latency_ns=5_000_000)
+    whole = (1 << 32) - (1 << 20)
+    with NbdServer("virtio-blk-vhost-user", f"path={daemon.socket}", "--drain", "3600") as server:
+        before = server.descriptors()
+        for kind in (wire.CACHE, wire.WRITE_ZEROES, wire.TRIM):
+            with Client(server.socket).connect() as client:
+                for _ in range(100):
+                    client.send_command(kind, 0, whole)
+                assert client.call(wire.READ, 0, 512).error == 0
+        settle(server, before)
+        with Client(server.socket).connect() as client:
+            for _ in range(100):
+                client.send_command(wire.CACHE, 0, whole)
+            assert client.call(wire.READ, 0, 512).error == 0
+            server.end()
+            assert server.wait() == 0
+
+
+def test_the_end_comes_when_the_device_does_not_answer(
+    image: Path, storage_daemon: "StorageDaemonFactory"
+) -> None:
+    daemon = storage_daemon(image)
+    with (
+        NbdServer("virtio-blk-vhost-user", f"path={daemon.socket}", "--drain", "0.1") as server,
+        Client(server.socket).connect() as client,
+    ):
+        server.expect("does not wait any longer for client 1")
+        server.expect("does not finish what it has been given", status=1)
+        assert client.call(wire.FLUSH).error == 0
+        daemon.pause()
+        client.send_command(wire.READ, 0, 4096)
+        client.send_command(wire.WRITE_ZEROES, 0, 4096)
+        server.end()
+        assert server.wait() == 1
+        daemon.resume()
+
+
 def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(image: Path, tmp_path: Path) -> None:
     with NbdServer("io_uring", f"path={image}") as server, pytest.raises(RuntimeError, match="in use"):
         NbdServer("io_uring", f"path={image}", "--unix", str(server.socket))
@@ -268,6 +514,25 @@ def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(image: Path, tmp
     assert left.exists()
     with NbdServer("io_uring", f"path={image}", "--unix", os.fspath(left)):
         pass
+    assert not left.exists()
+
+
+def test_a_file_that_is_no_socket_is_left_alone(image: Path) -> None:
+    with pytest.raises(RuntimeError, match="in use"):
+        NbdServer("io_uring", f"path={image}", "--unix", os.fspath(image))
+    assert image.stat().st_size == SIZE
+
+
+def test_a_socket_that_others_have_taken_away_is_not_missed(image: Path) -> None:
+    with NbdServer("io_uring", f"path={image}") as server:
+        server.socket.unlink()
+    with NbdServer("io_uring", f"path={image}") as server:
+        server.socket.unlink()
+        with NbdServer("io_uring", f"path={image}", "--unix", str(server.socket)) as other:
+            server.end()
+            assert server.wait() == 0
+            other.socket = server.socket
+            assert serves(other)
 
 
 def test_what_is_wrong_on_the_command_line_is_said(tmp_path: Path) -> None:

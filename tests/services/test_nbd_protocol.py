@@ -2,17 +2,20 @@
 
 import random
 import struct
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
+from ..support.storage_daemon import StorageDaemon
 from . import wire
 from .conftest import SIZE, new_image
 from .server_process import NbdServer
 from .wire import Client, OptionReply, Reply, counted
 
-EPERM, EINVAL, ENOSPC, ENOTSUP = 1, 22, 28, 95
+EPERM, EIO, EINVAL, ENOSPC, ENOTSUP = 1, 5, 22, 28, 95
 
 
 @pytest.fixture(scope="module")
@@ -289,3 +292,97 @@ def test_replies_come_in_the_order_of_completion(server: NbdServer) -> None:
         wanted = {client.send_command(wire.READ, n * 4096, 4096): block for n, block in enumerate(blocks)}
         answers = [client.receive_reply() for _ in blocks]
         assert {answer.cookie: answer.data for answer in answers} == wanted
+
+
+# --- more data than a client may have memory for ------------------------------------------------------------
+
+SCARCE = ("--memory", "1M", "--clients", "100")  # a page for each, and a share in some 600 KiB
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_commands_larger_than_a_clients_memory(image: Path, structured: bool) -> None:
+    """And their replies, whole ones and those in chunks, beside others of the same client."""
+    chance = random.Random(5)
+    expected = bytearray(chance.randbytes(12 << 20))
+    flags = [0, wire.DF] if structured else [0]
+    with (
+        NbdServer("io_uring", f"path={image}", *SCARCE) as server,
+        Client(server.socket).connect(structured=structured) as client,
+    ):
+        assert client.call(wire.WRITE, 0, len(expected), data=bytes(expected), flags=wire.FUA).error == 0
+        for _ in range(5):
+            offset, length = chance.randrange(4 << 20), chance.randrange(7 << 20)
+            data = chance.randbytes(length)
+            expected[offset : offset + length] = data
+            assert client.call(wire.WRITE, offset, length, data=data).error == 0
+            offset, length = chance.randrange(4 << 20), chance.randrange(7 << 20)
+            for flag in flags:
+                wanted = {
+                    client.send_command(wire.FLUSH): b"",
+                    client.send_command(wire.TRIM, 15 << 20, 4096): b"",
+                    client.send_command(wire.READ, offset, length, flags=flag): expected[
+                        offset : offset + length
+                    ],
+                    client.send_command(wire.FLUSH): b"",
+                    client.send_command(wire.WRITE_ZEROES, 15 << 20, 4096): b"",
+                }
+                read = min(wanted) + 2
+                while wanted:
+                    reply = client.receive_reply_of(defaultdict(int, {read: length}))
+                    assert reply.error == 0
+                    assert reply.data == wanted.pop(reply.cookie)
+                    if reply.cookie == read:
+                        assert (reply.chunks > 1) == (structured and not flag)
+
+
+def test_data_that_fit_in_memory_are_not_cut(file_server: NbdServer) -> None:
+    with Client(file_server.socket).connect(structured=True) as client:
+        assert client.call(wire.READ, 4096, 256 << 10).chunks == 1
+        assert client.call(wire.READ, 4096, 8 << 20, flags=wire.DF).chunks == 1
+
+
+@contextmanager
+def failing(image: Path, kind: str, offset: int | None = None) -> Iterator[NbdServer]:
+    """A server on a device that fails all requests of a kind, or those that meet *offset*."""
+    rule: dict[str, object] = {"event": "none", "iotype": kind, "errno": EIO}
+    if offset is not None:
+        rule |= {"sector": offset // 512}
+    file = {"driver": "file", "filename": str(image)}
+    with (
+        StorageDaemon({"driver": "blkdebug", "image": file, "inject-error": [rule]}) as daemon,
+        NbdServer("virtio-blk-vhost-user", f"path={daemon.socket}", *SCARCE) as server,
+    ):
+        yield server
+
+
+@pytest.mark.parametrize("structured", [False, True])
+def test_an_error_in_the_middle_of_a_reply(image: Path, structured: bool) -> None:
+    """Chunks are followed by one that says so. A whole reply that has begun ends with the connection."""
+    middle = 3 << 20
+    with failing(image, "read", middle) as server:
+        with Client(server.socket).connect(structured=structured) as client:
+            assert client.call(wire.READ, middle, 1 << 20).error == EIO
+            client.send_command(wire.READ, 0, 4 << 20)
+            if structured:
+                reply = client.receive_reply()
+                assert reply.error == EIO
+                assert reply.chunks > 1
+                assert client.call(wire.READ, 0, 4096).error == 0
+            else:
+                with pytest.raises((EOFError, ConnectionError)):
+                    client.receive_reply(4 << 20)
+        with Client(server.socket).connect(structured=structured) as client:
+            assert client.call(wire.READ, 0, 4096).error == 0
+
+
+def test_an_error_in_the_middle_of_a_write(image: Path) -> None:
+    with failing(image, "write", 1 << 20) as server, Client(server.socket).connect() as client:
+        assert client.call(wire.WRITE, 0, 4 << 20, data=bytes(4 << 20)).error == EIO
+        assert client.call(wire.WRITE, 0, 4096, data=bytes(4096)).error == 0
+
+
+def test_fua_covers_all_pieces_of_a_write(image: Path) -> None:
+    with failing(image, "flush") as server, Client(server.socket).connect() as client:
+        for length in (4096, 1 << 20):
+            assert client.call(wire.WRITE, 0, length, data=bytes(length)).error == 0
+            assert client.call(wire.WRITE, 0, length, data=bytes(length), flags=wire.FUA).error == EIO

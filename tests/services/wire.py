@@ -3,7 +3,10 @@
 import select
 import socket
 import struct
+from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple, Self
@@ -22,7 +25,7 @@ EXPORT_NAME, ABORT, LIST, INFO, GO, STRUCTURED_REPLY, LIST_META_CONTEXT, SET_MET
     10,
 )
 ACK, SERVER, REP_INFO, META_CONTEXT = 1, 2, 3, 4
-ERR_UNSUP, ERR_INVALID, ERR_UNKNOWN, ERR_TOO_BIG = (0x80000000 + n for n in (1, 3, 6, 9))
+ERR_UNSUP, ERR_POLICY, ERR_INVALID, ERR_UNKNOWN, ERR_TOO_BIG = (0x80000000 + n for n in (1, 2, 3, 6, 9))
 
 READ, WRITE, DISC, FLUSH, TRIM, CACHE, WRITE_ZEROES, BLOCK_STATUS = range(8)
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO = 1, 2, 4, 8, 16
@@ -38,17 +41,24 @@ class Reply(NamedTuple):
     cookie: int
     error: int
     data: bytes = b""
+    chunks: int = 1
 
 
 class Client:
     """A blocking connection. Replies are read one by one."""
 
-    def __init__(self, path: Path) -> None:
-        self.socket = socket.socket(socket.AF_UNIX)
+    def __init__(self, where: Path | tuple[str, int]) -> None:
+        """At a Unix socket's path, or at a host and a port."""
+        self.socket = socket.socket(socket.AF_UNIX if isinstance(where, Path) else socket.AF_INET)
         self.socket.settimeout(TIME_LIMIT)
-        self.socket.connect(str(path))
+        try:
+            self.socket.connect(str(where) if isinstance(where, Path) else where)
+        except OSError:
+            self.socket.close()
+            raise
         self.structured = False
         self._cookie = 0
+        self._chunks: dict[int, list[tuple[int, bytes]]] = {}  # of replies that are not complete
 
     def close(self) -> None:
         self.socket.close()
@@ -66,13 +76,13 @@ class Client:
 
     def receive(self, size: int) -> bytes:
         """Exactly that many bytes; EOFError if the server closes the connection before."""
-        data = b""
+        data = bytearray()
         while len(data) < size:
             piece = self.socket.recv(size - len(data))
             if not piece:
                 raise EOFError(f"the server closed the connection after {len(data)} of {size} bytes")
             data += piece
-        return data
+        return bytes(data)
 
     def is_closed_by_server(self) -> bool:
         """Whether the server has closed, or closes, without another word."""
@@ -139,20 +149,36 @@ class Client:
         return self._cookie
 
     def receive_reply(self, read_length: int = 0) -> Reply:
-        """The next reply; a successful simple one is followed by *read_length* bytes."""
-        (magic,) = struct.unpack(">I", self.receive(4))
-        if magic == 0x67446698:
-            error, cookie = struct.unpack(">IQ", self.receive(12))
-            return Reply(cookie, error, b"" if error else self.receive(read_length))
-        assert magic == 0x668E33EF
-        flags, kind, cookie, length = struct.unpack(">HHQI", self.receive(16))
-        assert flags == 1, "every reply is one chunk"
-        data = self.receive(length)
-        if kind & 0x8000:
-            error, text_length = struct.unpack_from(">IH", data)
-            assert length == 6 + text_length
-            return Reply(cookie, error, data[6:])
-        return Reply(cookie, 0, data[8:] if kind == 1 else data)
+        """The next reply that is complete; a successful simple one is followed by *read_length* bytes."""
+        return self.receive_reply_of(defaultdict(lambda: read_length))
+
+    def receive_reply_of(self, read_lengths: Mapping[int, int]) -> Reply:
+        """The next reply that is complete, of commands of which these, by cookie, read so many bytes."""
+        while True:
+            (magic,) = struct.unpack(">I", self.receive(4))
+            if magic == 0x67446698:
+                error, cookie = struct.unpack(">IQ", self.receive(12))
+                return Reply(cookie, error, b"" if error else self.receive(read_lengths[cookie]))
+            assert magic == 0x668E33EF
+            flags, kind, cookie, length = struct.unpack(">HHQI", self.receive(16))
+            data = self.receive(length)
+            if kind & 0x8000:
+                assert flags == 1
+                error, text_length = struct.unpack_from(">IH", data)
+                assert length == 6 + text_length
+                return Reply(cookie, error, data[6:], 1 + len(self._chunks.pop(cookie, [])))
+            if kind != 1:
+                assert flags == 1
+                return Reply(cookie, 0, data)
+            self._chunks.setdefault(cookie, []).append((int.from_bytes(data[:8], "big"), data[8:]))
+            if flags & 1:
+                return self._put_together(cookie)
+
+    def _put_together(self, cookie: int) -> Reply:
+        chunks = sorted(self._chunks.pop(cookie))
+        for (start, piece), (following, _) in pairwise(chunks):
+            assert start + len(piece) == following, "the pieces do not meet"
+        return Reply(cookie, 0, b"".join(piece for _, piece in chunks), len(chunks))
 
     def call(
         self, kind: int, offset: int = 0, length: int = 0, *, flags: int = 0, data: bytes = b""
