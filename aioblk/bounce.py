@@ -189,9 +189,10 @@ class BouncePool:
     def _admit_head(self) -> bool:
         head = self._waiters[0]
         if head.request.done() or not self._emptying:
-            if self._core.admit(head.request):
-                self._seconds_waited += self._loop.time() - head.since
-                self._remove_head()
+            if self._core.admit(head.request):  # which may run any code, and with it lose()
+                if self._waiters and self._waiters[0] is head:
+                    self._seconds_waited += self._loop.time() - head.since
+                    self._remove_head()
                 return True
             self._requeues += 1
         if self._core.bounce_size < self._maximum:

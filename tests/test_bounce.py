@@ -315,6 +315,27 @@ async def test_closing_while_it_grows() -> None:
     await bench.close()
 
 
+async def test_the_device_may_be_given_up_while_a_request_is_being_admitted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its memory's release hook does that; the waiting requests fail, and the pool closes."""
+    bench = Bench(maximum=MIB)
+    dropped, other = bench.submit(4096), bench.submit(4096)
+    dropped.cancelled = True
+    admit = bench.core.admit
+
+    def admit_and_give_up(request: FakeRequest) -> bool:
+        admitted = admit(request)
+        bench.pool.lose(OSError("given up"))
+        return admitted
+
+    monkeypatch.setattr(bench.core, "admit", admit_and_give_up)
+    await bench.work()
+    assert isinstance(other.error, OSError)
+    assert bench.pool.statistics().waiting == 0
+    await bench.close()
+
+
 # --- against a model ----------------------------------------------------------------------------------------
 
 
