@@ -56,7 +56,7 @@ class BlockingQueue(Submitter):
             core = QueueCore(context.device, address, -1, None, context.depth)
             core.on_bounce = self._make_room
             core.on_broken = self._on_broken
-            if context.discard_fd is not None:
+            if context.discards_by_hook:
                 core.on_discard = self._discard
             self._region = handle.alloc_mem_region(-(-_BOUNCE_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
             undo.callback(handle.free_mem_region, self._region)
@@ -213,9 +213,8 @@ class BlockingQueue(Submitter):
         self._context.on_broken(number)
 
     def _discard(self, request: Request[Any], offset: int, length: int) -> None:
-        assert self._context.discard_fd is not None
         try:
-            discard(self._context.discard_fd, offset, length)
+            discard(self._context.handle, offset, length)
         except OSError as error:
             self.core.complete(request, error.errno or errno.EIO, None)
         else:

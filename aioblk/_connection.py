@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast, final
 
-from ._descriptor import require_suitable
+from ._descriptor import create_file, require_suitable
 from ._handle import Blkio
 from ._peer import Peer, connected_sockets
 from ._properties import VHOST_USER
@@ -18,7 +18,7 @@ from .limits import Limits
 if TYPE_CHECKING:
     from .drivers._options import DriverOptions
 
-__all__ = ["Connection", "add_queue", "connect"]
+__all__ = ["Connection", "add_queue", "connect", "connect_first", "remove_created"]
 
 # What libblkio opens, and what is needed here to find out about a backend. Where descriptors run out
 # within its vhost-user driver, libblkio aborts the process.
@@ -43,6 +43,25 @@ class Connection:
     def close(self) -> None:
         """Nobody has used it: give everything back."""
         _close(self.handle, self.peer)
+
+
+def connect_first(options: "DriverOptions") -> Connection:
+    """As :func:`connect`, for the first time: makes the file first, if one is to be made."""
+    if options.create is None:
+        return connect(options)
+    create_file(options.driver, str(options.before_connect["path"]), options.create)
+    try:
+        return connect(options)
+    except BaseException:
+        remove_created(options)
+        raise
+
+
+def remove_created(options: "DriverOptions") -> None:
+    """The device that :func:`connect_first` has connected to was never used."""
+    if options.create is not None:
+        with contextlib.suppress(OSError):
+            os.unlink(str(options.before_connect["path"]))
 
 
 def connect(options: "DriverOptions") -> Connection:

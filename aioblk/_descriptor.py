@@ -12,13 +12,14 @@ import struct
 from typing import TYPE_CHECKING, cast
 
 from ._properties import IO_URING, NVME_IO_URING, VHOST_VDPA
-from .errors import OptionError
+from .errors import OptionError, request_error
 
 if TYPE_CHECKING:
     from .drivers._options import DriverOptions
 
-__all__ = ["require_suitable", "size_of"]
+__all__ = ["LARGEST_FILE", "create_file", "require_suitable", "size_of"]
 
+LARGEST_FILE = 2**63 - 1
 BLKGETSIZE64 = 0x80001272 | struct.calcsize("N") << 16  # linux/fs.h: _IOR(0x12, 114, size_t)
 
 _CHARACTER_DEVICE = "the device's character device", (stat.S_IFCHR,)
@@ -102,3 +103,20 @@ def size_of(fd: int) -> int:
     fcntl.ioctl(fd, BLKGETSIZE64, answer)
     size: int = struct.unpack("Q", answer)[0]
     return size
+
+
+def create_file(driver: str, path: str, size: int) -> None:
+    """Make a regular file of *size* bytes, all of them a hole, where nothing is. BlkioError: it cannot be."""
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+        try:
+            os.ftruncate(fd, size)
+        except BaseException:
+            os.unlink(path)
+            raise
+        finally:
+            os.close(fd)
+    except OSError as error:
+        known = error.errno == errnos.EEXIST
+        text = "what is there is not overwritten; leave create out to open it" if known else None
+        raise request_error(driver, "create", error.errno or errnos.EIO, text, filename=path) from None

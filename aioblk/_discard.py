@@ -17,13 +17,15 @@ import stat
 import struct
 from collections import deque
 from functools import partial
-from typing import Literal, final
+from typing import Literal, cast, final
 
 from ._blocking import BlockingCall
+from ._handle import Blkio
 from ._native._core import QueueCore, Request
+from ._properties import IO_URING
 from .errors import BlkioError
 
-__all__ = ["BlockDiscard", "DiscardMethod", "discard", "discard_method"]
+__all__ = ["BlockDiscard", "DiscardMethod", "discard", "discard_method", "growing_file"]
 
 BLKDISCARD = 0x1277  # linux/fs.h
 MOST_AT_A_TIME = 4  # of a queue; each has a thread
@@ -34,11 +36,21 @@ BY_ZEROING: DiscardMethod = 1
 BY_HOOK: DiscardMethod = 2
 
 
-def discard_method(driver: str, fd: int | None) -> DiscardMethod:
-    """How discards reach the storage behind *driver*, whose descriptor is *fd*."""
-    if driver != "io_uring" or fd is None:
+def discard_method(handle: Blkio) -> DiscardMethod:
+    """How discards reach the storage behind a started device."""
+    if handle.driver != IO_URING:
         return NATIVE
-    return BY_HOOK if stat.S_ISBLK(os.fstat(fd).st_mode) else BY_ZEROING
+    return BY_HOOK if stat.S_ISBLK(os.fstat(_descriptor(handle)).st_mode) else BY_ZEROING
+
+
+def growing_file(handle: Blkio) -> int:
+    """The descriptor of a started device that is a regular file; -1: it is none."""
+    return _descriptor(handle) if discard_method(handle) == BY_ZEROING else -1
+
+
+def _descriptor(handle: Blkio) -> int:
+    """libblkio's own, which another one replaces when a lost device comes back."""
+    return cast(int, handle.get("fd"))
 
 
 @final
@@ -50,8 +62,8 @@ class BlockDiscard:
 
     method = BY_HOOK
 
-    def __init__(self, fd: int, core: QueueCore) -> None:
-        self._fd = fd
+    def __init__(self, handle: Blkio, core: QueueCore) -> None:
+        self._handle = handle
         self._core = core
         self._waiting: deque[tuple[Request[None], int, int]] = deque()
         self._running = 0
@@ -67,7 +79,7 @@ class BlockDiscard:
                 self._core.complete(request, errno.ECANCELED, None)
                 continue
             try:
-                call = _start_discard(self._fd, offset, length)
+                call = _start_discard(self._handle, offset, length)
             except OSError as error:
                 message = error.message if isinstance(error, BlkioError) else None
                 self._core.complete(request, error.errno or errno.EAGAIN, message)
@@ -86,8 +98,8 @@ class BlockDiscard:
         self._start()
 
 
-def _start_discard(fd: int, offset: int, length: int) -> BlockingCall[None]:
-    own = _duplicate(fd)
+def _start_discard(handle: Blkio, offset: int, length: int) -> BlockingCall[None]:
+    own = _duplicate(handle)
     try:
         return BlockingCall(partial(_discard_and_close, own, offset, length))
     except BaseException:
@@ -95,15 +107,15 @@ def _start_discard(fd: int, offset: int, length: int) -> BlockingCall[None]:
         raise
 
 
-def discard(fd: int, offset: int, length: int) -> None:
+def discard(handle: Blkio, offset: int, length: int) -> None:
     """Give the range of a block device back, and block until that is done."""
-    _discard_and_close(_duplicate(fd), offset, length)
+    _discard_and_close(_duplicate(handle), offset, length)
 
 
-def _duplicate(fd: int) -> int:
+def _duplicate(handle: Blkio) -> int:
     """A descriptor of one's own: libblkio's is closed when a device is given up, and its number given to
     another, before the thread that discards has come to it."""
-    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
+    return fcntl.fcntl(_descriptor(handle), fcntl.F_DUPFD_CLOEXEC, 0)
 
 
 def _discard_and_close(own: int, offset: int, length: int) -> None:

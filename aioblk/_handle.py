@@ -404,6 +404,15 @@ class Blkio:
             os.close(self._fd)
             self._fd = -1
 
+    @_in_turn
+    def truncate(self, size: int) -> None:
+        """Make the regular file behind a started io_uring device *size* bytes long. May block."""
+        self._require_started("truncate")
+        try:
+            os.ftruncate(cast(int, self.get("fd")), size)
+        except OSError as error:
+            raise self._failure("truncate", error.errno or errnos.EIO, None) from None
+
     # --- memory regions -------------------------------------------------------------------------------------
 
     @property

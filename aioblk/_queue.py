@@ -71,8 +71,8 @@ class QueueContext:
     device: DeviceCore
     memory: DeviceMemory
     bounce_pool_size: int
-    discard_fd: int | None
-    """Where discards go by ioctl; see _discard."""
+    discards_by_hook: bool
+    """Whether discards go by ioctl; see _discard."""
     on_broken: Callable[[int], object]
     """Called, in the queue's thread, with the errno of a queue that broke down."""
     lost_after: float | None
@@ -114,8 +114,8 @@ class Queue(Submitter):
         address, self._fd = self._take()
         try:
             core = QueueCore(context.device, address, self._fd, self._loop, context.depth)
-            if context.discard_fd is not None:
-                core.on_discard = BlockDiscard(context.discard_fd, core)
+            if context.discards_by_hook:
+                core.on_discard = BlockDiscard(context.handle, core)
             self.bounce_pool: BouncePool = BouncePool(
                 core, context.handle, context.memory, maximum=context.bounce_pool_size
             )

@@ -10,6 +10,7 @@ import contextlib
 import enum
 import errno
 import functools
+import operator
 import os
 import threading
 import warnings
@@ -23,9 +24,9 @@ from typing_extensions import Buffer
 from ._blocking import BlockingCall, call_elsewhere, run_blocking
 from ._blocking_queue import BlockingQueue
 from ._bound_queues import BoundQueues
-from ._connection import Connection, add_queue, connect
-from ._descriptor import size_of
-from ._discard import BlockDiscard, discard_method
+from ._connection import Connection, add_queue, connect_first, remove_created
+from ._descriptor import LARGEST_FILE, size_of
+from ._discard import BlockDiscard, discard_method, growing_file
 from ._handle import Blkio
 from ._native._core import DeviceCore, Submitter
 from ._peer import Peer
@@ -126,7 +127,9 @@ class Device(Submitter):
         self._state = _State.OPENING
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         try:
-            connection = await run_blocking(functools.partial(connect, self._options), undo=Connection.close)
+            connection = await run_blocking(
+                functools.partial(connect_first, self._options), undo=self._undo_connecting
+            )
             self._handle, self._peer = connection.handle, connection.peer
             self._limits, self._capacity = connection.limits, connection.capacity
             self._require_visible_backend()
@@ -138,13 +141,18 @@ class Device(Submitter):
             self._closing = start_steadfast_task(self._loop, self._close())
             with contextlib.suppress(BlkioError):  # what came first counts; aclose() tries once more
                 await asyncio.shield(self._closing)
+            if self._handle is not None:
+                remove_created(self._options)
             raise
         return self
 
+    def _undo_connecting(self, connection: Connection) -> None:
+        connection.close()
+        remove_created(self._options)
+
     def _set_up(self, handle: Blkio, limits: Limits) -> None:
         driver = self._options.driver
-        fd = cast(int, handle.get("fd")) if driver == IO_URING else None
-        method = discard_method(driver, fd)
+        method = discard_method(handle)
         core = DeviceCore(
             make_error=functools.partial(request_error, driver),
             make_refusal=Refusals(driver, limits),
@@ -162,6 +170,7 @@ class Device(Submitter):
             discard_method=method,
             bounce_cap=self._options.bounce_pool_size,
         )
+        core.file_fd = growing_file(handle)
         if driver == VHOST_VDPA:
             # The kernel tells the device's other side of a change by taking all memory away and giving it
             # back. Requests that are being served meanwhile fail with EIO.
@@ -175,7 +184,7 @@ class Device(Submitter):
             device=core,
             memory=self._memory,
             bounce_pool_size=self._options.bounce_pool_size,
-            discard_fd=fd if method == BlockDiscard.method else None,
+            discards_by_hook=method == BlockDiscard.method,
             on_broken=_weakly(self._on_broken),
             lost_after=self._options.lost_after,
             on_silence=_weakly(self._on_silence),
@@ -543,6 +552,8 @@ class Device(Submitter):
 
     async def _go_on(self, connection: Connection, queues_go_on: Awaitable[None]) -> None:
         self._peer, self._capacity = connection.peer, connection.capacity
+        if self._handle is not None and self._context is not None:
+            self._context.device.file_fd = growing_file(self._handle)
         self._reconnections += 1
         self._watch_peer()
         await queues_go_on
@@ -628,6 +639,36 @@ class Device(Submitter):
                 self._lost.message, driver=self._options.driver, operation="refresh_capacity"
             )
         return self._capacity
+
+    async def truncate(self, size: int) -> None:
+        """Make a regular file *size* bytes long: what is beyond is gone, what is added reads as zeroes.
+
+        Requests in flight are not waited for; what ends beyond the new end may make the file grow again. The
+        call is made in a thread, so no filesystem stops the loop; if the task is cancelled, it is made all
+        the same. :attr:`capacity` tells the size.
+
+        Raises:
+            UnsupportedError: the device is no regular file.
+            OptionError: *size* is negative, or larger than files can be.
+            BlkioError: it is open for reading only, or the filesystem refuses (``EFBIG``, ``EPERM``).
+        """
+        handle = self._require_present("truncate")
+        if growing_file(handle) < 0:
+            raise UnsupportedError(
+                "only a regular file on the io_uring driver can be made longer or shorter",
+                driver=self._options.driver,
+                operation="truncate",
+            )
+        size = operator.index(size)
+        if not 0 <= size <= LARGEST_FILE:
+            raise OptionError(
+                f"size must be from 0 to {LARGEST_FILE}, not {size}",
+                driver=self._options.driver,
+                operation="truncate",
+            )
+        if handle.get("read-only"):
+            raise Refusals(self._options.driver, self.limits)("read-only", "truncate", None, None)
+        await self.memory.call(functools.partial(handle.truncate, size))
 
     def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
         """What there is from ``offset`` on, up to the end or for ``length`` bytes, in order, without gaps::

@@ -72,6 +72,8 @@ class DeviceCore:
     def map_turn(self) -> None:
         """Changing the memory map begins, or has ended; requests that it fails in between are made again."""
     on_region_idle: Callable[[int], object] | None
+    file_fd: int
+    """A file that grows when it is written past its end; -1: there is none. Write-zeroes look at it."""
     @property
     def region_count(self) -> int: ...
 

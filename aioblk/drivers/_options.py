@@ -36,6 +36,8 @@ class DriverOptions:
     """The most memory the bounce pool may take, in bytes."""
     lost_after: float | None = None
     """Seconds without an answer to a request after which the device counts as lost; None: never."""
+    create: int | None = None
+    """Bytes of a file that is to be made at the path before the device is opened there; None: it is there."""
     reconnect_for: float | None = None
     """Seconds to look for another backend in place of one that died; None: not at all."""
 

@@ -2,6 +2,7 @@
 
 from typing import final
 
+from .._descriptor import LARGEST_FILE
 from .._properties import IO_URING
 from ..device import Device
 from ._options import DEFAULT_BOUNCE_POOL_SIZE, Checks, DriverOptions, StrPath
@@ -17,13 +18,17 @@ class IoUring(Device):
     seccomp filter of a container is in the way) and permission to open the file; nothing else. To try it,
     any file will do::
 
-        truncate --size 1G disk.img
-        losetup --find --show disk.img      # as a block device, for root
+        IoUring("disk.img", create=1 << 30)
+
+    and ``losetup --find --show disk.img`` makes a block device of it, for root.
 
     :param path: The file or block device.
     :param fd: An open descriptor of it, in place of *path*. It is duplicated: the caller's stays open and the
-        caller's to close. How it was opened decides about *direct* and *read_only*, which cannot be given
-        with it.
+        caller's to close, and its position stays where it is. How it was opened decides about *direct* and
+        *read_only*, which cannot be given with it; it must not append.
+    :param create: Make a new regular file of so many bytes when the device is opened, all of them a hole.
+        Nothing may be at *path* yet: what is there is never overwritten, and opening fails with ``EEXIST``.
+        Should opening fail later, the file is removed again.
     :param direct: Bypass the page cache (``O_DIRECT``); offsets and lengths then have to be aligned as
         ``limits`` says, typically to 512 bytes, and buffers that are not are copied.
     :param read_only: Open for reading; every writing request is refused.
@@ -43,6 +48,7 @@ class IoUring(Device):
         path: StrPath | None = None,
         *,
         fd: int | None = None,
+        create: int | None = None,
         direct: bool = False,
         read_only: bool = False,
         num_queues: int = 1,
@@ -58,6 +64,10 @@ class IoUring(Device):
             if value and fd is not None:
                 option = name.replace("-", "_")
                 raise check.error(f"{option} has no effect with fd; open the descriptor accordingly")
+        if create is not None:
+            check.integer("create", create, at_least=0, at_most=LARGEST_FILE)
+            if fd is not None or read_only:
+                raise check.error(f"create and {'read_only' if fd is None else 'fd'} exclude each other")
         super().__init__(
             DriverOptions(
                 driver=IO_URING,
@@ -66,6 +76,7 @@ class IoUring(Device):
                     **check.queues(num_queues, num_poll_queues),
                     **check.ring_entries(num_entries),
                 },
+                create=create,
                 bounce_pool_size=check.bounce_pool_size(bounce_pool_size),
                 lost_after=check.seconds("lost_after", lost_after),
             )

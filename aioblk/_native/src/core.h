@@ -6,6 +6,7 @@
  *   prepare.c      refuses what is wrong, pins the caller's memory; batch.c does so for many items
  *   plan.c         cuts memory and lengths into parts that the device accepts
  *   queue.h        submits requests, issues their parts, reaps completions, wakes who waits: six rooms, listed there
+ *   zeroes.c       writes zeroes where the device does not make them
  *   request.c      the awaitable; waking.c runs or schedules what waits for it
  *   device_core.c  limits and mapped regions, shared by the queues of a device
  *   calls.c        how all of them call Python code
@@ -114,6 +115,7 @@ struct device_core {
     uint64_t max_discard_len, max_write_zeroes_len;
     uint64_t bounce_cap; /* the most bounce memory one part may need */
     DiscardMethod discard_method;
+    int file_fd; /* a file that grows when it is written past its end; -1: there is none */
     /*
      * Where changing the memory map can fail requests in flight with EIO: how often a change has begun or ended. It is
      * odd while one is being made, and stays 0 where requests need not care.
@@ -169,7 +171,7 @@ struct part {
     uint64_t offset;
     uint64_t length;
     char *address;         /* what the device is given, where there is no vector */
-    char *source;          /* the caller's memory, where `address` is or will be bounce memory */
+    char *source;          /* the caller's memory, or zeroes, where `address` is or will be bounce memory */
     Vector *vector;
     Region *region;
     uint64_t bounce_length; /* 0: the device reaches the caller's memory */
@@ -358,6 +360,25 @@ void queue_outcome(Request *r); /* the last part has completed */
 /* Add the parts of an item. 0, or -1 with an exception set. */
 int plan_memory(Request *r, Item *item, DeviceCore *device, const struct iovec *memory, size_t count);
 int plan_range(Request *r, DeviceCore *device, uint64_t maximum);
+
+/* ---- zeroes ---------------------------------------------------------------------------------------------- */
+
+int zeroes_module_init(void);
+/* The part is to be written, instead of asking the device for zeroes. */
+void zeroes_plan_part(Part *part);
+/* The last bytes of a range of zeroes, that must be written so that the file grows as far; 0: none. */
+uint64_t zeroes_beyond_the_end(DeviceCore *device, const Request *r);
+static inline bool zeroes_are_written(const Part *part)
+{
+    return part->request->operation == OP_WRITE_ZEROES && (part->address || part->bounce_length > 0);
+}
+uint64_t zeroes_at_once(const Part *part);     /* bytes, of the next piece of such a part */
+uint64_t zeroes_to_transfer(const Part *part); /* the same, or 0: it is none, nor a read or a write */
+void zeroes_issue(struct blkioq *b, Part *part);
+/* A piece has been written. False: it was the last one, or nobody wants the rest. */
+bool zeroes_go_on(QueueCore *q, Part *part);
+/* A request is over and unlinked: true if it begins again, with zeroes that are written, since it was not supported. */
+bool zeroes_instead(QueueCore *q, Request *r);
 
 /* ---- pins ------------------------------------------------------------------------------------------------ */
 

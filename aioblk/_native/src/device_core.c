@@ -351,6 +351,7 @@ static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->discard_alignment_offset = discard_alignment_offset;
     self->discard_method = discard_method;
     self->bounce_cap = bounce_cap;
+    self->file_fd = -1;
     return (PyObject *)self;
 }
 
@@ -404,6 +405,7 @@ static PyMethodDef device_methods[] = {
 
 static PyMemberDef device_members[] = {
     {"on_region_idle", T_OBJECT, offsetof(DeviceCore, on_region_idle), 0, NULL},
+    {"file_fd", T_INT, offsetof(DeviceCore, file_fd), 0, "Of a file that grows; -1: there is none."},
     {NULL, 0, 0, 0, NULL},
 };
 

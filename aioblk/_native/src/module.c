@@ -23,7 +23,7 @@ PyMODINIT_FUNC PyInit__core(void)
         {"View", &View_Type},
     };
     if (request_module_init() < 0 || waking_module_init() < 0 || queue_module_init() < 0 ||
-        arguments_module_init() < 0 || PyType_Ready(&Submitter_Type) < 0 || PyType_Ready(&DeviceCore_Type) < 0 ||
+        arguments_module_init() < 0 || zeroes_module_init() < 0 || PyType_Ready(&Submitter_Type) < 0 || PyType_Ready(&DeviceCore_Type) < 0 ||
         PyType_Ready(&Allocator_Type) < 0 || PyType_Ready(&Memory_Type) < 0 || PyType_Ready(&View_Type) < 0) {
         return NULL;
     }

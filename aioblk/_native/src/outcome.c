@@ -67,6 +67,10 @@ void queue_outcome(Request *r)
         } else if (r->batch) {
             batch_settle(r);
         } else if (r->item.error || r->item.exception) {
+            if (linked && zeroes_instead(q, r)) {
+                Py_DECREF(r); /* it has been linked again */
+                return;
+            }
             q->counters.failed++;
             request_settle(r, FAILED);
         } else {

@@ -5,6 +5,12 @@
 
 #define FLUSH_BYTES (1u << 20) /* data per do_io: cached reads are copied within the call, and the loop stands still */
 
+/* What the next do_io transfers of it. */
+static inline uint64_t bytes_of(const Part *part)
+{
+    return part->request->operation <= OP_WRITE ? part->length : zeroes_to_transfer(part);
+}
+
 void queue_issue(QueueCore *q, Part *part)
 {
     struct blkioq *b = q->blkioq;
@@ -26,6 +32,10 @@ void queue_issue(QueueCore *q, Part *part)
         }
         break;
     case OP_WRITE_ZEROES:
+        if (zeroes_are_written(part)) {
+            zeroes_issue(b, part);
+            break;
+        }
         blkioq_write_zeroes(b, part->offset, part->length, part, r->flags);
         break;
     case OP_DISCARD:
@@ -73,14 +83,16 @@ void queue_issue(QueueCore *q, Part *part)
     r->issued++;
     q->device_count++;
     q->unflushed_parts++;
-    q->unflushed_bytes += r->operation <= OP_WRITE ? part->length : 0;
+    q->unflushed_bytes += bytes_of(part);
 }
 
 bool queue_may_issue(const QueueCore *q, const Part *part)
 {
-    return q->device_count < q->depth &&
-           (q->unflushed_bytes == 0 || q->unflushed_bytes + part->length <= FLUSH_BYTES ||
-            part->request->operation > OP_WRITE);
+    if (q->device_count >= q->depth) {
+        return false;
+    }
+    uint64_t bytes = q->unflushed_bytes == 0 ? 0 : bytes_of(part);
+    return bytes == 0 || q->unflushed_bytes + bytes <= FLUSH_BYTES;
 }
 
 void queue_append_backlog(QueueCore *q, Part *part)
@@ -92,6 +104,14 @@ void queue_append_backlog(QueueCore *q, Part *part)
         q->backlog_head = part;
     }
     q->backlog_tail = part;
+}
+
+void queue_issue_once_more(QueueCore *q, Part *part)
+{
+    queue_append_backlog(q, part);
+    if (queue_has_loop(q)) {
+        queue_go_on_next_turn(q);
+    }
 }
 
 static void enqueue(QueueCore *q, Part *part)
@@ -128,7 +148,7 @@ void request_drop_unadmitted(Request *r)
     }
 }
 
-static bool is_pointless(const Part *part)
+bool part_is_pointless(const Part *part)
 {
     const Request *r = part->request;
     return r->cancel_requested || r->state != PENDING || part_item(part)->error;
@@ -145,7 +165,7 @@ static void sweep_backlog(QueueCore *q)
     q->backlog_head = q->backlog_tail = NULL;
     for (; part; part = next) {
         next = part->next;
-        if (is_pointless(part)) {
+        if (part_is_pointless(part)) {
             part->next = q->dropped;
             q->dropped = part;
         } else {
@@ -166,6 +186,21 @@ void queue_forget_parts(QueueCore *q)
     q->unflushed_bytes = 0;
 }
 
+/* Of the only part of a request that began without bounce memory, and needs some now. */
+static __attribute__((noinline, cold)) void admit_late(QueueCore *q, Request *r)
+{
+    Py_INCREF(r);
+    r->admitted = 0;
+    if ((q->waiting > 0 || !queue_admit_parts(q, r)) && queue_ask_for_room(q, r) < 0) {
+        queue_put_off(q);
+        if (r->linked && r->admitted == 0) { /* ask once more */
+            r->admitted = 1;
+            queue_append_backlog(q, &r->first_part);
+        }
+    }
+    Py_DECREF(r);
+}
+
 void queue_issue_backlog(QueueCore *q)
 {
     Part *part;
@@ -173,7 +208,7 @@ void queue_issue_backlog(QueueCore *q)
         sweep_backlog(q);
     }
     while ((part = q->backlog_head) != NULL) {
-        bool pointless = is_pointless(part);
+        bool pointless = part_is_pointless(part);
         if (!pointless && !queue_may_issue(q, part)) {
             return;
         }
@@ -183,6 +218,8 @@ void queue_issue_backlog(QueueCore *q)
         }
         if (pointless) {
             queue_part_done(q, part, -ECANCELED, NULL);
+        } else if (part->bounce_length > 0 && part->bounce_offset < 0) {
+            admit_late(q, part->request);
         } else {
             queue_issue(q, part);
         }
@@ -207,7 +244,7 @@ void queue_cancelled(Request *r)
 static void copy_between(char *bounce, const Part *part, bool to_caller)
 {
     if (!part->vector) {
-        memcpy(to_caller ? part->source : bounce, to_caller ? bounce : part->source, part->length);
+        memcpy(to_caller ? part->source : bounce, to_caller ? bounce : part->source, part->bounce_length);
         return;
     }
     for (size_t i = 0; i < part->vector->segment_count; i++) {
@@ -251,7 +288,7 @@ bool queue_prepare_memory(QueueCore *q, Part *part)
         part->request->has_plan = true;
         bounce = q->bounce_address + part->bounce_offset;
         q->counters.bounced_bytes += part->bounce_length;
-        if (part->request->operation == OP_WRITE) {
+        if (part->request->operation != OP_READ) {
             copy_between(bounce, part, false);
         }
     }
@@ -297,8 +334,6 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
 {
     Request *r = part->request;
     Item *item = part_item(part);
-    item->left--;
-    q->counters.parts++;
     if (ret < 0) {
         item_fail(item, -ret, message);
     } else if (r->operation == OP_READ) {
@@ -308,6 +343,8 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
         }
     } else if (r->operation == OP_WRITE) {
         q->counters.bytes_written += part->length;
+    } else if (zeroes_are_written(part) && zeroes_go_on(q, part)) {
+        return;
     } else if (r->operation == OP_REPORT_ZONES && r->state == PENDING) {
         PyObject *zones = PyBytes_FromStringAndSize(part->address, ret * sizeof(struct blkio_zone));
         if (zones) {
@@ -317,6 +354,8 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
             item->error = ENOMEM;
         }
     }
+    item->left--;
+    q->counters.parts++;
     if (part->bounce_offset >= 0) {
         allocator_give(q->bounce, part->bounce_offset);
         part->bounce_offset = NO_BOUNCE;

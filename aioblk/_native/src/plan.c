@@ -352,7 +352,8 @@ int plan_range(Request *r, DeviceCore *device, uint64_t maximum)
         alignment = larger(alignment, device->discard_alignment);
     }
     uint64_t step = maximum == UINT64_MAX ? maximum : larger(round_down(maximum, alignment), alignment);
-    uint64_t start = r->item.offset, left = r->item.length;
+    uint64_t tail = zeroes_beyond_the_end(device, r);
+    uint64_t start = r->item.offset, left = r->item.length - tail;
     if (left > 0 && (left - 1) / step + 1 > MAX_RANGE_PARTS) {
         return device_refuse(device, "too-many-parts", r->operation, start, left);
     }
@@ -363,6 +364,13 @@ int plan_range(Request *r, DeviceCore *device, uint64_t maximum)
         }
         start += length;
         left -= length;
+    }
+    if (tail > 0) {
+        Part *part = add_part(r, &r->item, start, tail);
+        if (!part) {
+            return -1;
+        }
+        zeroes_plan_part(part);
     }
     return 0;
 }

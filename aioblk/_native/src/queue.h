@@ -69,12 +69,19 @@ void request_fail_unadmitted(Request *r, int error, PyObject *exception);
 bool queue_may_issue(const QueueCore *q, const Part *part);
 void queue_issue(QueueCore *q, Part *part);
 void queue_append_backlog(QueueCore *q, Part *part);
+void queue_issue_once_more(QueueCore *q, Part *part); /* soon */
+bool part_is_pointless(const Part *part);             /* nobody wants it any more */
 void queue_issue_backlog(QueueCore *q);
 void queue_part_done(QueueCore *q, Part *part, int ret, const char *message);
 /* Of what the device had or was to get, nothing is left to do: the requests in flight are all that there is. */
 void queue_forget_parts(QueueCore *q);
 
 extern bool queues_in_several_threads; /* have been bound, since the process began */
+
+/* ---- submission.c ------------------------------------------------------------------------------------------ */
+
+/* A request that found no room is queued by the pool, or refused by it. -1: KeyboardInterrupt or the like, for the caller. */
+int queue_ask_for_room(QueueCore *q, Request *r);
 
 /* ---- reap.c ------------------------------------------------------------------------------------------------ */
 

@@ -54,8 +54,7 @@ static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_co
         q->device_count--;
         part->request->issued--;
         if (completions[i].ret == -EIO && was_disturbed(q, part)) {
-            queue_append_backlog(q, part); /* once more */
-            queue_go_on_next_turn(q);
+            queue_issue_once_more(q, part);
             continue;
         }
         queue_part_done(q, part, completions[i].ret, completions[i].error_msg);

@@ -84,8 +84,7 @@ static uint64_t bounce_need(Request *r)
     return r->batch ? all : largest;
 }
 
-/* A request that found no room is queued by the pool, or refused by it. -1: KeyboardInterrupt or the like, for the caller. */
-static int ask_for_room(QueueCore *q, Request *r)
+int queue_ask_for_room(QueueCore *q, Request *r)
 {
     PyObject *hook = Py_XNewRef(q->on_bounce); /* it may put another in its own place */
     PyObject *answer = hook && hook != Py_None
@@ -117,7 +116,7 @@ static bool needs_bounce(Request *r)
     return false;
 }
 
-/* Links the request and starts its parts; the caller flushes. -1: as ask_for_room. */
+/* Links the request and starts its parts; the caller flushes. -1: as queue_ask_for_room. */
 static int start(QueueCore *q, Request *r)
 {
     q->counters.submitted += r->weight;
@@ -126,7 +125,7 @@ static int start(QueueCore *q, Request *r)
     if (!q->blkioq && !q->suspended) { /* lost since the caller was checked: preparing may run Python code */
         request_fail_unadmitted(r, ENODEV, NULL);
     } else if ((q->waiting > 0 && needs_bounce(r)) || !queue_admit_parts(q, r)) {
-        return ask_for_room(q, r);
+        return queue_ask_for_room(q, r);
     }
     return 0;
 }

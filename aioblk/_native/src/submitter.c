@@ -301,8 +301,8 @@ static PyMethodDef submitter_methods[] = {
     FAST(writev, "writev($self, /, offset, buffers, *, fua=False)\n--\n\n"
                  "Write several buffers, one after the other, at offset."),
     FAST(write_zeroes, "write_zeroes($self, /, offset, length, *, fua=False, no_unmap=False, no_fallback=False)\n--\n\n"
-                       "Zero a range; space may be given back unless no_unmap; no_fallback: fail with UnsupportedError\n"
-                       "rather than write zeroes out."),
+                       "Zero a range; space may be given back unless no_unmap. Zeroes are written where the device has no other\n"
+                       "way; no_fallback: fail with UnsupportedError instead. A file grows as by a write."),
     FAST(discard, "discard($self, /, offset, length)\n--\n\n"
                   "Give a range back to the storage; what it reads as afterwards is unspecified."),
     {"flush", (PyCFunction)submitter_flush, METH_NOARGS,
