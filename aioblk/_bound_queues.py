@@ -38,7 +38,7 @@ class BoundQueues:
 
     def statistics(self) -> QueueStatistics:
         """The sum of all."""
-        return functools.reduce(operator.add, (queue.statistics() for queue in self))
+        return functools.reduce(operator.add, (queue.statistics() for queue in self), QueueStatistics.none())
 
     # --- binding --------------------------------------------------------------------------------------------
 

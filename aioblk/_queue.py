@@ -56,6 +56,11 @@ class QueueStatistics:
     def of(cls, core: QueueCore) -> Self:
         return cls(**core.statistics())
 
+    @classmethod
+    def none(cls) -> Self:
+        """Of no queue at all."""
+        return cls(*(0 for _ in fields(cls)))
+
     def __add__(self, other: "QueueStatistics") -> "QueueStatistics":
         return QueueStatistics(
             *(getattr(self, field.name) + getattr(other, field.name) for field in fields(QueueStatistics))
@@ -176,6 +181,11 @@ class Queue(Submitter):
         if self._closing is None and asyncio.get_running_loop() is not self._loop:
             raise UsageError("the queue belongs to another event loop", operation="close queue")
         await asyncio.shield(self._start_closing())
+
+    @property
+    def closing(self) -> bool:
+        """Whether the queue is closed, or being closed."""
+        return self._closing is not None
 
     def start_closing(self) -> None:
         """Have the queue closed on its own loop, from any thread. Nothing happens while that does not run."""

@@ -107,6 +107,7 @@ class Device(Submitter):
         self._recovery: Recovery | None = None  # while a backend that died is being replaced
         self._recovered: asyncio.Task[None] | None = None
         self._returning = False  # in reconnect()
+        self._detaching = False  # in detach()
         self._reconnections = 0
         self._lost_while_destroying: asyncio.Future[None] | None = None
         self._pid = os.getpid()
@@ -194,20 +195,29 @@ class Device(Submitter):
     async def detach(self) -> None:
         """Let go of the loop, once nothing is in flight: the device can then be attached to another one.
 
-        Registered memory stays registered. Regions must not be entered or left in between.
+        Registered memory stays registered. Regions must not be entered or left in between. A task that is
+        cancelled here leaves a device that accepts no requests, and can be detached, or closed.
 
         Raises:
-            UsageError: other queues than the default one are bound.
-            DeviceLostError: the device is lost.
+            UsageError: other queues than the default one are bound, or the device is being detached already.
+            DeviceLostError: the device is lost, or was meanwhile.
+            DeviceClosedError: the device is closed, or was meanwhile.
         """
         self._require_present("detach")
         self._require_only_default_queue("detach")
+        if self._detaching:
+            raise self._misuse("detach", "the device is being detached already")
         assert self._queue is not None
         assert self._memory is not None
-        await self._queue.aclose()
-        while self._recovered is not None and not self._recovered.done():
-            await asyncio.shield(self._recovered)
-        await self._memory.detach_loop()
+        self._detaching = True
+        try:
+            await self._queue.aclose()
+            while self._recovered is not None and not self._recovered.done():
+                await asyncio.shield(self._recovered)
+            await self._memory.detach_loop()
+            self._require_present("detach")
+        finally:
+            self._detaching = False
         self._stop_watching_peer()
         self._core = None
         self._state = _State.DETACHED
@@ -557,6 +567,10 @@ class Device(Submitter):
         self._reconnections += 1
         self._watch_peer()
         await queues_go_on
+        if self._queue is not None and self._queue.closing and not self._detaching:
+            await self._queue.aclose()  # it was closed for detach(), which did not come to its end
+            if self._state is _State.OPEN and self._lost is None:
+                self._bind_default()
 
     def _is_coming_back(self) -> bool:
         """Asked, in any thread, when a call to the backend has failed."""

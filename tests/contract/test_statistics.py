@@ -34,3 +34,9 @@ async def test_counts_what_was_copied(device: aioblk.Device) -> None:
     await device.write(0, shifted[1 : BLOCK + 1])
     bounces = device.limits.needs_mem_regions or device.limits.buf_alignment > 1
     assert device.statistics().bounced_bytes == (BLOCK if bounces else 0)
+
+
+async def test_no_queue_has_done_nothing(device: aioblk.Device) -> None:
+    await device.read(0, BLOCK)
+    await device.queue().aclose()
+    assert device.statistics() == aioblk.QueueStatistics.none()
