@@ -210,8 +210,7 @@ class World:
 
     def made(self, held: str) -> bool:
         """Whether what Holdings names is the world's own."""
-        pipes = self._daemon.pipes if self._daemon is not None else ()
-        return any(held.startswith(f"descriptor {fd} of pipe") for fd in pipes)
+        return self._daemon is not None and self._daemon.holds(held)
 
     def close(self) -> None:
         if self._daemon is not None:

@@ -5,6 +5,7 @@ It ends with a BlkioError at worst, holds nothing afterwards, and its device goe
 
 import asyncio
 import contextlib
+import os
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from mmap import mmap
@@ -41,6 +42,20 @@ async def open_and_close(device: aioblk.Device, world: World, fault: Fault) -> N
 @scenario
 async def opening_a_file(world: World, fault: Fault) -> None:
     await open_and_close(world.io_uring(num_queues=2), world, fault)
+
+
+@scenario
+async def making_a_file(world: World, fault: Fault) -> None:
+    new = world.file.with_name("new")
+    device = aioblk.IoUring(new, create=len(CONTENT))
+    try:
+        with fault:
+            await device.open()
+        if fault.error is None:
+            assert await device.read(0, BLOCK) == bytes(BLOCK)
+        await device.aclose()
+    finally:
+        new.unlink(missing_ok=True)
 
 
 @scenario
@@ -186,6 +201,25 @@ async def discarding_on_a_block_device(world: World, fault: Fault) -> None:
     device = await aioblk.IoUring(world.loop_device).open()
     with fault:
         await device.discard(4 << 20, 1 << 20)
+    await world.closes(device)
+
+
+@scenario
+async def growing_and_cutting_a_file(world: World, fault: Fault) -> None:
+    device = await world.io_uring().open()
+    with fault:
+        await device.truncate(len(CONTENT) + BLOCK)
+        await device.write_zeroes(len(CONTENT), 2 * BLOCK)
+        await device.truncate(len(CONTENT))
+    os.truncate(world.file, len(CONTENT))
+    await world.closes(device)
+
+
+@scenario
+async def zeroes_that_are_written(world: World, fault: Fault) -> None:
+    device = await world.vhost_user().open()
+    with fault:
+        await device.write_zeroes(4 << 20, 1 << 20, no_unmap=True)
     await world.closes(device)
 
 

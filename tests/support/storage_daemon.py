@@ -68,10 +68,10 @@ class StorageDaemon:
     def pid(self) -> int:
         return self._process.pid
 
-    @property
-    def pipes(self) -> list[int]:
-        """This process's descriptors of the daemon's standard input and output."""
-        return [pipe.fileno() for pipe in (self._process.stdin, self._process.stdout) if pipe is not None]
+    def holds(self, held: str) -> bool:
+        """Whether what Holdings names is a pipe to the daemon, which restart() makes anew."""
+        pipes = (self._process.stdin, self._process.stdout)
+        return any(pipe and held.startswith(f"descriptor {pipe.fileno()} of pipe") for pipe in pipes)
 
     @property
     def alive(self) -> bool:
