@@ -13,7 +13,7 @@ from .support.devices import BLOCK, Target
 
 async def both(detach: Awaitable[None], other: Awaitable[Any]) -> list[Any]:
     """What becomes of detaching a device, and of something else that is begun right after."""
-    return await asyncio.gather(detach, other, return_exceptions=True)
+    return list(await asyncio.gather(detach, other, return_exceptions=True))
 
 
 async def test_a_device_that_is_closed_meanwhile_is_closed(target: Target) -> None:
