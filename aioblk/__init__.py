@@ -9,8 +9,10 @@
 This module holds the public names and nothing else. See README.md for a tour and docs/ for the whole story.
 """
 
+from ._native._core import Request, View  # before all others: it refuses subinterpreters
+
+# isort: split
 from ._blocking_queue import BlockingQueue
-from ._native._core import Request, View
 from ._open import open, parse_properties, parse_size
 from ._properties import Properties
 from ._queue import Queue, QueueStatistics

@@ -190,7 +190,7 @@ class Queue(Submitter):
     def start_closing(self) -> None:
         """Have the queue closed on its own loop, from any thread. Nothing happens while that does not run."""
         if self.is_bound_here() and asyncio.get_running_loop() is self._loop:
-            self._start_closing()
+            _ = self._start_closing()
         else:
             with contextlib.suppress(RuntimeError):  # that loop is closed
                 self._loop.call_soon_threadsafe(self._start_closing)

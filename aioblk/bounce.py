@@ -198,7 +198,7 @@ class BouncePool:
         if self._core.bounce_size < self._maximum:
             self._emptying = True
             if not self._core.bounce_in_use:
-                self._start_resizing(self._size_wanted())
+                _ = self._start_resizing(self._size_wanted())
         return False
 
     def _remove_head(self) -> None:
@@ -281,6 +281,6 @@ class BouncePool:
         self._idle_check = None
         idle = self._core.bounce_takes == self._takes_seen and not self._core.bounce_in_use
         if idle and not self._waiters and self._resizing is None:
-            self._start_resizing(self._first_size)
+            _ = self._start_resizing(self._first_size)
         else:
             self._watch_for_idleness()

@@ -183,7 +183,7 @@ class ByteView:
 
     def _remember(self, start: int, end: int, request: Request[None]) -> Request[None]:
         """Have later changes of parts of blocks wait for this one."""
-        _finish(request)
+        _ = _finish(request)
         if self._block > 1 and not request.done():  # with smaller blocks nobody will ever wait for it
             if len(self._direct) >= self._forget_at:
                 self._direct = [change for change in self._direct if not change[2].done()]

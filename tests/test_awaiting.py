@@ -5,7 +5,10 @@ import contextvars
 import functools
 import gc
 import sys
+import traceback
+import types
 import weakref
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import pytest
@@ -172,6 +175,25 @@ async def test_a_failing_request_cancels_its_task_group(
     assert isinstance(error, aioblk.BlkioError)
 
 
+async def test_what_waits_for_many_leaves_requests_as_they_are(slow_device: aioblk.Device) -> None:
+    """gather(), wait() and sets hash them; tasks take them all the same, and wait() does after that."""
+    requests = [slow_device.read(0, BLOCK) for _ in range(4)]
+    await asyncio.gather(*requests)
+    await asyncio.wait(requests)  # type: ignore[type-var]
+    assert set(requests) == set(requests)
+    for request in requests:
+        assert await asyncio.create_task(request) == ZEROES
+        assert await asyncio.wait_for(asyncio.create_task(request), 60) == ZEROES
+    async with asyncio.TaskGroup() as group:
+        tasks = [group.create_task(request) for request in requests]
+    assert [task.result() for task in tasks] == [ZEROES] * 4
+    pending: set[Any] = {slow_device.read(0, BLOCK) for _ in range(4)}
+    tasks += [asyncio.create_task(request) for request in pending]
+    while pending:
+        _, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+    assert [await task for task in tasks] == [ZEROES] * 8
+
+
 async def test_ensure_future_returns_the_request_itself(slow_device: aioblk.Device) -> None:
     request = slow_device.read(0, BLOCK)
     assert asyncio.ensure_future(request) is request  # type: ignore[comparison-overlap]
@@ -187,6 +209,30 @@ async def test_coroutines_may_await_requests_at_any_depth(slow_device: aioblk.De
         return await inner()
 
     assert await asyncio.wait_for(asyncio.shield(outer()), 60) == ZEROES
+
+
+async def test_generators_and_classes_may_await_by_hand(slow_device: aioblk.Device) -> None:
+    @types.coroutine
+    def read(offset: int) -> Generator[Any, None, bytes]:
+        return (yield from slow_device.read(offset, BLOCK).__await__())
+
+    class Read:
+        def __await__(self) -> Generator[Any, None, bytes]:
+            return slow_device.read(0, BLOCK).__await__()
+
+    async def wait(offset: int) -> None:
+        await read(offset)
+
+    assert await read(0) == ZEROES
+    assert await Read() == ZEROES
+    assert await types.coroutine(slow_device.read)(0, BLOCK) == ZEROES
+    with pytest.raises(aioblk.BlkioError):
+        await wait(slow_device.capacity)
+    cancelled = asyncio.create_task(wait(0))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
 
 
 if sys.version_info >= (3, 12):
@@ -207,6 +253,35 @@ if sys.version_info >= (3, 12):
         assert await task == ZEROES
         done: asyncio.Task[bytes] = asyncio.Task(request, loop=loop, eager_start=True)  # type: ignore[arg-type]
         assert done.result() == ZEROES
+
+
+# --- a forgotten await --------------------------------------------------------------------------------------
+
+MISTAKES: dict[str, Callable[[Any], object]] = {
+    "join": b"".join,
+    "list": list,
+    "sum": sum,
+    "unpacking": lambda request: [*request],
+    "comprehension": lambda request: [item for item in request],  # noqa: C416
+    "assignment": lambda request: (lambda a, b: None)(*request),
+    "membership": lambda request: b"" in request,
+    "index": lambda request: request[0],
+    "slice": lambda request: request[:512],
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)
+async def test_a_request_is_not_what_it_will_give(
+    slow_device: aioblk.Device, mistake: Callable[[Any], object]
+) -> None:
+    """Not even when it is done. Who takes it for that is told to await."""
+    request = slow_device.read_many([(0, BLOCK), (BLOCK, BLOCK)])
+    assert not isinstance(request, Iterable)
+    assert not hasattr(request, "__iter__")
+    for _ in range(2):
+        with pytest.raises(TypeError, match="has to be awaited"):
+            mistake(request)
+        await request
 
 
 # --- the methods of a future --------------------------------------------------------------------------------
@@ -242,6 +317,71 @@ async def test_a_failed_request_keeps_its_error(slow_device: aioblk.Device) -> N
     with pytest.raises(aioblk.BlkioError) as caught:
         await request
     assert caught.value is error
+
+
+class Local:
+    """Lives as long as the frame that has it as a local variable."""
+
+
+async def test_an_error_is_raised_as_it_was_at_first(slow_device: aioblk.Device) -> None:
+    """Its traceback does not grow each time, nor keep the frames of those who have caught it before."""
+    request = slow_device.read(slow_device.capacity, BLOCK)
+    batch = slow_device.read_many([(0, BLOCK), (slow_device.capacity, BLOCK)])
+    await settled(request, batch)
+    locals_of_frames: list[weakref.ref[Local]] = []
+
+    def ask(failed: aioblk.Request[Any]) -> int:
+        local = Local()
+        locals_of_frames.append(weakref.ref(local))
+        try:
+            failed.result()
+        except aioblk.BlkioError as error:
+            return len(list(traceback.walk_tb(error.__traceback__)))
+        raise AssertionError
+
+    async def wait(failed: aioblk.Request[Any]) -> int:
+        local = Local()
+        locals_of_frames.append(weakref.ref(local))
+        try:
+            await failed
+        except aioblk.BlkioError as error:
+            return len(list(traceback.walk_tb(error.__traceback__)))
+        raise AssertionError
+
+    for failed in (request, batch):
+        assert {ask(failed) for _ in range(5)} == {1}
+        assert {await wait(failed) for _ in range(5)} == {1}
+        assert [local() for local in locals_of_frames[:-1]] == [None] * 9
+        locals_of_frames.clear()
+
+
+async def test_the_loss_of_a_device_is_raised_as_it_was_at_first(slow_daemon: StorageDaemon) -> None:
+    async with aioblk.VirtioBlkVhostUser(slow_daemon.socket) as device:
+        await device.read(0, BLOCK)
+        with held(slow_daemon):
+            request = device.read(0, BLOCK)
+            device.abandon("given up")
+    lengths = set[int]()
+    for _ in range(5):
+        with pytest.raises(aioblk.DeviceLostError) as caught:
+            request.result()
+        lengths.add(len(caught.traceback))
+    assert lengths == {1}
+
+
+async def test_an_error_of_a_hook_keeps_what_it_came_with(slow_daemon: StorageDaemon) -> None:
+    def refuse(*_: object) -> None:
+        raise ValueError
+
+    async with aioblk.VirtioBlkVhostUser(slow_daemon.socket) as device:
+        device.queue().core.on_bounce = refuse
+        request = device.read(0, BLOCK)
+        for _ in range(3):
+            with pytest.raises(ValueError) as caught:  # noqa: PT011
+                request.result()
+            names = [frame.name for frame in traceback.extract_tb(caught.value.__traceback__)]
+            assert names.count("refuse") == 1
+            assert len(names) == 2
 
 
 async def test_a_cancelled_request_raises_what_it_was_cancelled_with(slow_device: aioblk.Device) -> None:

@@ -2,9 +2,11 @@
 
 import array
 import asyncio
+import gc
 import mmap
 import os
 import struct
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
@@ -13,7 +15,7 @@ from pathlib import Path
 import pytest
 
 import aioblk
-from aioblk._native._core import View
+from aioblk._native._core import Memory, View
 
 from .conftest import StorageDaemonFactory
 
@@ -446,3 +448,48 @@ async def test_closing_the_device_closes_its_regions(
     view.release()
     with pytest.raises(aioblk.DeviceClosedError):
         device.register(shared)
+
+
+# --- what the collector sees --------------------------------------------------------------------------------
+
+
+class Buffer(bytearray):
+    """May refer to what has been made of it."""
+
+    made: object = None
+
+
+MAKERS: dict[str, Callable[[aioblk.Device, Buffer], object]] = {
+    "region": lambda device, buffer: device.register(buffer),
+    "view": lambda _, buffer: View(Memory.from_buffer(buffer)),
+    "slice": lambda _, buffer: View(Memory.from_buffer(buffer))[PAGE // 2 :],
+    "memoryview": lambda _, buffer: memoryview(View(Memory.from_buffer(buffer))),
+}
+
+
+@pytest.mark.parametrize("make", MAKERS.values(), ids=MAKERS)
+async def test_what_its_own_buffer_refers_to_is_collected(
+    file_device: aioblk.Device, make: Callable[[aioblk.Device, Buffer], object]
+) -> None:
+    buffer = Buffer(PAGE)
+    buffer.made = make(file_device, buffer)
+    reference = weakref.ref(buffer)
+    del buffer
+    gc.collect()
+    assert reference() is None
+
+
+async def test_memory_that_is_collected_while_it_is_exported_is_given_back() -> None:
+    """What goes with it exports it still when the collector asks for the last wishes."""
+
+    class Holder:
+        def __init__(self, buffer: aioblk.ArenaBuffer) -> None:
+            self.buffer = buffer
+            self.exported = memoryview(buffer)
+            self.itself = self
+
+    async with aioblk.Arena(PAGE) as arena:
+        Holder(arena.allocate(512))
+        assert arena.statistics().buffers == 1
+        gc.collect()
+        assert arena.statistics().buffers == 0

@@ -20,6 +20,7 @@ import aioblk
 from aioblk._native._core import Allocator, Memory, View
 
 from .support.devices import BLOCK, pattern
+from .support.scripts import run_script
 
 if TYPE_CHECKING:
     from .conftest import StorageDaemonFactory
@@ -83,6 +84,36 @@ def test_importing_aioblk_leaves_the_gil_as_it_is() -> None:
     code = "import aioblk, sys; print(getattr(sys, '_is_gil_enabled', lambda: True)())"
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True)
     assert (done.stdout.strip(), done.stderr) == (str(not FREE_THREADED), "")
+
+
+SUBINTERPRETERS = """
+import sys
+
+def make():
+    if sys.version_info >= (3, 13):
+        import _interpreters as interpreters
+        return interpreters, [interpreters.create(kind) for kind in ("legacy", "isolated")]
+    import _xxsubinterpreters as interpreters
+    return interpreters, [interpreters.create(isolated=isolated) for isolated in (False, True)]
+
+def import_there():
+    interpreters, made = make()
+    run = getattr(interpreters, "exec", None) or interpreters.run_string
+    for each in made:
+        assert run(each, CODE) is None
+        interpreters.destroy(each)
+
+CODE = "try: import aioblk\\nexcept ImportError as error: print(error, flush=True)"
+import_there()
+import aioblk
+import_there()
+"""
+
+
+def test_subinterpreters_are_refused() -> None:
+    """Whether they share the GIL or not, before and after the main interpreter has imported the package."""
+    done = run_script(SUBINTERPRETERS)
+    assert done.stdout.count("main interpreter only") == 4, done.stdout
 
 
 # --- one device, many threads -------------------------------------------------------------------------------

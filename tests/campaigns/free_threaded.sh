@@ -81,10 +81,17 @@ if [ -n "$sanitize" ]; then
     git ls-files -z | tar -c --null -T - | tar -x -C "$work/project"
     [ ! -d .libblkio ] || ln -sfn "$PWD/.libblkio" "$work/project/.libblkio"
     cd "$work/project"
-    export CFLAGS='-fsanitize=thread -g -O1' LDFLAGS=-fsanitize=thread CC=gcc LD143b1dddefaec3bd2e21e3b839b34a2b7fb9842272883c576420d605e9f30c63RED='gcc -shared'
+    export CFLAGS='-fsanitize=thread -g -O1' LDFLAGS=-fsanitize=thread CC=gcc LDSHARED='gcc -shared'
     log=$work/report
     export TSAN_OPTIONS="exitcode=0 log_path=$log"
     rm -f "$log".*
+    steady ./run build
+    # A core without the sanitizer has no races to report.
+    core=$(find "$work/project/aioblk/_native" -name '_core.cpython-*t-*.so' -newer "$python")
+    if ! nm -D "$core" | grep -q __tsan_read8; then
+        echo "free_threaded.sh: $core was built without ThreadSanitizer" >&2
+        exit 1
+    fi
 fi
 status=0
 steady ./run test -p no:cacheprovider "$@" || status=$?

@@ -7,7 +7,7 @@
  *   plan.c         cuts memory and lengths into parts that the device accepts
  *   queue.h        submits requests, issues their parts, reaps completions, wakes who waits: six rooms, listed there
  *   zeroes.c       writes zeroes where the device does not make them
- *   request.c      the awaitable; waking.c runs or schedules what waits for it
+ *   request.c      the awaitable; waking.c runs or schedules what waits for it, forms.c has its other faces
  *   device_core.c  limits and mapped regions, shared by the queues of a device
  *   calls.c        how all of them call Python code
  *
@@ -206,6 +206,7 @@ struct request {
     PyObject *more_callbacks;     /* list of (callback, context), or NULL */
     PyObject *cancel_message;
     PyObject *thrown;             /* raised when the device has finished: see request_throw */
+    PyObject *traceback;          /* that the exception of a failed request had at first; NULL: none */
     PyObject *weak_references;
     Request *ready_next;
     uint8_t state;
@@ -241,6 +242,11 @@ struct request {
 
 extern PyTypeObject Request_Type, Future_Type;
 
+int forms_module_init(void);
+Py_hash_t request_hash(PyObject *request);
+PyObject *request_await(PyObject *request, PyObject *ignored);
+extern PySequenceMethods request_as_sequence;
+extern PyMappingMethods request_as_mapping;
 int request_module_init(void);
 int waking_module_init(void);
 Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t length);
@@ -261,6 +267,7 @@ PyObject *item_exception(Request *r, Item *item);
  * What could not be scheduled now stays with the request.
  */
 int request_wake(Request *r, bool direct);
+PyObject *waking_task_type(void); /* asyncio.Task, borrowed */
 /* Whether asyncio has been patched so that a task may run the loop that runs it. */
 bool waking_loops_nest(void);
 /* Around direct waking: the context that the loop has called us in, or NULL. */

@@ -123,18 +123,13 @@ static PyObject *memory_from_buffer(PyTypeObject *type, PyObject *args, PyObject
     return self;
 }
 
+/* What it refers to, it keeps until the release: a cycle that it is in is broken elsewhere. */
 static int memory_traverse(MemoryObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->owner);
     Py_VISIT(self->on_release);
     Py_VISIT(self->source.obj);
     return 0;
-}
-
-static int memory_clear(MemoryObject *self)
-{
-    Py_CLEAR(self->on_release);
-    return 0; /* owner and source hold the memory itself: they go with the object, never before it */
 }
 
 static void release_if_unused(MemoryObject *self)
@@ -150,14 +145,8 @@ static void memory_dealloc(MemoryObject *self)
         return;
     }
     PyObject_GC_UnTrack(self);
-    if (self->weak_references != NULL) {
-        PyObject_ClearWeakRefs((PyObject *)self);
-    }
-    memory_clear(self);
-    if (self->source.obj != NULL) {
-        PyBuffer_Release(&self->source);
-    }
-    Py_CLEAR(self->owner);
+    CLEAR_WEAK_REFERENCES(self);
+    release(self); /* the collector's finalizer found it in use, if only by what was garbage as well */
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -240,7 +229,6 @@ PyTypeObject Memory_Type = {
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_new = memory_new,
     .tp_traverse = (traverseproc)memory_traverse,
-    .tp_clear = (inquiry)memory_clear,
     .tp_finalize = (destructor)release_if_unused,
     .tp_weaklistoffset = offsetof(MemoryObject, weak_references),
     .tp_dealloc = (destructor)memory_dealloc,
@@ -306,8 +294,16 @@ static PyObject *read_byte(ViewObject *self, const char *byte)
     return PyLong_FromLong(value);
 }
 
+/* A view never lets its memory go before itself: of a cycle that it is in, something else does. */
+static int view_traverse(ViewObject *self, visitproc visit, void *arg)
+{
+    Py_VISIT(self->memory);
+    return 0;
+}
+
 static void view_dealloc(ViewObject *self)
 {
+    PyObject_GC_UnTrack(self);
     Py_DECREF(self->memory);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
@@ -559,9 +555,11 @@ PyTypeObject View_Type = {
               "A range of a Memory with the buffer protocol; slices are Views again. Everything raises ValueError once\n"
               "the memory has been closed, and so does a range that is not within it.",
     .tp_basicsize = sizeof(ViewObject),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE,
+    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_BASETYPE | Py_TPFLAGS_HAVE_GC,
     .tp_new = view_new,
+    .tp_traverse = (traverseproc)view_traverse,
     .tp_dealloc = (destructor)view_dealloc,
+    .tp_free = PyObject_GC_Del,
     .tp_repr = (reprfunc)view_repr,
     .tp_hash = PyObject_HashNotImplemented,
     .tp_richcompare = (richcmpfunc)view_richcompare,

@@ -1,14 +1,36 @@
 /* The module aioblk._native._core: its types, readied in the order in which they need each other. */
 #include "core.h"
 
-static PyModuleDef core_module = {
-    PyModuleDef_HEAD_INIT,
-    .m_name = "aioblk._native._core",
-    .m_doc = "The compiled request path.",
-    .m_size = -1,
-};
+/*
+ * The types, and what is remembered of asyncio, exist once in a process. CPython would let some subinterpreters have them
+ * all the same, and refuse others in words of its own; so we say that we can do with any, and refuse all of them here.
+ */
+static int refuse_subinterpreters(void)
+{
+    if (PyInterpreterState_Get() == PyInterpreterState_Main()) {
+        return 0;
+    }
+    PyErr_SetString(PyExc_ImportError, "aioblk works in the main interpreter only, not in a subinterpreter; "
+                                       "use threads, or processes of their own");
+    return -1;
+}
 
-PyMODINIT_FUNC PyInit__core(void)
+static int make_types_ready(void)
+{
+    if (forms_module_init() < 0 || request_module_init() < 0 || waking_module_init() < 0 || queue_module_init() < 0 ||
+        arguments_module_init() < 0 || zeroes_module_init() < 0) {
+        return -1;
+    }
+    PyTypeObject *const types[] = {&Submitter_Type, &DeviceCore_Type, &Allocator_Type, &Memory_Type, &View_Type};
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
+        if (PyType_Ready(types[i]) < 0) {
+            return -1;
+        }
+    }
+    return 0;
+}
+
+static int core_exec(PyObject *module)
 {
     static const struct {
         const char *name;
@@ -22,21 +44,35 @@ PyMODINIT_FUNC PyInit__core(void)
         {"Memory", &Memory_Type},
         {"View", &View_Type},
     };
-    if (request_module_init() < 0 || waking_module_init() < 0 || queue_module_init() < 0 ||
-        arguments_module_init() < 0 || zeroes_module_init() < 0 || PyType_Ready(&Submitter_Type) < 0 || PyType_Ready(&DeviceCore_Type) < 0 ||
-        PyType_Ready(&Allocator_Type) < 0 || PyType_Ready(&Memory_Type) < 0 || PyType_Ready(&View_Type) < 0) {
-        return NULL;
+    static bool ready; /* for who imports it anew, too */
+    if (refuse_subinterpreters() < 0 || (!ready && make_types_ready() < 0)) {
+        return -1;
     }
-    PyObject *module = PyModule_Create(&core_module);
-#ifdef Py_GIL_DISABLED
-    if (module && PyUnstable_Module_SetGIL(module, Py_MOD_GIL_NOT_USED) < 0) {
-        Py_CLEAR(module);
-    }
-#endif
-    for (size_t i = 0; module && i < sizeof(types) / sizeof(types[0]); i++) {
+    ready = true;
+    for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
         if (PyModule_AddObjectRef(module, types[i].name, (PyObject *)types[i].type) < 0) {
-            Py_CLEAR(module);
+            return -1;
         }
     }
-    return module;
+    return 0;
 }
+
+static PyModuleDef_Slot core_slots[] = {
+    {Py_mod_exec, core_exec},
+#ifdef Py_mod_multiple_interpreters
+    {Py_mod_multiple_interpreters, Py_MOD_PER_INTERPRETER_GIL_SUPPORTED},
+#endif
+#ifdef Py_mod_gil
+    {Py_mod_gil, Py_MOD_GIL_NOT_USED},
+#endif
+    {0, NULL},
+};
+
+static PyModuleDef core_module = {
+    PyModuleDef_HEAD_INIT,
+    .m_name = "aioblk._native._core",
+    .m_doc = "The compiled request path.",
+    .m_slots = core_slots,
+};
+
+PyMODINIT_FUNC PyInit__core(void) { return PyModuleDef_Init(&core_module); }

@@ -5,10 +5,6 @@
  * They part company when a request on private memory is cancelled: the state is CANCELLED at once, while the memory
  * stays until the device has finished. A request on the caller's memory stays PENDING until then, since the device may
  * still write there, and only then becomes CANCELLED.
- *
- * asyncio.wait() refuses whatever looks like a coroutine, and create_task() whatever does not. wait() and gather() put
- * their arguments into a set or a dict first, create_task() does not: so a request that is hashed becomes an instance
- * of the base type, which lacks close(), the last of the methods that make a collections.abc.Coroutine.
  */
 #include "queue.h"
 
@@ -105,6 +101,7 @@ static int request_traverse(Request *self, visitproc visit, void *arg)
     Py_VISIT(self->more_callbacks);
     Py_VISIT(self->cancel_message);
     Py_VISIT(self->thrown);
+    Py_VISIT(self->traceback);
     int stopped = item_traverse(&self->item, visit, arg);
     for (uint32_t i = 0; !stopped && self->batch && i < self->count; i++) {
         stopped = item_traverse(&self->items[i], visit, arg);
@@ -133,6 +130,7 @@ static int request_clear(Request *self)
     Py_CLEAR(self->item.exception);
     Py_CLEAR(self->cancel_message);
     Py_CLEAR(self->thrown);
+    Py_CLEAR(self->traceback);
     return 0;
 }
 
@@ -188,9 +186,7 @@ static void request_dealloc(Request *r)
         return; /* resurrected by the exception handler */
     }
     PyObject_GC_UnTrack(r);
-    if (r->weak_references) {
-        PyObject_ClearWeakRefs((PyObject *)r);
-    }
+    CLEAR_WEAK_REFERENCES(r);
     forget_inline(r);
     request_clear(r);
     request_drop_parts(r, 0);
@@ -223,7 +219,12 @@ void request_free_kept(QueueCore *q)
 
 void request_settle(Request *r, State state)
 {
-    r->log_traceback = state == FAILED;
+    if (state == FAILED) {
+        r->log_traceback = true;
+        if (r->item.exception) {
+            r->traceback = PyException_GetTraceback(r->item.exception);
+        }
+    }
     PUBLISH(r->state, state); /* result and exception are there by now */
     if (r->callback) {
         queue_ready(r->queue, r);
@@ -284,7 +285,8 @@ static PyObject *outcome(Request *r)
         return raise_cancelled(r);
     }
     PyObject *exception = item_exception(r, &r->item);
-    if (exception) {
+    if (exception) { /* as it was at first, or it would grow with each time, and keep the frames of all */
+        (void)PyException_SetTraceback(exception, r->traceback ? r->traceback : Py_None);
         PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
         Py_DECREF(exception);
     }
@@ -616,19 +618,6 @@ static PyObject *request_repr(Request *r)
                                 (unsigned long long)r->item.offset, (unsigned long long)r->item.length, state);
 }
 
-/*
- * See the head of this file. Both types are static and differ in one method only, so whoever looks at the object just now
- * may see the one or the other. Threads of other queues have no task to make of it and change nothing.
- */
-static Py_hash_t request_hash(PyObject *object)
-{
-    Request *r = (Request *)object;
-    if (may_touch(r->queue->thread)) {
-        Py_SET_TYPE(object, &Future_Type);
-    }
-    return (Py_hash_t)((uintptr_t)object >> 4);
-}
-
 /* ---- the types ------------------------------------------------------------------------------------------- */
 
 static PyMethodDef future_methods[] = {
@@ -644,6 +633,7 @@ static PyMethodDef future_methods[] = {
     {"cancel", (PyCFunction)(void (*)(void))request_cancel, METH_VARARGS | METH_KEYWORDS,
      "Cancel. A request on the caller's own memory is done only when the device has finished with it."},
     {"_make_cancelled_error", (PyCFunction)request_make_cancelled_error, METH_NOARGS, "What asyncio.gather asks for."},
+    {"__await__", request_await, METH_NOARGS | METH_COEXIST, "An iterator, for who awaits without `await`."},
     {"send", (PyCFunction)request_send, METH_O, NULL},
     {"throw", (PyCFunction)request_throw, METH_VARARGS, NULL},
     {"__class_getitem__", (PyCFunction)Py_GenericAlias, METH_O | METH_CLASS, NULL},
@@ -727,8 +717,9 @@ PyTypeObject Future_Type = {
     .tp_getattro = request_getattro,
     .tp_setattro = request_setattro,
     .tp_as_async = &request_async,
-    .tp_iter = PyObject_SelfIter,
     .tp_iternext = (iternextfunc)request_next,
+    .tp_as_sequence = &request_as_sequence,
+    .tp_as_mapping = &request_as_mapping,
     .tp_methods = future_methods,
     .tp_members = request_members,
     .tp_getset = request_getset,

@@ -253,10 +253,8 @@ static int submitter_clear(Submitter *self)
 static void submitter_dealloc(Submitter *self)
 {
     PyObject_GC_UnTrack(self);
+    CLEAR_WEAK_REFERENCES(self); /* first: whatever runs from here on, nobody gets hold of it any more */
     submitter_clear(self);
-    if (self->weak_references) {
-        PyObject_ClearWeakRefs((PyObject *)self);
-    }
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 

@@ -47,6 +47,9 @@ typedef PyMutex Lock;
 
 static inline bool may_touch(unsigned long owner) { return owner == PyThread_get_thread_ident(); }
 
+/* Another thread may be dropping the last of them: CPython looks at the list in a way that bears it. */
+#define CLEAR_WEAK_REFERENCES(object) PyObject_ClearWeakRefs((PyObject *)(object))
+
 #else
 
 #define SHARED_ADD(place, value) ((place) += (value), (place) - (value))
@@ -75,6 +78,9 @@ static inline bool may_touch(unsigned long owner)
     (void)owner;
     return true;
 }
+
+#define CLEAR_WEAK_REFERENCES(object) \
+    ((object)->weak_references ? PyObject_ClearWeakRefs((PyObject *)(object)) : (void)0)
 
 #endif
 

@@ -6,6 +6,8 @@
 
 static PyObject *task_type, *asyncio_names, *str_nest_patched;
 
+PyObject *waking_task_type(void) { return task_type; }
+
 /* nest_asyncio and its successor leave this mark. */
 bool waking_loops_nest(void) { return PyDict_Contains(asyncio_names, str_nest_patched) != 0; }
 
