@@ -47,6 +47,10 @@ class ByteView:
     was. One that the device has waits for it, also where the memory is not the caller's: the block must not
     be changed again before. A cancelled read waits as the device's does.
 
+    **The end of a file** may lie within a block, where the page cache is bypassed (``direct=True``). What
+    ends there is written as a whole block, and the file cut to where it ended or the bytes do: it is never
+    longer than they need. Changes behind that place wait meanwhile.
+
     Belongs to the event loop of its device, which it neither opens nor closes.
     """
 
@@ -54,6 +58,7 @@ class ByteView:
         """Of an open device."""
         self._device = device
         self._block = device.limits.request_alignment
+        self._can_grow = device.limits.can_grow and self._block > 1
         self._turns: list[_Change] = []  # changes of parts of blocks, and who waits for them; in order
         self._direct: list[_Change] = []  # changes that the device has; some may be done
         self._forget_at = REMEMBERED
@@ -96,8 +101,8 @@ class ByteView:
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Coroutine[Any, Any, None]:
         """Write the bytes of ``data`` at ``offset``; with ``fua`` they are on stable storage when it is done.
 
-        ``data`` must not change before that. A write that ends beyond the end of a file that can grow fills
-        its last block up with zeros. When it fails, the blocks at the edges keep their other bytes.
+        ``data`` must not change before that. A write that ends beyond the end of a file makes it longer, to
+        the byte. When it fails, the blocks at the edges keep their other bytes.
 
         Raises as :meth:`read`.
         """
@@ -120,7 +125,7 @@ class ByteView:
                 offset, offset + length, partial(self._device.writev, offset, buffers, fua=fua)
             )
         span = self._span("write", offset, length)
-        return self._edit(span, partial(self._write_with_edges, span, buffers, fua=fua))
+        return self._edit(span, partial(self._write_with_edges, span, buffers, fua=fua), fua=fua)
 
     def write_zeroes(
         self,
@@ -154,8 +159,8 @@ class ByteView:
         first = -(-offset // self._block) * self._block
         last = (offset + length) // self._block * self._block
         if first >= last:
-            return self._edit(span, partial(self._write_with_edges, span, [bytes(length)], fua=fua))
-        return self._edit(span, partial(self._zero_with_edges, span, first, last, zero, fua=fua))
+            return self._edit(span, partial(self._write_with_edges, span, [bytes(length)], fua=fua), fua=fua)
+        return self._edit(span, partial(self._zero_with_edges, span, first, last, zero, fua=fua), fua=fua)
 
     def discard(self, offset: int, length: int) -> Coroutine[Any, Any, None]:
         """Give back what whole units of ``limits.discard_alignment`` there are in the range.
@@ -191,12 +196,30 @@ class ByteView:
             self._direct.append((start, end, request))
         return request
 
-    def _edit(self, span: "_Span", work: Callable[[], Awaitable[None]]) -> Coroutine[Any, Any, None]:
+    def _edit(
+        self, span: "_Span", work: Callable[[], Awaitable[None]], *, fua: bool
+    ) -> Coroutine[Any, Any, None]:
         """Begin a change of parts of blocks, which waits for its turn."""
         if span.length == 0:
             return self._device.write(0, b"")
-        earlier = _meeting((*self._turns, *self._direct), span.start, span.end)
-        return self._take_turn(span.start, span.end, earlier, work)
+        end = span.end
+        if self._can_grow and span.tail and span.end > self._device.capacity:
+            work = partial(self._keep_length, span.end - span.tail, work, fua=fua)
+            end = _EVERYTHING  # whoever makes the file longer meanwhile would be cut off
+        earlier = _meeting((*self._turns, *self._direct), span.start, end)
+        return self._take_turn(span.start, end, earlier, work)
+
+    async def _keep_length(self, end: int, work: Callable[[], Awaitable[None]], *, fua: bool) -> None:
+        """Do what changes the file's last block, of which it needs the bytes up to *end*."""
+        length = max(self._device.capacity, end)
+        try:
+            await work()
+        finally:
+            if self._device.capacity > length:
+                cutting = asyncio.get_running_loop().create_task(self._device.truncate(length))
+                await asyncio.shield(cutting)
+        if fua:
+            await self._device.flush()
 
     def _take_turn(
         self, start: int, end: int, earlier: "list[_Work]", work: Callable[[], Awaitable[None]]
@@ -257,6 +280,8 @@ class ByteView:
         head, tail = offset % self._block, -(offset + length) % self._block
         return _Span(offset - head, offset + length + tail, head, tail)
 
+
+_EVERYTHING = 2**64  # beyond every offset
 
 _Work: TypeAlias = Request[None] | asyncio.Task[None]
 _Change: TypeAlias = tuple[int, int, _Work]  # from where to where, in whole blocks, and who makes it

@@ -428,3 +428,71 @@ async def test_agrees_with_a_model(view: ByteView, rounds: list[list[Step]]) -> 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_agrees_with_a_model_under_direct_io(direct_view: ByteView, rounds: list[list[Step]]) -> None:
     await check_against_model(direct_view, rounds)
+
+
+# --- a file that ends within a block ------------------------------------------------------------------------
+
+ODD = 1_000_000  # bytes; the last block has 64 of them
+
+
+@pytest.fixture
+async def odd_view(tmp_path: Path) -> AsyncIterator[ByteView]:
+    path = tmp_path / "odd"
+    path.write_bytes(b"-" * ODD)
+    async with aioblk.IoUring(path, direct=True) as device:
+        assert device.limits.request_alignment == BLOCK
+        assert device.limits.can_grow
+        yield ByteView(device)
+
+
+def contents(view: ByteView) -> bytes:
+    return Path(str(view.device.properties["path"])).read_bytes()
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, ODD), (ODD - 1, 1), (ODD - 70, 70), (ODD - 64, 10)])
+async def test_the_last_bytes_are_read_and_written(odd_view: ByteView, offset: int, length: int) -> None:
+    assert await odd_view.read(offset, length) == b"-" * length
+    await odd_view.write(offset, b"x" * length, fua=True)
+    assert await odd_view.read(offset, length) == b"x" * length
+    assert odd_view.device.capacity == ODD
+    assert contents(odd_view) == b"-" * offset + b"x" * length + b"-" * (ODD - offset - length)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 448, 449, 5000])
+async def test_a_file_grows_to_the_byte(odd_view: ByteView, length: int) -> None:
+    await odd_view.write(ODD - 10, b"x" * (10 + length))
+    assert contents(odd_view) == b"-" * (ODD - 10) + b"x" * (10 + length)
+    await odd_view.write_zeroes(ODD, length + 1)
+    assert contents(odd_view) == b"-" * (ODD - 10) + b"x" * 10 + bytes(length + 1)
+
+
+async def test_zeroes_up_to_the_end_leave_it_where_it_is(odd_view: ByteView) -> None:
+    await odd_view.write_zeroes(100, ODD - 100)
+    assert contents(odd_view) == b"-" * 100 + bytes(ODD - 100)
+
+
+async def test_nobody_who_makes_the_file_longer_is_cut_off(odd_view: ByteView) -> None:
+    """Changes at and behind the end, begun together, in both orders: whole blocks and parts of them."""
+    end = -(-ODD // BLOCK) * BLOCK
+    for _ in range(5):
+        await asyncio.gather(
+            odd_view.write(ODD - 5, b"a" * 5),
+            odd_view.write(end + BLOCK, b"b" * BLOCK),
+            odd_view.write(end + 3 * BLOCK, b"c" * 7),
+            odd_view.write(ODD - 64, b"d" * 3),
+        )
+        expected = b"-" * (ODD - 64) + b"d" * 3 + b"-" * 56 + b"a" * 5
+        expected = expected.ljust(end + BLOCK, b"\0") + b"b" * BLOCK
+        assert contents(odd_view) == expected.ljust(end + 3 * BLOCK, b"\0") + b"c" * 7
+        await odd_view.device.truncate(ODD)
+
+
+async def test_a_change_at_the_end_that_is_cancelled_leaves_the_length(odd_view: ByteView) -> None:
+    for turns in range(12):
+        change = asyncio.ensure_future(odd_view.write(ODD - 1, b"y"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        change.cancel()
+        await asyncio.wait([change])
+        await odd_view.write(0, b"-")  # comes after it in the order of changes
+        assert odd_view.device.capacity == ODD

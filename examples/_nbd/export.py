@@ -24,7 +24,8 @@ class Export:
         self, device: aioblk.Device, arena: aioblk.Arena, *, name: str, description: str, clients: int
     ) -> None:
         """Of an open device that is attached to the arena."""
-        block = device.limits.request_alignment
+        # A file may end within a block; its last bytes are served as well.
+        block = 1 if device.capacity % device.limits.request_alignment else device.limits.request_alignment
         self.name = name
         self.description = description
         self.device = device
@@ -36,7 +37,7 @@ class Export:
         self.minimum_block = block
         self.preferred_block = max(4096, block, device.limits.optimal_io_alignment)
         self.largest_payload = LARGEST_PAYLOAD
-        self.size = device.capacity // block * block
+        self.size = device.capacity
         self.read_only = bool(device.properties["read-only"])
 
     @property

@@ -49,6 +49,19 @@ def test_nbdinfo_sees_what_is_offered(server: NbdServer) -> None:
     assert "exports" in json.loads(run("nbdinfo", "--json", "--list", server.uri))
 
 
+def test_every_byte_of_a_file_is_served_around_the_page_cache(tmp_path: Path) -> None:
+    """A million bytes are no whole number of blocks."""
+    image, source, copy = (tmp_path / name for name in ("image", "source", "copy"))
+    image.write_bytes(bytes(1_000_000))
+    source.write_bytes(bytes(range(250)) * 4000)
+    with NbdServer("io_uring", f"path={image}", "direct=true") as server:
+        assert run("nbdinfo", "--size", server.uri).strip() == "1000000"
+        run("nbdcopy", source, server.uri)
+        run("nbdcopy", server.uri, copy)
+    assert filecmp.cmp(source, image, shallow=False)
+    assert filecmp.cmp(source, copy, shallow=False)
+
+
 def test_nbdinfo_maps_holes(file_server: NbdServer, image: Path) -> None:
     with image.open("r+b") as file:
         file.seek(1 << 20)
