@@ -59,11 +59,10 @@ class BlockingQueue(Submitter):
             if context.discards_by_hook:
                 core.on_discard = self._discard
             self._region = handle.alloc_mem_region(-(-_BOUNCE_BYTES // mmap.PAGESIZE) * mmap.PAGESIZE)
-            undo.callback(handle.free_mem_region, self._region)
+            undo.callback(handle.give_back_mem_region, self._region)
             self._mapped = bool(handle.get("needs-mem-regions"))
             if self._mapped:
                 handle.map_mem_region(self._region)
-                undo.callback(handle.unmap_mem_region, self._region)
             core.attach_bounce(self._region.address, self._region.length, _BOUNCE_GRANULE)
             undo.pop_all()
         self._core = core
@@ -99,9 +98,7 @@ class BlockingQueue(Submitter):
             return
         try:
             if self._lost is None:
-                if self._mapped:
-                    self._context.handle.unmap_mem_region(self._region)
-                self._context.handle.free_mem_region(self._region)
+                self._context.handle.give_back_mem_region(self._region)
         finally:
             self._context.on_released(self)
 

@@ -5,18 +5,19 @@ import contextlib
 import functools
 import operator
 import threading
-from collections.abc import Callable, Iterator
-from typing import TypeVar, final
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any, TypeVar, final
 
 from ._blocking_queue import BlockingQueue
 from ._handle import MemRegion
 from ._queue import Queue, QueueContext, QueueStatistics
-from .errors import BlkioError, DeviceLostError, UsageError
+from .errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
 
 __all__ = ["BoundQueues"]
 
 Q = TypeVar("Q", Queue, BlockingQueue)
 
+_MOMENT = 0.005  # seconds
 _LOOK_AGAIN = 0.1  # seconds; how often to see whether another queue's loop or thread still lives
 _PATIENCE = 1.0  # seconds that a thread may keep requests in flight without waiting for them
 
@@ -30,7 +31,9 @@ class BoundQueues:
         self._queues: dict[tuple[bool, int], Queue | BlockingQueue] = {}  # by (poll, index)
         self._awaited: dict[Queue | BlockingQueue, asyncio.Future[None]] = {}
         self._lock = threading.RLock()
+        self._binding = 0  # blocking queues whose memory is being mapped
         self._suspended = False
+        self._closed = False
         self._lost: BlkioError | None = None
 
     def __iter__(self) -> Iterator[Queue | BlockingQueue]:
@@ -38,7 +41,12 @@ class BoundQueues:
 
     def statistics(self) -> QueueStatistics:
         """The sum of all."""
-        return functools.reduce(operator.add, (queue.statistics() for queue in self), QueueStatistics.none())
+        return functools.reduce(operator.add, self._each_statistics(), QueueStatistics.none())
+
+    def _each_statistics(self) -> Iterator[QueueStatistics]:
+        for queue in self:
+            with contextlib.suppress(DeviceClosedError):  # its thread is closing it
+                yield queue.statistics()
 
     # --- binding --------------------------------------------------------------------------------------------
 
@@ -47,9 +55,10 @@ class BoundQueues:
 
         Raises:
             DeviceLostError: the device is lost; it has queues again when it has come back.
+            DeviceClosedError: it is closed, or being so.
         """
         with self._lock:
-            self._refuse_if_lost()
+            self._refuse_if_gone()
             bound = self._queues.get((poll, index))
             if bound is None:
                 queue = self._keep(Queue(context, index, poll=poll))
@@ -61,11 +70,24 @@ class BoundQueues:
         return bound
 
     def bind_blocking(self, context: QueueContext, index: int, *, poll: bool) -> BlockingQueue:
-        """The queue for the calling thread. DeviceLostError as for :meth:`find_or_bind`."""
+        """The queue for the calling thread. Raises as :meth:`find_or_bind` does."""
         with self._lock:
             self._refuse_blocking(index, poll)
+            self._binding += 1
+        try:
+            return self._bind_blocking(context, index, poll)
+        finally:
+            with self._lock:
+                self._binding -= 1
+
+    def _bind_blocking(self, context: QueueContext, index: int, poll: bool) -> BlockingQueue:
         # Mapping its memory may take as long as the backend pleases, so nobody is kept waiting for the lock.
-        queue = BlockingQueue(context, index, poll=poll)
+        try:
+            queue = BlockingQueue(context, index, poll=poll)
+        except BlkioError as error:
+            with self._lock:
+                self._refuse_if_gone(error)
+                raise
         try:
             with self._lock:
                 self._refuse_blocking(index, poll)
@@ -77,18 +99,39 @@ class BoundQueues:
             queue.dispose()
             raise
 
+    @property
+    def is_binding(self) -> bool:
+        """Whether a thread is about to bind a blocking queue: it uses the handle, and holds the queue."""
+        return self._binding > 0
+
+    async def _until_none_is_binding(self) -> None:
+        while self.is_binding:  # noqa: ASYNC110 (threads without a loop)
+            await asyncio.sleep(_MOMENT)
+
+    def refuse(self) -> None:
+        """The device is being closed: nothing is bound any more."""
+        with self._lock:
+            self._closed = True
+
+    def exclusively(self, act: Callable[[], object]) -> None:
+        """Call it while nobody binds a queue. It must not wait."""
+        with self._lock:
+            act()
+
     def _refuse_blocking(self, index: int, poll: bool) -> None:
-        self._refuse_if_lost()
+        self._refuse_if_gone()
         if self._suspended:
             raise self._misuse("the device is being reconnected, which blocking queues do not take part in")
         bound = self._queues.get((poll, index))
         if bound is not None:
             raise self._misuse(f"{bound!r} is in use; close it first")
 
-    def _refuse_if_lost(self) -> None:
+    def _refuse_if_gone(self, cause: BlkioError | None = None) -> None:
         if self._lost is not None:
             lost = self._lost
             raise DeviceLostError(lost.message, driver=self._driver, operation="queue") from lost
+        if self._closed:
+            raise DeviceClosedError("the device is closed", driver=self._driver, operation="queue") from cause
 
     @property
     def blocking(self) -> list[BlockingQueue]:
@@ -140,6 +183,7 @@ class BoundQueues:
         """Let every queue, on its own loop, keep what it has and issue nothing."""
         with self._lock:
             self._suspended = True
+        await self._until_none_is_binding()
         await self._on_each(Queue.suspend)
 
     async def recall(self) -> None:
@@ -154,13 +198,15 @@ class BoundQueues:
 
     async def until_abandoned(self) -> None:
         """Wait until every queue, on its own loop, knows of the loss and touches libblkio no more."""
+        await self._until_none_is_binding()
         await self._on_each(lambda _queue: None)  # each loop comes to it after abandon()
 
-    async def reopen(self) -> None:
-        """Another device is there, after a loss."""
+    def reopen(self) -> Coroutine[Any, Any, None]:
+        """Another device is there, after a loss: queues can be bound from this moment on, and those that were
+        go on once what is returned has been awaited. It may be lost again meanwhile."""
         with self._lock:
             self._lost = None
-        await self._on_each(Queue.reopen)
+        return self._on_each(Queue.reopen)
 
     async def _on_each(self, act: Callable[[Queue], None]) -> None:
         acts = [self._on_loop_of(queue, act) for queue in self if isinstance(queue, Queue)]

@@ -21,13 +21,14 @@ from bisect import bisect_left, insort
 from collections.abc import Callable, Container, Generator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import wraps
+from functools import partial, wraps
 from threading import Lock, RLock
 from types import TracebackType
 from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast, final
 
 from ._descriptor import size_of
 from ._hints import hint
+from ._loans import Loans
 from ._native._blkio import ffi, lib
 from ._properties import (
     IO_URING,
@@ -123,6 +124,8 @@ class Blkio:
         self._rings: frozenset[Ring] | None = None  # None: it is not certain which are ours
         self._last_removal = float("-inf")  # of a queue, and with it of a ring, on the monotonic clock
         self._slots_turn = Lock()  # of `_slots`; never held across a call to libblkio
+        self.loans: Loans = Loans()
+        """Which of its regions another instance may be told of just now."""
         self.on_map_turn: Callable[[], object] | None = None
         """Called before and after each change of the memory map, by the thread that makes it."""
         self._cell: Cell[Pointer] = ffi.new("struct blkio **")
@@ -241,7 +244,7 @@ class Blkio:
                 if not in_use:
                     wait_for_the_kernel(self._last_removal if given_back else end)
             while self._allocated:
-                _free(self._allocated.pop())
+                self._free(self._allocated.pop())
             self._close_fd()
 
     @_in_turn
@@ -250,15 +253,17 @@ class Blkio:
         for region in [region for region in self._allocated if region not in regions]:
             if not self._is_mapped(region):
                 self._allocated.discard(region)
-                _free(region)
+                self._free(region)
 
     def exchange(self, other: Blkio) -> None:
         """Exchange the libblkio instances of two handles of one driver: each goes on with the other's.
 
         What was allocated stays with the handle that allocated it, what is mapped goes with the instance.
-        Nobody may use a queue of either.
+        Nobody may use a queue of either. A handle that was destroyed in the meantime stays so.
         """
         with self._lock:
+            if self._state is State.DESTROYED:
+                return
             self._state, other._state = other._state, self._state
             self._fd, other._fd = other._fd, self._fd
             self._filename, other._filename = other._filename, self._filename
@@ -453,7 +458,18 @@ class Blkio:
         if self._is_mapped(region):
             raise self._refusal("free_mem_region", f"{region} is mapped; unmap it first")
         self._allocated.remove(region)
-        _free(region)
+        self._free(region)
+
+    @_in_turn
+    def give_back_mem_region(self, region: MemRegion) -> None:
+        """Unmap it and free it, as far as that has not been done: with the instance that knew it, for one."""
+        if self._is_mapped(region):
+            self.unmap_mem_region(region)
+        if region in self._allocated:
+            self.free_mem_region(region)
+
+    def _free(self, region: MemRegion) -> None:
+        self.loans.once_given_back(region, partial(_free, region))
 
     def abandon_mem_region(self, region: MemRegion) -> None:
         """Never free a region of ``alloc_mem_region()``: a lost device may write to it. Waits for nobody."""

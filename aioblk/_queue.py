@@ -314,6 +314,11 @@ class Queue(Submitter):
         return self._core
 
     @property
+    def is_closed(self) -> bool:
+        """Whether it is free for others."""
+        return self._disposed
+
+    @property
     def loop(self) -> asyncio.AbstractEventLoop:
         """The loop that the queue belongs to."""
         return self._loop

@@ -10,13 +10,14 @@ before its process has ended. That it has closed the connection is not enough.
 """
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from typing import TYPE_CHECKING, TypeVar, final
+from typing import TYPE_CHECKING, Any, TypeVar, final
 
 from ._blocking import BlockingCall
 from ._connection import Connection, add_queue, connect
 from ._handle import Blkio, MemRegion
+from ._loans import Loans
 from ._peer import Peer
 from ._tasks import start_steadfast_task
 from .errors import BlkioError, DeviceLostError
@@ -27,12 +28,13 @@ if TYPE_CHECKING:
     from .drivers._options import DriverOptions
     from .memory import DeviceMemory
 
-__all__ = ["IncompatibleError", "Recovery", "Wanted", "connect_again", "release_old"]
+__all__ = ["Again", "IncompatibleError", "Recovery", "Wanted", "connect_again", "release_old"]
 
 T = TypeVar("T")
 
 _FIRST_PAUSE = 0.01  # seconds between attempts; it doubles
 _LONGEST_PAUSE = 0.5
+_LOOK_AGAIN = 0.1  # seconds; how often to see whether somebody still waits for the other backend
 
 
 class IncompatibleError(DeviceLostError):
@@ -54,7 +56,39 @@ class Wanted:
     """What is to be mapped, in the order in which it was."""
 
 
-def connect_again(options: "DriverOptions", wanted: Wanted) -> Connection:
+@final
+@dataclass(frozen=True, slots=True)
+class Again:
+    """One attempt, for a worker thread. What is to be mapped is lent to it: nobody needs to wait for the
+    thread in order to be rid of a region."""
+
+    make: Callable[[], Connection]
+    undo: Callable[[Connection], None]
+    end: Callable[[], None]
+    """Of the loan, once the connection has been taken, or there is none; idempotent."""
+
+
+def connect_again(options: "DriverOptions", wanted: Wanted, loans: Loans) -> Again:
+    """The attempt to come back with what is wanted. Until it ends, the regions are lent."""
+    end = loans.lend(wanted.regions)
+
+    def make() -> Connection:
+        try:
+            return _connect_again(options, wanted)
+        except BaseException:
+            end()
+            raise
+
+    def undo(connection: Connection) -> None:
+        try:
+            connection.close()
+        finally:
+            end()
+
+    return Again(make, undo, end)
+
+
+def _connect_again(options: "DriverOptions", wanted: Wanted) -> Connection:
     """Connect, and prepare the new instance for taking the old one's place. Blocks.
 
     Raises:
@@ -134,6 +168,7 @@ class Recovery:
         queues: "BoundQueues",
         peer: Peer,
         seconds: float,
+        is_worth_it: Callable[[], bool],
     ) -> None:
         self._options = options
         self._handle = handle
@@ -143,14 +178,20 @@ class Recovery:
         self._queues = queues
         self._peer = peer
         self._seconds = seconds
+        self._is_worth_it = is_worth_it
+        self._loan: Callable[[], None] = lambda: None
         self._loop = asyncio.get_running_loop()
         self._end = self._loop.time() + seconds
-        self._stopped = self._loop.create_future()
+        self._stopped: asyncio.Future[None] = self._loop.create_future()
 
     def stop(self) -> None:
         """Do not try any longer."""
         if not self._stopped.done():
             self._stopped.set_result(None)
+
+    def end_loan(self) -> None:
+        """The connection that run() has returned has its place: what was mapped is its owners' again."""
+        self._loan()
 
     async def run(self) -> Connection:
         """A connection that can take the old one's place: the caller's, who owns it in the same turn.
@@ -192,13 +233,19 @@ class Recovery:
             tuple(region for region in self._handle.mapped_regions if region in regions),
         )
         # Until it is taken, the connection is the call's, which closes it if time is up.
-        call = BlockingCall(partial(connect_again, self._options, wanted), undo=Connection.close)
+        again = connect_again(self._options, wanted, self._handle.loans)
+        try:
+            call = BlockingCall(again.make, undo=again.undo)
+        except BlkioError:
+            again.end()
+            raise
         try:
             await self._within(call.done)
             self._require_wanted()
-        except TimeoutError:
+        except BaseException:
             call.drop()
             raise
+        self._loan = again.end
         return call.take()
 
     async def _death(self) -> None:
@@ -212,7 +259,7 @@ class Recovery:
             self._loop.remove_reader(self._peer.process)
 
     async def _pause(self, seconds: float) -> None:
-        await asyncio.wait([self._stopped], timeout=seconds)
+        await asyncio.wait([self._stopped], timeout=min(seconds, _LOOK_AGAIN))
         self._require_wanted()
         if self._loop.time() >= self._end:
             raise TimeoutError
@@ -220,13 +267,27 @@ class Recovery:
     def _require_wanted(self) -> None:
         if self._stopped.done():
             raise TimeoutError
+        if not self._is_worth_it():
+            text = "the device was closed while it was without a backend"
+            raise DeviceLostError(text, driver=self._options.driver)
 
     async def _within(self, future: asyncio.Future[T]) -> T:
-        left = max(self._end - self._loop.time(), 0)
-        await asyncio.wait([future, self._stopped], timeout=left, return_when=asyncio.FIRST_COMPLETED)
-        if not future.done():
-            future.cancel()
-            raise TimeoutError
+        either: list[asyncio.Future[Any]] = [future, self._stopped]
+        while not future.done():
+            left = self._end - self._loop.time()
+            await asyncio.wait(
+                either,
+                timeout=max(min(left, _LOOK_AGAIN), 0),
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+            if not future.done():
+                try:
+                    self._require_wanted()
+                    if left <= 0:
+                        raise TimeoutError
+                except BaseException:
+                    future.cancel()
+                    raise
         return future.result()
 
 

@@ -34,6 +34,7 @@ _TAKING_APART = 0.05  # seconds that the kernel needs for it
 _COUNTED_ON = 0.5  # seconds; more than enough
 
 _turn = threading.Lock()  # of whoever has rings made
+os.register_at_fork(after_in_child=lambda: _renew_turn())  # another thread may have had it
 _last_end = float("-inf")
 
 
@@ -55,6 +56,11 @@ def find_new(make: Callable[[], T], count: int) -> tuple[T, frozenset[Ring] | No
     new = after - before
     certain = len(new) == count == len({ring.inode for ring in new}) and not _share_inodes(new)
     return result, new if certain else None
+
+
+def _renew_turn() -> None:
+    global _turn
+    _turn = threading.Lock()
 
 
 def still_there(rings: frozenset[Ring]) -> frozenset[Ring]:

@@ -251,9 +251,7 @@ class BouncePool:
         It is called again when the device has come back in the meantime.
         """
         if (old := self._old) is not None:
-            if old in self._handle.mapped_regions:
-                self._handle.unmap_mem_region(old)
-            self._handle.free_mem_region(old)
+            self._handle.give_back_mem_region(old)
             self._old = None
         if size == 0:
             return None

@@ -15,7 +15,7 @@ import os
 import threading
 import warnings
 import weakref
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, cast, final
 
@@ -63,11 +63,14 @@ LARGEST_PART = 1 << 20
 # How long closing a lost device waits for libblkio to let go of it; that may go on in a thread of its own.
 LOST_PATIENCE = 1.0  # seconds
 
+_MOMENT = 0.005  # seconds
+
 
 class _State(enum.StrEnum):
     NEW = "not open"
     OPENING = "being opened"
     OPEN = "open"
+    DETACHING = "being detached from its loop"
     DETACHED = "detached from its loop"
     CLOSING = "being closed"
     CLOSED = "closed"
@@ -84,7 +87,7 @@ class Device(Submitter):
     """
 
     # The interpreter may have taken the module's names away when it asks a device to end.
-    _UNCLOSED = frozenset({_State.OPEN, _State.DETACHED, _State.CLOSING})
+    _UNCLOSED = frozenset({_State.OPEN, _State.DETACHING, _State.DETACHED, _State.CLOSING})
 
     def __init__(self, options: DriverOptions) -> None:
         self._state = _State.NEW
@@ -100,6 +103,7 @@ class Device(Submitter):
         self._peer: Peer | None = None  # a vhost-user backend
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
+        self._detaching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._destroyed = False  # the handle, or a thread is at it
         self._lost: DeviceLostError | None = None
@@ -107,7 +111,7 @@ class Device(Submitter):
         self._recovery: Recovery | None = None  # while a backend that died is being replaced
         self._recovered: asyncio.Task[None] | None = None
         self._returning = False  # in reconnect()
-        self._detaching = False  # in detach()
+        self._attempts = 0  # to reconnect
         self._reconnections = 0
         self._lost_while_destroying: asyncio.Future[None] | None = None
         self._pid = os.getpid()
@@ -137,6 +141,7 @@ class Device(Submitter):
             self._set_up(connection.handle, connection.limits)
             self._state = _State.OPEN
             self._bind_default()
+            self._watch_peer()
         except BaseException:
             self._state = _State.CLOSING
             self._closing = start_steadfast_task(self._loop, self._close())
@@ -196,48 +201,64 @@ class Device(Submitter):
         """Let go of the loop, once nothing is in flight: the device can then be attached to another one.
 
         Registered memory stays registered. Regions must not be entered or left in between. A task that is
-        cancelled here leaves a device that accepts no requests, and can be detached, or closed.
+        cancelled here does not wait any longer; detaching goes on without it, and may be awaited again.
 
         Raises:
             UsageError: other queues than the default one are bound, or the device is being detached already.
             DeviceLostError: the device is lost, or was meanwhile.
             DeviceClosedError: the device is closed, or was meanwhile.
         """
-        self._require_present("detach")
-        self._require_only_default_queue("detach")
-        if self._detaching:
-            raise self._misuse("detach", "the device is being detached already")
+        if self._state is not _State.DETACHING:
+            self._require_present("detach")
+            if asyncio.get_running_loop() is not self._loop:
+                raise self._misuse("detach", "the device belongs to another event loop")
+            self._require_only_default_queue("detach")
+            self._state = _State.DETACHING
+            self._core = None
+            self._detaching = start_steadfast_task(self._loop_here(), self._detach())
+        assert self._detaching is not None
+        await asyncio.shield(self._detaching)
+
+    async def _detach(self) -> None:
         assert self._queue is not None
         assert self._memory is not None
-        self._detaching = True
         try:
             await self._queue.aclose()
             while self._recovered is not None and not self._recovered.done():
                 await asyncio.shield(self._recovered)
             await self._memory.detach_loop()
-            self._require_present("detach")
         finally:
-            self._detaching = False
-        self._stop_watching_peer()
-        self._core = None
-        self._state = _State.DETACHED
+            self._stop_watching_peer()
+            self._state = _State.DETACHED
 
     async def attach(self) -> Self:
-        """Bind a detached device to the running loop, in whatever thread."""
+        """Bind a detached device to the running loop, in whatever thread.
+
+        One that was lost meanwhile is lost still, to be reconnected or closed.
+        """
         if self._state is not _State.DETACHED:
             raise self._misuse("attach", f"the device is {self._state}; detach it from its loop first")
+        self._settle_here()
+        self._state = _State.OPEN
+        try:
+            if self._lost is None:
+                self._bind_default()
+        except BaseException:
+            self._stop_watching_peer()
+            self._state = _State.DETACHED
+            raise
+        return self
+
+    def _settle_here(self) -> None:
         assert self._memory is not None
         self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         self._memory.attach_loop()
-        self._state = _State.OPEN
-        self._bind_default()
-        return self
+        self._watch_peer()
 
     def _bind_default(self) -> None:
         handle = self._require_handle("open")
         assert self._context is not None
         self._queue = self._queues.find_or_bind(self._context, 0, poll=handle.queue_count == 0)
-        self._watch_peer()
         self._core = self._queue.core
 
     async def aclose(self) -> None:
@@ -260,18 +281,27 @@ class Device(Submitter):
         if self._state is _State.CLOSED:
             return
         loop = asyncio.get_running_loop()
+        if self._state is _State.DETACHING and self._loop is loop and self._detaching is not None:
+            await asyncio.wait([self._detaching])
         if self._state is _State.DETACHED:
-            await self.attach()
+            self._settle_here()
         if self._loop is not loop:
             raise self._misuse("close", "the device belongs to another event loop")
         if self._closing is None or self._closing.done():  # it has failed, and is tried again
             self._state = _State.CLOSING
+            self._queues.refuse()
             if self._queue is not None and self._lost is None:
                 self._queue.close()
-            if self._recovery is not None and not self._queues.in_flight:
-                self._lose("the device was closed while it was without a backend")
+            self._end_vain_recovery()
             self._closing = start_steadfast_task(loop, self._close())
         await asyncio.shield(self._closing)
+
+    def _end_vain_recovery(self) -> None:
+        if self._recovery is not None and not self._is_worth_recovering():
+            self._lose("the device was closed while it was without a backend")
+
+    def _is_worth_recovering(self) -> bool:
+        return self._state not in (_State.CLOSING, _State.CLOSED) or self._queues.in_flight > 0
 
     async def _close(self) -> None:
         try:
@@ -292,6 +322,16 @@ class Device(Submitter):
             if self._queue is not None:
                 stack.push_async_callback(self._queue.aclose)
             stack.push_async_callback(self._queues.close_others, self._queue)
+            stack.push_async_callback(self._until_none_is_binding)
+
+    async def _until_none_is_binding(self) -> None:
+        """A thread may be waiting for the backend, to map the memory of its blocking queue."""
+        limit = self._options.lost_after
+        since = self._loop_here().time()
+        while self._queues.is_binding:
+            await asyncio.sleep(_MOMENT)
+            if limit is not None and self._loop_here().time() - since > limit:
+                self._lose(f"a call to the device has not returned for {limit:g} seconds (lost_after)")
 
     async def _destroy(self, handle: Blkio) -> None:
         """Disconnect. That takes as long as the device takes to answer: who does not answer is left to it.
@@ -301,6 +341,7 @@ class Device(Submitter):
         """
         if self._destroyed:
             return
+        self._end_vain_recovery()
         destroy = functools.partial(handle.destroy, in_use=self._in_use_when_lost)
         try:
             call = BlockingCall(destroy)
@@ -352,9 +393,9 @@ class Device(Submitter):
         queues = list(self._queues)
         idle = all(queue.is_bound_here() and not queue.in_flight for queue in queues)
         if idle and not memory_busy:
+            self._forget_peer()  # or its answer would be waited for
             for bound in queues:
                 bound.dispose()
-            self._forget_peer()  # or its answer would be waited for
             handle.destroy(in_use=self._in_use_when_lost)
 
     def __repr__(self) -> str:
@@ -381,7 +422,7 @@ class Device(Submitter):
         """
         if self._lost is not None or self._state is _State.CLOSED:
             return
-        if self._state not in (_State.OPEN, _State.CLOSING):
+        if self._state not in (_State.OPEN, _State.DETACHING, _State.CLOSING):
             raise self._misuse("abandon", f"the device is {self._state}")
         if self._thread != threading.get_ident():
             raise self._misuse(
@@ -477,29 +518,42 @@ class Device(Submitter):
         await self._queues.until_abandoned()
         await memory.detach_loop()
         self._queue_count = handle.queue_count or self._queue_count  # none, if this is not the first attempt
-        await run_blocking(functools.partial(memory.after_calls, functools.partial(release_old, handle)))
+        self._attempts += 1
+        attempt = self._attempts
+
+        def release() -> None:
+            if attempt == self._attempts:  # otherwise given up, and another one has been made meanwhile
+                release_old(handle)
+
+        await run_blocking(functools.partial(memory.after_calls, release))
         memory.end_limbo()
         self._require_still_open(handle)
         regions = {*memory.withdraw_regions(), *self._queues.bounce_regions()}
         wanted = Wanted(limits, self._capacity, self._queue_count, tuple(sorted(regions)))
+        again = connect_again(self._options, wanted, handle.loans)
         try:
-            connection = await run_blocking(
-                functools.partial(connect_again, self._options, wanted), undo=Connection.close
-            )
+            connection = await run_blocking(again.make, undo=again.undo)
         except BlkioError:
+            again.end()
             self._require_still_open(handle)
             raise
+        finally:
+            memory.end_withdrawal()
         if self._state is not _State.OPEN:
-            call_elsewhere(connection.close)
+            call_elsewhere(functools.partial(again.undo, connection))
             self._require_still_open(handle)
         handle.exchange(connection.handle)
         call_elsewhere(connection.handle.destroy)
         handle.free_all_but(self._queues.bounce_regions())
+        # From here to the task there is no other turn: the device is lost, or back as a whole.
         self._lost, self._in_use_when_lost = None, False
         memory.come_back()
-        self._recovered = start_steadfast_task(
-            self._loop_here(), self._go_on(connection, self._queues.reopen())
-        )
+        again.end()
+        self._go_on(connection)
+        reopening = self._queues.reopen()
+        if self._queue is not None and self._queue.is_closed:  # it was detached when it was lost
+            self._bind_default()
+        self._recovered = start_steadfast_task(self._loop_here(), reopening)
         await asyncio.shield(self._recovered)
 
     def _require_still_open(self, handle: Blkio) -> None:
@@ -536,6 +590,7 @@ class Device(Submitter):
             self._queues,
             peer,
             seconds,
+            self._is_worth_recovering,
         )
         self._recovered = start_steadfast_task(
             self._loop_here(), self._recover(self._recovery, peer, self._recovered)
@@ -554,23 +609,20 @@ class Device(Submitter):
         finally:
             peer.close()
         assert self._handle is not None
-        self._handle.exchange(connection.handle)
+        self._queues.exclusively(functools.partial(self._handle.exchange, connection.handle))
         call_elsewhere(connection.handle.destroy)
+        recovery.end_loan()
         self._memory.release_calls()
         self._recovery = None  # what happens from here on happens to the new one
-        await self._go_on(connection, self._queues.resume())
+        self._go_on(connection)
+        await self._queues.resume()
 
-    async def _go_on(self, connection: Connection, queues_go_on: Awaitable[None]) -> None:
+    def _go_on(self, connection: Connection) -> None:
         self._peer, self._capacity = connection.peer, connection.capacity
         if self._handle is not None and self._context is not None:
             self._context.device.file_fd = growing_file(self._handle)
         self._reconnections += 1
         self._watch_peer()
-        await queues_go_on
-        if self._queue is not None and self._queue.closing and not self._detaching:
-            await self._queue.aclose()  # it was closed for detach(), which did not come to its end
-            if self._state is _State.OPEN and self._lost is None:
-                self._bind_default()
 
     def _is_coming_back(self) -> bool:
         """Asked, in any thread, when a call to the backend has failed."""
@@ -856,7 +908,10 @@ class Device(Submitter):
     def _refuse_unopened(self, operation: str) -> NoReturn:
         if self._state in (_State.CLOSED, _State.CLOSING):
             raise DeviceClosedError("the device is closed", driver=self._options.driver, operation=operation)
-        remedy = "await device.attach()" if self._state is _State.DETACHED else "async with device"
+        if self._state is _State.OPEN and self._lost is not None:
+            self._require_present(operation)
+        detached = self._state in (_State.DETACHING, _State.DETACHED)
+        remedy = "await device.attach()" if detached else "async with device"
         raise self._misuse(operation, f"the device is {self._state}; use `{remedy}` first")
 
     def _misuse(self, operation: str, message: str) -> UsageError:

@@ -227,6 +227,9 @@ class DeviceMemory:
         self._holding = threading.Lock()
         self._closed = False
         self._lost: DeviceLostError | None = None
+        self._withdrawal: asyncio.Future[None] | None = (
+            None  # while a lost device is being told of regions again
+        )
         self.call_limit: float | None = None
         """Seconds that a call of the handle may take before :attr:`on_silence` is told."""
         self.on_silence: Callable[[str], object] = lambda _: None
@@ -299,6 +302,7 @@ class DeviceMemory:
     async def aclose(self) -> None:
         """Unmap everything and close every region; idempotent. The device has been drained or is lost."""
         self._closed = True
+        self.end_withdrawal()
         for memory in self._memories:
             memory.close()
         self._memories.clear()
@@ -313,14 +317,17 @@ class DeviceMemory:
         """The instance is destroyed. What could not be unmapped before went with it."""
         for mapped in self._ranges:
             if not mapped.abandoned:
-                mapped.let_go()
+                self._let_go(mapped)
         self._ranges.clear()
         self.end_limbo()
 
     def end_limbo(self) -> None:
         """The lost instance is destroyed, and no thread is in a call to it."""
         while self._in_limbo:
-            self._in_limbo.pop().let_go()
+            self._let_go(self._in_limbo.pop())
+
+    def _let_go(self, mapped: _Mapped) -> None:
+        self._handle.loans.once_given_back(mapped.region, mapped.let_go)
 
     def lose(self, error: DeviceLostError) -> None:
         """The device is lost. What it may still write to will be abandoned, and nobody waits for it."""
@@ -378,7 +385,7 @@ class DeviceMemory:
     async def _unmapped(self, mapped: _Mapped) -> None:
         """Unmap what nobody holds any more, or wait until that is done. BlkioError: it has failed."""
         self._start_unmapping(mapped)
-        if mapped.unmapping is not None:
+        if mapped.unmapping is not None and self._withdrawal is None:
             await asyncio.shield(mapped.unmapping)
 
     def _leave(self, mapped: _Mapped) -> None:
@@ -457,7 +464,7 @@ class DeviceMemory:
             if isinstance(error, DeviceLostError):
                 self._in_limbo.append(mapped)
             else:
-                mapped.let_go()
+                self._let_go(mapped)
             if isinstance(error, RegistrationError):
                 raise
             message = error.message if isinstance(error, BlkioError) else None
@@ -478,13 +485,15 @@ class DeviceMemory:
         await asyncio.wait([mapped.mapping])
         if not mapped.known_to_core:
             return  # mapping it has failed
+        if self._withdrawal is not None:  # whether the device is lost still, or has the region again
+            await asyncio.wait([self._withdrawal])
         while self._core.retire_region(mapped.start) and not (self._lost or mapped.abandoned):
             mapped.idle.clear()  # another thread may tell late of a region that was here before
             await mapped.idle.wait()
         if self._core.retire_region(mapped.start):
             mapped.abandoned = True
             _abandoned.append(mapped)  # in use for good: a lost device may still write there
-            mapped.close_file()
+            self._handle.loans.once_given_back(mapped.region, mapped.close_file)
             return
         if not self._lost:  # otherwise there is nobody to be told
             try:
@@ -495,7 +504,7 @@ class DeviceMemory:
                     raise
         self._core.remove_region(mapped.start)
         self._ranges.remove(mapped)
-        mapped.let_go()
+        self._let_go(mapped)
 
     def _on_region_idle(self, address: int) -> None:
         """The last request on a retired region is over; told by whatever thread runs that request's queue."""
@@ -595,8 +604,9 @@ class DeviceMemory:
         """Of a lost device: what is to be mapped again. Nothing is in flight.
 
         A region that an abandoned request uses is not: the lost device may still write there. Requests on it
-        will bounce.
+        will bounce. One that is left before :meth:`end_withdrawal` is unmapped then, if it was mapped again.
         """
+        self._withdrawal = self._loop.create_future()
         regions: list[MemRegion] = []
         for mapped in self._ranges:
             if mapped.known_to_core and mapped.unmapping is None:
@@ -604,6 +614,12 @@ class DeviceMemory:
                 if not mapped.abandoned:
                     regions.append(mapped.region)
         return regions
+
+    def end_withdrawal(self) -> None:
+        """The device is not being told of regions any more, whether it comes back or not; idempotent."""
+        withdrawal, self._withdrawal = self._withdrawal, None
+        if withdrawal is not None:
+            withdrawal.set_result(None)
 
     def come_back(self) -> None:
         """The lost device is back, and what :meth:`withdraw_regions` gave is mapped again."""

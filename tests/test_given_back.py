@@ -3,6 +3,7 @@
 import asyncio
 import fcntl
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -196,3 +197,24 @@ def inheritable() -> set[str]:
         except OSError:
             continue  # the listing's own
     return found
+
+
+# --- forks --------------------------------------------------------------------------------------------------
+
+
+async def test_a_child_forked_while_a_ring_is_being_made_makes_its_own(scratch_file: Path) -> None:
+    """By another thread, which the child does not have."""
+
+    def fork() -> int:
+        child = os.fork()
+        if child == 0:
+            signal.alarm(PATIENCE)
+            try:
+                _rings.find_new(int, 0)
+            finally:
+                os._exit(0)
+        return child
+
+    child, _ring = await asyncio.to_thread(_rings.find_new, fork, 0)
+    _, status = await asyncio.to_thread(os.waitpid, child, 0)
+    assert status == 0

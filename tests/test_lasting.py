@@ -269,6 +269,60 @@ async def test_a_blocking_queue_bound_while_the_device_is_lost_is_given_back(
             assert queue.wait(queue.read(0, BLOCK)) == bytes(BLOCK)
 
 
+async def until_taken(device: aioblk.Device) -> None:
+    """A thread has queue 1, and waits for the stopped backend to map its memory."""
+    handle = device._handle
+    assert handle is not None
+    async with asyncio.timeout(PATIENCE):
+        while not handle._slots[False, 1].taken:  # noqa: ASYNC110 (a thread's doing)
+            await asyncio.sleep(0.001)
+
+
+async def test_closing_a_device_while_a_thread_binds_a_queue(storage_daemon: StorageDaemonFactory) -> None:
+    daemon = storage_daemon(num_queues=2)
+    device = await aioblk.VirtioBlkVhostUser(daemon.socket, num_queues=2).open()
+    with held(daemon):
+        binding = asyncio.create_task(asyncio.to_thread(device.blocking_queue, 1))
+        await until_taken(device)
+        closing = asyncio.create_task(device.aclose())
+        await asyncio.sleep(0)
+    async with asyncio.timeout(PATIENCE):
+        await closing
+        with pytest.raises(aioblk.DeviceClosedError):
+            await binding
+
+
+async def test_closing_a_device_while_a_thread_waits_for_a_silent_one(
+    storage_daemon: StorageDaemonFactory,
+) -> None:
+    daemon = storage_daemon(num_queues=2)
+    device = await aioblk.VirtioBlkVhostUser(daemon.socket, num_queues=2, lost_after=0.5).open()
+    with held(daemon):
+        binding = asyncio.create_task(asyncio.to_thread(device.blocking_queue, 1))
+        await until_taken(device)
+        async with asyncio.timeout(PATIENCE):
+            await device.aclose()
+            with pytest.raises(aioblk.BlkioError):
+                await binding
+    assert device.lost
+
+
+async def test_a_device_lost_while_a_thread_binds_a_queue(storage_daemon: StorageDaemonFactory) -> None:
+    daemon = storage_daemon(num_queues=2)
+    async with aioblk.VirtioBlkVhostUser(daemon.socket, num_queues=2) as device:
+        with held(daemon):
+            binding = asyncio.create_task(asyncio.to_thread(device.blocking_queue, 1))
+            await until_taken(device)
+            device.abandon("for a test")
+            returning = asyncio.create_task(device.reconnect())
+            with pytest.raises(aioblk.DeviceLostError, match="for a test"):
+                await binding
+        async with asyncio.timeout(PATIENCE):
+            await returning
+        with device.blocking_queue(1) as queue:
+            assert queue.wait(queue.read(0, BLOCK)) == bytes(BLOCK)
+
+
 async def test_no_blocking_queue_while_the_device_is_being_reconnected(
     storage_daemon: StorageDaemonFactory,
 ) -> None:

@@ -294,6 +294,97 @@ async def test_a_detached_device_can_be_closed(device: aioblk.Device) -> None:
     assert device.closed
 
 
+async def test_detaching_goes_on_without_a_task_that_is_cancelled(device: aioblk.Device) -> None:
+    pending = device.read(0, BLOCK)
+    detaching = asyncio.create_task(device.detach())
+    await asyncio.sleep(0)
+    detaching.cancel()
+    await asyncio.wait([detaching])
+    with pytest.raises(aioblk.UsageError, match="detached"):
+        device.read(0, BLOCK)
+    with pytest.raises(aioblk.UsageError, match="detached"):
+        device.queue()
+    await device.detach()
+    assert await pending == DATA[:BLOCK]
+    await device.attach()
+    assert await device.read(0, BLOCK) == DATA[:BLOCK]
+
+
+async def test_closing_waits_until_a_device_is_detached(device: aioblk.Device) -> None:
+    detaching = asyncio.create_task(device.detach())
+    await asyncio.sleep(0)
+    await device.aclose()
+    assert device.closed
+    await detaching
+
+
+@pytest.mark.parametrize("attach", [False, True])
+async def test_a_device_that_is_lost_while_it_is_detached_can_be_closed(
+    device: aioblk.Device, attach: bool
+) -> None:
+    pending = device.read(0, BLOCK)
+    detaching = asyncio.create_task(device.detach())
+    await asyncio.sleep(0)
+    device.abandon()
+    await asyncio.wait([pending, detaching])  # type: ignore[type-var] # asyncio takes more than its types say
+    if attach:
+        await device.attach()
+        with pytest.raises(aioblk.DeviceLostError):
+            device.read(0, BLOCK)
+    await device.aclose()
+    assert device.closed
+    assert pending.exception() is None or isinstance(pending.exception(), aioblk.DeviceLostError)
+
+
+async def test_a_device_that_is_lost_while_it_is_detached_comes_back(device: aioblk.Device) -> None:
+    detaching = asyncio.create_task(device.detach())
+    await asyncio.sleep(0)
+    device.abandon()
+    await detaching
+    await device.attach()
+    await device.reconnect()
+    assert await device.read(0, BLOCK) == DATA[:BLOCK]
+    assert device.queue() is device.queue(0)
+
+
+# --- counters -----------------------------------------------------------------------------------------------
+
+
+async def test_without_queues_nothing_is_counted(device: aioblk.Device) -> None:
+    async with device.queue():
+        pass
+    assert device.statistics().submitted == 0
+
+
+async def test_the_counters_can_be_read_while_a_thread_closes_its_queue(
+    storage_daemon: "StorageDaemonFactory",
+) -> None:
+    """The backend, which it waits for, is stopped. Closing the device meanwhile disturbs it neither."""
+    daemon = storage_daemon(num_queues=2)
+    bound, goes_on = threading.Event(), threading.Event()
+    device = await aioblk.VirtioBlkVhostUser(daemon.socket, num_queues=2).open()
+
+    def use() -> None:
+        with device.blocking_queue(1) as queue:
+            queue.wait(queue.read(0, BLOCK))
+            bound.set()
+            goes_on.wait()
+            daemon.pause()
+        assert not queue.in_flight
+
+    thread = asyncio.create_task(asyncio.to_thread(use))
+    await asyncio.to_thread(bound.wait)
+    before = device.statistics().submitted
+    goes_on.set()
+    while device.statistics().submitted == before:  # noqa: ASYNC110 (a thread's doing)
+        await asyncio.sleep(0.001)
+    closing = asyncio.create_task(device.aclose())
+    await asyncio.sleep(0)
+    daemon.resume()
+    await thread
+    await closing
+
+
 async def test_a_hundred_devices_share_a_loop(scratch_file: Path) -> None:
     devices = [aioblk.IoUring(scratch_file, num_entries=8) for _ in range(100)]
     await asyncio.gather(*[device.open() for device in devices])

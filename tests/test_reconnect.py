@@ -1,12 +1,14 @@
 """Another backend in place of one that died: requests in flight are made again, nothing is lost."""
 
 import asyncio
+import contextlib
 import dataclasses
 import functools
+import mmap
 import os
 import random
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ import pytest
 
 import aioblk
 from aioblk._reconnect import incompatibility
+from aioblk.memory import DeviceMemory
 
 from .conftest import StorageDaemonFactory
 from .support.devices import BLOCK, held, pattern
@@ -411,6 +414,33 @@ async def test_closing_meanwhile_with_nothing_in_flight_is_prompt(
         await device.aclose()
 
 
+@pytest.mark.parametrize("operation", ["write_zeroes", "read", "read into a region"])
+async def test_closing_meanwhile_ends_with_the_last_request(daemon: StorageDaemon, operation: str) -> None:
+    """It is cancelled, so nobody waits for another backend, nor gets one."""
+    device = await aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=PATIENCE).open()
+    region = None if operation == "write_zeroes" else await device.allocate(BLOCK).__aenter__()
+    with held(daemon):
+        request: aioblk.Request[Any]
+        if region is None:
+            request = device.write_zeroes(0, BLOCK)
+        elif operation == "read":
+            request = device.read(0, BLOCK)
+        else:
+            request = device.read_into(0, region)
+        await asyncio.sleep(0)
+        daemon.kill()
+    await until_reconnecting(device)
+    closing = asyncio.create_task(device.aclose())
+    await asyncio.sleep(0)
+    request.cancel()
+    async with asyncio.timeout(PATIENCE / 2):
+        await closing
+        daemon.restart()
+        async with aioblk.VirtioBlkVhostUser(daemon.socket) as other:
+            await other.flush()
+    assert not device.reconnecting
+
+
 async def test_closing_meanwhile_ends_when_time_runs_out(daemon: StorageDaemon) -> None:
     device = await aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=0.5).open()
     with held(daemon):
@@ -542,6 +572,130 @@ async def test_cancelling_it_leaves_the_device_lost(
     async with asyncio.timeout(PATIENCE):
         await plain.reconnect()
     assert len(await plain.read(0, BLOCK)) == BLOCK
+
+
+async def test_a_device_given_up_in_the_turn_in_which_it_comes_back_is_lost(
+    plain: aioblk.Device, daemon: StorageDaemon
+) -> None:
+    loop = asyncio.get_running_loop()
+
+    def give_up() -> None:
+        if plain.lost is None:
+            plain.abandon("once more")
+        elif not returning.done():
+            loop.call_soon(give_up)
+
+    plain.abandon()
+    returning = asyncio.create_task(plain.reconnect())
+    give_up()
+    await asyncio.wait([returning])
+    assert "once more" in str(plain.lost)
+    with pytest.raises(aioblk.DeviceLostError):
+        plain.read(0, BLOCK)
+    with pytest.raises(aioblk.DeviceLostError):
+        plain.queue(1)
+    async with asyncio.timeout(PATIENCE), aioblk.VirtioBlkVhostUser(daemon.socket):
+        pass  # the backend is free
+    await plain.reconnect()
+    assert len(await plain.read(0, BLOCK)) == BLOCK
+
+
+def descriptors_of(file: int) -> int:
+    """How many descriptors this process has of the file behind one."""
+    wanted = os.fstat(file).st_ino
+    found = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # the listing's own
+            found += os.stat(f"/proc/self/fd/{name}").st_ino == wanted
+    return found
+
+
+@pytest.mark.parametrize("end", ["back", "cancelled", "closed"])
+async def test_a_region_left_meanwhile_keeps_its_file_for_as_long_as_a_thread_may_map_it(
+    plain: aioblk.Device, daemon: StorageDaemon, end: str
+) -> None:
+    """Its number would be another file's by then, which the backend would be given."""
+    memory = os.memfd_create("region")
+    os.ftruncate(memory, BLOCK)
+    pages = mmap.mmap(memory, BLOCK)
+    region = await plain.register(pages, fd=memory, required=True).__aenter__()
+    assert descriptors_of(memory) == 3  # ours, that of the mapping, and that of the region
+    plain.abandon()
+    async with aioblk.VirtioBlkVhostUser(daemon.socket):  # who is served first
+        returning = asyncio.create_task(plain.reconnect())
+        async with asyncio.timeout(PATIENCE):
+            while plain._memory is not None and plain._memory._withdrawal is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+        async with asyncio.timeout(PATIENCE / 2):
+            await region.aclose()
+        assert region.memory.closed
+        if end == "cancelled":
+            returning.cancel()
+            await asyncio.wait([returning])
+        elif end == "closed":
+            async with asyncio.timeout(PATIENCE / 2):
+                await plain.aclose()
+        assert descriptors_of(memory) == 3  # ours, that of the mapping, and that of the region
+    async with asyncio.timeout(PATIENCE):
+        await asyncio.wait([returning])
+        while descriptors_of(memory) > 2:  # noqa: ASYNC110 (a thread's doing)
+            await asyncio.sleep(0.001)
+    if end == "closed":
+        assert isinstance(returning.exception(), aioblk.DeviceClosedError)
+    del region
+    pages.close()
+    os.close(memory)
+    if end == "back":
+        assert plain.lost is None
+        assert len(await plain.read(0, BLOCK)) == BLOCK
+
+
+async def test_bounce_memory_lasts_for_as_long_as_a_thread_may_map_it(
+    plain: aioblk.Device, daemon: StorageDaemon
+) -> None:
+    region = plain.bounce_pool.region
+    assert region is not None
+    inode = os.fstat(region.fd).st_ino
+    plain.abandon()
+    async with aioblk.VirtioBlkVhostUser(daemon.socket):  # who is served first
+        returning = asyncio.create_task(plain.reconnect())
+        async with asyncio.timeout(PATIENCE):
+            while plain._memory is not None and plain._memory._withdrawal is None:  # noqa: ASYNC110
+                await asyncio.sleep(0.001)
+            await plain.aclose()
+        assert os.fstat(region.fd).st_ino == inode
+    async with asyncio.timeout(PATIENCE):
+        with pytest.raises(aioblk.DeviceClosedError):
+            await returning
+
+
+async def test_an_attempt_that_was_given_up_spoils_no_later_one(
+    plain: aioblk.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its thread comes to letting go of the lost instance when the device has another one."""
+    entered, goes_on, through = threading.Event(), threading.Event(), threading.Event()
+    after_calls = DeviceMemory.after_calls
+
+    def late(memory: DeviceMemory, function: Callable[[], Any]) -> Any:
+        entered.set()
+        goes_on.wait(PATIENCE)
+        try:
+            return after_calls(memory, function)
+        finally:
+            through.set()
+
+    plain.abandon()
+    with monkeypatch.context() as patch:
+        patch.setattr(DeviceMemory, "after_calls", late)
+        first = asyncio.create_task(plain.reconnect())
+        await asyncio.to_thread(entered.wait)
+        first.cancel()
+        await asyncio.wait([first])
+    await plain.reconnect()
+    goes_on.set()
+    await asyncio.to_thread(through.wait)
+    async with asyncio.timeout(PATIENCE):
+        assert len(await plain.read(0, BLOCK)) == BLOCK
 
 
 async def test_closing_ends_it(plain: aioblk.Device, daemon: StorageDaemon) -> None:

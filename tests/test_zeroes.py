@@ -13,8 +13,8 @@ import aioblk
 import aioblk._connection
 import aioblk._reconnect
 import aioblk.device
-from aioblk._connection import Connection
 from aioblk._handle import Blkio
+from aioblk._reconnect import Again
 from aioblk.limits import Limits
 
 from .support.devices import BLOCK, pattern
@@ -135,7 +135,7 @@ def taken_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
     other.touch()
     os.truncate(other, 1 << 40)
 
-    def connect_again(*arguments: Any) -> Connection:
+    def connect_again(*arguments: Any) -> Again:
         kept.extend(os.open(other, os.O_RDWR) for _ in range(32))
         return connect_again_as_ever(*arguments)
 

@@ -151,6 +151,11 @@ class FakeHandle:
     def unmap_mem_region(self, region: MemRegion) -> None:
         self.mapped.remove(region)
 
+    def give_back_mem_region(self, region: MemRegion) -> None:
+        if region in self.mapped_regions:
+            self.unmap_mem_region(region)
+        self.free_mem_region(region)
+
 
 @dataclass
 class FakeLimits:

@@ -77,6 +77,12 @@ class StorageDaemon:
     def alive(self) -> bool:
         return self._process.poll() is None
 
+    def ended_within(self, seconds: float) -> int | None:
+        """Its status; None: it lives."""
+        with suppress(subprocess.TimeoutExpired):
+            return self._process.wait(seconds)
+        return None
+
     def qmp(self, command: str, **arguments: object) -> Any:
         """What QEMU's monitor returns for *command*; an underscore in a name stands for a dash."""
         assert self._process.stdin is not None
