@@ -204,9 +204,9 @@ class Device(Submitter):
         cancelled here does not wait any longer; detaching goes on without it, and may be awaited again.
 
         Raises:
-            UsageError: other queues than the default one are bound, or the device is being detached already.
-            DeviceLostError: the device is lost, or was meanwhile.
-            DeviceClosedError: the device is closed, or was meanwhile.
+            UsageError: other queues than the default one are bound, or this is another loop.
+            DeviceLostError: the device is lost.
+            DeviceClosedError: the device is closed.
         """
         if self._state is not _State.DETACHING:
             self._require_present("detach")
