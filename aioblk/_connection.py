@@ -26,6 +26,7 @@ _DESCRIPTORS = 12
 _DESCRIPTORS_OF_A_QUEUE = 2  # a ring or a "kick", and an event
 
 _MOMENT = 0.01  # seconds
+_ENDING = 0.3  # seconds
 
 
 @final
@@ -67,13 +68,23 @@ def remove_created(options: "DriverOptions") -> None:
 def connect(options: "DriverOptions") -> Connection:
     """Connect and start. Whatever fails leaves nothing open, and is a BlkioError."""
     require_suitable(options)
+    end = time.monotonic() + _ENDING
     while True:
         try:
             return _connect(options)
         except BlkioError as error:
-            if error.errno != errno.ENOMEM or not memory_may_come_back():
+            if not _may_pass(options.driver, error, end):
                 raise
         time.sleep(_MOMENT)
+
+
+def _may_pass(driver: str, error: BlkioError, end: float) -> bool:
+    """Whether it may be for something that ends just now: memory of closed rings, which is still counted as
+    locked, or the connection that a backend had before, for which it turns the next one away."""
+    if error.errno == errno.ENOMEM:
+        return memory_may_come_back()
+    turned_away = driver == VHOST_USER and error.operation == "connect" and error.errno == errno.EIO
+    return turned_away and time.monotonic() < end
 
 
 def _connect(options: "DriverOptions") -> Connection:
