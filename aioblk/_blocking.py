@@ -82,6 +82,7 @@ class BlockingCall(Generic[T]):
             assert self._owner is _Owner.CALL, self._owner
             self._owner = _Owner.TAKER
             result, self._result, error, self._error = self._result, None, self._error, None
+            self._undo = None  # the thread may last for a moment, and must keep nobody that long
         if error is not None:
             try:
                 raise error
