@@ -86,7 +86,7 @@ async def serve(device: aioblk.Device, options: argparse.Namespace) -> int:
             losing = asyncio.create_task(watch(device, clients, reconnect=options.when_lost == "reconnect"))
             ending = Ending(device, serving, options.drain)
             for number in (signal.SIGINT, signal.SIGTERM):
-                asyncio.get_running_loop().add_signal_handler(number, ending.begin)
+                asyncio.get_running_loop().add_signal_handler(number, ending.on_signal)
             print(announcement(export, listener), flush=True)
             await asyncio.wait([serving, losing], return_when=asyncio.FIRST_COMPLETED)
             if losing.done() and (lost := losing.exception()):
@@ -107,12 +107,19 @@ class Ending:
         self._device = device
         self._serving = serving
         self._deadline = deadline
-        self._begun = False
+        self._begun = self._signalled = False
         self.status = 0
 
-    def begin(self) -> None:
-        if self._begun:
+    def on_signal(self) -> None:
+        if self._signalled:
             os._exit(1)
+        self._signalled = True
+        self.begin()
+
+    def begin(self) -> None:
+        """Idempotent."""
+        if self._begun:
+            return
         self._begun = True
         self._serving.cancel()
         asyncio.get_running_loop().call_later(self._deadline + DEVICE_GRACE, self._give_up)

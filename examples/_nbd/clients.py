@@ -139,11 +139,15 @@ class Clients:
         while True:
             try:
                 connection, _ = await asyncio.get_running_loop().sock_accept(listener)
-                self._prepare(connection)
             except OSError as error:  # too many descriptors, as a rule: wait until there are fewer
                 self._warn("cannot accept clients: %s", error)
                 self._push_out()
                 await asyncio.sleep(0.1)
+                continue
+            try:
+                self._prepare(connection)
+            except OSError:  # the client is gone already
+                connection.close()
             else:
                 return connection
 

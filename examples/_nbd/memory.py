@@ -63,8 +63,12 @@ class Share:
         """
         size = _whole(length)
         granted = self.reserve(size) or await self._wait(size)
+        arena, length = self._memory.arena, min(length, granted)
         try:
-            buffer = await self._memory.arena.acquire(min(length, granted), at_least=min(length, GRANULE))
+            try:
+                return arena.allocate(length)
+            except MemoryError:
+                buffer = await arena.acquire(length, at_least=min(length, GRANULE))
         except BaseException:
             self._return(granted)
             raise
@@ -81,9 +85,12 @@ class Share:
     def reserve(self, size: int) -> int:
         """How much of it the client may have now: everything, unless it holds nothing, or nothing."""
         own = self._memory.own
+        if (held := self._held + size) <= own:
+            self._held = held
+            return size
         beyond = max(0, self._held - own)  # of the half that is not shared out
         most = own + max(beyond, (self._memory.left + beyond) // 2 // GRANULE * GRANULE)
-        if self._held + size > most:
+        if held > most:
             if self._held:
                 return 0
             size = most
@@ -109,6 +116,8 @@ class Share:
         own = self._memory.own
         before = max(0, self._held - own)
         self._held += size
+        if not before and self._held <= own:
+            return
         self._memory.left -= max(0, self._held - own) - before
 
 

@@ -424,9 +424,10 @@ def _error_of(work: Work) -> BaseException | None:
 def _piece(buffer: aioblk.ArenaBuffer, position: int, end: int) -> aioblk.View:
     """As much of the buffer as makes a good piece: one that ends at a boundary, or at the end."""
     size = len(buffer)
-    if position + size < end:
-        size -= (position + size) % BOUNDARY
-    return buffer[:size]
+    if position + size >= end:
+        return buffer
+    excess = (position + size) % BOUNDARY
+    return buffer[: size - excess] if excess else buffer
 
 
 def _simple_head(command: Command, error: int) -> bytes:

@@ -335,6 +335,22 @@ def test_what_is_in_flight_is_answered_before_the_server_ends(image: Path) -> No
         assert server.wait() == 0
 
 
+@pytest.mark.parametrize("structured", [False, True])
+def test_a_reply_that_has_begun_is_finished(image: Path, structured: bool) -> None:
+    """Also one that is larger than the memory its client may have, and is read while it is taken."""
+    with (
+        NbdServer("io_uring", f"path={image}", "--memory", "1M", "--clients", "8") as server,
+        Client(server.socket).connect(structured=structured) as client,
+    ):
+        cookie = client.send_command(wire.READ, 0, 8 << 20, flags=wire.DF if structured else 0)
+        begun = client.receive(28 if structured else 16)
+        assert int.from_bytes(begun[8:16], "big") == cookie
+        server.end()
+        assert len(client.receive(8 << 20)) == 8 << 20
+        assert client.is_closed_by_server()
+        assert server.wait() == 0
+
+
 def test_idle_clients_do_not_keep_the_server(image: Path) -> None:
     with (
         NbdServer("io_uring", f"path={image}") as server,
@@ -450,7 +466,8 @@ def test_others_go_on_beside_hostile_clients_and_the_end_comes(
 ) -> None:
     """Patience is not what saves them: nobody's is over before the test is."""
     limits = ("--patience", "3600", "--memory", "4M", "--clients", "16", "--drain", "0.2")
-    with NbdServer("io_uring", f"path={image}", *limits) as server, ExitStack() as stack:
+    loop = ("--loop", "asyncio" if count == 2 else "uvloop")
+    with NbdServer("io_uring", f"path={image}", *limits, *loop) as server, ExitStack() as stack:
         for _ in range(count):
             stack.callback(hostile(server).close)
         large = random.Random(1).randbytes(5 << 20)
