@@ -89,7 +89,7 @@ class QueueContext:
 
     @property
     def depth(self) -> int:
-        """How many requests libblkio is given at once; the others wait where they can still be cancelled."""
+        """Entries of the ring: libblkio is given what fits; the others wait where they can be cancelled."""
         if "num-entries" in Properties(self.handle):
             return 2 * cast(int, self.handle.get("num-entries"))
         return cast(int, self.handle.get("queue-size"))

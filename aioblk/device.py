@@ -30,7 +30,7 @@ from ._discard import BlockDiscard, discard_method, growing_file
 from ._handle import Blkio
 from ._native._core import DeviceCore, Submitter
 from ._peer import Peer
-from ._properties import IO_URING, RINGS, VHOST_VDPA, Properties, PropertyValue, State
+from ._properties import IO_URING, RINGS, VHOST_VDPA, VIRTIO, Properties, PropertyValue, State
 from ._queue import Queue, QueueContext, QueueStatistics
 from ._reconnect import Recovery, Wanted, connect_again, release_old
 from ._refusals import Refusals
@@ -164,6 +164,7 @@ class Device(Submitter):
             make_refusal=Refusals(driver, limits),
             needs_regions=limits.needs_mem_regions,
             read_only=cast(bool, handle.get("read-only")),
+            virtqueues=driver in VIRTIO,
             request_alignment=limits.request_alignment,
             buf_alignment=limits.buf_alignment,
             max_segments=limits.max_segments,

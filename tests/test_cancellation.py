@@ -312,6 +312,28 @@ async def test_requests_that_wait_in_the_backlog_never_reach_the_device(
     assert parts < 1000
 
 
+@pytest.mark.parametrize(
+    ("segments", "descriptors", "held_by_the_ring"), [(1, 256, 85), (126, 256, 2), (62, 64, 1), (2, 4, 1)]
+)
+async def test_what_the_ring_does_not_hold_never_reaches_the_device(
+    slow_daemon: StorageDaemon, segments: int, descriptors: int, held_by_the_ring: int
+) -> None:
+    """A request takes a descriptor for each segment and two more; libblkio would take any number of them."""
+    async with (
+        aioblk.VirtioBlkVhostUser(slow_daemon.socket, queue_size=descriptors) as device,
+        device.allocate(1 << 20) as region,
+    ):
+        buffers = [region[at : at + 512] for at in range(0, segments * 1024, 1024)]
+        with held(slow_daemon):
+            requests = [device.readv(0, buffers) for _ in range(300)]
+            await turns()
+            for request in requests:
+                request.cancel()
+            await turns()
+            assert device.statistics().in_flight == held_by_the_ring
+        await asyncio.wait(requests)  # type: ignore[type-var]
+
+
 async def test_cancelled_in_the_middle_of_the_backlog(
     slow_device: aioblk.Device, slow_daemon: StorageDaemon
 ) -> None:

@@ -83,6 +83,20 @@ async def test_a_slow_device_is_not_a_silent_one(storage_daemon: StorageDaemonFa
         assert device.lost is None
 
 
+async def test_a_device_that_has_what_its_ring_holds_is_not_a_silent_one(
+    storage_daemon: StorageDaemonFactory,
+) -> None:
+    """A ring of 256 descriptors holds two vectors of 126 segments; the others wait for 1.2 seconds in all."""
+    daemon = storage_daemon(latency_ns=int(0.02e9), size=64 << 20)
+    async with (
+        aioblk.VirtioBlkVhostUser(daemon.socket, lost_after=LOST_AFTER) as device,
+        device.allocate(1 << 20) as region,
+    ):
+        buffers = [region[at : at + 512] for at in range(0, 126 * 1024, 1024)]
+        await asyncio.gather(*(device.writev(number << 16, buffers) for number in range(120)))
+        assert device.lost is None
+
+
 async def test_an_idle_device_is_not_a_silent_one(watched: aioblk.Device, daemon: StorageDaemon) -> None:
     with held(daemon):
         await asyncio.sleep(2 * LOST_AFTER)

@@ -51,6 +51,7 @@ class DeviceCore:
         make_refusal: Callable[[str, str, int | None, int | None], BaseException],
         needs_regions: bool,
         read_only: bool,
+        virtqueues: bool,
         request_alignment: int,
         buf_alignment: int,
         max_segments: int,

@@ -109,6 +109,7 @@ struct device_core {
     Region **regions;         /* sorted by start, disjoint; read under `planning` of a queue, changed under all of them */
     size_t region_count, region_capacity;
     bool needs_regions, read_only;
+    bool virtqueues; /* its rings are of descriptors: one for each segment of a part, and two more */
     uint64_t request_alignment, buf_alignment;
     uint64_t discard_alignment, discard_alignment_offset;
     uint64_t max_transfer, max_segments, max_segment_len; /* UINT64_MAX: unlimited */
@@ -303,7 +304,9 @@ struct queue_core {
     Part *dropped;              /* have left the backlog, and are to be ended without having been issued */
     size_t in_flight_count;     /* requests between submission and the end of their I/O */
     size_t device_count;        /* parts that libblkio has */
-    size_t depth;               /* the most parts that libblkio is given; 0 where there is no blkioq */
+    size_t more_segments;       /* that they have, beyond one each */
+    size_t depth;               /* entries, or descriptors, of libblkio's ring; 0 where there is no blkioq */
+    bool virtqueue;             /* the device's */
     uint64_t unflushed_bytes;   /* issued since the last do_io */
     uint32_t unflushed_parts;
     uint32_t last_batch;        /* parts that the previous flush carried */

@@ -314,16 +314,16 @@ static uint64_t unlimited_if_zero(uint64_t value) { return value ? value : UINT6
 
 static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
-    static char *names[] = {"make_error", "make_refusal", "needs_regions", "read_only", "request_alignment",
+    static char *names[] = {"make_error", "make_refusal", "needs_regions", "read_only", "virtqueues", "request_alignment",
                             "buf_alignment", "max_segments", "max_segment_len", "max_transfer", "max_discard_len",
                             "max_write_zeroes_len", "discard_alignment", "discard_alignment_offset",
                             "discard_method", "bounce_cap", NULL};
     PyObject *make_error, *make_refusal;
-    int needs_regions, read_only, discard_method;
+    int needs_regions, read_only, virtqueues, discard_method;
     unsigned long long request_alignment, buf_alignment, max_segments, max_segment_len, max_transfer;
     unsigned long long max_discard_len, max_write_zeroes_len, discard_alignment, discard_alignment_offset, bounce_cap;
-    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOppKKKKKKKKKiK", names, &make_error, &make_refusal,
-                                     &needs_regions, &read_only, &request_alignment, &buf_alignment, &max_segments,
+    if (!PyArg_ParseTupleAndKeywords(args, kwargs, "$OOpppKKKKKKKKKiK", names, &make_error, &make_refusal,
+                                     &needs_regions, &read_only, &virtqueues, &request_alignment, &buf_alignment, &max_segments,
                                      &max_segment_len, &max_transfer, &max_discard_len, &max_write_zeroes_len,
                                      &discard_alignment, &discard_alignment_offset, &discard_method, &bounce_cap)) {
         return NULL;
@@ -340,6 +340,7 @@ static PyObject *device_new(PyTypeObject *type, PyObject *args, PyObject *kwargs
     self->make_refusal = Py_NewRef(make_refusal);
     self->needs_regions = needs_regions;
     self->read_only = read_only;
+    self->virtqueues = virtqueues;
     self->request_alignment = request_alignment;
     self->buf_alignment = buf_alignment;
     self->max_segments = max_segments > IOV_MAX_SEGMENTS ? IOV_MAX_SEGMENTS : max_segments;

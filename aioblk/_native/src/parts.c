@@ -82,18 +82,33 @@ void queue_issue(QueueCore *q, Part *part)
     part->map_turns = (uint32_t)__atomic_load_n(&q->device->map_turns, __ATOMIC_SEQ_CST);
     r->issued++;
     q->device_count++;
+    if (vector) {
+        q->more_segments += vector->iov_count - 1;
+    }
     q->unflushed_parts++;
     q->unflushed_bytes += bytes_of(part);
 }
 
-bool queue_may_issue(const QueueCore *q, const Part *part)
+/* Header and status of a request, and its only segment, have a descriptor each. */
+#define DESCRIPTORS 3
+
+static __attribute__((noinline)) bool virtqueue_holds(const QueueCore *q, const Part *part)
 {
-    if (q->device_count >= q->depth) {
+    size_t more_segments = q->more_segments + (part->vector ? part->vector->iov_count - 1 : 0);
+    return (q->device_count + 1) * DESCRIPTORS + more_segments <= q->depth;
+}
+
+/* What libblkio is given beyond what its ring holds waits inside it, beyond recall, and grows old there. */
+static inline __attribute__((always_inline)) bool may_issue(const QueueCore *q, const Part *part)
+{
+    if (q->device_count >= q->depth || (q->virtqueue && !virtqueue_holds(q, part))) {
         return false;
     }
     uint64_t bytes = q->unflushed_bytes == 0 ? 0 : bytes_of(part);
     return bytes == 0 || q->unflushed_bytes + bytes <= FLUSH_BYTES;
 }
+
+bool queue_may_issue(const QueueCore *q, const Part *part) { return may_issue(q, part); }
 
 void queue_append_backlog(QueueCore *q, Part *part)
 {
@@ -116,7 +131,7 @@ void queue_issue_once_more(QueueCore *q, Part *part)
 
 static void enqueue(QueueCore *q, Part *part)
 {
-    if (!q->backlog_head && queue_may_issue(q, part)) {
+    if (!q->backlog_head && may_issue(q, part)) {
         queue_issue(q, part);
         return;
     }
@@ -181,7 +196,7 @@ static void sweep_backlog(QueueCore *q)
 void queue_forget_parts(QueueCore *q)
 {
     q->backlog_head = q->backlog_tail = q->dropped = NULL;
-    q->device_count = 0;
+    q->device_count = q->more_segments = 0;
     q->unflushed_parts = 0;
     q->unflushed_bytes = 0;
 }
@@ -209,7 +224,7 @@ void queue_issue_backlog(QueueCore *q)
     }
     while ((part = q->backlog_head) != NULL) {
         bool pointless = part_is_pointless(part);
-        if (!pointless && !queue_may_issue(q, part)) {
+        if (!pointless && !may_issue(q, part)) {
             return;
         }
         q->backlog_head = part->next;

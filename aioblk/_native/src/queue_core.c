@@ -202,6 +202,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->blkioq = (struct blkioq *)(uintptr_t)blkioq;
     self->completion_fd = completion_fd;
     self->depth = depth;
+    self->virtqueue = self->device->virtqueues;
     self->thread = PyThread_get_thread_ident();
     note_thread(self->thread);
     self->fork_generation = fork_generation;

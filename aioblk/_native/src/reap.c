@@ -52,6 +52,9 @@ static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_co
     for (int i = 0; i < count && q->blkioq_turns == turns; i++) {
         Part *part = completions[i].user_data;
         q->device_count--;
+        if (part->vector) {
+            q->more_segments -= part->vector->iov_count - 1;
+        }
         part->request->issued--;
         if (completions[i].ret == -EIO && was_disturbed(q, part)) {
             queue_issue_once_more(q, part);
