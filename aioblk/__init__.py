@@ -9,6 +9,8 @@
 This module holds the public names and nothing else. See README.md for a tour and docs/ for the whole story.
 """
 
+from typing import TYPE_CHECKING
+
 from ._native._core import Request, View  # before all others: it refuses subinterpreters
 
 # isort: split
@@ -40,6 +42,19 @@ from .limits import Limits
 from .memory import MemoryRegion
 from .socket_stream import DisconnectedError, SocketStream
 from .zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
+
+if TYPE_CHECKING:
+    __version__: str
+    """Of the installed package."""
+
+
+def __getattr__(name: str) -> str:
+    if name != "__version__":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib.metadata import version  # only when it is asked for: it takes longer than all else here
+
+    return version("aioblk")
+
 
 __all__ = [
     "AlignmentError",

@@ -169,11 +169,15 @@ class BoundQueues:
 
     # --- loss -----------------------------------------------------------------------------------------------
 
-    def abandon(self, error: BlkioError) -> None:
-        """The device is lost."""
+    def note_loss(self, error: BlkioError) -> None:
+        """The device is lost: a thread whose call fails from now on knows why."""
         with self._lock:
             self._suspended = False
             self._lost = error
+
+    def abandon(self, error: BlkioError) -> None:
+        """The device is lost: give up what its queues have in flight."""
+        self.note_loss(error)
         for queue in self:
             queue.abandon(error)
 

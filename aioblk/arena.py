@@ -391,7 +391,8 @@ class Arena:
         """
         buffer = self._take(length, length)
         if buffer is None:
-            raise MemoryError(f"no block of the arena has {length} bytes in a row; add a block")
+            remedy = "add a block" if self._blocks or not self._first_size else "enter it with `async with`"
+            raise MemoryError(f"no block of the arena has {length} bytes in a row; {remedy}")
         return buffer
 
     async def acquire(self, length: int, *, at_least: int | None = None) -> ArenaBuffer:

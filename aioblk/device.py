@@ -459,6 +459,7 @@ class Device(Submitter):
             if self._recovery is not None:
                 self._recovery.stop()
             self._in_use_when_lost = any(queue.in_flight for queue in self._queues)
+            self._queues.note_loss(self._lost)
             self._forget_peer()
             self._queues.abandon(self._lost)
             if self._memory is not None:

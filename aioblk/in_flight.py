@@ -89,7 +89,16 @@ class InFlight:
             self._queue.notify_head()  # what is left may suit the next one
 
     def leave(self, length: int = 0) -> None:
-        """A request of *length* bytes, which has entered, is over."""
+        """A request of *length* bytes, which has entered, is over.
+
+        Raises:
+            RuntimeError: fewer have entered, or fewer bytes. Nothing is counted.
+        """
+        if self._requests < 1 or length > self._bytes:
+            raise RuntimeError(
+                f"a request of {length} bytes cannot leave: {self._requests} are in flight, with"
+                f" {self._bytes} bytes; whatever has entered leaves once, with the same length"
+            )
         self._requests -= 1
         self._bytes -= length
         if self._waiting:

@@ -11,6 +11,7 @@ import errno
 import mmap
 import os
 import threading
+import warnings
 from bisect import bisect_left, insort
 from collections.abc import Callable, Coroutine
 from functools import partial
@@ -149,6 +150,15 @@ class MemoryRegion(View):
         """Unmap the region as soon as no request uses it, as leaving the block does; idempotent."""
         await self._memory_of_device.detach(self.memory, self._mapped)
         self.device = None
+
+    def __del__(self) -> None:
+        if not hasattr(self, "_entered") or self.memory.closed:
+            return
+        if self._entered:
+            what = f"unclosed {self!r}: it stays registered until its device is closed"
+        else:
+            what = f"{self!r} was never entered, so nothing was registered; use `async with`"
+        warnings.warn(what, ResourceWarning, source=self, stacklevel=2)
 
     def __repr__(self) -> str:
         state = "closed" if self.memory.closed else "mapped" if self.mapped else "not mapped"

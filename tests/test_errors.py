@@ -2,11 +2,13 @@
 
 import copy
 import errno
+import importlib.metadata
 import pickle
 
 import anyio
 import pytest
 
+import aioblk
 from aioblk import errors
 from aioblk.errors import (
     AlignmentError,
@@ -112,3 +114,9 @@ def test_every_failure_is_an_os_error_that_can_be_pickled_and_copied(kind: type[
 
 def test_every_class_is_named_in_the_module() -> None:
     assert {kind.__name__ for kind in KINDS} | {"request_error"} == set(errors.__all__)
+
+
+def test_the_package_knows_its_version() -> None:
+    assert aioblk.__version__ == importlib.metadata.version("aioblk")
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        aioblk.no_such_name  # noqa: B018 # pyright: ignore[reportAttributeAccessIssue]

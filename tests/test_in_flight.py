@@ -81,3 +81,16 @@ def test_limits_are_positive() -> None:
     for requests, size in ((0, 1), (1, 0), (-1, 5)):
         with pytest.raises(ValueError, match="positive"):
             aioblk.InFlight(requests=requests, bytes=size)
+
+
+async def test_leaving_once_too_often_is_refused() -> None:
+    limit = aioblk.InFlight(requests=2, bytes=100)
+    with pytest.raises(RuntimeError, match="cannot leave: 0 are in flight"):
+        limit.leave()
+    await limit.enter(10)
+    with pytest.raises(
+        RuntimeError, match="a request of 11 bytes cannot leave: 1 are in flight, with 10 bytes"
+    ):
+        limit.leave(11)
+    limit.leave(10)
+    assert (limit.requests, limit.bytes) == (0, 0)

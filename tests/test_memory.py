@@ -493,3 +493,21 @@ async def test_memory_that_is_collected_while_it_is_exported_is_given_back() -> 
         assert arena.statistics().buffers == 1
         gc.collect()
         assert arena.statistics().buffers == 0
+
+
+# --- forgotten regions --------------------------------------------------------------------------------------
+
+
+async def test_a_region_that_is_forgotten_warns(device: aioblk.Device) -> None:
+    region = await device.allocate(4096).__aenter__()
+    with pytest.warns(ResourceWarning, match="unclosed <MemoryRegion of 4096 bytes"):
+        del region
+
+
+async def test_a_region_that_was_never_entered_warns(device: aioblk.Device) -> None:
+    region = device.register(bytearray(4096))
+    await device.read_into(0, region[:4096])  # which works, by way of the bounce pool
+    with pytest.warns(
+        ResourceWarning, match="was never entered, so nothing was registered; use `async with`"
+    ):
+        del region
