@@ -12,6 +12,7 @@ from ._discard import BlockDiscard
 from ._handle import Blkio
 from ._native._core import DeviceCore, QueueCore, Submitter
 from ._properties import Properties
+from ._scopes import shielded, shielded_if_cancelled
 from ._silence import SilenceWatch
 from ._tasks import start_steadfast_task
 from .bounce import BouncePool
@@ -163,11 +164,12 @@ class Queue(Submitter):
 
     async def drain(self) -> None:
         """Wait until nothing is in flight, cancelled requests included."""
-        while self.core.in_flight:
-            if self._drained is None or self._drained.done():
-                self._drained = self._loop.create_future()
-                self.core.on_idle = self._on_idle
-            await asyncio.shield(self._drained)
+        with shielded_if_cancelled():
+            while self.core.in_flight:
+                if self._drained is None or self._drained.done():
+                    self._drained = self._loop.create_future()
+                    self.core.on_idle = self._on_idle
+                await asyncio.shield(self._drained)
 
     def close(self, reason: Literal["closed", "lost"] = "closed") -> None:
         """Refuse new requests from now on."""
@@ -180,7 +182,8 @@ class Queue(Submitter):
         """
         if self._closing is None and asyncio.get_running_loop() is not self._loop:
             raise UsageError("the queue belongs to another event loop", operation="close queue")
-        await asyncio.shield(self._start_closing())
+        with shielded_if_cancelled():
+            await asyncio.shield(self._start_closing())
 
     @property
     def closing(self) -> bool:
@@ -215,7 +218,8 @@ class Queue(Submitter):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        with shielded():
+            await self.aclose()
 
     def abandon(self, error: BlkioError) -> None:
         """The device is lost: fail what is in flight. From any thread."""

@@ -15,6 +15,7 @@ from typing import Any, Protocol, Self, TypeVar, final
 
 from ._blocking import run_blocking
 from ._native._core import Allocator, Memory, View
+from ._scopes import shielded, shielded_if_cancelled
 from ._tasks import start_steadfast_task
 from ._wait_queue import WaitQueue
 from .errors import BlkioError, UsageError
@@ -242,7 +243,8 @@ class ArenaAttachment:
         """Unregister every block, each as soon as no request uses it; idempotent."""
         self._attached = False
         self._arena.remove_listener(self)
-        await self._arena.finish(self._close_regions())
+        with shielded_if_cancelled():
+            await self._arena.finish(self._close_regions())
 
     async def _close_regions(self) -> None:
         problem: BlkioError | None = None
@@ -351,11 +353,13 @@ class Arena:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        with shielded():
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Detach every device and close every block and buffer; idempotent."""
-        await self.finish(self._close())
+        with shielded_if_cancelled():
+            await self.finish(self._close())
 
     async def _close(self) -> None:
         async with self._turn:
@@ -506,7 +510,8 @@ class Arena:
             UsageError: buffers of the block are in use.
             ValueError: the block is not one of this arena.
         """
-        await self.finish(self._remove_block(block))
+        with shielded_if_cancelled():
+            await self.finish(self._remove_block(block))
 
     async def _remove_block(self, block: ArenaBlock) -> None:
         async with self._turn:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 from typing_extensions import Buffer
 
 from ._native._core import Request
+from ._scopes import outcome_of
 from .device import Device
 from .errors import OptionError, UnsupportedError
 
@@ -341,22 +342,30 @@ class _Begun(Coroutine[Any, Any, T]):
 
     def __init__(self, task: asyncio.Task[T]) -> None:
         self.task = task
-        self._steps: Generator[Any, None, T] = self.task.__await__()
+        self._steps: Generator[Any, None, T] | None = None  # of who takes it for a coroutine
 
     def __await__(self) -> Generator[Any, None, T]:
-        return self.task.__await__()
+        return outcome_of(self.task)
 
     def send(self, value: None, /) -> Any:
-        return next(self._steps)
+        return next(self._start())
 
     def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None, /) -> Any:
+        steps = self._start()
         if self.task.done():
-            return self._steps.throw(typ if val is None else val)  # three arguments are deprecated
+            return steps.throw(typ if val is None else val)  # three arguments are deprecated
         self.task.cancel()  # the task that was made of this one was cancelled before its first step
-        return next(self._steps)
+        return next(steps)
 
     def close(self) -> None:
         """The task goes on."""
+        if self._steps is not None:
+            self._steps.close()
+
+    def _start(self) -> Generator[Any, None, T]:
+        if self._steps is None:
+            self._steps = outcome_of(self.task)
+        return self._steps
 
 
 def _begin(work: Coroutine[Any, Any, T]) -> _Begun[T]:

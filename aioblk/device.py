@@ -34,6 +34,7 @@ from ._properties import IO_URING, RINGS, VHOST_VDPA, VIRTIO, Properties, Proper
 from ._queue import Queue, QueueContext, QueueStatistics
 from ._reconnect import Recovery, Wanted, connect_again, release_old
 from ._refusals import Refusals
+from ._scopes import shielded, shielded_if_cancelled
 from ._tasks import start_steadfast_task
 from .bounce import BouncePool
 from .errors import (
@@ -145,7 +146,7 @@ class Device(Submitter):
         except BaseException:
             self._state = _State.CLOSING
             self._closing = start_steadfast_task(self._loop, self._close())
-            with contextlib.suppress(BlkioError):  # what came first counts; aclose() tries once more
+            with shielded(), contextlib.suppress(BlkioError):  # what came first counts; aclose() tries again
                 await asyncio.shield(self._closing)
             if self._handle is not None:
                 remove_created(self._options)
@@ -218,7 +219,8 @@ class Device(Submitter):
             self._core = None
             self._detaching = start_steadfast_task(self._loop_here(), self._detach())
         assert self._detaching is not None
-        await asyncio.shield(self._detaching)
+        with shielded_if_cancelled():
+            await asyncio.shield(self._detaching)
 
     async def _detach(self) -> None:
         assert self._queue is not None
@@ -295,7 +297,8 @@ class Device(Submitter):
                 self._queue.close()
             self._end_vain_recovery()
             self._closing = start_steadfast_task(loop, self._close())
-        await asyncio.shield(self._closing)
+        with shielded_if_cancelled():
+            await asyncio.shield(self._closing)
 
     def _end_vain_recovery(self) -> None:
         if self._recovery is not None and not self._is_worth_recovering():
@@ -378,7 +381,8 @@ class Device(Submitter):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        with shielded():
+            await self.aclose()
 
     def __del__(self) -> None:
         if getattr(self, "_state", None) not in self._UNCLOSED:

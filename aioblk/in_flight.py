@@ -3,6 +3,7 @@
 import sys
 from typing import final
 
+from ._scopes import shielded_if_cancelled
 from ._wait_queue import WaitQueue
 
 __all__ = ["InFlight"]
@@ -110,8 +111,9 @@ class InFlight:
         """Wait until nothing is in flight."""
         self._draining += 1
         try:
-            while self._requests:
-                await self._drainers.wait()
+            with shielded_if_cancelled():
+                while self._requests:
+                    await self._drainers.wait()
         finally:
             self._draining -= 1
 

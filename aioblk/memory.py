@@ -24,6 +24,7 @@ from ._backing import Backing, BackingError, find_backing, verify_backing
 from ._blocking import BlockingCall
 from ._handle import Blkio, MemRegion
 from ._native._core import DeviceCore, Memory, View
+from ._scopes import shielded, shielded_if_cancelled
 from ._tasks import start_steadfast_task
 from .errors import (
     BlkioError,
@@ -144,11 +145,13 @@ class MemoryRegion(View):
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        await self.aclose()
+        with shielded():
+            await self.aclose()
 
     async def aclose(self) -> None:
         """Unmap the region as soon as no request uses it, as leaving the block does; idempotent."""
-        await self._memory_of_device.detach(self.memory, self._mapped)
+        with shielded_if_cancelled():
+            await self._memory_of_device.detach(self.memory, self._mapped)
         self.device = None
 
     def __del__(self) -> None:

@@ -213,6 +213,7 @@ struct request {
     uint8_t state;
     bool blocking;                /* _asyncio_future_blocking */
     bool cancel_requested;
+    bool shielded;                /* who waits although it is cancelled may be in a scope of anyio's: see call_scopes */
     bool log_traceback;           /* an error that nobody has retrieved */
     bool inline_completion;       /* completed within its own submission, and not looked at yet */
     uint8_t turn;                 /* of the loop, that awaiting it takes although it is done */
@@ -269,6 +270,8 @@ PyObject *item_exception(Request *r, Item *item);
  */
 int request_wake(Request *r, bool direct);
 PyObject *waking_task_type(void); /* asyncio.Task, borrowed */
+/* Has the loop run a step of the task whose wake-up the callback is. False: it is none, or the loop did not take it. */
+bool waking_rouse(Request *r, PyObject *callback, PyObject *context);
 /* Whether asyncio has been patched so that a task may run the loop that runs it. */
 bool waking_loops_nest(void);
 /* Around direct waking: the context that the loop has called us in, or NULL. */

@@ -8,7 +8,7 @@
  */
 #include "queue.h"
 
-static PyObject *cancelled_error, *str_context;
+static PyObject *cancelled_error, *str_context, *str_anyio_backend;
 
 /* ---- making and unmaking --------------------------------------------------------------------------------- */
 
@@ -359,7 +359,7 @@ static PyObject *request_get_loop(Request *r, PyObject *Py_UNUSED(ignored)) { re
  * Another than the first: 1, or -1 with an exception. 0: making room for it ran the garbage collector, and by way of that
  * code which has settled the request or removed the first callback.
  */
-static int add_callback(Request *r, PyObject *callback, PyObject *context)
+static int add_another_callback(Request *r, PyObject *callback, PyObject *context)
 {
     PyObject *pair = PyTuple_Pack(2, callback, context);
     PyObject *list = r->more_callbacks ? Py_NewRef(r->more_callbacks) : PyList_New(0);
@@ -372,6 +372,22 @@ static int add_callback(Request *r, PyObject *callback, PyObject *context)
     }
     Py_XDECREF(list);
     Py_XDECREF(pair);
+    return status;
+}
+
+/* Takes the reference to the context. */
+static inline int add_callback(Request *r, PyObject *callback, PyObject *context)
+{
+    int status = r->state == PENDING && r->callback ? add_another_callback(r, callback, context) : 0;
+    if (status == 0 && r->state == PENDING) {
+        r->callback = Py_NewRef(callback);
+        r->context = context;
+        return 0;
+    }
+    if (status == 0) {
+        status = queue_call_soon(r->queue, callback, (PyObject *)r, context);
+    }
+    Py_DECREF(context);
     return status;
 }
 
@@ -403,18 +419,27 @@ static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py
             return NULL;
         }
     }
-    int status = r->state == PENDING && r->callback ? add_callback(r, args[0], context) : 0;
-    if (status == 0 && r->state != PENDING) {
-        status = queue_call_soon(r->queue, args[0], (PyObject *)r, context);
-    } else if (status == 0) {
-        r->callback = Py_NewRef(args[0]);
-        r->context = Py_NewRef(context);
-    }
-    Py_DECREF(context);
-    if (status < 0) {
+    if (add_callback(r, args[0], context) < 0) {
         return NULL;
     }
     Py_RETURN_NONE;
+}
+
+/* The next callback becomes the first, if there is none. */
+static int promote_callback(Request *r)
+{
+    if (!r->callback && r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) > 0) {
+        PyObject *pair = PyList_GET_ITEM(r->more_callbacks, 0);
+        r->callback = Py_NewRef(PyTuple_GET_ITEM(pair, 0));
+        r->context = Py_NewRef(PyTuple_GET_ITEM(pair, 1));
+        if (PyList_SetSlice(r->more_callbacks, 0, 1, NULL) < 0) {
+            return -1;
+        }
+    }
+    if (r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) == 0) {
+        Py_CLEAR(r->more_callbacks);
+    }
+    return 0;
 }
 
 /* Comparing may run anything: whatever else has happened to the callbacks by then, it sees and leaves them whole. */
@@ -452,18 +477,7 @@ static PyObject *request_remove_done_callback(Request *r, PyObject *callback)
             drop_first_callback(r);
         }
     }
-    if (!r->callback && r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) > 0) {
-        PyObject *pair = PyList_GET_ITEM(r->more_callbacks, 0);
-        r->callback = Py_NewRef(PyTuple_GET_ITEM(pair, 0));
-        r->context = Py_NewRef(PyTuple_GET_ITEM(pair, 1));
-        if (PyList_SetSlice(r->more_callbacks, 0, 1, NULL) < 0) {
-            return NULL;
-        }
-    }
-    if (r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) == 0) {
-        Py_CLEAR(r->more_callbacks);
-    }
-    return PyLong_FromSsize_t(removed);
+    return promote_callback(r) < 0 ? NULL : PyLong_FromSsize_t(removed);
 }
 
 /* ---- cancellation ---------------------------------------------------------------------------------------- */
@@ -483,6 +497,51 @@ bool request_cancel_io(Request *r, PyObject *message)
     return true;
 }
 
+/*
+ * Where anyio is in use, a task that waits although it is cancelled does so in a shielded scope, since anyio would cancel it
+ * again in every turn of the loop. It enters the scope in a step of its own, and leaves it when the request is over.
+ */
+static void call_scopes(Request *r, const char *function)
+{
+    PyObject *scopes = PyImport_ImportModule("aioblk._scopes");
+    PyObject *answer = scopes ? PyObject_CallMethod(scopes, function, NULL) : NULL;
+    if (!answer) {
+        (void)put_off_exception(r->queue, scopes);
+    }
+    Py_XDECREF(answer);
+    Py_XDECREF(scopes);
+}
+
+static bool anyio_is_in_use(void)
+{
+    PyObject *backend = PyImport_GetModule(str_anyio_backend);
+    Py_XDECREF(backend);
+    return backend;
+}
+
+/* Whether who waits for a request that is cancelled, and not over, is to be shielded. */
+static bool needs_shield(Request *r)
+{
+    r->shielded |= r->state == PENDING && queue_has_loop(r->queue) && anyio_is_in_use();
+    return r->shielded && r->state == PENDING;
+}
+
+/* Has the tasks that wait run a step, as far as no other callback comes before them. */
+static void rouse_tasks(Request *r)
+{
+    bool roused = true;
+    while (roused && r->callback) {
+        PyObject *callback = r->callback, *context = r->context;
+        r->callback = r->context = NULL;
+        roused = waking_rouse(r, callback, context);
+        if ((!roused && add_callback(r, callback, Py_NewRef(context)) < 0) || promote_callback(r) < 0) {
+            (void)put_off_exception(r->queue, (PyObject *)r);
+        }
+        Py_DECREF(callback);
+        Py_DECREF(context);
+    }
+}
+
 static PyObject *request_cancel(Request *r, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"msg", NULL};
@@ -495,10 +554,30 @@ static PyObject *request_cancel(Request *r, PyObject *args, PyObject *kwargs)
     if (queue_wake_others(r->queue) < 0) {
         return NULL;
     }
+    if (needs_shield(r)) {
+        rouse_tasks(r);
+    }
     return PyBool_FromLong(accepted);
 }
 
 /* ---- awaiting -------------------------------------------------------------------------------------------- */
+
+/* A task has waited, although it was cancelled: -1 with what was thrown, if that is how it was. */
+static int end_cancelled_wait(Request *r)
+{
+    if (r->shielded) {
+        call_scopes(r, "leave");
+    }
+    PyObject *thrown = r->thrown;
+    if (!thrown) {
+        return 0;
+    }
+    r->thrown = NULL;
+    mark_retrieved(r);
+    PyErr_SetObject((PyObject *)Py_TYPE(thrown), thrown);
+    Py_DECREF(thrown);
+    return -1;
+}
 
 static PySendResult request_send_slot(Request *r, PyObject *Py_UNUSED(value), PyObject **result)
 {
@@ -507,25 +586,23 @@ static PySendResult request_send_slot(Request *r, PyObject *Py_UNUSED(value), Py
             *result = NULL;
             return PYGEN_ERROR;
         }
+        if (r->shielded) {
+            call_scopes(r, "enter");
+        }
         r->blocking = true;
         *result = Py_NewRef(r);
         return PYGEN_NEXT;
     }
-    if (r->turn == TURN_DUE && may_touch(r->queue->thread)) {
-        r->turn = TURN_TAKEN;
-        *result = Py_NewRef(Py_None); /* as sleep(0) does */
-        return PYGEN_NEXT;
-    }
-    if (r->turn == TURN_TAKEN && may_touch(r->queue->thread)) {
+    if (r->turn != NO_TURN && may_touch(r->queue->thread)) {
+        if (r->turn == TURN_DUE) {
+            r->turn = TURN_TAKEN;
+            *result = Py_NewRef(Py_None); /* as sleep(0) does */
+            return PYGEN_NEXT;
+        }
         r->turn = NO_TURN;
         queue_new_turn(r->queue);
     }
-    if (r->thrown) {
-        PyObject *thrown = r->thrown;
-        r->thrown = NULL;
-        mark_retrieved(r);
-        PyErr_SetObject((PyObject *)Py_TYPE(thrown), thrown);
-        Py_DECREF(thrown);
+    if (r->cancel_requested && end_cancelled_wait(r) < 0) {
         *result = NULL;
         return PYGEN_ERROR;
     }
@@ -592,6 +669,9 @@ static PyObject *request_throw(Request *r, PyObject *args)
         }
         if (r->state == PENDING) {
             Py_XSETREF(r->thrown, exception);
+            if (needs_shield(r)) {
+                call_scopes(r, "enter");
+            }
             r->blocking = true;
             return Py_NewRef(r);
         }
@@ -599,13 +679,22 @@ static PyObject *request_throw(Request *r, PyObject *args)
     if (r->state != PENDING) {
         mark_retrieved(r);
     }
+    if (r->shielded) {
+        call_scopes(r, "leave");
+    }
     PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
     Py_DECREF(exception);
     return NULL;
 }
 
-/* Nothing to close: the request goes on, and its queue keeps what it needs. */
-static PyObject *request_close(Request *Py_UNUSED(r), PyObject *Py_UNUSED(ignored)) { Py_RETURN_NONE; }
+/* The request goes on, and its queue keeps what it needs. */
+static PyObject *request_close(Request *r, PyObject *Py_UNUSED(ignored))
+{
+    if (r->shielded) {
+        call_scopes(r, "leave");
+    }
+    Py_RETURN_NONE;
+}
 
 static PyObject *request_repr(Request *r)
 {
@@ -746,10 +835,11 @@ int request_module_init(void)
     cancelled_error = PyObject_GetAttrString(asyncio, "CancelledError");
     Py_DECREF(asyncio);
     str_context = PyUnicode_InternFromString("context");
+    str_anyio_backend = PyUnicode_InternFromString("anyio._backends._asyncio");
     str_blocking = PyUnicode_InternFromString("_asyncio_future_blocking");
     str_get_loop = PyUnicode_InternFromString("get_loop");
     str_add_done_callback = PyUnicode_InternFromString("add_done_callback");
-    if (!cancelled_error || !str_context) {
+    if (!cancelled_error || !str_context || !str_anyio_backend) {
         return -1;
     }
     return PyType_Ready(&Future_Type) < 0 || PyType_Ready(&Request_Type) < 0 ? -1 : 0;

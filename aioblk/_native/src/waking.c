@@ -161,6 +161,15 @@ int request_wake(Request *r, bool direct)
     return outcome == REFUSED ? -1 : status;
 }
 
+bool waking_rouse(Request *r, PyObject *callback, PyObject *context)
+{
+    Scheduling outcome = is_task_wakeup(callback) ? schedule(r, callback, context) : KEPT;
+    if (outcome == REFUSED) {
+        PyErr_Clear(); /* the loop is closed, and nobody waits */
+    }
+    return outcome == TAKEN;
+}
+
 int waking_module_init(void)
 {
     PyObject *asyncio = PyImport_ImportModule("asyncio");

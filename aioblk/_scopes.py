@@ -1,0 +1,82 @@
+"""anyio's cancel scopes, where anyio is in use.
+
+asyncio cancels a task once. A cancelled scope of anyio cancels its tasks again, whatever they await next and
+in every turn of the loop, until they have left it; except in a shielded scope. So what has to wait all the
+same enters one: closing in a ``finally`` would end at once otherwise, and a request that waits for its device
+would keep the loop busy until the device is done.
+
+Who does not use anyio pays for nothing but the question.
+"""
+
+import asyncio
+import contextlib
+import math
+import sys
+from collections.abc import Generator
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
+from weakref import WeakKeyDictionary
+
+import anyio
+
+__all__ = ["enter", "leave", "outcome_of", "shielded", "shielded_if_cancelled"]
+
+T = TypeVar("T")
+
+_USED_BY = "anyio._backends._asyncio"  # who uses anyio on asyncio has imported this
+
+
+def shielded() -> AbstractContextManager[object]:
+    """Inside, the scopes outside cancel nothing."""
+    if _USED_BY in sys.modules and asyncio.current_task() is not None:
+        return anyio.CancelScope(shield=True)
+    return contextlib.nullcontext()
+
+
+def shielded_if_cancelled() -> AbstractContextManager[object]:
+    """The same, if one of the scopes outside has been cancelled before; what is cancelled later is.
+
+    So cancellation by anyio counts once for who closes something, as cancellation by asyncio does.
+    """
+    return shielded() if _is_cancelled() else contextlib.nullcontext()
+
+
+def _is_cancelled() -> bool:
+    """Whether a scope of the running task has been cancelled, and goes on cancelling."""
+    return _USED_BY in sys.modules and anyio.current_effective_deadline() == -math.inf
+
+
+def outcome_of(task: asyncio.Task[T]) -> Generator[Any, None, T]:
+    """Await a task that may go on for long after it was cancelled; cancelling who awaits it cancels it."""
+    return _shielded_outcome(task).__await__() if _USED_BY in sys.modules else task.__await__()
+
+
+async def _shielded_outcome(task: asyncio.Task[T]) -> T:
+    try:
+        await asyncio.wait([task])
+    except asyncio.CancelledError as error:
+        task.cancel(*error.args)
+    if task.done():
+        return task.result()
+    with shielded():
+        return await task
+
+
+# --- for the compiled core ----------------------------------------------------------------------------------
+
+_entered: WeakKeyDictionary[asyncio.Task[Any], anyio.CancelScope] = WeakKeyDictionary()  # by who waits in one
+
+
+def enter() -> None:
+    """The running task is about to wait for the device."""
+    task = asyncio.current_task()
+    if task is not None and task not in _entered and _is_cancelled():
+        _entered[task] = anyio.CancelScope(shield=True).__enter__()
+
+
+def leave() -> None:
+    """The running task waits no longer."""
+    task = asyncio.current_task()
+    scope = None if task is None else _entered.pop(task, None)
+    if scope is not None:
+        scope.__exit__(None, None, None)
