@@ -305,7 +305,12 @@ class Queue(Submitter):
         self.core.on_broken = None
 
     def _on_idle(self) -> None:
+        """What fails here for want of memory, or is interrupted, is called once more."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon(self._end_drain)
         self.core.on_idle = None
+
+    def _end_drain(self) -> None:
         if self._drained is not None and not self._drained.done():
             self._drained.set_result(None)
 
