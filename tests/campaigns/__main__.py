@@ -14,7 +14,7 @@ ROOT = HERE.parent.parent
 
 @dataclass(frozen=True)
 class Campaign:
-    """A command to which pytest's arguments can be added, and what bounds it to a few minutes."""
+    """A command to which arguments can be added, mostly pytest's, and what bounds it to a few minutes."""
 
     name: str
     words: str
@@ -32,6 +32,11 @@ class Campaign:
 
 def tests(path: str) -> tuple[str, ...]:
     return (sys.executable, "-m", "pytest", "-o", "faulthandler_timeout=3600", path)
+
+
+def fuzz(program: str) -> tuple[str, ...]:
+    """A quarter of an hour, unless --minutes says otherwise; --seed repeats one seed."""
+    return (str(HERE / "sanitized.sh"), "-m", "tests.campaigns.fuzz.search", program)
 
 
 CAMPAIGNS = (
@@ -65,6 +70,18 @@ CAMPAIGNS = (
         "the whole suite on compiled code under AddressSanitizer and UndefinedBehaviorSanitizer",
         (str(HERE / "asan.sh"),),
         short_arguments=("tests/test_requests.py", "tests/test_cancellation.py", "tests/test_use_after.py"),
+    ),
+    Campaign(
+        "reentrancy",
+        "hostile code, from within whatever calls it, under the sanitizers; --minutes 60, --seed N",
+        fuzz("reentrancy"),
+        short_arguments=("--minutes", "0.33"),
+    ),
+    Campaign(
+        "api",
+        "random calls of everything public in any state, under the sanitizers; --minutes 60, --seed N",
+        fuzz("api"),
+        short_arguments=("--minutes", "0.33"),
     ),
     Campaign(
         "free-threaded",
