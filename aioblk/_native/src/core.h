@@ -23,6 +23,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
+#include <assert.h> /* of invariants, which the campaign with AddressSanitizer has checked */
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>

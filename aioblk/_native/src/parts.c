@@ -16,6 +16,7 @@ void queue_issue(QueueCore *q, Part *part)
     struct blkioq *b = q->blkioq;
     Request *r = part->request;
     Vector *vector = part->vector;
+    assert(b && r->linked && r->outstanding > r->issued);
     switch ((Operation)r->operation) {
     case OP_READ:
         if (vector) {
@@ -349,6 +350,7 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
 {
     Request *r = part->request;
     Item *item = part_item(part);
+    assert(r->queue == q && r->linked && r->outstanding > r->issued && item->left > 0);
     if (ret < 0) {
         item_fail(item, -ret, message);
     } else if (r->operation == OP_READ) {

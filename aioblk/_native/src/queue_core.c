@@ -264,6 +264,7 @@ static void pass_on_put_off(QueueCore *self)
 
 static void queue_dealloc(QueueCore *self)
 {
+    assert(!self->in_flight && !self->ready_head && !self->backlog_head && !self->dropped && self->device_count == 0);
     PyObject_GC_UnTrack(self);
     if (self->put_off) {
         pass_on_put_off(self);

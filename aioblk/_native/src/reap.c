@@ -51,6 +51,7 @@ static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_co
 {
     for (int i = 0; i < count && q->blkioq_turns == turns; i++) {
         Part *part = completions[i].user_data;
+        assert(q->device_count > 0 && part->request->issued > 0);
         q->device_count--;
         if (part->vector) {
             q->more_segments -= part->vector->iov_count - 1;

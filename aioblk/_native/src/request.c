@@ -185,6 +185,7 @@ static void request_dealloc(Request *r)
     if (r->log_traceback && PyObject_CallFinalizerFromDealloc((PyObject *)r) < 0) {
         return; /* resurrected by the exception handler */
     }
+    assert(!r->linked && r->issued == 0);
     PyObject_GC_UnTrack(r);
     CLEAR_WEAK_REFERENCES(r);
     forget_inline(r);
