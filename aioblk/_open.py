@@ -17,7 +17,7 @@ WORDS: Mapping[str, bool] = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
     **dict.fromkeys(("false", "no", "off", "0"), False),
 }
-SECONDS = {"lost_after", "reconnect_for"}
+SECONDS = {"connect_timeout", "lost_after", "reconnect_for"}
 NUMBER = re.compile(r"(?P<digits>\d+|0x[0-9a-f]+)\s*((?P<unit>[kmgt])(ib?)?)?", re.ASCII | re.IGNORECASE)
 
 

@@ -10,6 +10,7 @@ from typing import Any, Literal, NoReturn, Self, cast, final
 
 from ._discard import BlockDiscard
 from ._handle import Blkio
+from ._loops import running_loop
 from ._native._core import DeviceCore, QueueCore, Submitter
 from ._properties import Properties
 from ._scopes import shielded, shielded_if_cancelled
@@ -112,7 +113,7 @@ class Queue(Submitter):
         self.device: object = None
         """Once the queue was handed out: it keeps the device, which ends with its last reference."""
         self._context = context
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop("queue", context.handle.driver)
         self._thread = threading.get_ident()
         self._drained: asyncio.Future[None] | None = None
         self._closing: asyncio.Task[None] | None = None
@@ -180,7 +181,7 @@ class Queue(Submitter):
 
         A task that is cancelled here does not wait any longer; closing goes on without it.
         """
-        if self._closing is None and asyncio.get_running_loop() is not self._loop:
+        if self._closing is None and running_loop("close queue") is not self._loop:
             raise UsageError("the queue belongs to another event loop", operation="close queue")
         with shielded_if_cancelled():
             await asyncio.shield(self._start_closing())

@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, TypeVar, final
 
 from ._blocking import run_blocking
+from ._loops import running_loop
 from ._native._core import Allocator, Memory, View
 from ._scopes import shielded, shielded_if_cancelled
 from ._tasks import start_steadfast_task
@@ -424,7 +425,7 @@ class Arena:
             for block in self._blocks:
                 if (buffer := block.take(length)) is not None:
                     return buffer
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop("acquire")
         self._waiting += 1
         if self._waiting == 1:  # and look again: a buffer may come back in another thread at any time
             self._tell_of_room(self._on_room)
@@ -613,7 +614,12 @@ class Arena:
 
     async def finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Await work that goes on when the caller is cancelled."""
-        task = start_steadfast_task(asyncio.get_running_loop(), work)
+        try:
+            loop = running_loop("arena")
+        except UsageError:
+            work.close()
+            raise
+        task = start_steadfast_task(loop, work)
         self._work.add(task)
         task.add_done_callback(self._work.discard)
         return await asyncio.shield(task)

@@ -10,6 +10,7 @@ import contextlib
 import enum
 import errno
 import functools
+import logging
 import operator
 import os
 import threading
@@ -28,9 +29,10 @@ from ._connection import Connection, add_queue, connect_first, remove_created
 from ._descriptor import LARGEST_FILE, size_of
 from ._discard import BlockDiscard, discard_method, growing_file
 from ._handle import Blkio
+from ._loops import running_loop
 from ._native._core import DeviceCore, Submitter
 from ._peer import Peer
-from ._properties import IO_URING, RINGS, VHOST_VDPA, VIRTIO, Properties, PropertyValue, State
+from ._properties import IO_URING, RINGS, VHOST_USER, VHOST_VDPA, VIRTIO, Properties, PropertyValue, State
 from ._queue import Queue, QueueContext, QueueStatistics
 from ._reconnect import Recovery, Wanted, connect_again, release_old
 from ._refusals import Refusals
@@ -64,6 +66,10 @@ LARGEST_PART = 1 << 20
 # How long closing a lost device waits for libblkio to let go of it; that may go on in a thread of its own.
 LOST_PATIENCE = 1.0  # seconds
 
+CONNECT_NOTICE = 1.0  # seconds that opening may take without a word
+
+log = logging.getLogger("aioblk")
+
 _MOMENT = 0.005  # seconds
 
 
@@ -93,6 +99,7 @@ class Device(Submitter):
     def __init__(self, options: DriverOptions) -> None:
         self._state = _State.NEW
         self._options = options
+        self._name = options.name
         self._handle: Blkio | None = None
         self._limits: Limits | None = None
         self._capacity = 0  # when it was last asked for
@@ -107,6 +114,7 @@ class Device(Submitter):
         self._detaching: asyncio.Task[None] | None = None
         self._closing: asyncio.Task[None] | None = None
         self._destroyed = False  # the handle, or a thread is at it
+        self._refusals: Refusals | None = None
         self._lost: DeviceLostError | None = None
         self._in_use_when_lost = False
         self._recovery: Recovery | None = None  # while a backend that died is being replaced
@@ -130,12 +138,10 @@ class Device(Submitter):
         """
         if self._state is not _State.NEW:
             raise self._misuse("open", f"a device can be opened once; this one is {self._state}")
+        self._loop, self._thread = self._running_loop("open"), threading.get_ident()
         self._state = _State.OPENING
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         try:
-            connection = await run_blocking(
-                functools.partial(connect_first, self._options), undo=self._undo_connecting
-            )
+            connection = await self._connect()
             self._handle, self._peer = connection.handle, connection.peer
             self._limits, self._capacity = connection.limits, connection.capacity
             self._require_visible_backend()
@@ -153,6 +159,39 @@ class Device(Submitter):
             raise
         return self
 
+    async def _connect(self) -> Connection:
+        """In time. Who waits for a backend that serves another client is told so."""
+        limit, notice = self._options.connect_timeout, None
+        if self._options.driver == VHOST_USER:
+            notice = self._loop_here().call_later(
+                CONNECT_NOTICE,
+                log.warning,
+                "%r has not been opened for %g s: a backend serves one client at a time, and this one may be"
+                " busy with another; waiting (connect_timeout limits that)",
+                self._name,
+                CONNECT_NOTICE,
+            )
+        timeout = asyncio.timeout(limit)
+        try:
+            async with timeout:
+                return await run_blocking(
+                    functools.partial(connect_first, self._options), undo=self._undo_connecting
+                )
+        except TimeoutError:
+            if not timeout.expired():
+                raise
+            raise BlkioError(
+                f"it was not opened within {limit:g} seconds (connect_timeout); a backend serves one client"
+                " at a time, and this one may be busy with another",
+                errno=errno.ETIMEDOUT,
+                driver=self._options.driver,
+                operation="connect",
+                filename=self._name,
+            ) from None
+        finally:
+            if notice is not None:
+                notice.cancel()
+
     def _undo_connecting(self, connection: Connection) -> None:
         connection.close()
         remove_created(self._options)
@@ -160,9 +199,16 @@ class Device(Submitter):
     def _set_up(self, handle: Blkio, limits: Limits) -> None:
         driver = self._options.driver
         method = discard_method(handle)
+        end = weakref.WeakMethod(self._end)  # the core must not keep the device
+
+        def capacity() -> int | None:
+            ask = end()
+            return None if ask is None else ask()
+
+        self._refusals = Refusals(driver, limits, self._name, capacity)
         core = DeviceCore(
-            make_error=functools.partial(request_error, driver),
-            make_refusal=Refusals(driver, limits),
+            make_error=self._refusals.failed,
+            make_refusal=self._refusals,
             needs_regions=limits.needs_mem_regions,
             read_only=cast(bool, handle.get("read-only")),
             virtqueues=driver in VIRTIO,
@@ -212,7 +258,7 @@ class Device(Submitter):
         """
         if self._state is not _State.DETACHING:
             self._require_present("detach")
-            if asyncio.get_running_loop() is not self._loop:
+            if self._running_loop("detach") is not self._loop:
                 raise self._misuse("detach", "the device belongs to another event loop")
             self._require_only_default_queue("detach")
             self._state = _State.DETACHING
@@ -254,7 +300,7 @@ class Device(Submitter):
 
     def _settle_here(self) -> None:
         assert self._memory is not None
-        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
+        self._loop, self._thread = self._running_loop("attach"), threading.get_ident()
         self._memory.attach_loop()
         self._watch_peer()
 
@@ -283,7 +329,7 @@ class Device(Submitter):
             raise self._misuse("close", "the device is being opened; cancel that instead")
         if self._state is _State.CLOSED:
             return
-        loop = asyncio.get_running_loop()
+        loop = self._running_loop("close")
         if self._state is _State.DETACHING and self._loop is loop and self._detaching is not None:
             await asyncio.wait([self._detaching])
         if self._state is _State.DETACHED:
@@ -459,7 +505,9 @@ class Device(Submitter):
 
     def _lose(self, why: str) -> None:
         if self._lost is None and self._queue is not None:
-            self._lost = DeviceLostError(why, driver=self._options.driver)
+            self._lost = DeviceLostError(why, driver=self._options.driver, filename=self._name)
+            if self._refusals is not None:
+                self._refusals.lost = why
             if self._recovery is not None:
                 self._recovery.stop()
             self._in_use_when_lost = any(queue.in_flight for queue in self._queues)
@@ -503,7 +551,7 @@ class Device(Submitter):
         handle = self._require_handle("reconnect")
         if self._lost is None:
             raise self._misuse("reconnect", "the device is not lost; abandon() gives it up")
-        if asyncio.get_running_loop() is not self._loop:
+        if self._running_loop("reconnect") is not self._loop:
             raise self._misuse("reconnect", "the device belongs to another event loop")
         if "fd" in self._options.before_connect:
             raise self._misuse("reconnect", "a device that was opened by fd has no name to be found by again")
@@ -553,6 +601,8 @@ class Device(Submitter):
         handle.free_all_but(self._queues.bounce_regions())
         # From here to the task there is no other turn: the device is lost, or back as a whole.
         self._lost, self._in_use_when_lost = None, False
+        if self._refusals is not None:
+            self._refusals.lost = None
         memory.come_back()
         again.end()
         self._go_on(connection)
@@ -565,7 +615,9 @@ class Device(Submitter):
     def _require_still_open(self, handle: Blkio) -> None:
         if self._state is not _State.OPEN:
             call_elsewhere(functools.partial(handle.destroy, in_use=True))  # once more, if closing was faster
-            raise DeviceClosedError("the device has been closed", driver=self._options.driver)
+            raise DeviceClosedError(
+                "the device has been closed", driver=self._options.driver, filename=self._name
+            )
 
     def _require_visible_backend(self) -> None:
         if self._options.reconnect_for is not None and (self._peer is None or self._peer.process is None):
@@ -688,6 +740,10 @@ class Device(Submitter):
         except OSError as error:
             raise request_error(self._options.driver, "capacity", error.errno or errno.EIO) from None
 
+    def _end(self) -> int | None:
+        """Where requests fail for being beyond it; None: nowhere."""
+        return None if self._limits is None or self._limits.can_grow else self._capacity
+
     async def refresh_capacity(self) -> int:
         """Ask the device for its size in bytes, which :attr:`capacity` tells from then on.
 
@@ -708,7 +764,10 @@ class Device(Submitter):
                     raise
         if self._lost is not None:
             raise DeviceLostError(
-                self._lost.message, driver=self._options.driver, operation="refresh_capacity"
+                self._lost.message,
+                driver=self._options.driver,
+                operation="refresh_capacity",
+                filename=self._name,
             )
         return self._capacity
 
@@ -893,6 +952,9 @@ class Device(Submitter):
 
     # --- refusals -------------------------------------------------------------------------------------------
 
+    def _running_loop(self, operation: str) -> asyncio.AbstractEventLoop:
+        return running_loop(operation, self._options.driver, self._name)
+
     def _loop_here(self) -> asyncio.AbstractEventLoop:
         assert self._loop is not None
         return self._loop
@@ -907,13 +969,21 @@ class Device(Submitter):
         handle = self._require_handle(operation)
         if self._lost is not None:
             raise DeviceLostError(
-                self._lost.message, driver=self._options.driver, operation=operation
+                self._lost.message,
+                driver=self._options.driver,
+                operation=operation,
+                filename=self._name,
             ) from self._lost
         return handle
 
     def _refuse_unopened(self, operation: str) -> NoReturn:
         if self._state in (_State.CLOSED, _State.CLOSING):
-            raise DeviceClosedError("the device is closed", driver=self._options.driver, operation=operation)
+            raise DeviceClosedError(
+                "the device is closed",
+                driver=self._options.driver,
+                operation=operation,
+                filename=self._name,
+            )
         if self._state is _State.OPEN and self._lost is not None:
             self._require_present(operation)
         detached = self._state in (_State.DETACHING, _State.DETACHED)
@@ -921,7 +991,7 @@ class Device(Submitter):
         raise self._misuse(operation, f"the device is {self._state}; use `{remedy}` first")
 
     def _misuse(self, operation: str, message: str) -> UsageError:
-        return UsageError(message, driver=self._options.driver, operation=operation)
+        return UsageError(message, driver=self._options.driver, operation=operation, filename=self._name)
 
 
 def _weakly(method: Callable[P, object]) -> Callable[P, None]:

@@ -32,7 +32,8 @@ class BlkioError(OSError):
     refused, aioblk's where aioblk did, ``None`` where there is none. ``driver``, ``operation``, ``filename``,
     ``offset`` and ``length`` (in bytes) say what failed; each is ``None`` where it does not apply.
 
-    Instances can be pickled, so they cross process boundaries whole.
+    ``BlkioError(errno.EIO, "text", "path")`` works as with every OSError. Instances can be copied and
+    pickled, so they cross process boundaries whole.
     """
 
     default_errno: ClassVar[int] = errnos.EIO
@@ -47,17 +48,22 @@ class BlkioError(OSError):
 
     def __init__(
         self,
-        message: str | None = None,
+        message: str | int | None = None,
+        strerror: str | None = None,
+        filename: str | None = None,
         *,
         errno: int | None = None,
         driver: str | None = None,
         operation: str | None = None,
         offset: int | None = None,
         length: int | None = None,
-        filename: str | None = None,
     ) -> None:
+        if isinstance(message, int):
+            if errno is not None:
+                raise TypeError(f"{type(self).__name__}() takes one errno, not both {message} and {errno}")
+            errno, message = message, strerror
         number = self.default_errno if errno is None else errno
-        super().__init__(number, os.strerror(number))
+        super().__init__(number, strerror if strerror is not None else os.strerror(number))
         self.message = message
         self.driver = driver
         self.operation = operation
@@ -66,9 +72,8 @@ class BlkioError(OSError):
         self.filename = filename
 
     def __str__(self) -> str:
-        where = " ".join(word for word in (self.driver, self.operation) if word)
-        if self.filename is not None:
-            where += f" {self.filename!r}"
+        name = None if self.filename is None else repr(self.filename)
+        where = " ".join(word for word in (self.driver, self.operation, name) if word)
         if self.offset is not None:
             where += f" at offset {self.offset}"
         if self.length is not None:
@@ -76,25 +81,37 @@ class BlkioError(OSError):
         parts = [where] if where else []
         if not (self.explains_itself and self.message):
             parts.append(f"[Errno {self.errno}] {self.strerror}")
-        if self.message:
+        if self.message and (self.explains_itself or self.message != self.strerror):
             parts.append(self.message)
         return ": ".join(parts)
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        fields = {
+    def __repr__(self) -> str:
+        fields = {name: value for name, value in self._fields().items() if value is not None}
+        if fields.get("strerror") == os.strerror(self.errno or 0):
+            del fields["strerror"]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in fields.items())})"
+
+    def _fields(self) -> dict[str, Any]:
+        return {
             "message": self.message,
             "errno": self.errno,
+            "strerror": self.strerror,
             "driver": self.driver,
             "operation": self.operation,
             "offset": self.offset,
             "length": self.length,
             "filename": self.filename,
         }
-        return _rebuild, (type(self), fields), self.__dict__  # the dictionary brings __notes__ along
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the dictionary brings __notes__ along
+        return _rebuild, (type(self), self._fields()), self.__dict__
 
 
 def _rebuild(kind: type[BlkioError], fields: dict[str, Any]) -> BlkioError:
-    return kind(**fields)
+    error = kind.__new__(kind)  # subclasses may be made of something else
+    BlkioError.__init__(error, **fields)
+    return error
 
 
 class AlignmentError(BlkioError, ValueError):

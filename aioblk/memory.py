@@ -23,6 +23,7 @@ from typing_extensions import Buffer
 from ._backing import Backing, BackingError, find_backing, verify_backing
 from ._blocking import BlockingCall
 from ._handle import Blkio, MemRegion
+from ._loops import running_loop
 from ._native._core import DeviceCore, Memory, View
 from ._scopes import shielded, shielded_if_cancelled
 from ._tasks import start_steadfast_task
@@ -428,7 +429,7 @@ class DeviceMemory:
         return mapped
 
     def _refuse_other_loops(self) -> None:
-        if asyncio.get_running_loop() is not self._loop:
+        if running_loop("register", self._handle.driver) is not self._loop:
             raise UsageError(
                 "the device belongs to another event loop", driver=self._handle.driver, operation="register"
             )

@@ -40,6 +40,19 @@ class DriverOptions:
     """Bytes of a file that is to be made at the path before the device is opened there; None: it is there."""
     reconnect_for: float | None = None
     """Seconds to look for another backend in place of one that died; None: not at all."""
+    connect_timeout: float | None = None
+    """Seconds that opening may take; None: as long as it takes."""
+
+    @property
+    def name(self) -> str | None:
+        """What errors call the device: its path, or that of the file that the descriptor is open on."""
+        path = self.before_connect.get("path")
+        if path is not None:
+            return str(path)
+        try:
+            return os.readlink(f"/proc/self/fd/{self.before_connect['fd']}")
+        except OSError:
+            return None
 
 
 @final

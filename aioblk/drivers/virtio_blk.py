@@ -37,6 +37,8 @@ class VirtioBlkVhostUser(Device):
         at the same path for so long; requests in flight are made again there, and new ones wait. Only when
         that fails is the device lost. The process must be visible from here, and whatever it had
         acknowledged must outlive it. None: the device is lost at once.
+    :param connect_timeout: Seconds, from 0.1 to 86400, that opening may take; then it fails with
+        ``ETIMEDOUT``. None: it waits until the backend is free, and tells the logger "aioblk" after a second.
     :raises OptionError: An option has an impossible value; the message names it.
     """
 
@@ -51,6 +53,7 @@ class VirtioBlkVhostUser(Device):
         bounce_pool_size: int = DEFAULT_BOUNCE_POOL_SIZE,
         lost_after: float | None = None,
         reconnect_for: float | None = None,
+        connect_timeout: float | None = None,
     ) -> None:
         check = Checks(VHOST_USER)
         super().__init__(
@@ -67,6 +70,7 @@ class VirtioBlkVhostUser(Device):
                 bounce_pool_size=check.bounce_pool_size(bounce_pool_size),
                 lost_after=check.seconds("lost_after", lost_after),
                 reconnect_for=check.seconds("reconnect_for", reconnect_for),
+                connect_timeout=check.seconds("connect_timeout", connect_timeout),
             )
         )
 

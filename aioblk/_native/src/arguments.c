@@ -49,22 +49,39 @@ int parse(const Signature *signature, PyObject *const *args, Py_ssize_t count, P
     return 0;
 }
 
-int parse_other_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value)
+/* 1: it is an integer that does not fit. -1 with an exception: it is none. */
+static int parse_index(PyObject *number, uint64_t *value)
 {
-    PyObject *number = PyNumber_Index(object);
     if (!number) {
         return -1;
     }
     *value = PyLong_AsUnsignedLongLong(number);
-    Py_DECREF(number);
-    if (*value == (uint64_t)-1 && PyErr_Occurred()) {
-        if (!PyErr_ExceptionMatches(PyExc_OverflowError)) {
-            return -1;
-        }
-        PyErr_Clear();
-        return device_refuse(device, "range", op, UINT64_MAX, UINT64_MAX);
+    if (*value != (uint64_t)-1 || !PyErr_Occurred()) {
+        return 0;
     }
-    return 0;
+    if (!PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        return -1;
+    }
+    PyErr_Clear();
+    return 1;
+}
+
+/* Offset and, unless its place is NULL, length. */
+int parse_other_range(DeviceCore *device, Operation op, PyObject *const objects[2], uint64_t *offset, uint64_t *length)
+{
+    PyObject *first = PyNumber_Index(objects[0]), *second = NULL;
+    int status = parse_index(first, offset);
+    if (status >= 0 && length) {
+        second = PyNumber_Index(objects[1]);
+        int other = parse_index(second, length);
+        status = other < 0 ? -1 : status | other;
+    }
+    if (status > 0) {
+        status = device_refuse_range(device, op, first, second ? second : Py_None);
+    }
+    Py_XDECREF(first);
+    Py_XDECREF(second);
+    return status;
 }
 
 int parse_flag(PyObject *object, uint32_t flag, uint32_t *flags)

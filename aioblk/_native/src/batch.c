@@ -66,13 +66,13 @@ static int plan_pair(QueueCore *q, Request *batch, Item *item, bool bytes, PyObj
     }
     PyObject *second = PyTuple_GET_ITEM(pair, 1);
     uint64_t length;
-    if (parse_bytes(q->device, batch->operation, PyTuple_GET_ITEM(pair, 0), &item->offset) < 0) {
-        return -1;
-    }
+    PyObject *const range[2] = {PyTuple_GET_ITEM(pair, 0), second};
     if (!bytes) {
-        return plan_item_buffer(q, batch, item, second);
+        return parse_offset(q->device, batch->operation, range[0], &item->offset) < 0
+                   ? -1 : plan_item_buffer(q, batch, item, second);
     }
-    return parse_bytes(q->device, batch->operation, second, &length) < 0 ? -1 : plan_item_read(q, batch, item, length);
+    return parse_range(q->device, batch->operation, range, &item->offset, &length) < 0
+               ? -1 : plan_item_read(q, batch, item, length);
 }
 
 static int plan_object(QueueCore *q, Request *batch, Item *item, bool bytes, PyObject *object)

@@ -141,6 +141,8 @@ void device_remove_queue(DeviceCore *device, QueueCore *queue);
 PyObject *device_make_refusal(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length);
 /* Raises it; returns -1. */
 int device_refuse(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length);
+/* For integers that no uint64_t holds; either may be None. */
+int device_refuse_range(DeviceCore *device, Operation op, PyObject *offset, PyObject *length);
 PyObject *device_make_error(DeviceCore *device, Operation op, int error, const char *message, uint64_t offset,
                             uint64_t length);
 
@@ -455,18 +457,31 @@ int arguments_module_init(void);
 /* values[i] becomes the argument for parameters[i], borrowed, or NULL. */
 int parse(const Signature *signature, PyObject *const *args, Py_ssize_t count, PyObject *names, PyObject **values);
 /* A byte offset or length: a non-negative int. */
-int parse_other_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value);
+int parse_other_range(DeviceCore *device, Operation op, PyObject *const objects[2], uint64_t *offset, uint64_t *length);
 
-static inline int parse_bytes(DeviceCore *device, Operation op, PyObject *object, uint64_t *value)
+static inline bool parse_usual_bytes(PyObject *object, uint64_t *value)
 {
     if (PyLong_CheckExact(object)) {
         *value = PyLong_AsUnsignedLongLong(object);
         if (*value != (uint64_t)-1) {
-            return 0;
+            return true;
         }
         PyErr_Clear();
     }
-    return parse_other_bytes(device, op, object, value);
+    return false;
+}
+
+static inline int parse_offset(DeviceCore *device, Operation op, PyObject *object, uint64_t *offset)
+{
+    PyObject *const objects[2] = {object, NULL};
+    return parse_usual_bytes(object, offset) ? 0 : parse_other_range(device, op, objects, offset, NULL);
+}
+
+static inline int parse_range(DeviceCore *device, Operation op, PyObject *const objects[2], uint64_t *offset,
+                              uint64_t *length)
+{
+    bool usual = parse_usual_bytes(objects[0], offset) && parse_usual_bytes(objects[1], length);
+    return usual ? 0 : parse_other_range(device, op, objects, offset, length);
 }
 int parse_flag(PyObject *object, uint32_t flag, uint32_t *flags);
 

@@ -66,6 +66,21 @@ PyObject *device_make_refusal(DeviceCore *device, const char *reason, Operation 
     return checked(exception);
 }
 
+int device_refuse_range(DeviceCore *device, Operation op, PyObject *offset, PyObject *length)
+{
+    PyObject *factory = use_factory(device->make_refusal), *exception = NULL;
+    if (factory) {
+        exception = PyObject_CallFunction(factory, "ssOO", "range", operation_names[op], offset, length);
+        Py_DECREF(factory);
+    }
+    exception = checked(exception);
+    if (exception) {
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
+    }
+    return -1;
+}
+
 int device_refuse(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length)
 {
     PyObject *exception = device_make_refusal(device, reason, op, offset, length);

@@ -65,8 +65,7 @@ static PyObject *submitter_read(METHOD_ARGUMENTS)
     uint64_t offset, length;
     QueueCore *q = open_core(self, OP_READ);
     if (!q || parse(&signature, args, count, names, values) < 0 ||
-        parse_bytes(q->device, OP_READ, values[0], &offset) < 0 ||
-        parse_bytes(q->device, OP_READ, values[1], &length) < 0 || queue_check_caller(q, OP_READ, offset, length) < 0) {
+        parse_range(q->device, OP_READ, values, &offset, &length) < 0 || queue_check_caller(q, OP_READ, offset, length) < 0) {
         return NULL;
     }
     return submit(q, prepare_read(q, offset, length));
@@ -80,7 +79,7 @@ static PyObject *submit_memory(METHOD_ARGUMENTS, Operation op, const Signature *
     uint32_t flags = 0;
     QueueCore *q = open_core(self, op);
     if (!q || parse(signature, args, count, names, values) < 0 ||
-        parse_bytes(q->device, op, values[0], &offset) < 0 || parse_flag(values[2], BLKIO_REQ_FUA, &flags) < 0 ||
+        parse_offset(q->device, op, values[0], &offset) < 0 || parse_flag(values[2], BLKIO_REQ_FUA, &flags) < 0 ||
         queue_check_caller(q, op, offset, UINT64_MAX) < 0) {
         return NULL;
     }
@@ -119,8 +118,7 @@ static PyObject *submitter_write_zeroes(METHOD_ARGUMENTS)
     uint32_t flags = 0;
     QueueCore *q = open_core(self, OP_WRITE_ZEROES);
     if (!q || parse(&signature, args, count, names, values) < 0 ||
-        parse_bytes(q->device, OP_WRITE_ZEROES, values[0], &offset) < 0 ||
-        parse_bytes(q->device, OP_WRITE_ZEROES, values[1], &length) < 0 ||
+        parse_range(q->device, OP_WRITE_ZEROES, values, &offset, &length) < 0 ||
         parse_flag(values[2], BLKIO_REQ_FUA, &flags) < 0 || parse_flag(values[3], BLKIO_REQ_NO_UNMAP, &flags) < 0 ||
         parse_flag(values[4], BLKIO_REQ_NO_FALLBACK, &flags) < 0 ||
         queue_check_caller(q, OP_WRITE_ZEROES, offset, length) < 0) {
@@ -136,8 +134,7 @@ static PyObject *submitter_discard(METHOD_ARGUMENTS)
     uint64_t offset, length;
     QueueCore *q = open_core(self, OP_DISCARD);
     if (!q || parse(&signature, args, count, names, values) < 0 ||
-        parse_bytes(q->device, OP_DISCARD, values[0], &offset) < 0 ||
-        parse_bytes(q->device, OP_DISCARD, values[1], &length) < 0 ||
+        parse_range(q->device, OP_DISCARD, values, &offset, &length) < 0 ||
         queue_check_caller(q, OP_DISCARD, offset, length) < 0) {
         return NULL;
     }
