@@ -150,12 +150,14 @@ class Device(Submitter):
             self._bind_default()
             self._watch_peer()
         except BaseException:
+            if self._handle is None:
+                self._state = _State.CLOSED  # there is nothing to give back, nor to wait for
+                raise
             self._state = _State.CLOSING
             self._closing = start_steadfast_task(self._loop, self._close())
             with shielded(), contextlib.suppress(BlkioError):  # what came first counts; aclose() tries again
                 await asyncio.shield(self._closing)
-            if self._handle is not None:
-                remove_created(self._options)
+            remove_created(self._options)
             raise
         return self
 
