@@ -662,9 +662,11 @@ class Device(Submitter):
             await asyncio.wait([former])
         try:
             connection = await recovery.run()
-        except Exception as error:  # whatever it is, nobody may be left waiting
+        except BaseException as error:  # whatever it is, nobody may be left waiting
             self._recovery = None
             self._lose(getattr(error, "message", None) or repr(error))
+            if not isinstance(error, Exception):
+                raise
             return
         finally:
             peer.close()

@@ -15,6 +15,7 @@ import uvloop
 
 import aioblk
 from aioblk._native._core import DeviceCore, Memory, QueueCore
+from aioblk._reconnect import Recovery
 from aioblk._refusals import Refusals
 from aioblk.errors import request_error
 
@@ -236,6 +237,31 @@ def test_while_the_device_is_given_up(
             return await asyncio.gather(*requests, return_exceptions=True)
 
     assert [type(outcome) for outcome in run_once_ended(loop, order, work())] == [aioblk.DeviceLostError] * 3
+
+
+def test_while_another_backend_is_looked_for(
+    daemon: StorageDaemon,
+    loop: asyncio.AbstractEventLoop,
+    order: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nobody looks for it any more, so the device is lost, and nobody waits."""
+
+    async def look(_: Recovery) -> None:
+        raise order("arrived")
+
+    monkeypatch.setattr(Recovery, "run", look)
+
+    async def work() -> object:
+        async with aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=PATIENCE) as device:
+            await device.read(0, BLOCK)
+            with held(daemon):
+                request = device.read(0, BLOCK)
+                daemon.kill()
+            await settled(request)
+            return request.exception()
+
+    assert isinstance(run_once_ended(loop, order, work()), aioblk.DeviceLostError)
 
 
 def test_in_the_loops_handler_of_errors(
