@@ -68,7 +68,7 @@ LOST_PATIENCE = 1.0  # seconds
 
 CONNECT_NOTICE = 1.0  # seconds that opening may take without a word
 
-log = logging.getLogger("aioblk")
+log: logging.Logger = logging.getLogger("aioblk")
 
 _MOMENT = 0.005  # seconds
 

@@ -4,6 +4,7 @@ Whatever comes in calls let_in()'s function with the name of the way.
 """
 
 import asyncio
+import contextlib
 import gc
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -161,7 +162,8 @@ class Loop(asyncio.SelectorEventLoop):
     """An event loop that does more than it should."""
 
     def call_soon(self, callback: Any, *args: Any, context: Any = None) -> asyncio.Handle:  # type: ignore[override]
-        _come_in("call_soon")
+        with contextlib.suppress(Exception):  # or asyncio itself would lose the task that it was to wake
+            _come_in("call_soon")
         return super().call_soon(callback, *args, context=context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
