@@ -429,6 +429,13 @@ static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py
 /* The next callback becomes the first, if there is none. */
 static int promote_callback(Request *r)
 {
+    /* None stands for one that the loop has taken: see schedule_more. */
+    while (r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) > 0 &&
+           PyList_GET_ITEM(r->more_callbacks, 0) == Py_None) {
+        if (PyList_SetSlice(r->more_callbacks, 0, 1, NULL) < 0) {
+            return -1;
+        }
+    }
     if (!r->callback && r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) > 0) {
         PyObject *pair = PyList_GET_ITEM(r->more_callbacks, 0);
         r->callback = Py_NewRef(PyTuple_GET_ITEM(pair, 0));
@@ -452,7 +459,7 @@ static PyObject *request_remove_done_callback(Request *r, PyObject *callback)
     }
     for (Py_ssize_t i = 0; r->more_callbacks && i < PyList_GET_SIZE(r->more_callbacks);) {
         PyObject *list = Py_NewRef(r->more_callbacks), *pair = Py_NewRef(PyList_GET_ITEM(list, i));
-        int same = PyObject_RichCompareBool(PyTuple_GET_ITEM(pair, 0), callback, Py_EQ);
+        int same = pair == Py_None ? 0 : PyObject_RichCompareBool(PyTuple_GET_ITEM(pair, 0), callback, Py_EQ);
         bool in_place = i < PyList_GET_SIZE(list) && PyList_GET_ITEM(list, i) == pair;
         if (same > 0 && in_place) {
             same = PyList_SetSlice(list, i, i + 1, NULL);
