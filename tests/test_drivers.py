@@ -291,7 +291,11 @@ def test_switches_have_the_usual_words(text: str) -> None:
         ("iouring", {}, "no driver 'iouring'; there are io_uring, nvme-io_uring, .* Did you mean io_uring"),
         ("zzz", {}, "no driver 'zzz'; there are io_uring, .*virtio-blk-vfio-pci.$"),
         ("io_uring", {"path": "x", "driect": "on"}, "no property 'driect'; .* Did you mean direct"),
-        ("io_uring", {"path": "x", "queue-size": 8}, "no property 'queue-size'; there are path, fd, create, direct"),
+        (
+            "io_uring",
+            {"path": "x", "queue-size": 8},
+            "no property 'queue-size'; there are path, fd, create, direct",
+        ),
         ("io_uring", {"path": "x", "capacity": 8}, "no property 'capacity'"),
         ("io_uring", {"path": "x", "direct": "maybe"}, "direct must be true or false, not 'maybe'"),
         ("io_uring", {"path": "x", "num_queues": "1x"}, "num_queues must be a number"),
