@@ -45,8 +45,8 @@ class ByteView:
     *   Reads are not ordered with changes in flight. What begins after a change has been awaited sees it.
 
     **Cancellation.** A cancelled change that waits for its turn, or reads the edges, leaves the device as it
-    was. One that the device has waits for it, also where the memory is not the caller's: the block must not
-    be changed again before. A cancelled read waits as the device's does.
+    was. One that the device has, and a read, are left as the device's own requests are; what comes after a
+    change and shares a block with it waits until that cannot land any more.
 
     **The end of a file** may lie within a block, where the page cache is bypassed (``direct=True``). What
     ends there is written as a whole block, and the file cut to where it ended or the bytes do: it is never
@@ -108,7 +108,7 @@ class ByteView:
         Raises as :meth:`read`.
         """
         if self._block == 1:  # nothing to align, and nobody to wait for
-            return _finish(self._device.write(offset, data, fua=fua))
+            return self._device.write(offset, data, fua=fua)
         if (offset | (length := memoryview(data).nbytes)) % self._block == 0:
             if self._turns:
                 submit = partial(self._device.write, offset, data, fua=fua)
@@ -184,12 +184,11 @@ class ByteView:
     def _change(self, start: int, end: int, submit: Callable[[], Request[None]]) -> Coroutine[Any, Any, None]:
         """Submit a change of whole blocks: at once, unless it has to wait for its turn."""
         if earlier := _meeting(self._turns, start, end):
-            return self._take_turn(start, end, earlier, lambda: _finish(submit()))
+            return self._take_turn(start, end, earlier, submit)
         return self._remember(start, end, submit())
 
     def _remember(self, start: int, end: int, request: Request[None]) -> Request[None]:
         """Have later changes of parts of blocks wait for this one."""
-        _ = _finish(request)
         if self._block > 1 and not request.done():  # with smaller blocks nobody will ever wait for it
             if len(self._direct) >= self._forget_at:
                 self._direct = [change for change in self._direct if not change[2].done()]
@@ -216,11 +215,14 @@ class ByteView:
         try:
             await work()
         finally:
-            if self._device.capacity > length:
-                cutting = asyncio.get_running_loop().create_task(self._device.truncate(length))
-                await asyncio.shield(cutting)
+            await asyncio.shield(asyncio.get_running_loop().create_task(self._cut_back(length)))
         if fua:
             await self._device.flush()
+
+    async def _cut_back(self, length: int) -> None:
+        await self._device._until_landed()  # if the work was cancelled
+        if self._device.capacity > length:
+            await self._device.truncate(length)
 
     def _take_turn(
         self, start: int, end: int, earlier: "list[_Work]", work: Callable[[], Awaitable[None]]
@@ -240,7 +242,7 @@ class ByteView:
 
     async def _write_with_edges(self, span: "_Span", buffers: Sequence[Buffer], *, fua: bool) -> None:
         before, after = await self._edges(span)
-        await _finish(self._device.writev(span.start, span.surround(before, buffers, after), fua=fua))
+        await self._device.writev(span.start, span.surround(before, buffers, after), fua=fua)
 
     async def _zero_with_edges(
         self, span: "_Span", first: int, last: int, zero: Callable[[int, int], Request[None]], *, fua: bool
@@ -251,7 +253,7 @@ class ByteView:
             work.append(self._device.write(span.start, before.ljust(self._block, b"\0"), fua=fua))
         if after:
             work.append(self._device.write(last, after.rjust(self._block, b"\0"), fua=fua))
-        for outcome in await asyncio.gather(*map(_finish, work), return_exceptions=True):
+        for outcome in await asyncio.gather(*work, return_exceptions=True):
             if outcome is not None:
                 raise outcome
 
@@ -316,12 +318,6 @@ def _length(buffers: Iterable[Buffer]) -> int:
 
 async def _cut(request: Request[bytes], start: int, length: int) -> bytes:
     return (await request)[start : start + length]
-
-
-def _finish(request: Request[None]) -> Request[None]:
-    """A request which, cancelled, is done only when the device is: then the blocks can be changed again."""
-    request._lends_memory = True
-    return request
 
 
 async def _end_of(work: _Work) -> None:

@@ -778,9 +778,9 @@ class Device(Submitter):
     async def truncate(self, size: int) -> None:
         """Make a regular file *size* bytes long: what is beyond is gone, what is added reads as zeroes.
 
-        Requests in flight are not waited for; what ends beyond the new end may make the file grow again. The
-        call is made in a thread, so no filesystem stops the loop; if the task is cancelled, it is made all
-        the same. :attr:`capacity` tells the size.
+        Requests in flight are not waited for, but for those that were cancelled; what ends beyond the new end
+        may make the file grow again. The call is made in a thread, so no filesystem stops the loop; if the
+        task is cancelled, it is made all the same. :attr:`capacity` tells the size.
 
         Raises:
             UnsupportedError: the device is no regular file.
@@ -803,6 +803,7 @@ class Device(Submitter):
             )
         if handle.get("read-only"):
             raise Refusals(self._options.driver, self.limits)("read-only", "truncate", None, None)
+        await self._until_landed()  # what was given up may make the file grow again
         await self.memory.call(functools.partial(handle.truncate, size))
 
     def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:

@@ -101,18 +101,19 @@ async def test_a_change_of_parts_of_blocks_waits_for_the_device_in_peace(
 
     async def change() -> None:
         async with anyio.create_task_group() as group:
-            group.start_soon(view.write, 1, b"x")
-            await view.write(513, b"x")
+            group.start_soon(view.write, 1, region[:1])
+            await view.write(513, region[1:2])
 
-    with held(slow_daemon):
-        waiter = Waiter(change)
-        await turns(FEW)
-        assert slow_device.statistics().in_flight == 2
-        waiter.scope.cancel()
-        await turns()
-        assert not waiter.task.done()
-    await waiter.end()
-    assert not slow_device.statistics().in_flight
+    async with slow_device.allocate(BLOCK) as region:
+        with held(slow_daemon):
+            waiter = Waiter(change)
+            await turns(FEW)
+            assert slow_device.statistics().in_flight == 2
+            waiter.scope.cancel()
+            await turns()
+            assert not waiter.task.done()
+        await waiter.end()
+        assert not slow_device.statistics().in_flight
 
 
 async def test_a_request_on_private_memory_is_left_at_once(

@@ -107,6 +107,24 @@ async def leave(device, queue):
             await leaving
             await draining
 
+async def give_up(queue):
+    for n in range(ALLOCATIONS):
+        first = queue.read(0, BLOCK)
+        request = queue.write_zeroes(0, BLOCK)
+        queue.core.flush()
+        failing(n, request.cancel)
+        later = failing(n, queue.write, 0, buffer(BLOCK))
+        drive(n, queue, request)
+        async with asyncio.timeout(PATIENCE):
+            await queue.drain()
+        for each in (first, request, later):
+            if each is not None:
+                assert each.done(), (n, each)
+                try:
+                    check(each)
+                except asyncio.CancelledError:
+                    pass
+
 async def main():
     async with aioblk.open(sys.argv[1], path=sys.argv[2], bounce_pool_size=1 << 18) as device:
         queue = device.queue()
@@ -116,6 +134,7 @@ async def main():
             await submit(queue, call)
             await complete(queue, call)
         print("a region", flush=True)
+        await give_up(queue)
         await leave(device, queue)
         assert device.statistics().in_flight == 0
     gc.collect()

@@ -18,6 +18,7 @@ from aioblk._reconnect import Again
 from aioblk.limits import Limits
 
 from .support.devices import BLOCK, pattern
+from .support.fake_backend import WRITE, FakeBackend
 
 MIB = 1 << 20
 LONG = 5 * MIB + BLOCK  # several pieces, the last of them short
@@ -242,6 +243,17 @@ async def test_zeroes_are_written_through_bounce_memory(behind_regions: aioblk.D
     assert await device.read(LONG, BLOCK) == b"x" * BLOCK
     assert device.bounce_pool.statistics().in_use == 0
     assert bounced < device.statistics().bounced_bytes
+
+
+async def test_a_virtio_device_need_not_offer_zeroes() -> None:
+    with FakeBackend(size=4 * MIB, write_zeroes=False) as disk:
+        async with aioblk.VirtioBlkVhostUser(disk.socket) as device:
+            disk.data[:] = b"x" * len(disk.data)
+            await device.write_zeroes(BLOCK, MIB)
+            assert disk.data == b"x" * BLOCK + bytes(MIB) + b"x" * (3 * MIB - BLOCK)
+            with pytest.raises(aioblk.UnsupportedError):
+                await device.write_zeroes(0, BLOCK, no_fallback=True)
+            assert {kind for kind, _, _ in disk.carried_out} == {WRITE}
 
 
 async def test_zeroes_wait_for_bounce_memory_as_others_do(behind_regions: aioblk.Device) -> None:

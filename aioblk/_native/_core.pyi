@@ -19,9 +19,6 @@ class Request(Coroutine[Any, Any, _T_co]):
     """
 
     _asyncio_future_blocking: bool
-    _lends_memory: bool
-    """Whether the device touches the caller's memory, so that a cancelled request is done only when the
-    device is. Where the *device's* state matters as well, set it."""
     @property
     def _loop(self) -> AbstractEventLoop: ...
     def done(self) -> bool: ...
@@ -74,6 +71,9 @@ class DeviceCore:
     on_region_idle: Callable[[int], object] | None
     file_fd: int
     """A file that grows when it is written past its end; -1: there is none. Write-zeroes look at it."""
+    @property
+    def has_given_up(self) -> bool:
+        """Whether a change whose request was cancelled may still land. What meets its range waits for it."""
     @property
     def region_count(self) -> int: ...
 
@@ -155,6 +155,8 @@ class Submitter:
     """
 
     _core: QueueCore | None
+    def _until_landed(self) -> Request[None]:
+        """Done when no change may land any more that has been given up by now."""
     def _report_zones(self, offset: int, zones: int, /) -> Request[bytes]: ...
     def _manage_zone(self, operation: str, offset: int = 0, /) -> Request[None]: ...
     def read(self, offset: int, length: int) -> Request[bytes]:

@@ -6,6 +6,7 @@
  *   prepare.c      refuses what is wrong, pins the caller's memory; batch.c does so for many items
  *   plan.c         cuts memory and lengths into parts that the device accepts
  *   queue.h        submits requests, issues their parts, reaps completions, wakes who waits: six rooms, listed there
+ *   given_up.c     holds what must not overtake a change that was given up
  *   zeroes.c       writes zeroes where the device does not make them
  *   request.c      the awaitable; waking.c runs or schedules what waits for it, forms.c has its other faces
  *   device_core.c  limits and mapped regions, shared by the queues of a device
@@ -42,6 +43,7 @@ typedef struct vector Vector;
 typedef struct part Part;
 typedef struct item Item;
 typedef struct request Request;
+typedef struct given_up GivenUp;
 typedef struct device_core DeviceCore;
 typedef struct queue_core QueueCore;
 typedef struct submitter Submitter;
@@ -105,8 +107,9 @@ struct device_core {
     PyObject *make_error;     /* (operation, errno, message, offset, length) -> exception */
     PyObject *make_refusal;   /* (reason, operation, offset, length) -> exception */
     PyObject *on_region_idle; /* (address), after the last request on a retired region */
-    Lock lock;                /* of `queues`, and of whoever changes the table of regions */
+    Lock lock;                /* of `queues` and `given_up`, and of whoever changes the table of regions */
     QueueCore *queues;        /* of this device, linked by next_of_device */
+    GivenUp *given_up;        /* changes that may land although they were cancelled; NULL: none */
     Region **regions;         /* sorted by start, disjoint; read under `planning` of a queue, changed under all of them */
     size_t region_count, region_capacity;
     bool needs_regions, read_only;
@@ -225,10 +228,11 @@ struct request {
     /* the I/O */
     bool linked;
     bool lends_memory;            /* the device touches memory of the caller's */
+    bool given_up;                /* the device knows of it: see given_up.c */
     bool has_plan;                /* some part has a region, a vector or bounce memory, to be given back */
     uint8_t operation;
     uint8_t age;                  /* ticks without progress while the device had a part of it: see queue_grow_older */
-    uint32_t flags;               /* BLKIO_REQ_* */
+    uint32_t flags;               /* BLKIO_REQ_*, or REQUEST_BARRIER */
     uint32_t weight;              /* as how many requests it counts: a batch as its items */
     uint32_t outstanding;         /* parts not completed yet */
     uint32_t part_count, part_capacity;
@@ -244,6 +248,9 @@ struct request {
     Item item;                     /* a batch keeps its own outcome here */
     Part first_part;
 };
+
+/* Of what is no request to the device, and is done when nothing is given up that was before it. */
+#define REQUEST_BARRIER (1u << 31)
 
 extern PyTypeObject Request_Type, Future_Type;
 
@@ -307,6 +314,9 @@ struct queue_core {
     Request *in_flight;         /* newest first */
     Request *ready_head, *ready_tail;
     Part *backlog_head, *backlog_tail;
+    Part *held_head, *held_tail; /* of requests that wait for what was given up: the first part of each, with a reference */
+    size_t held_count;
+    bool holds, told;           /* that there are such, and that the queue knows of a change; under the device's lock */
     Part *dropped;              /* have left the backlog, and are to be ended without having been issued */
     size_t in_flight_count;     /* requests between submission and the end of their I/O */
     size_t device_count;        /* parts that libblkio has */
@@ -395,6 +405,24 @@ void zeroes_issue(struct blkioq *b, Part *part);
 bool zeroes_go_on(QueueCore *q, Part *part);
 /* A request is over and unlinked: true if it begins again, with zeroes that are written, since it was not supported. */
 bool zeroes_instead(QueueCore *q, Request *r);
+
+/* ---- what was given up ------------------------------------------------------------------------------------ */
+
+/* Whether the request, once cancelled, may change data all the same, while nobody waits for it. */
+bool given_up_can_be(const Request *r);
+/* What comes after waits for it, until given_up_end(). False: there is no memory to note it down. */
+bool given_up_begin(Request *r);
+void given_up_end(Request *r);
+/* Keeps a request that is about to be submitted, if it meets what was given up. Called where `given_up` is not NULL. */
+bool given_up_holds(QueueCore *q, Request *r);
+/* Lets those go on that may. */
+void given_up_release(QueueCore *q);
+void given_up_drop_held(QueueCore *q);
+
+static inline bool given_up_keeps(QueueCore *q, Request *r)
+{
+    return __builtin_expect(OBSERVE(q->device->given_up) != NULL, 0) && given_up_holds(q, r);
+}
 
 /* ---- pins ------------------------------------------------------------------------------------------------ */
 

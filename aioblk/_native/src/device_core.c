@@ -425,7 +425,13 @@ static PyMemberDef device_members[] = {
     {NULL, 0, 0, 0, NULL},
 };
 
+static PyObject *device_has_given_up(DeviceCore *self, void *Py_UNUSED(closure))
+{
+    return PyBool_FromLong(OBSERVE(self->given_up) != NULL);
+}
+
 static PyGetSetDef device_getset[] = {
+    {"has_given_up", (getter)device_has_given_up, NULL, "Whether a change that was cancelled may still land.", NULL},
     {"region_count", (getter)device_get_region_count, NULL, "How many regions are mapped.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

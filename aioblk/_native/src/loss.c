@@ -49,6 +49,9 @@ static PyObject *abandon(QueueCore *q, PyObject *exception)
         bool in_use = r->issued > 0;
         queue_unlink(q, r);
         r->admitted = r->part_count; /* who waits for bounce memory finds nothing left to do */
+        if (r->given_up) {
+            given_up_end(r);
+        }
         if (r->state == PENDING) {
             count += r->weight;
             request_lose(r, exception);
@@ -66,6 +69,7 @@ static PyObject *abandon(QueueCore *q, PyObject *exception)
             request_settle(r, r->cancel_requested ? CANCELLED : FAILED);
         }
     }
+    given_up_drop_held(q);
     if (was_busy) {
         queue_tell_if_idle(q);
     }

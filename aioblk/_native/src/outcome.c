@@ -77,6 +77,8 @@ void queue_outcome(Request *r)
             q->counters.completed++;
             request_settle(r, FINISHED);
         }
+    } else if (r->given_up) {
+        given_up_end(r);
     }
     batch_drop_items(r);
     if (linked) {

@@ -82,6 +82,8 @@ extern bool queues_in_several_threads; /* have been bound, since the process beg
 
 /* A request that found no room is queued by the pool, or refused by it. -1: KeyboardInterrupt or the like, for the caller. */
 int queue_ask_for_room(QueueCore *q, Request *r);
+/* A request that was held is started, as if it had been submitted now. */
+void queue_begin(QueueCore *q, Request *r);
 
 /* ---- reap.c ------------------------------------------------------------------------------------------------ */
 

@@ -208,6 +208,9 @@ PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
     q->flush_scheduled = false;
     queue_new_turn(q);
     q->counters.flushes++;
+    if (q->held_head && q->fork_generation == fork_generation) {
+        given_up_release(q);
+    }
     if (queue_usable(q)) {
         queue_issue_backlog(q);
         q->last_batch = q->unflushed_parts;
@@ -244,6 +247,16 @@ PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
 
 /* Signals are looked at this often while wait() blocks. */
 #define WAIT_SLICE_NS 100000000u
+/* And other queues this often, where one of them has given up what a request waits for. */
+#define HELD_SLICE_NS 1000000u
+
+static void doze(uint64_t nanoseconds)
+{
+    struct timespec time = {0, nanoseconds};
+    Py_BEGIN_ALLOW_THREADS
+    nanosleep(&time, NULL);
+    Py_END_ALLOW_THREADS
+}
 
 /* Drives a queue that has no loop until a request is done; without one, until anything has completed. */
 PyObject *queue_wait(QueueCore *q, PyObject *args)
@@ -274,13 +287,24 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
     bool done = false;
     Py_XINCREF(r);
     do { /* submits and looks once, however little time there is */
+        if (q->held_head) {
+            given_up_release(q);
+        }
         queue_issue_backlog(q);
-        if (q->device_count == 0) {
+        if (q->device_count == 0 && !q->held_head) {
             break;
         }
         now = now_ns();
         uint64_t left = now < end ? end - now : 0;
-        count += reap_blocking(q, left < WAIT_SLICE_NS ? left : WAIT_SLICE_NS);
+        uint64_t slice = left < WAIT_SLICE_NS ? left : WAIT_SLICE_NS;
+        if (q->held_head) {
+            slice = slice < HELD_SLICE_NS ? slice : HELD_SLICE_NS;
+        }
+        if (q->device_count > 0) {
+            count += reap_blocking(q, slice);
+        } else {
+            doze(slice);
+        }
         if (q->untold) {
             queue_tell_untold(q);
         }

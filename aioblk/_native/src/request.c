@@ -499,6 +499,9 @@ bool request_cancel_io(Request *r, PyObject *message)
     r->cancel_requested = true;
     Py_XSETREF(r->cancel_message, Py_XNewRef(message));
     queue_cancelled(r);
+    if (!r->lends_memory && r->state == PENDING && given_up_can_be(r) && !given_up_begin(r)) {
+        r->lends_memory = true; /* who waits for it goes on when it is over */
+    }
     if (!r->lends_memory && r->state == PENDING) {
         request_settle(r, CANCELLED);
     }
@@ -776,7 +779,6 @@ static int request_setattro(PyObject *self, PyObject *name, PyObject *value)
 
 static PyMemberDef request_members[] = {
     {"_asyncio_future_blocking", T_BOOL, offsetof(Request, blocking), 0, NULL},
-    {"_lends_memory", T_BOOL, offsetof(Request, lends_memory), 0, "Once cancelled, it is done when the device is."},
     {NULL, 0, 0, 0, NULL},
 };
 

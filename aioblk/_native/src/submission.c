@@ -116,18 +116,24 @@ static bool needs_bounce(Request *r)
     return false;
 }
 
-/* Links the request and starts its parts; the caller flushes. -1: as queue_ask_for_room. */
-static int start(QueueCore *q, Request *r)
+/* -1: as queue_ask_for_room. */
+static int admit(QueueCore *q, Request *r)
 {
-    q->counters.submitted += r->weight;
-    r->outstanding = r->part_count;
-    queue_link(q, r);
     if (!q->blkioq && !q->suspended) { /* lost since the caller was checked: preparing may run Python code */
         request_fail_unadmitted(r, ENODEV, NULL);
     } else if ((q->waiting > 0 && needs_bounce(r)) || !queue_admit_parts(q, r)) {
         return queue_ask_for_room(q, r);
     }
     return 0;
+}
+
+/* Links the request and starts its parts; the caller flushes. -1: as queue_ask_for_room. */
+static int start(QueueCore *q, Request *r)
+{
+    q->counters.submitted += r->weight;
+    r->outstanding = r->part_count;
+    queue_link(q, r);
+    return admit(q, r);
 }
 
 /* The caller gets an exception instead of the request, which goes on as if it had been cancelled. */
@@ -152,6 +158,9 @@ static void submit_batch_now(QueueCore *q, Request *batch)
 
 int queue_submit(QueueCore *q, Request *r)
 {
+    if (given_up_keeps(q, r)) {
+        return 0;
+    }
     if (r->part_count == 1 && alone(q) && q->waiting == 0 && queue_prepare_part(q, &r->first_part)) {
         q->counters.submitted++;
         r->outstanding = 1;
@@ -173,6 +182,17 @@ int queue_submit(QueueCore *q, Request *r)
     return 0;
 }
 
+static int call_external(Request *r, PyObject *hook)
+{
+    r->admitted = 1;
+    Py_INCREF(hook); /* it may put another in its own place */
+    PyObject *answer = PyObject_CallFunction(hook, "OKK", r, (unsigned long long)r->item.offset,
+                                             (unsigned long long)r->item.length);
+    Py_DECREF(hook);
+    Py_XDECREF(answer);
+    return answer ? 0 : -1;
+}
+
 /* Work outside libblkio, done by the Python side on a thread of its own: it ends with complete(). */
 int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
 {
@@ -184,16 +204,13 @@ int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
         return device_refuse(q->device, q->closed_reason ? q->closed_reason : "lost", r->operation, r->item.offset,
                              r->item.length);
     }
+    if (given_up_keeps(q, r)) {
+        return 0;
+    }
     q->counters.submitted++;
     r->outstanding = 1;
-    r->admitted = 1;
     queue_link(q, r);
-    Py_INCREF(hook); /* it may put another in its own place */
-    PyObject *answer = PyObject_CallFunction(hook, "OKK", r, (unsigned long long)r->item.offset,
-                                             (unsigned long long)r->item.length);
-    Py_DECREF(hook);
-    if (answer) {
-        Py_DECREF(answer);
+    if (call_external(r, hook) == 0) {
         return 0;
     }
     PyObject *type, *value, *traceback;
@@ -205,4 +222,39 @@ int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
     }
     PyErr_Restore(type, value, traceback);
     return -1;
+}
+
+/* ---- requests that were held ----------------------------------------------------------------------------------- */
+
+static int begin_external(QueueCore *q, Request *r)
+{
+    if (q->on_discard && q->on_discard != Py_None) {
+        return call_external(r, q->on_discard);
+    }
+    PyErr_SetString(PyExc_RuntimeError, "the queue has no hook for discards any more");
+    return -1;
+}
+
+void queue_begin(QueueCore *q, Request *r)
+{
+    bool external = r->operation == OP_DISCARD && q->device->discard_method == DISCARD_BY_HOOK;
+    if (r->flags & REQUEST_BARRIER) {
+        r->admitted = 1;
+        queue_part_done(q, &r->first_part, 0, NULL);
+        return;
+    }
+    if ((external ? begin_external(q, r) : admit(q, r)) == 0) {
+        return;
+    }
+    PyObject *exception = NULL;
+    if (PyErr_ExceptionMatches(PyExc_Exception)) {
+        exception = take_exception();
+    } else {
+        queue_put_off(q);
+    }
+    if (r->linked) { /* still, whatever the hook has done */
+        r->admitted = external ? 0 : r->admitted;
+        request_fail_unadmitted(r, exception ? 0 : EINTR, exception);
+    }
+    Py_XDECREF(exception);
 }

@@ -155,6 +155,23 @@ static PyObject *submitter_flush(Submitter *self, PyObject *Py_UNUSED(ignored))
     return submit(q, prepare_command(q, OP_FLUSH, 0));
 }
 
+/* Done when no change may land any more that has been given up by now. */
+static PyObject *submitter_until_landed(Submitter *self, PyObject *Py_UNUSED(ignored))
+{
+    QueueCore *q = open_core(self, OP_FLUSH);
+    Request *r = q && queue_check_caller(q, OP_FLUSH, UINT64_MAX, UINT64_MAX) == 0 ? prepare_command(q, OP_FLUSH, 0) : NULL;
+    if (!r) {
+        return NULL;
+    }
+    r->flags = REQUEST_BARRIER;
+    request_publish(r);
+    if (!given_up_keeps(q, r)) {
+        r->part_count = r->item.left = 0;
+        r->state = FINISHED;
+    }
+    return (PyObject *)r;
+}
+
 /* ---- batches: one awaitable for many requests ------------------------------------------------------------------- */
 
 static PyObject *submit_batch(METHOD_ARGUMENTS, Operation op, bool bytes, const Signature *signature, int exceptions)
@@ -308,6 +325,7 @@ static PyMethodDef submitter_methods[] = {
                          "Fill the buffers of many (offset, buffer) pairs with one await."),
     FAST(write_many, "write_many($self, /, requests, *, fua=False, return_exceptions=False)\n--\n\n"
                      "Write many (offset, buffer) pairs with one await."),
+    {"_until_landed", (PyCFunction)submitter_until_landed, METH_NOARGS, NULL},
     {"_report_zones", (PyCFunction)submitter_report_zones, METH_VARARGS, NULL},
     {"_manage_zone", (PyCFunction)submitter_manage_zone, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},
