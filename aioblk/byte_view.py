@@ -6,8 +6,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, TypeAlias, TypeVar, final
 
-from typing_extensions import Buffer
-
+from ._buffers import BytesLike, as_memoryview
 from ._native._core import Request
 from ._scopes import outcome_of
 from .device import Device
@@ -81,13 +80,13 @@ class ByteView:
         span = self._span("read", offset, length)
         return _begin(_cut(self._device.read(span.start, span.length), span.head, length))
 
-    def read_into(self, offset: int, buffer: Buffer) -> Coroutine[Any, Any, None]:
+    def read_into(self, offset: int, buffer: BytesLike) -> Coroutine[Any, Any, None]:
         """Fill the writable ``buffer`` from ``offset`` on; errors as by :meth:`read`."""
-        if self._block == 1 or (offset | memoryview(buffer).nbytes) % self._block == 0:
+        if self._block == 1 or (offset | as_memoryview(buffer).nbytes) % self._block == 0:
             return self._device.read_into(offset, buffer)
         return self.readv(offset, [buffer])
 
-    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Coroutine[Any, Any, None]:
+    def readv(self, offset: int, buffers: Sequence[BytesLike]) -> Coroutine[Any, Any, None]:
         """Fill several writable buffers, one after the other, from ``offset`` on; as :meth:`read_into`."""
         length = _length(buffers)
         if (offset | length) % self._block == 0:
@@ -99,7 +98,7 @@ class ByteView:
 
     # --- changing -------------------------------------------------------------------------------------------
 
-    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Coroutine[Any, Any, None]:
+    def write(self, offset: int, data: BytesLike, *, fua: bool = False) -> Coroutine[Any, Any, None]:
         """Write the bytes of ``data`` at ``offset``; with ``fua`` they are on stable storage when it is done.
 
         ``data`` must not change before that. A write that ends beyond the end of a file makes it longer, to
@@ -109,7 +108,7 @@ class ByteView:
         """
         if self._block == 1:  # nothing to align, and nobody to wait for
             return self._device.write(offset, data, fua=fua)
-        if (offset | (length := memoryview(data).nbytes)) % self._block == 0:
+        if (offset | (length := as_memoryview(data).nbytes)) % self._block == 0:
             if self._turns:
                 submit = partial(self._device.write, offset, data, fua=fua)
                 return self._change(offset, offset + length, submit)
@@ -117,7 +116,7 @@ class ByteView:
         return self.writev(offset, [data], fua=fua)
 
     def writev(
-        self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False
+        self, offset: int, buffers: Sequence[BytesLike], *, fua: bool = False
     ) -> Coroutine[Any, Any, None]:
         """Write several buffers, one after the other, at ``offset``; as :meth:`write`."""
         length = _length(buffers)
@@ -240,7 +239,7 @@ class ByteView:
 
     # --- edges ----------------------------------------------------------------------------------------------
 
-    async def _write_with_edges(self, span: "_Span", buffers: Sequence[Buffer], *, fua: bool) -> None:
+    async def _write_with_edges(self, span: "_Span", buffers: Sequence[BytesLike], *, fua: bool) -> None:
         before, after = await self._edges(span)
         await self._device.writev(span.start, span.surround(before, buffers, after), fua=fua)
 
@@ -307,13 +306,13 @@ class _Span(NamedTuple):
     def length(self) -> int:
         return self.end - self.start
 
-    def surround(self, before: Buffer, buffers: Iterable[Buffer], after: Buffer) -> list[Buffer]:
+    def surround(self, before: BytesLike, buffers: Iterable[BytesLike], after: BytesLike) -> list[BytesLike]:
         """What fills the blocks, where *buffers* fill the range."""
-        return [buffer for buffer in (before, *buffers, after) if memoryview(buffer).nbytes]
+        return [buffer for buffer in (before, *buffers, after) if as_memoryview(buffer).nbytes]
 
 
-def _length(buffers: Iterable[Buffer]) -> int:
-    return sum(memoryview(buffer).nbytes for buffer in buffers)
+def _length(buffers: Iterable[BytesLike]) -> int:
+    return sum(as_memoryview(buffer).nbytes for buffer in buffers)
 
 
 async def _cut(request: Request[bytes], start: int, length: int) -> bytes:

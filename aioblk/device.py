@@ -20,11 +20,10 @@ from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, cast, final
 
-from typing_extensions import Buffer
-
 from ._blocking import BlockingCall, call_elsewhere, run_blocking
 from ._blocking_queue import BlockingQueue
 from ._bound_queues import BoundQueues
+from ._buffers import BytesLike
 from ._connection import Connection, add_queue, connect_first, remove_created
 from ._descriptor import LARGEST_FILE, size_of
 from ._discard import BlockDiscard, discard_method, growing_file
@@ -871,7 +870,7 @@ class Device(Submitter):
         return self._memory
 
     def register(
-        self, buffer: Buffer, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
+        self, buffer: BytesLike, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
     ) -> MemoryRegion:
         """Register existing memory: ``async with dev.register(buffer) as region``. See MemoryRegion."""
         region = self.memory.register(buffer, fd=fd, fd_offset=fd_offset, required=required)

@@ -18,10 +18,9 @@ from functools import partial
 from types import TracebackType
 from typing import Any, Self, TypeVar, final
 
-from typing_extensions import Buffer
-
 from ._backing import Backing, BackingError, find_backing, verify_backing
 from ._blocking import BlockingCall
+from ._buffers import BytesLike
 from ._handle import Blkio, MemRegion
 from ._loops import running_loop
 from ._native._core import DeviceCore, Memory, View
@@ -255,13 +254,14 @@ class DeviceMemory:
     # --- what the device offers -----------------------------------------------------------------------------
 
     def register(
-        self, buffer: Buffer, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
+        self, buffer: BytesLike, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
     ) -> MemoryRegion:
         """A region of existing memory, to be entered with ``async with``.
 
         From now on the buffer can be neither resized nor closed. Where the device needs a file descriptor, it
         is found for every shared mapping of a file that is open for reading and writing (SharedMemory, mmap,
         numpy.memmap, a memfd); ``fd`` and ``fd_offset`` (in bytes) name it explicitly. It is duplicated.
+        A read-only buffer makes a region to be written to the device from.
 
         Raises:
             TypeError: not a buffer.

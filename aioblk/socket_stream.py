@@ -9,8 +9,7 @@ from itertools import islice
 from struct import Struct
 from typing import Any, NoReturn, final
 
-from typing_extensions import Buffer
-
+from ._buffers import BytesLike, as_memoryview
 from ._native._core import View
 from .errors import StreamBusyError, UsageError
 
@@ -106,14 +105,14 @@ class SocketStream:
         self._start += layout.size
         return layout.unpack_from(self._buffer, self._start - layout.size)
 
-    async def read_into(self, buffer: Buffer) -> None:
+    async def read_into(self, buffer: BytesLike) -> None:
         """Fill the writable *buffer* with the next bytes.
 
         Cancelled, it has filled a part, which the next call receives again: the stream keeps a copy.
         """
         if self._receiving:
             self._refuse_a_second()
-        target = memoryview(buffer).cast("B")
+        target = as_memoryview(buffer).cast("B")
         filled = min(len(target), self._end - self._start)
         target[:filled] = self._buffer[self._start : self._start + filled]
         self._start += filled
@@ -253,7 +252,9 @@ class SocketStream:
 
     # --- sending --------------------------------------------------------------------------------------------
 
-    def send(self, *parts: Buffer, on_sent: Callable[[], object] | None = None, more: bool = False) -> None:
+    def send(
+        self, *parts: BytesLike, on_sent: Callable[[], object] | None = None, more: bool = False
+    ) -> None:
         """Send the parts, after everything else; *on_sent* is called when their memory is free again.
 
         That is so when they have been sent, and when they never will be because the peer is gone: then it may
@@ -263,7 +264,9 @@ class SocketStream:
         self._refuse_elsewhere("send")
         outgoing = self._outgoing
         for part in parts:
-            outgoing.append((part if isinstance(part, (bytes, View)) else memoryview(part).cast("B"), None))
+            outgoing.append(
+                (part if isinstance(part, (bytes, View)) else as_memoryview(part).cast("B"), None)
+            )
         if on_sent is not None:
             last, _ = outgoing.pop() if parts else (b"", None)
             outgoing.append((last, on_sent))
@@ -316,7 +319,7 @@ class SocketStream:
             part, on_sent = outgoing[0]
             if sent < len(part):
                 if sent:  # a part of bytes would be copied
-                    outgoing[0] = (part if isinstance(part, View) else memoryview(part))[sent:], on_sent
+                    outgoing[0] = (part if isinstance(part, View) else as_memoryview(part))[sent:], on_sent
                 break
             sent -= len(part)
             outgoing.popleft()

@@ -13,8 +13,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import cast, final
 
-from typing_extensions import Buffer
-
+from ._buffers import BytesLike, as_memoryview
 from .device import LARGEST_PART, Device
 from .errors import AlignmentError, BlkioError, OptionError, PropertyError, UnsupportedError
 from .extents import Extent
@@ -231,7 +230,7 @@ class SequentialWriter:
         self._zone: Zone | None = None
         self._pointer = 0
 
-    async def append(self, data: Buffer, *, fua: bool = False) -> list[Extent]:
+    async def append(self, data: BytesLike, *, fua: bool = False) -> list[Extent]:
         """Write *data*, whole blocks of ``request_alignment`` bytes, wherever there is room.
 
         Returns the extents in order; together they are as long as the data. A task that is cancelled has
@@ -241,7 +240,7 @@ class SequentialWriter:
             AlignmentError: the data are not whole blocks.
             BlkioError: ENOSPC: no zone has room left. What had been written stays written, but where is lost.
         """
-        left = memoryview(data).cast("B")
+        left = as_memoryview(data).cast("B")
         block = self._device.limits.request_alignment
         if len(left) % block:
             raise AlignmentError(

@@ -6,7 +6,7 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, final, overload
 
-from typing_extensions import Buffer
+from .._buffers import BytesLike
 
 _T_co = TypeVar("_T_co", covariant=True)
 
@@ -170,26 +170,26 @@ class Submitter:
             UsageError: another thread or event loop than the queue's, or after fork().
             DeviceClosedError, DeviceLostError: the device is closed, or gone.
         """
-    def read_into(self, offset: int, buffer: Buffer) -> Request[None]:
+    def read_into(self, offset: int, buffer: BytesLike) -> Request[None]:
         """Fill the writable ``buffer`` from ``offset`` on.
 
         The buffer cannot be resized until the device has finished. A task that is cancelled waits for the
         device where it writes to the buffer itself, and does not where it goes by way of a bounce buffer.
         Raises as :meth:`read`; BufferError: the buffer is read-only or not contiguous.
         """
-    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Request[None]:
+    def readv(self, offset: int, buffers: Sequence[BytesLike]) -> Request[None]:
         """Fill several writable buffers, one after the other, from ``offset`` on; as :meth:`read_into`.
 
         Only the length of all together has to be aligned.
         """
-    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Request[None]:
+    def write(self, offset: int, data: BytesLike, *, fua: bool = False) -> Request[None]:
         """Write ``data`` at ``offset``; with ``fua`` it is on stable storage when the request is done.
 
         ``data`` must not change until then. A task that is cancelled waits for the device where that reads
         the buffer itself; how much of a cancelled write was written is not known. Raises as :meth:`read`;
         BlkioError with EBADF: the device is open for reading only.
         """
-    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Request[None]:
+    def writev(self, offset: int, buffers: Sequence[BytesLike], *, fua: bool = False) -> Request[None]:
         """Write several buffers, one after the other, at ``offset``; as :meth:`write`.
 
         Only the length of all together has to be aligned.
@@ -230,14 +230,14 @@ class Submitter:
         self, requests: Iterable[tuple[int, int]], *, return_exceptions: bool
     ) -> Request[list[bytes | BaseException]]: ...
     def read_into_many(
-        self, requests: Iterable[tuple[int, Buffer]], *, return_exceptions: bool = False
+        self, requests: Iterable[tuple[int, BytesLike]], *, return_exceptions: bool = False
     ) -> Request[Any]:
         """Fill the buffers of many (offset, buffer) pairs with one await; errors as by :meth:`read_many`.
 
         Gives None or, with ``return_exceptions``, a list with an exception or None for each pair.
         """
     def write_many(
-        self, requests: Iterable[tuple[int, Buffer]], *, fua: bool = False, return_exceptions: bool = False
+        self, requests: Iterable[tuple[int, BytesLike]], *, fua: bool = False, return_exceptions: bool = False
     ) -> Request[Any]:
         """Write many (offset, buffer) pairs with one await, in no certain order; otherwise as
         :meth:`read_into_many`."""
@@ -276,7 +276,7 @@ class Memory:
         on_release: Callable[[], object] | None = None,
     ) -> None: ...
     @classmethod
-    def from_buffer(cls, buffer: Buffer, *, on_release: Callable[[], object] | None = None) -> Memory:
+    def from_buffer(cls, buffer: BytesLike, *, on_release: Callable[[], object] | None = None) -> Memory:
         """The buffer stays exported until the release, so its owner can neither resize nor free it."""
     def close(self) -> None:
         """From now on every view raises; on_release is called as soon as no export and no request is left."""

@@ -106,8 +106,8 @@ static PyObject *memory_from_buffer(PyTypeObject *type, PyObject *args, PyObject
         return NULL;
     }
     if (PyObject_GetBuffer(buffer, &source, PyBUF_WRITABLE) < 0) {
-        if (!PyErr_ExceptionMatches(PyExc_BufferError)) {
-            return NULL;
+        if (!PyErr_ExceptionMatches(PyExc_BufferError) && !PyErr_ExceptionMatches(PyExc_ValueError)) {
+            return NULL; /* numpy says ValueError */
         }
         PyErr_Clear();
         if (PyObject_GetBuffer(buffer, &source, PyBUF_SIMPLE) < 0) {

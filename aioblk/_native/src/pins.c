@@ -4,6 +4,33 @@
  */
 #include "core.h"
 
+static int refuse_read_only(void)
+{
+    PyErr_SetString(PyExc_BufferError, "the buffer is read-only, and the device would write to it");
+    return -1;
+}
+
+/* Whoever exports a buffer says in his own way that it is read-only, numpy with a ValueError. */
+static int explain_refusal(PyObject *object)
+{
+    if (!PyErr_ExceptionMatches(PyExc_BufferError) && !PyErr_ExceptionMatches(PyExc_ValueError)) {
+        return -1;
+    }
+    PyObject *type, *value, *traceback;
+    Py_buffer buffer;
+    PyErr_Fetch(&type, &value, &traceback);
+    bool read_only = PyObject_GetBuffer(object, &buffer, PyBUF_SIMPLE) == 0;
+    if (!read_only) {
+        PyErr_Restore(type, value, traceback); /* in the place of the second one, which says the same */
+        return -1;
+    }
+    PyBuffer_Release(&buffer);
+    Py_XDECREF(type);
+    Py_XDECREF(value);
+    Py_XDECREF(traceback);
+    return refuse_read_only();
+}
+
 /* Everything but a view that can be used. */
 int pin_any(Py_buffer *pin, PyObject *object, bool writable)
 {
@@ -14,12 +41,16 @@ int pin_any(Py_buffer *pin, PyObject *object, bool writable)
         return 0;
     }
     if (Py_IS_TYPE(object, &View_Type)) {
-        bool closed = !writable || !((ViewObject *)object)->memory->readonly;
-        PyErr_SetString(closed ? PyExc_ValueError : PyExc_BufferError,
-                        closed ? "the view's memory region is closed" : "the view is read-only");
+        if (writable && ((ViewObject *)object)->memory->readonly) {
+            return refuse_read_only();
+        }
+        PyErr_SetString(PyExc_ValueError, "the view's memory region is closed");
         return -1;
     }
-    return PyObject_GetBuffer(object, pin, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE);
+    if (PyObject_GetBuffer(object, pin, writable ? PyBUF_WRITABLE : PyBUF_SIMPLE) == 0) {
+        return 0;
+    }
+    return writable ? explain_refusal(object) : -1;
 }
 
 void pin_release(Py_buffer *pin)
