@@ -4,19 +4,19 @@ Each time somebody is told (MemoryError, or an error of the device), nothing sta
 called once and in order, regions and queues come to their ends, and what the request used is let go of.
 """
 
-import importlib.util
-
 from .support.devices import Target
+from .support.injector import preloaded
 from .support.scripts import run_script
 
 SCRIPT = """
 import asyncio, faulthandler, gc, select, sys, weakref
-import _testcapi
 import aioblk
+from tests.support.injector import Injector, Kind
 
 faulthandler.dump_traceback_later(50, exit=True)
 BLOCK, ALLOCATIONS, PATIENCE = 4096, 30, 10
 buffers = []
+injector = Injector()
 
 class Buffer(bytearray):
     pass
@@ -44,13 +44,11 @@ def calls(device):
 
 def failing(n, call, *arguments):
     # Call while the nth allocation fails. It may be raised, or an error of the device.
-    _testcapi.set_nomemory(n, n + 1)
+    injector.arm(Kind.PYTHON, n + 1)
     try:
-        return call(*arguments)
+        return injector.call(call, *arguments)
     except (MemoryError, aioblk.BlkioError):
         return None
-    finally:
-        _testcapi.remove_mem_hooks()
 
 def check(request):
     try:
@@ -144,7 +142,6 @@ async def main():
 asyncio.run(main())
 """
 
-if importlib.util.find_spec("_testcapi"):  # CPython's own tools for this; not every build has them
 
-    def test_each_allocation_on_the_way_of_a_request_may_fail(target: Target) -> None:
-        run_script(SCRIPT, target.driver, target.path)
+def test_each_allocation_on_the_way_of_a_request_may_fail(target: Target) -> None:
+    run_script(SCRIPT, target.driver, target.path, environment=preloaded())

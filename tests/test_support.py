@@ -107,6 +107,12 @@ def test_the_injector_refuses_what_it_is_armed_for(tmp_path: Path) -> None:
             act()
             print(kind, *(outcome(act) for _ in range(2)), injector.refused)
             injector.disarm()
+        for number in range(1, 4):
+            injector.arm(Kind.PYTHON, number)
+            try:
+                print(number, len(injector.call(lambda: [bytearray(100)])))
+            except MemoryError:
+                print(number, injector.refused)
     """
     done = subprocess.run(
         [sys.executable, "-c", script], env=preloaded(), capture_output=True, text=True, timeout=60
@@ -118,4 +124,7 @@ def test_the_injector_refuses_what_it_is_armed_for(tmp_path: Path) -> None:
         "memory OSError OSError ftruncate64",
         "thread None RuntimeError None 3 1",
         "thread RuntimeError RuntimeError pthread_create",
+        "1 Python's allocator",
+        "2 Python's allocator",
+        "3 Python's allocator",
     ], done.stderr

@@ -67,20 +67,9 @@ class Injected(Fault):
         super().__init__(injector, kind)
         self._kind = kind
         self._times = times
-        if kind is Kind.PYTHON:
-            injector.watch_python()
 
     def arm(self, number: int) -> None:
         self.injector.arm(self._kind, number, self._times)
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> bool:
-        if isinstance(error, MemoryError) and self._kind is Kind.PYTHON:
-            self.error = error.with_traceback(None)
-            self.end()
-            return True
-        return super().__exit__(kind, error, trace)
 
 
 class OpenFilesLimit(Fault):

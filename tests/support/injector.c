@@ -41,7 +41,7 @@ static struct {
 } fault;
 
 static _Thread_local int inside_libblkio;
-static _Thread_local bool in_window;         /* this thread is the one that resumed */
+static _Thread_local bool in_call; /* of injector_call() */
 static _Thread_local bool libblkio_refused; /* so the error message is ours */
 
 /* --- control ------------------------------------------------------------------------------------------------- */
@@ -56,8 +56,8 @@ void injector_arm(int kind, long first, long last, int error)
     fault.refused = NULL;
 }
 
-void injector_resume(void) { in_window = fault.running = true; }
-void injector_pause(void) { in_window = fault.running = false; }
+void injector_resume(void) { fault.running = true; }
+void injector_pause(void) { fault.running = false; }
 long injector_calls(void) { return fault.calls; }
 long injector_refusals(void) { return fault.refusals; }
 const char *injector_refused(void) { return fault.refused; }
@@ -331,7 +331,7 @@ enum { MEMORY_DOMAIN = 1, OBJECT_DOMAIN = 2 };
 
 static struct allocator allocators[OBJECT_DOMAIN + 1];
 
-static bool refuse_object(void) { return in_window && refuse(PYTHON, "Python's allocator"); }
+static bool refuse_object(void) { return in_call && refuse(PYTHON, "Python's allocator"); }
 
 static void *object_malloc(void *context, size_t size)
 {
@@ -355,6 +355,16 @@ static void object_free(void *context, void *memory)
 {
     struct allocator *real = context;
     real->free(real->context, memory);
+}
+
+/* Call a function while objects of this thread are counted, and refused: they alone are the function's own. */
+void *injector_call(void *function, void *arguments)
+{
+    void *(*call)(void *, void *) = dlsym(RTLD_DEFAULT, "PyObject_CallObject");
+    in_call = fault.running = true;
+    void *result = call(function, arguments);
+    in_call = fault.running = false;
+    return result;
 }
 
 /* Stand before Python's allocators from now on. */

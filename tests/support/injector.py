@@ -9,11 +9,15 @@ import errno
 import hashlib
 import os
 import subprocess
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
-from typing import Self
+from typing import Any, ParamSpec, Self, TypeVar
 
-__all__ = ["Injector", "Kind", "preloaded"]
+__all__ = ["FOR_EVER", "Injector", "Kind", "preloaded"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 SOURCE = Path(__file__).with_name("injector.c")
 BUILD = SOURCE.parents[2] / "build"
@@ -32,7 +36,7 @@ class Kind(enum.StrEnum):
     """What libblkio asks the system for itself."""
     LIBBLKIO_MEMORY = "libblkio-memory"
     PYTHON = "python"
-    """Memory for Python's objects, in the thread that resumed."""
+    """Memory for Python's objects, within Injector.call()."""
 
 
 ERRORS = {
@@ -59,7 +63,7 @@ def _library() -> Path:
 
 def preloaded() -> dict[str, str]:
     """The environment of a process that shall have the injector."""
-    return os.environ | {"LD_PRELOAD": str(_library())}
+    return os.environ | {"LD_PRELOAD": f"{os.environ.get('LD_PRELOAD', '')} {_library()}"}
 
 
 class Injector:
@@ -71,10 +75,18 @@ class Injector:
         self._library.injector_calls.restype = ctypes.c_long
         self._library.injector_refusals.restype = ctypes.c_long
         self._library.injector_refused.restype = ctypes.c_char_p
+        self._call: Any = None
 
-    def watch_python(self) -> None:
-        """Needed once, for Kind.PYTHON."""
-        self._library.injector_watch_python()
+    def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Call a function whose allocations of Python's memory are counted, and fail (Kind.PYTHON)."""
+        if self._call is None:
+            self._library.injector_watch_python()
+            self._call = ctypes.PyDLL(str(_library())).injector_call
+            self._call.argtypes = [ctypes.py_object, ctypes.py_object]
+            self._call.restype = ctypes.py_object
+        bound = partial(function, *args, **kwargs)
+        result: T = self._call(bound, ())
+        return result
 
     def arm(self, kind: Kind, first: int, times: int = 1) -> None:
         """Let the calls from number *first* on fail, *times* of them. Counting starts anew, from 1."""
