@@ -3,6 +3,6 @@
 #
 #     tests/campaigns/asan.sh [ARGS]                    ARGS go to pytest
 set -eu
-# The sanitizer turns mlock() into nothing, and stands where the fault injector would.
+# The sanitizer turns mlock() into nothing.
 exec "$(dirname -- "$0")/sanitized.sh" -m pytest -p no:cacheprovider --deselect tests/test_arena.py::test_locked_memory \
-    --ignore tests/faults "$@"
+    "$@"
