@@ -87,6 +87,7 @@ class BoundQueues:
         except BlkioError as error:
             with self._lock:
                 self._refuse_if_gone(error)
+                self._refuse_while_suspended()
                 raise
         try:
             with self._lock:
@@ -120,11 +121,14 @@ class BoundQueues:
 
     def _refuse_blocking(self, index: int, poll: bool) -> None:
         self._refuse_if_gone()
-        if self._suspended:
-            raise self._misuse("the device is being reconnected, which blocking queues do not take part in")
+        self._refuse_while_suspended()
         bound = self._queues.get((poll, index))
         if bound is not None:
             raise self._misuse(f"{bound!r} is in use; close it first")
+
+    def _refuse_while_suspended(self) -> None:
+        if self._suspended:
+            raise self._misuse("the device is being reconnected, which blocking queues do not take part in")
 
     def _refuse_if_gone(self, cause: BlkioError | None = None) -> None:
         if self._lost is not None:
@@ -183,10 +187,13 @@ class BoundQueues:
 
     # --- coming back ----------------------------------------------------------------------------------------
 
-    async def suspend(self) -> None:
-        """Let every queue, on its own loop, keep what it has and issue nothing."""
+    def note_death(self) -> None:
+        """The backend is gone, and another is to take its place: no thread binds a queue from now on."""
         with self._lock:
             self._suspended = True
+
+    async def suspend(self) -> None:
+        """Let every queue, on its own loop, keep what it has and issue nothing."""
         await self._until_none_is_binding()
         await self._on_each(Queue.suspend)
 

@@ -525,7 +525,7 @@ class Device(Submitter):
     @property
     def reconnecting(self) -> bool:
         """Whether another backend is being looked for in place of one that died; see ``reconnect_for``."""
-        return self._recovery is not None
+        return self._recovery is not None and self._lost is None
 
     @property
     def reconnections(self) -> int:
@@ -640,6 +640,7 @@ class Device(Submitter):
         self._peer = None
         peer.hang_up()  # a thread may be waiting for an answer
         self._memory.hold_calls()
+        self._queues.note_death()
         self._recovery = Recovery(
             self._options,
             self._handle,

@@ -68,12 +68,6 @@ def loop_errors() -> list[LoopError]:
 _failed = pytest.StashKey[bool]()
 
 
-def pytest_collection_finish() -> None:
-    """Spare what has been imported from the collections below; they take a tenth of a second otherwise."""
-    gc.collect()
-    gc.freeze()
-
-
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
@@ -89,6 +83,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     marked "abandons_memory": a lost device may write there for as long as the process lives.
     """
     gc.collect()
+    gc.freeze()  # what pytest has gathered by now would make each collection take a tenth of a second and more
     _loop_errors.clear()
     before = Holdings.now()
     yield
