@@ -14,7 +14,7 @@ import aioblk
 from tests.support.injector import Injector, Kind
 
 faulthandler.dump_traceback_later(50, exit=True)
-BLOCK, ALLOCATIONS, PATIENCE = 4096, 30, 10
+BLOCK, ALLOCATIONS, PATIENCE = 4096, 24, 10
 buffers = []
 injector = Injector()
 
