@@ -83,7 +83,7 @@ def no_leaks(request: pytest.FixtureRequest) -> Iterator[None]:
     marked "abandons_memory": a lost device may write there for as long as the process lives.
     """
     gc.collect()
-    gc.freeze()  # what pytest has gathered by now would make each collection take a tenth of a second and more
+    gc.freeze()  # else each collection takes a tenth of a second and more, over what pytest has gathered
     _loop_errors.clear()
     before = Holdings.now()
     yield
