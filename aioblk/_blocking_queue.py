@@ -90,7 +90,13 @@ class BlockingQueue(Submitter):
         if self._core is None:
             return
         if not self.is_bound_here():
-            raise UsageError("the queue belongs to another thread", operation="close queue")
+            handle = self._context.handle
+            raise UsageError(
+                f"{self!r} belongs to another thread",
+                driver=handle.driver,
+                operation="close queue",
+                filename=handle.filename,
+            )
         self.refuse()
         while self.in_flight:
             self._wait(None, -1)
@@ -247,4 +253,7 @@ class BlockingQueue(Submitter):
         return f"<aioblk.BlockingQueue: {kind} {self.index} of {self._context.handle.driver}>"
 
     def _refuse_unopened(self, operation: str) -> NoReturn:
-        raise DeviceClosedError("the queue is closed", operation=operation)
+        handle = self._context.handle
+        raise DeviceClosedError(
+            f"{self!r} is closed", driver=handle.driver, operation=operation, filename=handle.filename
+        )

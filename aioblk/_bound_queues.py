@@ -26,8 +26,11 @@ _PATIENCE = 1.0  # seconds that a thread may keep requests in flight without wai
 class BoundQueues:
     """At most one queue object for each queue of the device. Binding and freeing happens in any thread."""
 
-    def __init__(self, driver: str) -> None:
+    def __init__(self, driver: str, filename: str | None) -> None:
         self._driver = driver
+        self._filename = filename
+        self.default: Queue | None = None
+        """The one that serves the device's own request methods: nobody else closes it."""
         self._queues: dict[tuple[bool, int], Queue | BlockingQueue] = {}  # by (poll, index)
         self._awaited: dict[Queue | BlockingQueue, asyncio.Future[None]] = {}
         self._lock = threading.RLock()
@@ -66,7 +69,7 @@ class BoundQueues:
                     queue.suspend()
                 return queue
         if not isinstance(bound, Queue) or not bound.is_bound_here():
-            raise self._misuse(f"{bound!r} is bound elsewhere; close it there first")
+            raise self._taken(bound, "bound elsewhere; close it there first")
         return bound
 
     def bind_blocking(self, context: QueueContext, index: int, *, poll: bool) -> BlockingQueue:
@@ -124,7 +127,13 @@ class BoundQueues:
         self._refuse_while_suspended()
         bound = self._queues.get((poll, index))
         if bound is not None:
-            raise self._misuse(f"{bound!r} is in use; close it first")
+            raise self._taken(bound, "in use; close it first")
+
+    def _taken(self, bound: Queue | BlockingQueue, text: str) -> UsageError:
+        if bound is self.default:
+            option = "num_poll_queues" if bound.poll else "num_queues"
+            text = f"the default queue, which the device's own loop uses; take another one ({option})"
+        return self._misuse(f"{bound!r} is {text}")
 
     def _refuse_while_suspended(self) -> None:
         if self._suspended:
@@ -133,9 +142,13 @@ class BoundQueues:
     def _refuse_if_gone(self, cause: BlkioError | None = None) -> None:
         if self._lost is not None:
             lost = self._lost
-            raise DeviceLostError(lost.message, driver=self._driver, operation="queue") from lost
+            raise DeviceLostError(
+                lost.message, driver=self._driver, operation="queue", filename=self._filename
+            ) from lost
         if self._closed:
-            raise DeviceClosedError("the device is closed", driver=self._driver, operation="queue") from cause
+            raise DeviceClosedError(
+                "the device is closed", driver=self._driver, operation="queue", filename=self._filename
+            ) from cause
 
     @property
     def blocking(self) -> list[BlockingQueue]:
@@ -169,7 +182,7 @@ class BoundQueues:
         return queue
 
     def _misuse(self, message: str) -> UsageError:
-        return UsageError(message, driver=self._driver, operation="queue")
+        return UsageError(message, driver=self._driver, operation="queue", filename=self._filename)
 
     # --- loss -----------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ import stat
 import struct
 from typing import TYPE_CHECKING, cast
 
-from ._properties import IO_URING, NVME_IO_URING, VHOST_VDPA
+from ._properties import IO_URING, NVME_IO_URING, VHOST_USER, VHOST_VDPA
 from .errors import OptionError, request_error
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ _CHARACTER_DEVICE = "the device's character device", (stat.S_IFCHR,)
 _SUITABLE = {
     IO_URING: ("a regular file or a block device", (stat.S_IFREG, stat.S_IFBLK)),
     NVME_IO_URING: _CHARACTER_DEVICE,
+    VHOST_USER: ("the Unix socket of a backend", (stat.S_IFSOCK,)),
     VHOST_VDPA: _CHARACTER_DEVICE,
 }
 _NAMES = {
@@ -54,22 +55,22 @@ def require_suitable(options: "DriverOptions") -> None:
             mode = os.stat(str(path)).st_mode
     except OSError:
         return
-    _require_kind(options.driver, mode, None if flags is not None else str(path))
+    _require_kind(options.driver, mode, "it" if flags is None else f"descriptor {fd}", path)
     if flags is not None:
         _require_access(options.driver, cast(int, fd), flags)
 
 
-def _require_kind(driver: str, mode: int, path: str | None) -> None:
+def _require_kind(driver: str, mode: int, what: str, path: object) -> None:
     """Opening a pipe would wait for somebody at its other end, and opening a terminal may make it ours."""
     wanted, kinds = _SUITABLE[driver]
     kind = stat.S_IFMT(mode)
     if kind not in kinds:
         raise OptionError(
-            f"it is {_NAMES.get(kind, 'no file')}; {wanted} is needed",
+            f"{what} is {_NAMES.get(kind, 'no file')}; {wanted} is needed",
             errno=errnos.EISDIR if kind == stat.S_IFDIR else errnos.EINVAL,
             driver=driver,
             operation="connect",
-            filename=path,
+            filename=None if path is None else str(path),
         )
 
 

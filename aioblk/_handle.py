@@ -116,7 +116,8 @@ class Blkio:
         self._pid = os.getpid()
         self._lock = RLock()
         self._fd = -1  # a duplicate of the caller's descriptor, until libblkio takes it
-        self._filename: str | None = None
+        self.filename: str | None = None
+        """The device's, for errors. Who opens it by descriptor may know it."""
         self._mapped: list[MemRegion] = []  # sorted by address
         self._allocated: set[MemRegion] = set()
         self._facts: dict[str, PropertyValue] = {}  # once started: what cannot change any more
@@ -151,7 +152,7 @@ class Blkio:
     def connect(self) -> None:
         """Connect to the device that the properties name. May block for as long as the backend pleases."""
         if self._state is State.CREATED:
-            self._filename = path = cast(str, self.get("path")) or None
+            self.filename = path = cast(str, self.get("path")) or None
             if (path is None) == (self._fd < 0):
                 raise OptionError("set one of path and fd", driver=self._driver, operation="connect")
             if path is not None and self._driver == VHOST_VDPA:
@@ -266,7 +267,7 @@ class Blkio:
                 return
             self._state, other._state = other._state, self._state
             self._fd, other._fd = other._fd, self._fd
-            self._filename, other._filename = other._filename, self._filename
+            self.filename, other.filename = other.filename, self.filename
             self._mapped, other._mapped = other._mapped, self._mapped
             self._facts, other._facts = other._facts, self._facts
             self._rings, other._rings = other._rings, self._rings
@@ -571,7 +572,7 @@ class Blkio:
             slot = self._slots.get((poll, index))
             if slot is None:
                 self._require_started("queue")
-                raise self._refusal("queue", f"there is no {_kind(poll)} {index}", errnos.ENOENT)
+                raise self._no_queue(index, poll)
             if slot.taken:
                 raise self._refusal("queue", f"{_kind(poll)} {index} is in use; close it first")
             slot.taken = True
@@ -665,7 +666,7 @@ class Blkio:
         return result
 
     def _failure(self, operation: str, errno: int, message: str | None) -> BlkioError:
-        filename = self._filename if operation in ("connect", "start") else None
+        filename = self.filename if operation in ("connect", "start") else None
         error = request_error(self._driver, operation, errno, message, filename=filename)
         if reason := hint(self._driver, operation, errno):
             error.message = f"{error.message}; {reason}" if error.message else reason
@@ -679,11 +680,21 @@ class Blkio:
         number = errnos.ENODEV if self._state is State.CREATED else errnos.EBUSY
         return self._refusal(operation, f"{rule}; this device is {self._state}", number)
 
+    def _no_queue(self, index: int, poll: bool) -> UsageError:
+        there_are = sum(kind == poll for kind, _index in self._slots) or "none"
+        option = "num_poll_queues" if poll else "num_queues"
+        text = f"there is no {_kind(poll)} {index}; the device has {there_are} ({option})"
+        return self._refusal("queue", text, errnos.ENOENT)
+
     def _refusal(self, operation: str, message: str, errno: int = errnos.EBUSY) -> UsageError:
-        return UsageError(message, errno=errno, driver=self._driver, operation=operation)
+        return UsageError(
+            message, errno=errno, driver=self._driver, operation=operation, filename=self.filename
+        )
 
     def _cannot_map(self, message: str, errno: int) -> RegistrationError:
-        return RegistrationError(message, errno=errno, driver=self._driver, operation="map_mem_region")
+        return RegistrationError(
+            message, errno=errno, driver=self._driver, operation="map_mem_region", filename=self.filename
+        )
 
 
 def _error_text() -> str:

@@ -18,6 +18,8 @@ _ENTRIES: Iterable[tuple[Iterable[str], str, int, str]] = (
     ({NVME_IO_URING}, "connect", errno.ENOTTY, "it is no NVMe namespace; /dev/ngXnY is"),
     ({NVME_IO_URING}, "connect", errno.EACCES, "NVMe passthrough needs CAP_SYS_ADMIN"),
     ({NVME_IO_URING}, "connect", errno.EPERM, "NVMe passthrough needs CAP_SYS_ADMIN"),
+    ({VHOST_USER}, "connect", errno.ENOENT, "a backend makes the socket when it starts"),
+    ({VHOST_USER}, "connect", errno.EPROTOTYPE, "it is no stream socket"),
     ({VHOST_USER}, "connect", errno.ECONNREFUSED, "no backend listens on the socket"),
     ({VHOST_VDPA}, "connect", errno.EBUSY, "another process has the device open"),
     (

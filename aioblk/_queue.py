@@ -182,7 +182,13 @@ class Queue(Submitter):
         A task that is cancelled here does not wait any longer; closing goes on without it.
         """
         if self._closing is None and running_loop("close queue") is not self._loop:
-            raise UsageError("the queue belongs to another event loop", operation="close queue")
+            handle = self._context.handle
+            raise UsageError(
+                f"{self!r} belongs to another event loop; close() is for any thread",
+                driver=handle.driver,
+                operation="close queue",
+                filename=handle.filename,
+            )
         with shielded_if_cancelled():
             await asyncio.shield(self._start_closing())
 
@@ -366,4 +372,7 @@ class Queue(Submitter):
         return f"<aioblk.Queue: {kind} {self.index} of {self._context.handle.driver}>"
 
     def _refuse_unopened(self, operation: str) -> NoReturn:
-        raise DeviceClosedError("the queue is closed", operation=operation)
+        handle = self._context.handle
+        raise DeviceClosedError(
+            f"{self!r} is closed", driver=handle.driver, operation=operation, filename=handle.filename
+        )

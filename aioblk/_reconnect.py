@@ -101,7 +101,12 @@ def _connect_again(options: "DriverOptions", wanted: Wanted) -> Connection:
         if connection.capacity < wanted.capacity:
             problem = f"the device has {connection.capacity} bytes now, and had {wanted.capacity}"
         if problem is not None:
-            raise IncompatibleError(f"another device answers: {problem}", driver=options.driver)
+            raise IncompatibleError(
+                f"another device answers: {problem}",
+                driver=options.driver,
+                operation="reconnect",
+                filename=options.name,
+            )
         while connection.handle.queue_count < wanted.queues:
             add_queue(connection.handle)
         if wanted.limits.needs_mem_regions:

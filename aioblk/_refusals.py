@@ -44,6 +44,8 @@ class Refusals:
         self._capacity = capacity
         self.lost: str | None = None
         """Why the device is lost, when it is."""
+        self.closed = False
+        """Whether the device is closed, or being closed. While it is not, what is closed is a queue."""
 
     def failed(
         self, operation: str, number: int, message: str | None, offset: int | None, length: int | None
@@ -118,6 +120,8 @@ class Refusals:
                     UsageError,
                     "the queue belongs to another thread; use a queue that was bound in this one",
                 )
+            case "no-loop":
+                return UsageError, "a blocking queue has no event loop; use its wait()"
             case "loop" if asyncio._get_running_loop() is None:
                 return UsageError, no_loop()
             case "loop":
@@ -131,7 +135,7 @@ class Refusals:
                     "the device was opened before fork(); only the parent can use it, open it anew here",
                 )
             case _:
-                return DeviceClosedError, "the device is closed"
+                return DeviceClosedError, f"the {'device' if self.closed else 'queue'} is closed"
 
 
 def _given(offset: int | None, length: int | None) -> str:

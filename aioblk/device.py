@@ -106,7 +106,7 @@ class Device(Submitter):
         self._memory: DeviceMemory | None = None
         self._context: QueueContext | None = None
         self._queue: Queue | None = None  # the default one, whose requests are the device's own
-        self._queues = BoundQueues(options.driver)
+        self._queues = BoundQueues(options.driver, self._name)
         self._peer: Peer | None = None  # a vhost-user backend
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread = 0
@@ -152,7 +152,7 @@ class Device(Submitter):
             if self._handle is None:
                 self._state = _State.CLOSED  # there is nothing to give back, nor to wait for
                 raise
-            self._state = _State.CLOSING
+            self._begin_closing()
             self._closing = start_steadfast_task(self._loop, self._close())
             with shielded(), contextlib.suppress(BlkioError):  # what came first counts; aclose() tries again
                 await asyncio.shield(self._closing)
@@ -207,6 +207,7 @@ class Device(Submitter):
             return None if ask is None else ask()
 
         self._refusals = Refusals(driver, limits, self._name, capacity)
+        handle.filename = self._name
         core = DeviceCore(
             make_error=self._refusals.failed,
             make_refusal=self._refusals,
@@ -286,8 +287,10 @@ class Device(Submitter):
 
         One that was lost meanwhile is lost still, to be reconnected or closed.
         """
+        if self._state in (_State.OPEN, _State.DETACHING):
+            raise self._misuse("attach", f"the device is {self._state}; await its detach() there first")
         if self._state is not _State.DETACHED:
-            raise self._misuse("attach", f"the device is {self._state}; detach it from its loop first")
+            self._refuse_unopened("attach")
         self._settle_here()
         self._state = _State.OPEN
         try:
@@ -309,6 +312,7 @@ class Device(Submitter):
         handle = self._require_handle("open")
         assert self._context is not None
         self._queue = self._queues.find_or_bind(self._context, 0, poll=handle.queue_count == 0)
+        self._queues.default = self._queue
         self._core = self._queue.core
 
     async def aclose(self) -> None:
@@ -338,7 +342,7 @@ class Device(Submitter):
         if self._loop is not loop:
             raise self._misuse("close", "the device belongs to another event loop")
         if self._closing is None or self._closing.done():  # it has failed, and is tried again
-            self._state = _State.CLOSING
+            self._begin_closing()
             self._queues.refuse()
             if self._queue is not None and self._lost is None:
                 self._queue.close()
@@ -346,6 +350,11 @@ class Device(Submitter):
             self._closing = start_steadfast_task(loop, self._close())
         with shielded_if_cancelled():
             await asyncio.shield(self._closing)
+
+    def _begin_closing(self) -> None:
+        self._state = _State.CLOSING
+        if self._refusals is not None:
+            self._refusals.closed = True
 
     def _end_vain_recovery(self) -> None:
         if self._recovery is not None and not self._is_worth_recovering():
@@ -627,6 +636,7 @@ class Device(Submitter):
                 " end, nothing can be made again: reconnect_for is not possible",
                 driver=self._options.driver,
                 operation="connect",
+                filename=self._name,
             )
 
     def _on_hang_up(self, peer: Peer) -> None:
@@ -788,11 +798,14 @@ class Device(Submitter):
             BlkioError: it is open for reading only, or the filesystem refuses (``EFBIG``, ``EPERM``).
         """
         handle = self._require_present("truncate")
+        if self._running_loop("truncate") is not self._loop:
+            raise self._misuse("truncate", "the device belongs to another event loop")
         if growing_file(handle) < 0:
             raise UnsupportedError(
                 "only a regular file on the io_uring driver can be made longer or shorter",
                 driver=self._options.driver,
                 operation="truncate",
+                filename=self._name,
             )
         size = operator.index(size)
         if not 0 <= size <= LARGEST_FILE:
@@ -800,9 +813,10 @@ class Device(Submitter):
                 f"size must be from 0 to {LARGEST_FILE}, not {size}",
                 driver=self._options.driver,
                 operation="truncate",
+                filename=self._name,
             )
         if handle.get("read-only"):
-            raise Refusals(self._options.driver, self.limits)("read-only", "truncate", None, None)
+            raise Refusals(self._options.driver, self.limits, self._name)("read-only", "truncate", None, None)
         await self._until_landed()  # what was given up may make the file grow again
         await self.memory.call(functools.partial(handle.truncate, size))
 
@@ -826,6 +840,7 @@ class Device(Submitter):
                 f"the range is not within the device's {self.capacity} bytes",
                 driver=self._options.driver,
                 operation="extents",
+                filename=self._name,
                 offset=offset,
                 length=length,
             )
@@ -866,7 +881,10 @@ class Device(Submitter):
     @property
     def memory(self) -> DeviceMemory:
         """The device's regions; an Arena attaches itself here."""
-        self._require_handle("memory")
+        return self._memory_for("memory")
+
+    def _memory_for(self, operation: str) -> DeviceMemory:
+        self._require_handle(operation)
         assert self._memory is not None
         return self._memory
 
@@ -874,13 +892,13 @@ class Device(Submitter):
         self, buffer: BytesLike, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
     ) -> MemoryRegion:
         """Register existing memory: ``async with dev.register(buffer) as region``. See MemoryRegion."""
-        region = self.memory.register(buffer, fd=fd, fd_offset=fd_offset, required=required)
+        region = self._memory_for("register").register(buffer, fd=fd, fd_offset=fd_offset, required=required)
         region.device = self
         return region
 
     def allocate(self, length: int) -> MemoryRegion:
         """New, zeroed memory for zero-copy requests: ``async with dev.allocate(n) as region``."""
-        region = self.memory.allocate(length)
+        region = self._memory_for("allocate").allocate(length)
         region.device = self
         return region
 
@@ -941,6 +959,8 @@ class Device(Submitter):
     async def remove_queue(self, index: int) -> None:
         """Remove a queue that is not bound. The default queue stays. Other queues keep their indices."""
         handle = self._require_present("remove_queue")
+        if self._queue is not None and (self._queue.poll, self._queue.index) == (False, index):
+            raise self._misuse("remove_queue", f"{self._queue!r} is the default queue, which stays")
         await self.memory.call(functools.partial(handle.remove_queue, index))
 
     def _find_or_bind(self, index: int, *, poll: bool) -> Queue:

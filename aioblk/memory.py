@@ -128,10 +128,11 @@ class MemoryRegion(View):
             RegistrationError: ``required`` and misaligned, overlapping another region, without a file where
                 the device needs one, more regions than the device can take, or refused by the device.
             DeviceClosedError: the device is closed.
-            UsageError: the region has been entered before.
+            UsageError: the region has been entered before, or the device belongs to another loop.
         """
+        self._memory_of_device.refuse_other_loops()
         if self._entered:
-            raise UsageError("a region can be entered once", operation="register")
+            raise self._memory_of_device.misuse("a region can be entered once")
         self._entered = True
         try:
             self._mapped = await self._memory_of_device.attach(self.memory, self._fd, self._fd_offset)
@@ -369,7 +370,7 @@ class DeviceMemory:
 
     async def attach(self, memory: Memory, fd: int | None, fd_offset: int) -> _Mapped | None:
         """Have the memory mapped; None where the device needs no regions. RegistrationError: it is not."""
-        self._refuse_other_loops()
+        self.refuse_other_loops()
         self._refuse_if_closed()
         self._memories.add(memory)
         if self._lost is not None:
@@ -387,7 +388,7 @@ class DeviceMemory:
 
     async def detach(self, memory: Memory, mapped: _Mapped | None) -> None:
         """Undo attach, once. Unless others hold the range too, unmap it as soon as no request uses it."""
-        self._refuse_other_loops()
+        self.refuse_other_loops()
         memory.close()
         if memory in self._memories:
             self._memories.remove(memory)
@@ -428,15 +429,25 @@ class DeviceMemory:
         mapped.mapping = self._task(self._map(mapped))
         return mapped
 
-    def _refuse_other_loops(self) -> None:
+    def refuse_other_loops(self) -> None:
+        """UsageError where the running loop is not the device's. Nothing has changed then."""
         if running_loop("register", self._handle.driver) is not self._loop:
-            raise UsageError(
-                "the device belongs to another event loop", driver=self._handle.driver, operation="register"
-            )
+            raise self.misuse("the device belongs to another event loop")
+
+    def misuse(self, message: str) -> UsageError:
+        """The error of a call that must not be made now, or here."""
+        return UsageError(
+            message, driver=self._handle.driver, operation="register", filename=self._handle.filename
+        )
 
     def _refuse_if_closed(self) -> None:
         if self._closed:
-            raise DeviceClosedError("the device is closed", driver=self._handle.driver, operation="register")
+            raise DeviceClosedError(
+                "the device is closed",
+                driver=self._handle.driver,
+                operation="register",
+                filename=self._handle.filename,
+            )
 
     def _check(self, memory: Memory) -> None:
         alignment = self.limits.mem_region_alignment
@@ -465,7 +476,12 @@ class DeviceMemory:
 
     def _refusal(self, message: str, length: int, number: int | None = None) -> RegistrationError:
         return RegistrationError(
-            message, errno=number, driver=self._handle.driver, operation="register", length=length
+            message,
+            errno=number,
+            driver=self._handle.driver,
+            operation="register",
+            length=length,
+            filename=self._handle.filename,
         )
 
     # --- the device's side ----------------------------------------------------------------------------------

@@ -107,6 +107,19 @@ async def test_paths_that_are_neither_file_nor_block_device_are_refused(
         assert str(path) in text
 
 
+async def test_paths_that_are_no_socket_are_refused(
+    tmp_path: Path, pipe: Path, scratch_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # a socket's path has little room
+    for path, words, number in (
+        (tmp_path, "directory", errno.EISDIR),
+        (pipe, "pipe", errno.EINVAL),
+        (scratch_file, "regular file", errno.EINVAL),
+    ):
+        text = await refused(aioblk.VirtioBlkVhostUser(path.relative_to(tmp_path)), number)
+        assert f"it is a {words}; the Unix socket of a backend is needed" in text
+
+
 async def test_descriptors_of_other_things_are_refused(tmp_path: Path, pipe: Path) -> None:
     directory = os.open(tmp_path, os.O_RDONLY)
     terminal, other_end = os.openpty()
@@ -121,7 +134,8 @@ async def test_descriptors_of_other_things_are_refused(tmp_path: Path, pipe: Pat
             (fifo, "pipe", errno.EINVAL),
             (event, "no file", errno.EINVAL),
         ):
-            assert words in await refused(aioblk.IoUring(fd=fd), number)
+            assert f"descriptor {fd} is " in (text := await refused(aioblk.IoUring(fd=fd), number))
+            assert words in text
     finally:
         for fd in (directory, terminal, other_end, event, fifo):
             os.close(fd)

@@ -21,8 +21,17 @@ async def test_a_device_that_is_closed_meanwhile_is_closed(target: Target) -> No
     await device.read(0, BLOCK)
     assert await both(device.detach(), device.aclose()) == [None, None]
     assert device.closed
-    with pytest.raises(aioblk.UsageError, match="closed"):
+    with pytest.raises(aioblk.DeviceClosedError):
         await device.attach()
+
+
+async def test_what_is_not_detached_is_not_attached(target: Target) -> None:
+    device = target.device()
+    with pytest.raises(aioblk.UsageError, match="not open; use `async with device` first"):
+        await device.attach()
+    async with device:
+        with pytest.raises(aioblk.UsageError, match=r"the device is open; await its detach\(\) there first"):
+            await device.attach()
 
 
 async def test_a_device_that_is_lost_meanwhile_can_come_back(target: Target) -> None:

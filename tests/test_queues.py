@@ -88,7 +88,7 @@ async def test_the_default_queue_is_queue_0(device: aioblk.Device) -> None:
 
 async def test_a_queue_that_is_bound_elsewhere_is_refused(device: aioblk.Device) -> None:
     async def bind_default() -> None:
-        with pytest.raises(aioblk.UsageError, match="bound elsewhere"):
+        with pytest.raises(aioblk.UsageError, match=r"queue 0 of .* is the default queue"):
             device.queue(0)
         with pytest.raises(aioblk.UsageError, match="another thread"):
             device.read(0, BLOCK)
@@ -244,9 +244,55 @@ async def test_a_queue_is_not_given_up_while_its_thread_waits(
 async def test_a_blocking_queues_requests_cannot_be_awaited(device: aioblk.Device) -> None:
     with device.blocking_queue(1) as queue:
         request = queue.read(0, BLOCK)
-        with pytest.raises(RuntimeError, match=r"wait\(\)"):
+        with pytest.raises(aioblk.UsageError, match=r"wait\(\)") as caught:
             request.add_done_callback(print)
+        assert (caught.value.operation, caught.value.driver) == ("read", device.driver)
         assert queue.wait(request) == DATA[:BLOCK]
+
+
+async def test_who_awaits_a_blocking_queues_request_is_told_what_to_do(
+    storage_daemon: "StorageDaemonFactory", scratch_file: Path
+) -> None:
+    daemon = storage_daemon(scratch_file, num_queues=2)
+    async with aioblk.VirtioBlkVhostUser(daemon.socket, num_queues=2) as device:
+        with device.blocking_queue(1) as queue:
+            with held(daemon):
+                request = queue.read(0, BLOCK)
+                with pytest.raises(aioblk.UsageError, match=r"wait\(\)"):
+                    await request
+            assert queue.wait(request) == bytes(BLOCK)
+
+
+async def test_the_default_queue_is_nobody_elses(device: aioblk.Device) -> None:
+    words = r"queue 0 of .* is the default queue, .*; take another one \(num_queues\)"
+    with pytest.raises(aioblk.UsageError, match=words):
+        device.blocking_queue()
+
+
+async def test_what_queues_refuse_names_queue_and_device(device: aioblk.Device) -> None:
+    name = str(device.properties["path"])
+    with device.blocking_queue(1) as blocking:
+        pass
+    async with device.queue(2) as queue:
+
+        async def close() -> None:
+            await queue.aclose()
+
+        with pytest.raises(
+            aioblk.UsageError, match=r"queue 2 of .* belongs to another event loop"
+        ) as elsewhere:
+            await in_another_loop(close)
+    refusals: list[aioblk.BlkioError] = [elsewhere.value]
+    for refused, words in (
+        (lambda: blocking.read(0, BLOCK), "BlockingQueue: queue 1 of .* is closed"),
+        (lambda: queue.read(0, BLOCK), "the queue is closed"),
+        (lambda: device.queue(7), r"there is no queue 7; the device has 3 \(num_queues\)"),
+        (device.poll_queue, r"there is no poll queue 0; the device has none \(num_poll_queues\)"),
+    ):
+        with pytest.raises(aioblk.BlkioError, match=words) as caught:
+            refused()
+        refusals.append(caught.value)
+    assert [(error.driver, error.filename) for error in refusals] == [(device.driver, name)] * 5
 
 
 async def test_a_blocking_queue_belongs_to_its_thread(device: aioblk.Device) -> None:

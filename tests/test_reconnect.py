@@ -367,6 +367,17 @@ async def test_a_smaller_device_is_another_one(
     assert "4194304 bytes now, and had 8388608" in str(device.lost)
 
 
+async def test_a_smaller_device_is_refused_by_name(daemon: StorageDaemon, scratch_file: Path) -> None:
+    async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
+        daemon.kill()
+        os.truncate(scratch_file, 4 << 20)
+        daemon.restart()
+        device.abandon()
+        with pytest.raises(aioblk.DeviceLostError, match="4194304 bytes now, and had 8388608") as caught:
+            await device.reconnect()
+    assert (caught.value.operation, caught.value.filename) == ("reconnect", str(daemon.socket))
+
+
 async def test_larger_blocks_are_another_device(device: aioblk.Device, daemon: StorageDaemon) -> None:
     daemon.restart(logical_block_size=4096)
     async with asyncio.timeout(PATIENCE):

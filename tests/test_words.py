@@ -39,6 +39,36 @@ async def test_a_refusal_names_the_device(device: aioblk.Device, target: Target)
     assert caught.value.filename == str(target.path)
 
 
+async def test_what_memory_refuses_names_the_device_and_the_call(target: Target) -> None:
+    device = target.device()
+    for refused, operation in ((device.allocate, "allocate"), (device.register, "register")):
+        with pytest.raises(aioblk.UsageError, match="not open") as caught:
+            refused(bytearray(BLOCK) if operation == "register" else BLOCK)  # type: ignore[arg-type]
+        assert (caught.value.operation, caught.value.filename) == (operation, str(target.path))
+    async with device:
+        region = device.allocate(BLOCK)
+
+        async def enter() -> None:
+            await region.__aenter__()
+
+        with pytest.raises(aioblk.UsageError, match="another event loop") as caught:
+            await asyncio.to_thread(lambda: asyncio.run(enter()))
+        assert caught.value.filename == str(target.path)
+        async with region:
+            pass
+
+
+async def test_who_changes_the_size_elsewhere_is_told_of_that(scratch_file: Path) -> None:
+    async with aioblk.IoUring(scratch_file) as device:
+
+        async def truncate() -> None:
+            await device.truncate(BLOCK)
+
+        with pytest.raises(aioblk.UsageError, match="another event loop") as caught:
+            await asyncio.to_thread(lambda: asyncio.run(truncate()))
+    assert (caught.value.operation, caught.value.filename) == ("truncate", str(scratch_file))
+
+
 async def test_a_device_opened_by_fd_is_called_by_its_file(scratch_file: Path) -> None:
     with scratch_file.open("r+b") as file:
         async with aioblk.IoUring(fd=file.fileno()) as device:

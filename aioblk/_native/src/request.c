@@ -312,6 +312,11 @@ static inline int refuse_dangerous_threads(const Request *r)
     return may_touch(r->queue->thread) ? 0 : refuse_other_threads(r);
 }
 
+static int refuse_awaiting(const Request *r)
+{
+    return device_refuse(r->queue->device, "no-loop", r->operation, UINT64_MAX, UINT64_MAX);
+}
+
 static PyObject *request_done(Request *r, PyObject *Py_UNUSED(ignored))
 {
     return PyBool_FromLong(OBSERVE(r->state) != PENDING);
@@ -409,7 +414,7 @@ static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py
         PUBLISH(usual_names, Py_NewRef(names));
     }
     if (!queue_has_loop(r->queue)) {
-        PyErr_SetString(PyExc_RuntimeError, "a blocking queue has no event loop; use its wait()");
+        (void)refuse_awaiting(r);
         return NULL;
     }
     if (names && args[1] != Py_None) {
@@ -593,7 +598,7 @@ static int end_cancelled_wait(Request *r)
 static PySendResult request_send_slot(Request *r, PyObject *Py_UNUSED(value), PyObject **result)
 {
     if (OBSERVE(r->state) == PENDING) {
-        if (refuse_dangerous_threads(r) < 0) {
+        if (refuse_dangerous_threads(r) < 0 || (!queue_has_loop(r->queue) && refuse_awaiting(r) < 0)) {
             *result = NULL;
             return PYGEN_ERROR;
         }
