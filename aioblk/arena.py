@@ -393,9 +393,11 @@ class Arena:
         Raises:
             ValueError: ``length`` is not positive.
             MemoryError: no block has room for it; :meth:`add_block` makes some.
+            UsageError: the arena is closed.
         """
         buffer = self._take(length, length)
         if buffer is None:
+            self._refuse_if_closed("allocate a buffer of")
             remedy = "add a block" if self._blocks or not self._first_size else "enter it with `async with`"
             raise MemoryError(f"no block of the arena has {length} bytes in a row; {remedy}")
         return buffer

@@ -162,6 +162,8 @@ async def test_what_never_fits_is_not_waited_for() -> None:
             (await larger).release()
     with pytest.raises(aioblk.UsageError, match="closed"):
         await arena.acquire(PAGE)
+    with pytest.raises(aioblk.UsageError, match="allocate a buffer of a closed arena"):
+        arena.allocate(PAGE)
 
 
 async def test_a_cancelled_waiter_for_room_holds_nobody_up() -> None:
