@@ -56,6 +56,10 @@ def __getattr__(name: str) -> str:
     return version("aioblk")
 
 
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]  # what completion offers: the modules behind the names are no part of it
+
+
 __all__ = [
     "AlignmentError",
     "Arena",

@@ -461,7 +461,8 @@ class Device(Submitter):
 
     def __repr__(self) -> str:
         where = self._options.before_connect.get("path", self._options.before_connect.get("fd"))
-        return f"<aioblk.{type(self).__name__} {where!r} {'lost' if self._lost else self._state}>"
+        state = "lost" if self._lost else "being reconnected" if self.reconnecting else self._state
+        return f"<aioblk.{type(self).__name__} {where!r} {state}>"
 
     # --- loss -----------------------------------------------------------------------------------------------
 

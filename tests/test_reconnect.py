@@ -392,6 +392,7 @@ async def test_giving_up_ends_the_search(device: aioblk.Device, daemon: StorageD
         await asyncio.sleep(0)
         daemon.kill()
     await until_reconnecting(device)
+    assert repr(device).endswith(" being reconnected>")
     device.abandon("no time for this")
     async with asyncio.timeout(PATIENCE):
         await asyncio.wait([request])  # type: ignore[type-var]

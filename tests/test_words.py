@@ -95,6 +95,14 @@ async def test_impossible_ranges_are_told_with_both_values(
         device.read(-1, "512")  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("length", [1 << 60, (1 << 63) - BLOCK])
+async def test_bytes_that_there_is_no_memory_for_are_counted(device: aioblk.Device, length: int) -> None:
+    for refused in (lambda: device.read(0, length), lambda: device.read_many([(0, BLOCK), (0, length)])):
+        with pytest.raises(MemoryError, match=f"no memory for the {length} bytes of a read"):
+            refused()
+    assert len(await device.read(0, BLOCK)) == BLOCK
+
+
 async def test_a_loss_says_why(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
     with held(slow_daemon):
         request = slow_device.flush()
@@ -221,3 +229,10 @@ def test_copies_and_representations_keep_every_detail() -> None:
         for twin in (copy.copy(original), copy.deepcopy(original), pickle.loads(pickle.dumps(original))):
             assert type(twin) is type(original)
             assert (repr(twin), str(twin), twin.args) == (repr(original), str(original), original.args)
+
+
+# --- names -------------------------------------------------------------------------------------------------
+
+
+def test_completion_offers_what_is_for_users() -> None:
+    assert sorted(aioblk.__all__) == sorted(set(dir(aioblk)) - {"__version__"})

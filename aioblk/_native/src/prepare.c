@@ -36,6 +36,15 @@ static int check_discard_alignment(DeviceCore *device, uint64_t offset, uint64_t
 
 /* ---- one item -------------------------------------------------------------------------------------------- */
 
+/* Python's own error names no length, and is an OverflowError for the largest. */
+static __attribute__((noinline)) int refuse_length(uint64_t length)
+{
+    if (PyErr_ExceptionMatches(PyExc_MemoryError) || PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        PyErr_Format(PyExc_MemoryError, "there is no memory for the %llu bytes of a read", (unsigned long long)length);
+    }
+    return -1;
+}
+
 /* Zero bytes have no parts and are done at once: virtio queues hang on an empty request. */
 static inline __attribute__((always_inline)) int plan_read(QueueCore *q, Request *r, Item *item, uint64_t length)
 {
@@ -45,7 +54,7 @@ static inline __attribute__((always_inline)) int plan_read(QueueCore *q, Request
     }
     item->result = PyBytes_FromStringAndSize(NULL, length);
     if (!item->result) {
-        return -1;
+        return refuse_length(length);
     }
     struct iovec memory = {PyBytes_AS_STRING(item->result), length};
     return length == 0 ? 0 : plan_memory(r, item, q->device, &memory, 1);
