@@ -6,6 +6,7 @@ Blocks of Python in docs/ are run from the top of a page to its end, with the na
 """
 
 import ast
+import dataclasses
 import inspect
 import re
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+
+import aioblk
 
 from .conftest import SCRATCH_SIZE, StorageDaemonFactory
 from .contract.drivers import BUFFERED, DIRECT, LOOP, NVME, VDUSE, VFIO, VHOST_USER
@@ -103,6 +106,20 @@ def test_what_is_called_a_test_is_one(page: Path) -> None:
 def test_every_page_is_in_the_index() -> None:
     index = PAGES["index"].read_text()
     assert [name for name in PAGES if name != "index" and f"({name}.md)" not in index] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        (aioblk.Limits, "drivers"),
+        (aioblk.QueueStatistics, "performance"),
+        (aioblk.BounceStatistics, "performance"),
+    ],
+)
+def test_every_limit_and_counter_is_explained(kind: type, page: str) -> None:
+    """help() does not show what is written below a field."""
+    text = PAGES[page].read_text()
+    assert [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in text] == []
 
 
 def test_the_table_of_capabilities_is_that_of_the_contract() -> None:
