@@ -65,7 +65,12 @@ class InFlight:
         """Wait until a request of *length* bytes fits, and count it. Does not suspend where it fits at once.
 
         A task that is cancelled has not entered, and holds nobody up.
+
+        Raises:
+            ValueError: *length* is negative.
         """
+        if length < 0:
+            raise ValueError(f"length must not be negative, as {length} is")
         if self._waiting or (
             self._requests
             and (self._requests >= self._most_requests or self._bytes + length > self._most_bytes)
@@ -95,7 +100,7 @@ class InFlight:
         Raises:
             RuntimeError: fewer have entered, or fewer bytes. Nothing is counted.
         """
-        if self._requests < 1 or length > self._bytes:
+        if self._requests < 1 or not 0 <= length <= self._bytes:
             raise RuntimeError(
                 f"a request of {length} bytes cannot leave: {self._requests} are in flight, with"
                 f" {self._bytes} bytes; whatever has entered leaves once, with the same length"

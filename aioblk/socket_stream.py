@@ -93,7 +93,7 @@ class SocketStream:
 
     async def read(self, size: int) -> memoryview:
         """The next *size* bytes, 64 KiB at most. They are there until the next call."""
-        if self._receiving or self._end - self._start < size:
+        if self._receiving or not 0 <= size <= self._end - self._start:
             await self._receive_at_least(size)
         self._start += size
         return self._buffer[self._start - size : self._start]
@@ -133,6 +133,8 @@ class SocketStream:
         """Have *size* bytes in the stream's own buffer."""
         if self._receiving:
             self._refuse_a_second()
+        if size < 0:
+            raise ValueError(f"size must not be negative, as {size} is")
         if size > BUFFER_SIZE:
             raise ValueError(f"at most {BUFFER_SIZE} bytes can be read at once, not {size}; use read_into()")
         self._receiving = True

@@ -83,6 +83,16 @@ def test_limits_are_positive() -> None:
             aioblk.InFlight(requests=requests, bytes=size)
 
 
+async def test_nothing_is_counted_backwards() -> None:
+    limit = aioblk.InFlight(requests=2, bytes=100)
+    with pytest.raises(ValueError, match="length must not be negative, as -1 is"):
+        await limit.enter(-1)
+    await limit.enter(10)
+    with pytest.raises(RuntimeError, match="cannot leave"):
+        limit.leave(-1)
+    assert (limit.requests, limit.bytes) == (1, 10)
+
+
 async def test_leaving_once_too_often_is_refused() -> None:
     limit = aioblk.InFlight(requests=2, bytes=100)
     with pytest.raises(RuntimeError, match="cannot leave: 0 are in flight"):

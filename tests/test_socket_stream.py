@@ -568,3 +568,14 @@ async def test_who_keeps_to_the_least_rate_does_not_stall(ends: Ends) -> None:
         SocketStream(ours, least_rate=0)
     stream.close()
     theirs.close()
+
+
+async def test_a_size_is_not_negative(ends: tuple[SocketStream, socket.socket]) -> None:
+    """It would have given what had been read before, or never come to an end."""
+    stream, peer = ends
+    peer.send(b"hello world")
+    assert bytes(await stream.read(5)) == b"hello"
+    for call in (stream.read, stream.skip):
+        with pytest.raises(ValueError, match="size must not be negative, as -3 is"):
+            await call(-3)
+    assert bytes(await stream.read(6)) == b" world"
