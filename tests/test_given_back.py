@@ -116,7 +116,7 @@ async def test_where_it_is_not_certain_which_rings_are_ours_closing_waits(
         await device.read(0, BLOCK)
     assert waited == ["waited"]
     async with asyncio.timeout(PATIENCE):  # how long a busy kernel takes is a guess here
-        while in_use(scratch_file):
+        while in_use(scratch_file):  # noqa: ASYNC110 (nobody tells)
             await asyncio.sleep(0.001)
 
 
