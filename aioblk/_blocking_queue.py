@@ -174,7 +174,8 @@ class BlockingQueue(Submitter):
     # --- waiting --------------------------------------------------------------------------------------------
 
     def _wait(self, request: Request[Any] | None, seconds: float) -> bool:
-        """Until the request is done, or anything has completed; False: not within *seconds*, < 0 for ever."""
+        """Until the request is done, or anything has completed, or there is nothing to wait for; False: not
+        within *seconds*, < 0 for ever."""
         with self._turn:
             before, self.is_waiting = self.is_waiting, True
             try:
@@ -190,6 +191,8 @@ class BlockingQueue(Submitter):
                 return True
             if left <= self._slice:
                 return False
+            if request is None and not self.in_flight:  # what was held has ended without the device
+                return True
             if self._context.lost_after is not None:
                 self._tick(self._context.lost_after)
         if self.in_flight:

@@ -11,6 +11,7 @@ from typing import Any, TypeVar, final
 from ._blocking_queue import BlockingQueue
 from ._handle import MemRegion
 from ._queue import Queue, QueueContext, QueueStatistics
+from ._tasks import start_steadfast_task
 from .errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
 
 __all__ = ["BoundQueues"]
@@ -262,18 +263,25 @@ class BoundQueues:
         """Close every queue but *own*, each where it belongs, and wait until it has been drained.
 
         A queue that nobody can drain any more, because its loop does not run or its thread has ended, is
-        given up: the memory of what it has in flight is never released.
+        given up: the memory of what it has in flight is never released. All at once, since one of them may
+        have given up what requests of another wait for.
         """
         others = [queue for queue in self if queue is not own]
         loop = asyncio.get_running_loop()
         for queue in others:
             self._awaited[queue] = loop.create_future()
-        for queue in others:
-            if isinstance(queue, Queue):
-                await self._close_queue(queue)
-            else:
-                await self._close_blocking(queue)
-            del self._awaited[queue]
+        closing = [start_steadfast_task(loop, self._close_other(queue)) for queue in others]
+        if closing:
+            await asyncio.wait(closing)
+        for closed in closing:
+            closed.result()
+
+    async def _close_other(self, queue: Queue | BlockingQueue) -> None:
+        if isinstance(queue, Queue):
+            await self._close_queue(queue)
+        else:
+            await self._close_blocking(queue)
+        del self._awaited[queue]
 
     async def _close_queue(self, queue: Queue) -> None:
         queue.start_closing()

@@ -7,6 +7,7 @@ again, and is told that it is done, must find it there ever after.
 import asyncio
 import random
 import threading
+import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -322,6 +323,50 @@ async def test_closing_waits_for_what_waits(device: aioblk.Device, disk: FakeBac
 
 
 @pytest.mark.abandons_memory
+async def test_closing_gives_up_first_who_does_not_wait_for_what_it_has_given_up() -> None:
+    """All queues are closed at once: one of them may be waiting for another."""
+    with FakeBackend(num_queues=3) as disk:
+        async with aioblk.VirtioBlkVhostUser(disk.socket, num_queues=3) as device:
+            given_up, may_end = threading.Event(), threading.Event()
+
+            def elsewhere() -> None:
+                queue = device.blocking_queue(2)
+                queue.write(0, OLD).cancel()
+                given_up.set()
+                may_end.wait(PATIENCE)
+
+            waiting = device.queue(1)  # bound first
+            async with asyncio.timeout(PATIENCE):
+                other = asyncio.create_task(asyncio.to_thread(elsewhere))
+                await asyncio.to_thread(given_up.wait)
+                writing = waiting.write(0, NEW)
+                await waiting.read(64 * BLOCK, BLOCK)
+                assert not writing.done()
+                await device.aclose()
+                may_end.set()
+                await other
+        assert writing.exception() is None
+        assert disk.data[:BLOCK] == NEW
+
+
+async def test_what_waited_and_was_cancelled_goes_with_its_queue(
+    device: aioblk.Device, disk: FakeBackend
+) -> None:
+    gate = disk.gate(WRITE, 0)
+    await give_up(device.write(0, OLD), gate)
+
+    def elsewhere() -> "weakref.ref[aioblk.Request[None]]":
+        with device.blocking_queue(1) as queue:
+            writing = queue.write(0, NEW)
+            writing.cancel()
+            return weakref.ref(writing)
+
+    waited = await asyncio.to_thread(elsewhere)
+    assert waited() is None
+    gate.open()
+
+
+@pytest.mark.abandons_memory
 async def test_a_lost_device_is_not_waited_for(device: aioblk.Device, disk: FakeBackend) -> None:
     gate = disk.gate(WRITE, 0)
     await give_up(device.write(0, OLD), gate)
@@ -392,6 +437,35 @@ async def test_a_discard_that_a_thread_carries_out_is_waited_for(
             third = device.discard(4 * BLOCK, BLOCK)
             await third
         assert await device.read(0, BLOCK) == NEW
+
+
+async def test_a_thread_without_a_loop_closes_its_queue_while_a_discard_waits(
+    loop_device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, may_go_on, submitted = threading.Event(), threading.Event(), threading.Event()
+    discard_and_close = aioblk._discard._discard_and_close
+
+    def slowly(own: int, offset: int, length: int) -> None:
+        reached.set()
+        may_go_on.wait(PATIENCE)
+        discard_and_close(own, offset, length)
+
+    def elsewhere() -> "aioblk.Request[None]":
+        with device.blocking_queue(1) as queue:
+            waiting = queue.discard(0, BLOCK)
+            submitted.set()
+        return waiting
+
+    monkeypatch.setattr(aioblk._discard, "_discard_and_close", slowly)
+    async with aioblk.IoUring(loop_device, num_queues=2) as device:
+        discarding = device.discard(0, BLOCK)
+        await asyncio.to_thread(reached.wait)
+        discarding.cancel()
+        async with asyncio.timeout(PATIENCE):
+            other = asyncio.create_task(asyncio.to_thread(elsewhere))
+            await asyncio.to_thread(submitted.wait)
+            may_go_on.set()
+            assert (await other).exception() is None
 
 
 # --- files --------------------------------------------------------------------------------------------------

@@ -229,11 +229,14 @@ void given_up_release(QueueCore *q)
     UNLOCK(&q->device->lock);
 }
 
-/* The device is lost, and the requests with it. */
+/* The requests are over: cancelled, or lost with the device. */
 void given_up_drop_held(QueueCore *q)
 {
     Request *r;
     while ((r = take_held(q)) != NULL) {
         Py_DECREF(r);
     }
+    LOCK(&q->device->lock);
+    q->holds = false;
+    UNLOCK(&q->device->lock);
 }

@@ -141,6 +141,7 @@ static PyObject *queue_dispose(QueueCore *q, PyObject *Py_UNUSED(ignored))
         return PyErr_Format(PyExc_RuntimeError, "%zu requests are in flight", q->in_flight_count);
     }
     queue_set_blkioq(q, NULL, 0);
+    given_up_drop_held(q); /* all of them have been cancelled */
     Py_RETURN_NONE;
 }
 
