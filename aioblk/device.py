@@ -612,6 +612,8 @@ class Device(Submitter):
         handle.free_all_but(self._queues.bounce_regions())
         # From here to the task there is no other turn: the device is lost, or back as a whole.
         self._lost, self._in_use_when_lost = None, False
+        if self._context is not None:
+            self._context.device.forget_given_up()
         if self._refusals is not None:
             self._refusals.lost = None
         memory.come_back()

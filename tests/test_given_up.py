@@ -7,6 +7,7 @@ again, and is told that it is done, must find it there ever after.
 import asyncio
 import random
 import threading
+import time
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -466,6 +467,49 @@ async def test_a_thread_without_a_loop_closes_its_queue_while_a_discard_waits(
             await asyncio.to_thread(submitted.wait)
             may_go_on.set()
             assert (await other).exception() is None
+
+
+@pytest.mark.abandons_memory
+async def test_a_queue_holds_until_it_is_told_of_the_loss_itself(
+    loop_device: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the device was given up with may still land."""
+    reached, may_go_on, submitted = threading.Event(), threading.Event(), threading.Event()
+    discard_and_close = aioblk._discard._discard_and_close
+
+    def slowly(own: int, offset: int, length: int) -> None:
+        reached.set()
+        may_go_on.wait(PATIENCE)
+        discard_and_close(own, offset, length)
+
+    async def elsewhere() -> None:
+        async with device.queue(1) as queue:
+            writing = queue.write(0, NEW)
+            await queue.read(64 * BLOCK, BLOCK)
+            submitted.set()
+            with pytest.raises(aioblk.DeviceLostError):
+                await writing
+
+    abandon = aioblk.Queue.abandon
+
+    def abandon_and_let_others_run(queue: aioblk.Queue, error: aioblk.BlkioError) -> None:
+        abandon(queue, error)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(aioblk._discard, "_discard_and_close", slowly)
+    monkeypatch.setattr(aioblk.Queue, "abandon", abandon_and_let_others_run)
+    async with aioblk.IoUring(loop_device, num_queues=2) as device:
+        discarding = device.discard(0, BLOCK)
+        await asyncio.to_thread(reached.wait)
+        discarding.cancel()
+        async with asyncio.timeout(PATIENCE):
+            other = asyncio.create_task(asyncio.to_thread(asyncio.run, elsewhere()))
+            await asyncio.to_thread(submitted.wait)
+            device.abandon("as an example")
+            await other
+            may_go_on.set()
+            await device.reconnect()
+            await device.write(0, NEW)
 
 
 # --- files --------------------------------------------------------------------------------------------------

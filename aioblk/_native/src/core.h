@@ -413,6 +413,12 @@ bool given_up_can_be(const Request *r);
 /* What comes after waits for it, until given_up_end(). False: there is no memory to note it down. */
 bool given_up_begin(Request *r);
 void given_up_end(Request *r);
+/*
+ * The device is lost with it, and may do it yet: other queues hold what they hold until they are told of the loss
+ * themselves. That is forgotten when the device comes back.
+ */
+void given_up_leave(Request *r);
+void given_up_forget(DeviceCore *device);
 /* Keeps a request that is about to be submitted, if it meets what was given up. Called where `given_up` is not NULL. */
 bool given_up_holds(QueueCore *q, Request *r);
 /* Lets those go on that may. */

@@ -395,6 +395,7 @@ static void device_dealloc(DeviceCore *self)
         PyMem_Free(self->regions[i]);
     }
     PyMem_Free(self->regions);
+    given_up_forget(self);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -409,9 +410,17 @@ static PyObject *device_map_turn(DeviceCore *self, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
+static PyObject *device_forget_given_up(DeviceCore *self, PyObject *Py_UNUSED(ignored))
+{
+    given_up_forget(self);
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef device_methods[] = {
     {"map_turn", (PyCFunction)device_map_turn, METH_NOARGS,
      "Changing the memory map begins, or has ended; requests that it fails in between are made again."},
+    {"forget_given_up", (PyCFunction)device_forget_given_up, METH_NOARGS,
+     "A lost device comes back, all its queues having been abandoned: nothing lands any more of what it had."},
     {"add_region", (PyCFunction)device_add_region, METH_VARARGS, "Requests may use [address, address + length)."},
     {"retire_region", (PyCFunction)device_retire_region, METH_O,
      "No new request uses the region; returns how many in flight still do (on_region_idle tells when none)."},

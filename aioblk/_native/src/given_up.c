@@ -16,7 +16,7 @@ typedef struct {
 
 struct given_up {
     GivenUp *next;
-    const Request *request; /* who it was: another thread's, perhaps, and never looked into */
+    const Request *request; /* who it was: another thread's, perhaps, and never looked into; NULL: a lost device has it */
     uint32_t count;
     Range ranges[];
 };
@@ -131,15 +131,22 @@ static QueueCore *next_to_tell(DeviceCore *device)
     return q;
 }
 
+/* Under the device's lock. */
+static GivenUp **place_of(DeviceCore *device, const Request *r)
+{
+    GivenUp **place = &device->given_up;
+    while (*place && (*place)->request != r) {
+        place = &(*place)->next;
+    }
+    return place;
+}
+
 void given_up_end(Request *r)
 {
     DeviceCore *device = r->queue->device;
     r->given_up = false;
     LOCK(&device->lock);
-    GivenUp **place = &device->given_up, *given_up;
-    while ((given_up = *place)->request != r) {
-        place = &given_up->next;
-    }
+    GivenUp **place = place_of(device, r), *given_up = *place;
     PUBLISH(*place, given_up->next);
     UNLOCK(&device->lock);
     PyMem_Free(given_up);
@@ -148,6 +155,30 @@ void given_up_end(Request *r)
         tell(q);
         Py_DECREF(q);
     }
+}
+
+void given_up_leave(Request *r)
+{
+    DeviceCore *device = r->queue->device;
+    r->given_up = false;
+    LOCK(&device->lock);
+    (*place_of(device, r))->request = NULL;
+    UNLOCK(&device->lock);
+}
+
+void given_up_forget(DeviceCore *device)
+{
+    GivenUp **place, *given_up;
+    do {
+        LOCK(&device->lock);
+        place = place_of(device, NULL);
+        given_up = *place;
+        if (given_up) {
+            PUBLISH(*place, given_up->next);
+        }
+        UNLOCK(&device->lock);
+        PyMem_Free(given_up);
+    } while (given_up);
 }
 
 /* ---- holding --------------------------------------------------------------------------------------------- */

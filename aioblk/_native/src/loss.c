@@ -42,6 +42,7 @@ static PyObject *abandon(QueueCore *q, PyObject *exception)
 {
     size_t count = 0;
     bool was_busy = q->in_flight != NULL;
+    bool lost = q->closed && strcmp(q->closed_reason, "lost") == 0; /* with the device, and not alone */
     Request *r;
     queue_set_blkioq(q, NULL, 0);
     queue_forget_parts(q);
@@ -50,7 +51,7 @@ static PyObject *abandon(QueueCore *q, PyObject *exception)
         queue_unlink(q, r);
         r->admitted = r->part_count; /* who waits for bounce memory finds nothing left to do */
         if (r->given_up) {
-            given_up_end(r);
+            lost ? given_up_leave(r) : given_up_end(r);
         }
         if (r->state == PENDING) {
             count += r->weight;
