@@ -305,6 +305,66 @@ async def test_what_a_thread_without_a_loop_has_given_up_is_waited_for(
     assert disk.data[:BLOCK] == NEW
 
 
+def refuse_once(
+    monkeypatch: pytest.MonkeyPatch, loop: asyncio.AbstractEventLoop, name: str
+) -> threading.Event:
+    """Once the event is set, the loop has no memory for the next flush that it is asked for; it clears it."""
+    call, refusing = getattr(loop, name), threading.Event()
+
+    def refuse(callback: Callable[..., object], *args: object, **named: Any) -> asyncio.Handle:
+        if refusing.is_set() and getattr(callback, "__name__", "") == "flush":
+            refusing.clear()
+            raise MemoryError
+        handle: asyncio.Handle = call(callback, *args, **named)
+        return handle
+
+    monkeypatch.setattr(loop, name, refuse)
+    return refusing
+
+
+async def test_a_loop_that_has_no_memory_for_a_flush_goes_on_all_the_same(
+    disk: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refusing = refuse_once(monkeypatch, asyncio.get_running_loop(), "call_soon")
+    async with aioblk.VirtioBlkVhostUser(disk.socket) as device:
+        await device.read(0, 1 << 20)
+        gate = disk.gate(WRITE, 0)
+        await give_up(device.write(0, OLD), gate)
+        writing = device.write(0, NEW)
+        await wait_for_others(device)
+        refusing.set()
+        gate.open()
+        async with asyncio.timeout(PATIENCE):
+            await writing
+        assert not refusing.is_set()
+
+
+async def test_another_loop_that_had_no_memory_is_told_later(
+    device: aioblk.Device, disk: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gate = disk.gate(WRITE, 0)
+    await give_up(device.write(0, OLD), gate)
+    refusals: list[threading.Event] = []
+    submitted = threading.Event()
+
+    async def elsewhere() -> None:
+        async with device.queue(1) as queue:
+            refusals.append(refuse_once(monkeypatch, asyncio.get_running_loop(), "call_soon_threadsafe"))
+            writing = queue.write(0, NEW)
+            await queue.read(64 * BLOCK, BLOCK)
+            refusals[0].set()
+            submitted.set()
+            await writing
+
+    async with asyncio.timeout(PATIENCE):
+        other = asyncio.create_task(asyncio.to_thread(asyncio.run, elsewhere()))
+        await asyncio.to_thread(submitted.wait)
+        gate.open()
+        await other
+    assert not refusals[0].is_set()
+    assert disk.data[:BLOCK] == NEW
+
+
 # --- the end of waiting -------------------------------------------------------------------------------------
 
 
@@ -445,6 +505,7 @@ async def test_a_thread_without_a_loop_closes_its_queue_while_a_discard_waits(
 ) -> None:
     reached, may_go_on, submitted = threading.Event(), threading.Event(), threading.Event()
     discard_and_close = aioblk._discard._discard_and_close
+    blocks = aioblk.IoUring(loop_device, num_queues=2)
 
     def slowly(own: int, offset: int, length: int) -> None:
         reached.set()
@@ -452,13 +513,13 @@ async def test_a_thread_without_a_loop_closes_its_queue_while_a_discard_waits(
         discard_and_close(own, offset, length)
 
     def elsewhere() -> "aioblk.Request[None]":
-        with device.blocking_queue(1) as queue:
+        with blocks.blocking_queue(1) as queue:
             waiting = queue.discard(0, BLOCK)
             submitted.set()
         return waiting
 
     monkeypatch.setattr(aioblk._discard, "_discard_and_close", slowly)
-    async with aioblk.IoUring(loop_device, num_queues=2) as device:
+    async with blocks as device:
         discarding = device.discard(0, BLOCK)
         await asyncio.to_thread(reached.wait)
         discarding.cancel()
@@ -476,6 +537,7 @@ async def test_a_queue_holds_until_it_is_told_of_the_loss_itself(
     """What the device was given up with may still land."""
     reached, may_go_on, submitted = threading.Event(), threading.Event(), threading.Event()
     discard_and_close = aioblk._discard._discard_and_close
+    blocks = aioblk.IoUring(loop_device, num_queues=2)
 
     def slowly(own: int, offset: int, length: int) -> None:
         reached.set()
@@ -483,7 +545,7 @@ async def test_a_queue_holds_until_it_is_told_of_the_loss_itself(
         discard_and_close(own, offset, length)
 
     async def elsewhere() -> None:
-        async with device.queue(1) as queue:
+        async with blocks.queue(1) as queue:
             writing = queue.write(0, NEW)
             await queue.read(64 * BLOCK, BLOCK)
             submitted.set()
@@ -498,7 +560,7 @@ async def test_a_queue_holds_until_it_is_told_of_the_loss_itself(
 
     monkeypatch.setattr(aioblk._discard, "_discard_and_close", slowly)
     monkeypatch.setattr(aioblk.Queue, "abandon", abandon_and_let_others_run)
-    async with aioblk.IoUring(loop_device, num_queues=2) as device:
+    async with blocks as device:
         discarding = device.discard(0, BLOCK)
         await asyncio.to_thread(reached.wait)
         discarding.cancel()

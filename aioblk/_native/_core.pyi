@@ -69,7 +69,7 @@ class DeviceCore:
     def map_turn(self) -> None:
         """Changing the memory map begins, or has ended; requests that it fails in between are made again."""
     def forget_given_up(self) -> None:
-        """A lost device comes back, all its queues having been abandoned: nothing lands any more of what it had."""
+        """A lost device comes back, with all queues abandoned: nothing lands any more of what it had."""
     on_region_idle: Callable[[int], object] | None
     file_fd: int
     """A file that grows when it is written past its end; -1: there is none. Write-zeroes look at it."""

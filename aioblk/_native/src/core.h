@@ -316,7 +316,9 @@ struct queue_core {
     Part *backlog_head, *backlog_tail;
     Part *held_head, *held_tail; /* of requests that wait for what was given up: the first part of each, with a reference */
     size_t held_count;
-    bool holds, told;           /* that there are such, and that the queue knows of a change; under the device's lock */
+    bool held_cancelled;        /* some of them have been cancelled */
+    bool holds;                 /* that there are such; under the device's lock, as the next */
+    uint8_t told;               /* that it is to look at them again: TOLD, or UNREACHED if only it does not come to know */
     Part *dropped;              /* have left the backlog, and are to be ended without having been issued */
     size_t in_flight_count;     /* requests between submission and the end of their I/O */
     size_t device_count;        /* parts that libblkio has */
@@ -353,6 +355,10 @@ struct queue_core {
 
 #define UNTOLD_IDLE 1
 #define UNTOLD_REGIONS 2
+#define UNTOLD_HOLDERS 4 /* queues that hold what this one has done with */
+
+#define TOLD 1
+#define UNREACHED 2
 
 extern PyTypeObject QueueCore_Type;
 extern unsigned fork_generation;
@@ -413,6 +419,8 @@ bool given_up_can_be(const Request *r);
 /* What comes after waits for it, until given_up_end(). False: there is no memory to note it down. */
 bool given_up_begin(Request *r);
 void given_up_end(Request *r);
+/* Tells those that hold requests to look at them again; the queue does so once more, should they not come to know. */
+void given_up_tell(QueueCore *q);
 /*
  * The device is lost with it, and may do it yet: other queues hold what they hold until they are told of the loss
  * themselves. That is forgotten when the device comes back.
@@ -421,7 +429,7 @@ void given_up_leave(Request *r);
 void given_up_forget(DeviceCore *device);
 /* Keeps a request that is about to be submitted, if it meets what was given up. Called where `given_up` is not NULL. */
 bool given_up_holds(QueueCore *q, Request *r);
-/* Lets those go on that may. */
+/* Lets those go on that may, if there is anything new. */
 void given_up_release(QueueCore *q);
 void given_up_drop_held(QueueCore *q);
 

@@ -88,16 +88,20 @@ bool given_up_begin(Request *r)
     return true;
 }
 
-/* A queue that holds requests is to look at them again. Without a loop it does so by itself, in wait(). */
-static void tell(QueueCore *q)
+/*
+ * A queue that holds requests is to look at them again. Without a loop it does so by itself, in wait(). False: there is no
+ * memory to have it do so.
+ */
+static bool tell(QueueCore *q)
 {
     PyObject *type, *value, *traceback;
+    bool reached = true;
     if (!queue_has_loop(q)) {
-        return;
+        return true;
     }
     if (q->thread == PyThread_get_thread_ident()) {
         queue_go_on_next_turn(q);
-        return;
+        return true;
     }
     PyErr_Fetch(&type, &value, &traceback);
     for (int tries = 0; tries < 2; tries++) {
@@ -107,12 +111,14 @@ static void tell(QueueCore *q)
             break;
         }
         if (PyErr_ExceptionMatches(PyExc_Exception)) {
-            PyErr_Clear(); /* the loop is closed */
+            reached = !PyErr_ExceptionMatches(PyExc_MemoryError); /* or else the loop is closed */
+            PyErr_Clear();
             break;
         }
         raise_in_main_thread();
     }
     PyErr_Restore(type, value, traceback);
+    return reached;
 }
 
 /* Some queue that is to be told: a new reference. A queue that holds a request is kept by it. */
@@ -120,15 +126,33 @@ static QueueCore *next_to_tell(DeviceCore *device)
 {
     LOCK(&device->lock);
     QueueCore *q = device->queues;
-    while (q && (!q->holds || q->told)) {
+    while (q && (!q->holds || q->told == TOLD)) {
         q = q->next_of_device;
     }
     if (q) {
-        q->told = true;
+        q->told = TOLD;
         Py_INCREF(q);
     }
     UNLOCK(&device->lock);
     return q;
+}
+
+void given_up_tell(QueueCore *by)
+{
+    QueueCore *q;
+    bool reached = true;
+    while (reached && (q = next_to_tell(by->device)) != NULL) {
+        reached = tell(q);
+        if (!reached) {
+            LOCK(&by->device->lock);
+            q->told = UNREACHED;
+            UNLOCK(&by->device->lock);
+        }
+        Py_DECREF(q);
+    }
+    if (!reached) {
+        queue_tell_later(by, UNTOLD_HOLDERS);
+    }
 }
 
 /* Under the device's lock. */
@@ -150,11 +174,7 @@ void given_up_end(Request *r)
     PUBLISH(*place, given_up->next);
     UNLOCK(&device->lock);
     PyMem_Free(given_up);
-    QueueCore *q;
-    while ((q = next_to_tell(device)) != NULL) {
-        tell(q);
-        Py_DECREF(q);
-    }
+    given_up_tell(r->queue);
 }
 
 void given_up_leave(Request *r)
@@ -235,12 +255,17 @@ __attribute__((noinline, cold)) bool given_up_holds(QueueCore *q, Request *r)
     return true;
 }
 
-/* Those that meet nothing any more go on, in the order of their submission. */
+/* Those that meet nothing any more go on, in the order of their submission; those that were cancelled are let go. */
 void given_up_release(QueueCore *q)
 {
     LOCK(&q->device->lock);
-    q->told = false;
+    bool told = q->told != 0;
+    q->told = 0;
     UNLOCK(&q->device->lock);
+    if (!told && !q->held_cancelled) {
+        return;
+    }
+    q->held_cancelled = false;
     for (size_t left = q->held_count; left > 0; left--) {
         Request *r = take_held(q);
         if (!r) {

@@ -49,6 +49,9 @@ void queue_tell_untold(QueueCore *q)
     if (untold & UNTOLD_REGIONS && !device_tell_idle_regions(q)) {
         queue_tell_later(q, UNTOLD_REGIONS);
     }
+    if (untold & UNTOLD_HOLDERS) {
+        given_up_tell(q);
+    }
 }
 
 /* Letting go of memory may run Python code, which may do anything; so the request leaves the queue's books first. */

@@ -249,6 +249,7 @@ void queue_cancelled(Request *r)
     if (r->linked && r->admitted < r->part_count) {
         request_drop_unadmitted(r);
         q->room_made = true; /* for who waited behind it */
+        q->held_cancelled = q->held_head != NULL;
         queue_go_on_next_turn(q);
     }
     if (q->backlog_head && !q->backlog_cancelled) {

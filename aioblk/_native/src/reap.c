@@ -236,6 +236,9 @@ PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
     queue_new_turn(q);
     q->counters.events++;
     queue_reset_event(q);
+    if (q->held_head) {
+        given_up_release(q); /* the loop may have taken no flush */
+    }
     queue_issue_backlog(q);
     if (queue_reap(q) == 0) {
         q->counters.empty_events++;
