@@ -129,6 +129,15 @@ async def test_nothing_else_waits(device: aioblk.Device, disk: FakeBackend) -> N
     gate.open()
 
 
+async def test_items_of_zero_bytes_meet_nothing(device: aioblk.Device, disk: FakeBackend) -> None:
+    gate = disk.gate(WRITE, 8 * BLOCK)
+    await give_up(device.write_many([(8 * BLOCK, OLD), (BLOCK, b"")]), gate)
+    async with asyncio.timeout(PATIENCE):
+        await device.write(0, OLD + NEW)
+        await device.write_many([(0, NEW), (8 * BLOCK + 512, b"")])
+    gate.open()
+
+
 async def test_reads_that_were_given_up_and_writes_on_the_callers_memory_hold_nobody_up(
     device: aioblk.Device, disk: FakeBackend
 ) -> None:

@@ -43,6 +43,12 @@ static Range range_of(Request *r, uint32_t i)
 
 static uint32_t count_ranges(const Request *r) { return r->batch ? r->count : 1; }
 
+/* Of zero bytes, nothing meets anything. */
+static bool meet(Range a, Range b)
+{
+    return (a.start > b.start ? a.start : b.start) < (a.end < b.end ? a.end : b.end);
+}
+
 /* Under the device's lock. */
 static bool meets_any(const GivenUp *given_up, Request *r)
 {
@@ -50,7 +56,7 @@ static bool meets_any(const GivenUp *given_up, Request *r)
         for (uint32_t i = 0; i < count_ranges(r); i++) {
             Range ours = range_of(r, i);
             for (uint32_t k = 0; k < given_up->count; k++) {
-                if (ours.start < given_up->ranges[k].end && given_up->ranges[k].start < ours.end) {
+                if (meet(ours, given_up->ranges[k])) {
                     return true;
                 }
             }
