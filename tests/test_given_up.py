@@ -286,6 +286,28 @@ async def test_threads_without_a_loop_wait(device: aioblk.Device, disk: FakeBack
     assert disk.data[:BLOCK] == NEW
 
 
+async def test_threads_without_a_loop_go_on_with_more_than_their_bounce_memory_holds(
+    device: aioblk.Device, disk: FakeBackend
+) -> None:
+    """Each waits for memory in the middle of going on; what goes on then does not do so within the first."""
+    gate = disk.gate(WRITE, 0)
+    await give_up(device.write(0, OLD), gate)
+    submitted = threading.Event()
+
+    def elsewhere() -> None:
+        with device.blocking_queue(1) as queue:
+            writing = [queue.write(0, bytes(1 << 19)) for _ in range(400)]
+            submitted.set()
+            for request in writing:
+                queue.wait(request)
+
+    async with asyncio.timeout(PATIENCE):
+        other = asyncio.create_task(asyncio.to_thread(elsewhere))
+        await asyncio.to_thread(submitted.wait)
+        gate.open()
+        await other
+
+
 async def test_what_a_thread_without_a_loop_has_given_up_is_waited_for(
     device: aioblk.Device, disk: FakeBackend
 ) -> None:

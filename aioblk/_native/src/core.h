@@ -317,6 +317,7 @@ struct queue_core {
     Part *held_head, *held_tail; /* of requests that wait for what was given up: the first part of each, with a reference */
     size_t held_count;
     bool held_cancelled;        /* some of them have been cancelled */
+    bool releasing;             /* they are being looked at */
     bool holds;                 /* that there are such; under the device's lock, as the next */
     uint8_t told;               /* that it is to look at them again: TOLD, or UNREACHED if only it does not come to know */
     Part *dropped;              /* have left the backlog, and are to be ended without having been issued */

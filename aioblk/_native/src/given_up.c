@@ -261,21 +261,24 @@ __attribute__((noinline, cold)) bool given_up_holds(QueueCore *q, Request *r)
     return true;
 }
 
-/* Those that meet nothing any more go on, in the order of their submission; those that were cancelled are let go. */
-void given_up_release(QueueCore *q)
+/* Whether to look at them again. */
+static bool takes_news(QueueCore *q)
 {
     LOCK(&q->device->lock);
-    bool told = q->told != 0;
+    bool news = q->told != 0 || q->held_cancelled;
     q->told = 0;
     UNLOCK(&q->device->lock);
-    if (!told && !q->held_cancelled) {
-        return;
-    }
     q->held_cancelled = false;
+    return news;
+}
+
+/* Those that meet nothing any more go on, in the order of their submission; those that were cancelled are let go. */
+static void release(QueueCore *q)
+{
     for (size_t left = q->held_count; left > 0; left--) {
         Request *r = take_held(q);
         if (!r) {
-            break; /* what has gone on runs Python code, which may have done this already */
+            break; /* what has gone on runs Python code, which may have given the device up */
         }
         if (r->linked && r->admitted == 0 && r->outstanding > 0) { /* it has not been cancelled */
             if (must_be_held(q, r)) {
@@ -289,6 +292,19 @@ void given_up_release(QueueCore *q)
     LOCK(&q->device->lock);
     q->holds = q->held_head != NULL;
     UNLOCK(&q->device->lock);
+}
+
+/* One that goes on may have to wait for bounce memory, and drive the queue meanwhile: the others wait for their turn. */
+void given_up_release(QueueCore *q)
+{
+    if (q->releasing) {
+        return;
+    }
+    q->releasing = true;
+    while (q->held_head && takes_news(q)) {
+        release(q);
+    }
+    q->releasing = false;
 }
 
 /* The requests are over: cancelled, or lost with the device. */
