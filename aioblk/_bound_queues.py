@@ -104,13 +104,9 @@ class BoundQueues:
             queue.dispose()
             raise
 
-    @property
-    def is_binding(self) -> bool:
-        """Whether a thread is about to bind a blocking queue: it uses the handle, and holds the queue."""
-        return self._binding > 0
-
-    async def _until_none_is_binding(self) -> None:
-        while self.is_binding:  # noqa: ASYNC110 (threads without a loop)
+    async def until_none_is_binding(self) -> None:
+        """Threads that are about to bind blocking queues use the handle, and hold the queues: wait."""
+        while self._binding:  # noqa: ASYNC110 (threads without a loop)
             await asyncio.sleep(_MOMENT)
 
     def refuse(self) -> None:
@@ -208,7 +204,7 @@ class BoundQueues:
 
     async def suspend(self) -> None:
         """Let every queue, on its own loop, keep what it has and issue nothing."""
-        await self._until_none_is_binding()
+        await self.until_none_is_binding()
         await self._on_each(Queue.suspend)
 
     async def recall(self) -> None:
@@ -223,7 +219,7 @@ class BoundQueues:
 
     async def until_abandoned(self) -> None:
         """Wait until every queue, on its own loop, knows of the loss and touches libblkio no more."""
-        await self._until_none_is_binding()
+        await self.until_none_is_binding()
         await self._on_each(lambda _queue: None)  # each loop comes to it after abandon()
 
     def reopen(self) -> Coroutine[Any, Any, None]:

@@ -69,8 +69,6 @@ CONNECT_NOTICE = 1.0  # seconds that opening may take without a word
 
 log: logging.Logger = logging.getLogger("aioblk")
 
-_MOMENT = 0.005  # seconds
-
 
 class _State(enum.StrEnum):
     NEW = "not open"
@@ -382,16 +380,19 @@ class Device(Submitter):
             if self._queue is not None:
                 stack.push_async_callback(self._queue.aclose)
             stack.push_async_callback(self._queues.close_others, self._queue)
-            stack.push_async_callback(self._until_none_is_binding)
+            stack.push_async_callback(self._end_binding)
 
-    async def _until_none_is_binding(self) -> None:
+    async def _end_binding(self) -> None:
         """A thread may be waiting for the backend, to map the memory of its blocking queue."""
-        limit = self._options.lost_after
-        since = self._loop_here().time()
-        while self._queues.is_binding:
-            await asyncio.sleep(_MOMENT)
-            if limit is not None and self._loop_here().time() - since > limit:
-                self._lose(f"a call to the device has not returned for {limit:g} seconds (lost_after)")
+        limit, timer = self._options.lost_after, None
+        if limit is not None:
+            silence = f"a call to the device has not returned for {limit:g} seconds (lost_after)"
+            timer = self._loop_here().call_later(limit, self._lose, silence)
+        try:
+            await self._queues.until_none_is_binding()
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     async def _destroy(self, handle: Blkio) -> None:
         """Disconnect. That takes as long as the device takes to answer: who does not answer is left to it.
@@ -769,9 +770,9 @@ class Device(Submitter):
             BlkioError: it does not answer.
         """
         handle = self._require_handle("refresh_capacity")
-        if self._lost is None and self._options.driver == IO_URING:
-            return self.capacity
         if self._lost is None:
+            if self._options.driver == IO_URING:
+                return self.capacity
             try:
                 ask = functools.partial(handle.get, "capacity")
                 self._capacity = cast(int, await self.memory.call(ask))
