@@ -194,6 +194,55 @@ async def test_what_waits_for_many_leaves_requests_as_they_are(slow_device: aiob
     assert [await task for task in tasks] == [ZEROES] * 8
 
 
+async def show_tasks_of_requests(device: aioblk.Device) -> None:
+    """In every state of a task, and hashed before and after the task is made, repr() shows the request."""
+
+    def is_shown(task: object) -> bool:
+        return f"coro=<Request read offset=0 length={BLOCK} " in repr(task)
+
+    for hashed_first in (True, False):
+        for cancelled in (True, False):
+            request = device.read(0, BLOCK)
+            if hashed_first:
+                hash(request)
+            task = asyncio.create_task(request)
+            hash(request)
+            assert is_shown(task)
+            await asyncio.sleep(0)
+            assert is_shown(task)
+            if cancelled:
+                task.cancel()
+                assert is_shown(task)
+            await asyncio.wait([task])
+            assert is_shown(task)
+            await asyncio.wait([request])  # type: ignore[type-var]
+            assert is_shown(task)
+
+
+async def test_a_task_shows_its_request(slow_device: aioblk.Device) -> None:
+    await show_tasks_of_requests(slow_device)
+
+
+async def test_a_task_shows_its_request_in_debug_mode(slow_device: aioblk.Device) -> None:
+    """There the loop itself shows the tasks that have kept it for long."""
+    loop = asyncio.get_running_loop()
+    loop.set_debug(True)
+    loop.slow_callback_duration = 0
+    await show_tasks_of_requests(slow_device)
+
+
+async def test_tasks_of_coroutines_are_shown_as_ever(slow_device: aioblk.Device) -> None:
+    hash(slow_device.read(0, BLOCK))
+
+    async def rest() -> None:
+        pass
+
+    task = asyncio.create_task(rest())
+    assert "rest() running at " in repr(task)
+    await task
+    assert "rest() done, defined at " in repr(task)
+
+
 async def test_ensure_future_returns_the_request_itself(slow_device: aioblk.Device) -> None:
     request = slow_device.read(0, BLOCK)
     assert asyncio.ensure_future(request) is request  # type: ignore[comparison-overlap]

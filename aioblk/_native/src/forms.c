@@ -6,7 +6,8 @@
  * their arguments into a set or a dict first: so a request that is hashed becomes an instance of the base type, which
  * lacks close(), the last of the methods that make a collections.abc.Coroutine. Tasks take it all the same: they ask
  * asyncio.iscoroutine(), as wait() does, but remember the types for which it said yes. One task, made while it says yes
- * and never run, teaches them.
+ * and never run, teaches them. A task's repr() does not ask the task but asyncio.iscoroutine(), and fails if that says
+ * no: so what writes a task's coroutine there does not get to see requests.
  */
 #include "core.h"
 
@@ -52,12 +53,42 @@ static int make_idle_task(PyObject *request)
     return status;
 }
 
+/* The text of a request without the brackets around it; of other coroutines what `original` says. */
+static PyObject *format_coroutine(PyObject *original, PyObject *coroutine)
+{
+    if (!PyObject_TypeCheck(coroutine, &Future_Type)) {
+        return PyObject_CallOneArg(original, coroutine);
+    }
+    PyObject *text = PyObject_Repr(coroutine);
+    PyObject *bare = text ? PyUnicode_Substring(text, 1, PyUnicode_GET_LENGTH(text) - 1) : NULL;
+    Py_XDECREF(text);
+    return bare;
+}
+
+static PyMethodDef format_coroutine_method = {"_format_coroutine", format_coroutine, METH_O,
+                                              "What asyncio writes of the coroutine of a task."};
+
+static void stand_before_format_coroutine(PyObject *coroutines)
+{
+    PyObject *original = PyObject_GetAttrString(coroutines, format_coroutine_method.ml_name);
+    PyObject *function = original ? PyCFunction_New(&format_coroutine_method, original) : NULL;
+    if (function) {
+        (void)PyObject_SetAttrString(coroutines, format_coroutine_method.ml_name, function);
+    }
+    Py_XDECREF(function);
+    Py_XDECREF(original);
+    PyErr_Clear();
+}
+
 /* Where asyncio is not as it was in CPython 3.11 to 3.14, nothing is gained and nothing lost. */
-static void teach_tasks(PyObject *request)
+static void teach_asyncio(PyObject *request)
 {
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     PyObject *coroutines = PyImport_ImportModule("asyncio.coroutines");
+    if (coroutines) {
+        stand_before_format_coroutine(coroutines);
+    }
     PyObject *known = coroutines ? PyObject_GetAttrString(coroutines, "_iscoroutine_typecache") : NULL;
     if (known && PySet_Check(known) && PySet_Add(known, (PyObject *)&Future_Type) == 0) {
         if (make_idle_task(request) < 0) {
@@ -83,7 +114,7 @@ Py_hash_t request_hash(PyObject *object)
         Py_SET_TYPE(object, &Future_Type);
         if (!OBSERVE(taught)) {
             PUBLISH(taught, true);
-            teach_tasks(object);
+            teach_asyncio(object);
         }
     }
     return (Py_hash_t)((uintptr_t)object >> 4);

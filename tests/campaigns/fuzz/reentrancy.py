@@ -185,9 +185,7 @@ class Fuzz:
                 await asyncio.gather(request, *self.requests[-3:], return_exceptions=True)
             case 3:
                 await asyncio.sleep(0)
-            case 4 if (
-                self.world.loop_name != "debug"
-            ):  # whose repr() of the task fails if the request is hashed
+            case 4:
                 await asyncio.create_task(request)
             case _:
                 await request
