@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, cast, final
 
 from ._descriptor import create_file, require_suitable
 from ._handle import Blkio
-from ._peer import Peer, connected_sockets
+from ._peer import Peer, Search
 from ._properties import VHOST_USER
 from ._rings import memory_may_come_back
 from .errors import BlkioError, request_error
@@ -95,12 +95,14 @@ def _connect(options: "DriverOptions") -> Connection:
     try:
         queues = options.before_start.get("num-queues", 1), options.before_start.get("num-poll-queues", 0)
         _require_descriptors(options.driver, sum(map(int, queues)), "connect", filename)
-        known = connected_sockets() if options.driver == VHOST_USER else {}
         for name, value in options.before_connect.items():
             handle.set(name, value)
-        handle.connect()
         if options.driver == VHOST_USER and filename is not None:
-            peer = Peer.find(filename, known)
+            with Search(filename) as search:
+                handle.connect()
+                peer = search.peer()
+        else:
+            handle.connect()
         for name, value in options.before_start.items():
             handle.set(name, value)
         handle.start()

@@ -1,6 +1,7 @@
 """A vhost-user-blk backend in a thread: a disk in memory, of which a test decides when it does what."""
 
 import asyncio
+import contextlib
 import heapq
 import itertools
 import mmap
@@ -102,9 +103,19 @@ class _Request:
 
 
 class FakeBackend:
-    """Serves :attr:`data` at :attr:`socket`, to one client after the other."""
+    """Serves :attr:`data` at :attr:`socket`, to one client after the other.
 
-    def __init__(self, *, size: int = 1 << 20, num_queues: int = 2, write_zeroes: bool = True) -> None:
+    Several may serve the clients of one listening socket, those *beside* the first being given that.
+    """
+
+    def __init__(
+        self,
+        *,
+        size: int = 1 << 20,
+        num_queues: int = 2,
+        write_zeroes: bool = True,
+        beside: socket.socket | None = None,
+    ) -> None:
         self.data = bytearray(size)
         self.carried_out: list[tuple[int, int, int]] = []
         """(kind, offset, length) of what was carried out."""
@@ -112,11 +123,17 @@ class FakeBackend:
         """Gives the seconds that a request takes."""
         self._num_queues = num_queues
         self._features = FEATURES if write_zeroes else FEATURES & ~F_WRITE_ZEROES
-        self._directory = Path(tempfile.mkdtemp(prefix="aioblk-"))
-        self.socket = self._directory / "blk.sock"
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(self.socket))
-        self._listener.listen()
+        self._owns_socket = beside is None
+        if beside is None:
+            self.socket = Path(tempfile.mkdtemp(prefix="aioblk-")) / "blk.sock"
+            self.listener = socket.socket(socket.AF_UNIX)
+            self.listener.bind(str(self.socket))
+            self.listener.listen()
+        else:
+            self.socket = Path(beside.getsockname())
+            self.listener = beside.dup()
+        self.listener.setblocking(False)
+        self._client: socket.socket | None = None
         self._wake = os.eventfd(0)
         self._ending = False
         self._gates: list[Gate] = []
@@ -128,6 +145,11 @@ class FakeBackend:
         """The next request of that kind at that offset is to wait."""
         self._gates.append(Gate(kind, offset, self._changed))
         return self._gates[-1]
+
+    def hang_up(self) -> None:
+        """Close the connection of the client that is being served."""
+        assert self._client is not None
+        self._client.shutdown(socket.SHUT_RDWR)
 
     def _changed(self) -> None:
         os.eventfd_write(self._wake, 1)
@@ -141,19 +163,21 @@ class FakeBackend:
         self._ending = True
         self._changed()
         self._thread.join()
-        self._listener.close()
+        self.listener.close()
         os.close(self._wake)
-        self.socket.unlink()
-        self._directory.rmdir()
+        if self._owns_socket:
+            self.socket.unlink()
+            self.socket.parent.rmdir()
 
     # --- serving --------------------------------------------------------------------------------------------
 
     def _serve(self) -> None:
-        while (ready := self._readable([self._listener.fileno()])) is not None:
+        while (ready := self._readable([self.listener.fileno()])) is not None:
             if ready:
-                client, _ = self._listener.accept()
-                with client:
-                    _Client(client, self).serve()
+                with contextlib.suppress(BlockingIOError):  # another has been faster
+                    self._client, _ = self.listener.accept()
+                    with self._client as client:
+                        _Client(client, self).serve()
 
     def _readable(self, fds: list[int], due: float | None = None) -> set[int] | None:
         """Those of the descriptors that can be read; None: the end."""
