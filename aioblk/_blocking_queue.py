@@ -70,7 +70,7 @@ class BlockingQueue(Submitter):
         self._lost: BlkioError | None = None
         self._slice = _SLICE if context.lost_after is None else min(_SLICE, context.lost_after / TICKS)
         self._next_tick = 0.0
-        self.is_waiting: bool = False
+        self._is_waiting: bool = False
         """Whether the thread is waiting for the device now."""
 
     def wait(self, request: Request[T], timeout: float | None = None) -> T:
@@ -89,7 +89,7 @@ class BlockingQueue(Submitter):
         """Refuse new requests, wait for those in flight and free the queue; idempotent."""
         if self._core is None:
             return
-        if not self.is_bound_here():
+        if not self._is_bound_here():
             handle = self._context.handle
             raise UsageError(
                 f"{self!r} belongs to another thread",
@@ -97,7 +97,7 @@ class BlockingQueue(Submitter):
                 operation="close queue",
                 filename=handle.filename,
             )
-        self.refuse()
+        self._refuse()
         while self.in_flight:
             self._wait(None, -1)
         if not self._let_go():
@@ -108,12 +108,12 @@ class BlockingQueue(Submitter):
         finally:
             self._context.on_released(self)
 
-    def refuse(self) -> None:
+    def _refuse(self) -> None:
         """Refuse new requests, from any thread."""
         if self._core is not None and self._lost is None:
             self._core.close("closed")
 
-    def give_up(self, error: BlkioError) -> bool:
+    def _give_up(self, error: BlkioError) -> bool:
         """Close the queue from another thread, when its own does not use it any more. False: it does."""
         if not self._let_go(error):
             return False
@@ -144,7 +144,7 @@ class BlockingQueue(Submitter):
         if core.bounce_in_use:  # by abandoned requests
             core.abandon_bounce()
             if not self._mapped:
-                self._context.handle.abandon_mem_region(self._region)  # see BouncePool.lose()
+                self._context.handle.abandon_mem_region(self._region)  # see BouncePool._lose()
         else:
             core.detach_bounce()
         core.dispose()
@@ -158,16 +158,16 @@ class BlockingQueue(Submitter):
     ) -> None:
         self.close()
 
-    def dispose(self) -> None:
+    def _dispose(self) -> None:
         """Let go of a queue that was never used."""
         self.close()
 
-    def abandon(self, error: BlkioError) -> None:
+    def _abandon(self, error: BlkioError) -> None:
         """The device is lost, as any thread may tell. The queue's own fails what is in flight."""
         if self._core is not None and self._lost is None:
             self._lost = error
             self._core.close("lost")
-            if not self.has_thread:
+            if not self._has_thread:
                 self._core.adopt()
             self._core.abandon(error)  # from another thread: as soon as the queue's own waits
 
@@ -177,17 +177,17 @@ class BlockingQueue(Submitter):
         """Until the request is done, or anything has completed, or there is nothing to wait for; False: not
         within *seconds*, < 0 for ever."""
         with self._turn:
-            before, self.is_waiting = self.is_waiting, True
+            before, self._is_waiting = self._is_waiting, True
             try:
                 return self._wait_in_turn(request, seconds)
             finally:
-                self.is_waiting = before
+                self._is_waiting = before
 
     def _wait_in_turn(self, request: Request[Any] | None, seconds: float) -> bool:
         end = time.monotonic() + seconds if seconds >= 0 else float("inf")
         while self._lost is None:
             left = end - time.monotonic()
-            if self.core.wait(request, max(min(self._slice, left), 0)):
+            if self._compiled.wait(request, max(min(self._slice, left), 0)):
                 return True
             if left <= self._slice:
                 return False
@@ -196,7 +196,7 @@ class BlockingQueue(Submitter):
             if self._context.lost_after is not None:
                 self._tick(self._context.lost_after)
         if self.in_flight:
-            self.core.abandon(self._lost)
+            self._compiled.abandon(self._lost)
         return request is None or request.done()
 
     def _tick(self, lost_after: float) -> None:
@@ -204,30 +204,30 @@ class BlockingQueue(Submitter):
         if now < self._next_tick:
             return
         self._next_tick = now + lost_after / TICKS
-        silence = describe_silence(self.core, lost_after)
+        silence = describe_silence(self._compiled, lost_after)
         if silence is not None:
-            self.abandon(DeviceLostError(silence, driver=self._context.handle.driver))
+            self._abandon(DeviceLostError(silence, driver=self._context.handle.driver))
             self._context.on_silence(silence)
 
     def _make_room(self, request: Request[Any], _need: int) -> None:
-        while not self.core.admit(request):
+        while not self._compiled.admit(request):
             self._wait(None, -1)
 
     def _on_broken(self, number: int) -> None:
         why = f"the queue broke down: {os.strerror(number)}"
-        self.abandon(DeviceLostError(why, driver=self._context.handle.driver))
+        self._abandon(DeviceLostError(why, driver=self._context.handle.driver))
         self._context.on_broken(number)
 
     def _discard(self, request: Request[Any], offset: int, length: int) -> None:
         try:
             discard(self._context.handle, offset, length)
         except OSError as error:
-            self.core.complete(request, error.errno or errno.EIO, None)
+            self._compiled.complete(request, error.errno or errno.EIO, None)
         else:
-            self.core.complete(request, 0, None)
+            self._compiled.complete(request, 0, None)
 
     @property
-    def core(self) -> QueueCore:
+    def _compiled(self) -> QueueCore:
         """The compiled part."""
         if self._core is None:
             self._refuse_unopened("queue")
@@ -239,17 +239,17 @@ class BlockingQueue(Submitter):
         return 0 if self._core is None else self._core.in_flight
 
     @property
-    def has_thread(self) -> bool:
+    def _has_thread(self) -> bool:
         """Whether the queue's thread still lives."""
         return any(thread.ident == self._thread for thread in threading.enumerate())
 
-    def is_bound_here(self) -> bool:
+    def _is_bound_here(self) -> bool:
         """Whether the caller runs in the thread that the queue belongs to."""
         return self._thread == threading.get_ident()
 
     def statistics(self) -> QueueStatistics:
         """A snapshot of the counters."""
-        return QueueStatistics.of(self.core)
+        return QueueStatistics.of(self._compiled)
 
     def __repr__(self) -> str:
         kind = "poll queue" if self.poll else "queue"

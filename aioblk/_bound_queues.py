@@ -1,5 +1,8 @@
 """The queues of a device that loops and threads have bound, and how closing the device ends them."""
 
+# What only this module does with queues and their pools is theirs, but not for users to see.
+# pyright: reportPrivateUsage=false
+
 import asyncio
 import contextlib
 import functools
@@ -67,9 +70,9 @@ class BoundQueues:
             if bound is None:
                 queue = self._keep(Queue(context, index, poll=poll))
                 if self._suspended:
-                    queue.suspend()
+                    queue._suspend()
                 return queue
-        if not isinstance(bound, Queue) or not bound.is_bound_here():
+        if not isinstance(bound, Queue) or not bound._is_bound_here():
             raise self._taken(bound, "bound elsewhere; close it there first")
         return bound
 
@@ -98,10 +101,10 @@ class BoundQueues:
                 self._refuse_blocking(index, poll)
                 return self._keep(queue)
         except DeviceLostError as error:
-            queue.give_up(error)
+            queue._give_up(error)
             raise
         except BaseException:
-            queue.dispose()
+            queue._dispose()
             raise
 
     async def until_none_is_binding(self) -> None:
@@ -155,12 +158,22 @@ class BoundQueues:
     @property
     def in_flight(self) -> int:
         """Requests that are not finished, cancelled ones included."""
-        return sum(queue.core.in_flight for queue in self if isinstance(queue, Queue))
+        return sum(queue.in_flight for queue in self if isinstance(queue, Queue))
 
     def bounce_regions(self) -> set[MemRegion]:
         """What the queues' bounce pools have mapped."""
         pools = [queue.bounce_pool for queue in self if isinstance(queue, Queue)]
-        return {pool.region for pool in pools if pool.region is not None}
+        return {pool._region for pool in pools if pool._region is not None}
+
+    @property
+    def are_idle_here(self) -> bool:
+        """Whether all belong to this thread, and have nothing in flight."""
+        return all(queue._is_bound_here() and not queue.in_flight for queue in self)
+
+    def dispose(self) -> None:
+        """Let go of all; they are idle here."""
+        for queue in self:
+            queue._dispose()
 
     def is_bound(self, index: int, *, poll: bool = False) -> bool:
         return (poll, index) in self._queues
@@ -193,7 +206,7 @@ class BoundQueues:
         """The device is lost: give up what its queues have in flight."""
         self.note_loss(error)
         for queue in self:
-            queue.abandon(error)
+            queue._abandon(error)
 
     # --- coming back ----------------------------------------------------------------------------------------
 
@@ -205,17 +218,17 @@ class BoundQueues:
     async def suspend(self) -> None:
         """Let every queue, on its own loop, keep what it has and issue nothing."""
         await self.until_none_is_binding()
-        await self._on_each(Queue.suspend)
+        await self._on_each(Queue._suspend)
 
     async def recall(self) -> None:
         """The device is dead: what it had is to be issued again."""
-        await self._on_each(Queue.recall)
+        await self._on_each(Queue._recall)
 
     async def resume(self) -> None:
         """Another device is there."""
         with self._lock:
             self._suspended = False
-        await self._on_each(Queue.resume)
+        await self._on_each(Queue._resume)
 
     async def until_abandoned(self) -> None:
         """Wait until every queue, on its own loop, knows of the loss and touches libblkio no more."""
@@ -227,7 +240,7 @@ class BoundQueues:
         go on once what is returned has been awaited. It may be lost again meanwhile."""
         with self._lock:
             self._lost = None
-        return self._on_each(Queue.reopen)
+        return self._on_each(Queue._reopen)
 
     async def _on_each(self, act: Callable[[Queue], None]) -> None:
         acts = [self._on_loop_of(queue, act) for queue in self if isinstance(queue, Queue)]
@@ -250,7 +263,7 @@ class BoundQueues:
         while not done.done():
             await asyncio.wait([done], timeout=_LOOK_AGAIN)
             if not done.done() and queue.loop is not loop and not queue.loop.is_running():
-                queue.give_up(self._given_up("its event loop does not run any more"))
+                queue._give_up(self._given_up("its event loop does not run any more"))
                 return
 
     # --- the end --------------------------------------------------------------------------------------------
@@ -280,21 +293,21 @@ class BoundQueues:
         del self._awaited[queue]
 
     async def _close_queue(self, queue: Queue) -> None:
-        queue.start_closing()
+        queue._close_soon()
         while self._is_bound_still(queue):
             if queue.loop is not asyncio.get_running_loop() and not queue.loop.is_running():
-                queue.give_up(self._given_up("its event loop does not run any more"))
+                queue._give_up(self._given_up("its event loop does not run any more"))
                 return
             await self._wait_for(queue)
 
     async def _close_blocking(self, queue: BlockingQueue) -> None:
-        queue.refuse()
+        queue._refuse()
         loop = asyncio.get_running_loop()
         patience = loop.time() + _PATIENCE
         while self._is_bound_still(queue):
-            if queue.is_waiting:
+            if queue._is_waiting:
                 patience = loop.time() + _PATIENCE
-            elif (not queue.has_thread or not queue.in_flight or loop.time() > patience) and queue.give_up(
+            elif (not queue._has_thread or not queue.in_flight or loop.time() > patience) and queue._give_up(
                 self._given_up("its thread does not wait for its requests any more")
             ):
                 return

@@ -153,12 +153,12 @@ class Queue(Submitter):
 
     def _attach(self) -> None:
         self._attached = True
-        self.core.on_broken = self._context.on_broken
+        self._compiled.on_broken = self._context.on_broken
         if self._fd >= 0:
-            self._loop.add_reader(self._fd, self.core.on_event)
+            self._loop.add_reader(self._fd, self._compiled.on_event)
         if self._context.lost_after is not None:
             self._watch = SilenceWatch(
-                self.core, self._loop, self._context.lost_after, self._context.on_silence
+                self._compiled, self._loop, self._context.lost_after, self._context.on_silence
             )
 
     # --- life -----------------------------------------------------------------------------------------------
@@ -166,15 +166,15 @@ class Queue(Submitter):
     async def drain(self) -> None:
         """Wait until nothing is in flight, cancelled requests included."""
         with shielded_if_cancelled():
-            while self.core.in_flight:
+            while self._compiled.in_flight:
                 if self._drained is None or self._drained.done():
                     self._drained = self._loop.create_future()
-                    self.core.on_idle = self._on_idle
+                    self._compiled.on_idle = self._on_idle
                 await asyncio.shield(self._drained)
 
     def close(self, reason: Literal["closed", "lost"] = "closed") -> None:
         """Refuse new requests from now on."""
-        self.core.close(reason)
+        self._compiled.close(reason)
 
     async def aclose(self) -> None:
         """Refuse new requests, wait for those in flight and free the queue; idempotent.
@@ -192,14 +192,9 @@ class Queue(Submitter):
         with shielded_if_cancelled():
             await asyncio.shield(self._start_closing())
 
-    @property
-    def closing(self) -> bool:
-        """Whether the queue is closed, or being closed."""
-        return self._closing is not None
-
-    def start_closing(self) -> None:
+    def _close_soon(self) -> None:
         """Have the queue closed on its own loop, from any thread. Nothing happens while that does not run."""
-        if self.is_bound_here() and asyncio.get_running_loop() is self._loop:
+        if self._is_bound_here() and asyncio.get_running_loop() is self._loop:
             _ = self._start_closing()
         else:
             with contextlib.suppress(RuntimeError):  # that loop is closed
@@ -214,9 +209,9 @@ class Queue(Submitter):
     async def _close(self) -> None:
         await self.drain()
         try:
-            await self.bounce_pool.aclose()
+            await self.bounce_pool._aclose()  # pyright: ignore[reportPrivateUsage]
         finally:
-            self.dispose()
+            self._dispose()
             self._context.on_released(self)
 
     async def __aenter__(self) -> Self:
@@ -228,45 +223,45 @@ class Queue(Submitter):
         with shielded():
             await self.aclose()
 
-    def abandon(self, error: BlkioError) -> None:
+    def _abandon(self, error: BlkioError) -> None:
         """The device is lost: fail what is in flight. From any thread."""
-        if not self.is_bound_here():
+        if not self._is_bound_here():
             with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
-                self._loop.call_soon_threadsafe(self.abandon, error)
+                self._loop.call_soon_threadsafe(self._abandon, error)
             return
         self._lost = True
         self.close("lost")
         self._detach()
         try:
-            self.core.abandon(error)
+            self._compiled.abandon(error)
         finally:
             self._give()
-            self.bounce_pool.lose(error)
+            self.bounce_pool._lose(error)  # pyright: ignore[reportPrivateUsage]
 
-    def suspend(self) -> None:
+    def _suspend(self) -> None:
         """The device is gone, and may come back: take what it has done, and keep what it has not. As a
         callback of the loop."""
         if self._lost or not self._attached:
             return
         try:
-            self.core.flush()
+            self._compiled.flush()
         finally:
             if self._attached:  # who was woken may have given the device up
                 self._detach()
-                self.core.suspend()
+                self._compiled.suspend()
                 self._give()
 
-    def recall(self) -> None:
+    def _recall(self) -> None:
         """The device that is gone cannot do anything any more: what it had will be issued again."""
         if self._is_suspended:
-            self.core.recall()
+            self._compiled.recall()
 
-    def resume(self) -> None:
+    def _resume(self) -> None:
         """The device is back after a suspension: go on."""
         if self._is_suspended:
             self._go_on()
 
-    def reopen(self) -> None:
+    def _reopen(self) -> None:
         """The lost device is back: accept requests again."""
         if self._lost and self._closing is None and not self._disposed:
             self._lost = False
@@ -279,26 +274,26 @@ class Queue(Submitter):
     def _go_on(self) -> None:
         address, self._fd = self._take()
         try:
-            self.core.resume(address, self._fd, self._context.depth)
+            self._compiled.resume(address, self._fd, self._context.depth)
             self._attach()
         except BaseException:
             self._give()
             raise
 
-    def give_up(self, error: BlkioError) -> None:
+    def _give_up(self, error: BlkioError) -> None:
         """The queue's loop does not run any more: close the queue from another one."""
         self.close()
         with contextlib.suppress(RuntimeError):  # those who wait are not woken
-            self.core.abandon(error)
-        self.bounce_pool.lose(error)
-        self.dispose()
+            self._compiled.abandon(error)
+        self.bounce_pool._lose(error)  # pyright: ignore[reportPrivateUsage]
+        self._dispose()
         self._context.on_released(self)
 
-    def dispose(self) -> None:
+    def _dispose(self) -> None:
         """Let go of the drained queue; the device may be destroyed."""
         self._disposed = True
         self._detach()
-        self.core.dispose()
+        self._compiled.dispose()
         self._give()
 
     def _detach(self) -> None:
@@ -309,13 +304,13 @@ class Queue(Submitter):
                 self._loop.remove_reader(self._fd)
             if self._watch is not None:
                 self._watch.stop()
-        self.core.on_broken = None
+        self._compiled.on_broken = None
 
     def _on_idle(self) -> None:
         """What fails here for want of memory, or is interrupted, is called once more."""
         with contextlib.suppress(RuntimeError):  # the loop is closed
             self._loop.call_soon(self._end_drain)
-        self.core.on_idle = None
+        self._compiled.on_idle = None
 
     def _end_drain(self) -> None:
         if self._drained is not None and not self._drained.done():
@@ -324,13 +319,13 @@ class Queue(Submitter):
     # --- what it is -----------------------------------------------------------------------------------------
 
     @property
-    def core(self) -> QueueCore:
+    def _compiled(self) -> QueueCore:
         """The compiled part."""
         assert self._core is not None
         return self._core
 
     @property
-    def is_closed(self) -> bool:
+    def _is_closed(self) -> bool:
         """Whether it is free for others."""
         return self._disposed
 
@@ -342,15 +337,15 @@ class Queue(Submitter):
     @property
     def in_flight(self) -> int:
         """Requests that the device has not finished, cancelled ones included."""
-        return self.core.in_flight
+        return self._compiled.in_flight
 
-    def is_bound_here(self) -> bool:
+    def _is_bound_here(self) -> bool:
         """Whether the caller runs in the thread that the queue belongs to."""
         return self._thread == threading.get_ident()
 
     def statistics(self) -> QueueStatistics:
         """A snapshot of the counters."""
-        return QueueStatistics.of(self.core)
+        return QueueStatistics.of(self._compiled)
 
     @property
     def spin(self) -> float:
@@ -359,13 +354,13 @@ class Queue(Submitter):
         It pays where a completion takes less time than waking a sleeping processor, and the device works on
         another processor than the loop; on the same one it only takes the device's time away.
         """
-        return self.core.spin_ns / 1e9
+        return self._compiled.spin_ns / 1e9
 
     @spin.setter
     def spin(self, seconds: float) -> None:
         if not 0 <= seconds <= LONGEST_SPIN:
             raise OptionError(f"spin must be from 0 to {LONGEST_SPIN} seconds, not {seconds}")
-        self.core.spin_ns = round(seconds * 1e9)
+        self._compiled.spin_ns = round(seconds * 1e9)
 
     def __repr__(self) -> str:
         kind = "poll queue" if self.poll else "queue"

@@ -1,5 +1,8 @@
 """Arena: memory for buffers that any number of devices reach without copying."""
 
+# An arena, its blocks and its attachments do with each other what users do not see.
+# pyright: reportPrivateUsage=false
+
 import asyncio
 import contextlib
 import ctypes
@@ -46,7 +49,7 @@ class HasMemory(Protocol):
     """A device, as far as an arena is concerned."""
 
     @property
-    def memory(self) -> DeviceMemory: ...
+    def _device_memory(self) -> DeviceMemory: ...
     @property
     def closed(self) -> bool: ...
 
@@ -132,7 +135,7 @@ class ArenaBlock:
         return self._allocator.in_use
 
     @property
-    def longest_room(self) -> int:
+    def _longest_room(self) -> int:
         """Of the longest buffer that could be handed out now."""
         return self._allocator.largest_free
 
@@ -141,7 +144,7 @@ class ArenaBlock:
         """Buffers handed out, and not yet free again."""
         return self._allocator.count
 
-    def take(self, length: int) -> ArenaBuffer | None:
+    def _take(self, length: int) -> ArenaBuffer | None:
         """A buffer, or None when the block has no room for it."""
         offset = self._allocator.take(length)
         if offset is None:
@@ -160,7 +163,7 @@ class ArenaBlock:
         if on_room is not None:
             on_room()
 
-    def give_free_pages_back(self) -> int:
+    def _give_free_pages_back(self) -> int:
         """Punch holes where no buffer is, which may take a while; returns how many bytes."""
         taken: list[tuple[int, int]] = []
         pages = self._pages
@@ -183,7 +186,7 @@ class ArenaBlock:
                 self._allocator.give(offset)
         return given
 
-    def close(self) -> None:
+    def _close(self) -> None:
         """Close every buffer; the memory goes when the last of them is unused."""
         for reference in list(self._buffers.values()):
             if (memory := reference()) is not None:
@@ -215,7 +218,7 @@ class ArenaAttachment:
     def __init__(self, arena: "Arena", device: HasMemory) -> None:
         self._arena = arena
         self._device = device
-        self._memory = device.memory
+        self._memory = device._device_memory
         self._regions: dict[ArenaBlock, MemoryRegion] = {}
         self._attached = True
         self._error: BlkioError | None = None
@@ -235,7 +238,7 @@ class ArenaAttachment:
         return self._error
 
     @property
-    def may_pin(self) -> bool:
+    def _may_pin(self) -> bool:
         """Whether the device may have pinned pages of the arena."""
         limits = self._memory.limits
         return self.attached and limits.needs_mem_regions and limits.may_pin_mem_regions
@@ -245,7 +248,7 @@ class ArenaAttachment:
         self._attached = False
         self._arena.remove_listener(self)
         with shielded_if_cancelled():
-            await self._arena.finish(self._close_regions())
+            await self._arena._finish(self._close_regions())
 
     async def _close_regions(self) -> None:
         problem: BlkioError | None = None
@@ -360,7 +363,7 @@ class Arena:
     async def aclose(self) -> None:
         """Detach every device and close every block and buffer; idempotent."""
         with shielded_if_cancelled():
-            await self.finish(self._close())
+            await self._finish(self._close())
 
     async def _close(self) -> None:
         async with self._turn:
@@ -372,7 +375,7 @@ class Arena:
                         stack.push_async_callback(attachment.detach)
             finally:
                 for block in self._blocks:
-                    block.close()
+                    block._close()
                 self._blocks.clear()
                 self._listeners.clear()
 
@@ -381,7 +384,7 @@ class Arena:
         if blocks:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             for block in blocks:
-                block.close()
+                block._close()
 
     # --- buffers --------------------------------------------------------------------------------------------
 
@@ -425,7 +428,7 @@ class Arena:
             raise ValueError(f"at_least must be from 1 to the length, {length}, not {at_least}")
         if not self._waiting:
             for block in self._blocks:
-                if (buffer := block.take(length)) is not None:
+                if (buffer := block._take(length)) is not None:
                     return buffer
         self._loop = running_loop("acquire")
         self._waiting += 1
@@ -447,15 +450,15 @@ class Arena:
     def _take(self, length: int, least: int) -> ArenaBuffer | None:
         """A buffer of *length* bytes or, where nothing is that long, the longest there is if *least* fits."""
         for block in self._blocks:
-            buffer = block.take(length)
+            buffer = block._take(length)
             if buffer is not None:
                 return buffer
         if length <= 0:
             raise ValueError(f"length must be positive, not {length}")
         if least < length:
-            longest = max(self._blocks, key=lambda block: block.longest_room, default=None)
-            if longest is not None and least <= (room := longest.longest_room):
-                return longest.take(min(room, length))  # None: another thread took it meanwhile
+            longest = max(self._blocks, key=lambda block: block._longest_room, default=None)
+            if longest is not None and least <= (room := longest._longest_room):
+                return longest._take(min(room, length))  # None: another thread took it meanwhile
         return None
 
     def _refuse_what_never_fits(self, length: int) -> None:
@@ -491,7 +494,7 @@ class Arena:
         wanted = self._block_size if size is None else size
         if wanted <= 0:
             raise ValueError(f"size must be positive, not {wanted}")
-        return await self.finish(self._add_block(wanted))
+        return await self._finish(self._add_block(wanted))
 
     async def _add_block(self, wanted: int) -> ArenaBlock:
         async with self._turn:
@@ -514,7 +517,7 @@ class Arena:
             ValueError: the block is not one of this arena.
         """
         with shielded_if_cancelled():
-            await self.finish(self._remove_block(block))
+            await self._finish(self._remove_block(block))
 
     async def _remove_block(self, block: ArenaBlock) -> None:
         async with self._turn:
@@ -525,7 +528,7 @@ class Arena:
             self._blocks.remove(block)
             self._queue.notify_head()
             await self._tell(lambda listener: listener.block_removed(block))
-            block.close()
+            block._close()
 
     async def trim(self) -> int:
         """Give the pages of free memory back to the system; returns how many bytes that are.
@@ -535,21 +538,21 @@ class Arena:
         Raises:
             UsageError: an attached device may have pinned the pages, or they are locked.
         """
-        return await self.finish(self._trim())
+        return await self._finish(self._trim())
 
     async def _trim(self) -> int:
         async with self._turn:
             if self._locked:
                 raise UsageError("the arena's memory is locked", operation="trim")
             for attachment in self.attachments:
-                if attachment.may_pin:
+                if attachment._may_pin:
                     raise UsageError(
                         f"{attachment.device!r} may pin pages of the arena, and would go on using those "
                         "that were given back; detach it first",
                         operation="trim",
                     )
             blocks = self.blocks
-            return await run_blocking(lambda: sum(block.give_free_pages_back() for block in blocks))
+            return await run_blocking(lambda: sum(block._give_free_pages_back() for block in blocks))
 
     # --- devices and other listeners ------------------------------------------------------------------------
 
@@ -570,7 +573,7 @@ class Arena:
             DeviceClosedError: the device is closed.
             UsageError: the arena is closed, or the device is attached already.
         """
-        return await self.finish(self._attach(device))
+        return await self._finish(self._attach(device))
 
     async def _attach(self, device: HasMemory) -> ArenaAttachment:
         async with self._turn:
@@ -614,7 +617,7 @@ class Arena:
                 message = f"{listener!r} failed to follow an arena"
                 asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
 
-    async def finish(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
         """Await work that goes on when the caller is cancelled."""
         try:
             loop = running_loop("arena")

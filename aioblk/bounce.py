@@ -131,12 +131,7 @@ class BouncePool:
             shrinks=self._shrinks,
         )
 
-    @property
-    def region(self) -> MemRegion | None:
-        """What is mapped."""
-        return self._region
-
-    def lose(self, error: BaseException) -> None:
+    def _lose(self, error: BaseException) -> None:
         """The device is lost: fail every waiting request, and abandon the memory that the device uses.
 
         A device with mapped regions holds the memory by itself, and nobody else ever sees it: unmapping ours
@@ -153,7 +148,7 @@ class BouncePool:
                 self._handle.abandon_mem_region(self._region)
             self._region = None
 
-    async def aclose(self) -> None:
+    async def _aclose(self) -> None:
         """Give the memory back; idempotent. The queue has been drained, or the device is lost."""
         self._closing = True
         if self._idle_check is not None:
@@ -189,7 +184,7 @@ class BouncePool:
     def _admit_head(self) -> bool:
         head = self._waiters[0]
         if head.request.done() or not self._emptying:
-            if self._core.admit(head.request):  # which may run any code, and with it lose()
+            if self._core.admit(head.request):  # which may run any code, and with it _lose()
                 if self._waiters and self._waiters[0] is head:
                     self._seconds_waited += self._loop.time() - head.since
                     self._remove_head()

@@ -311,7 +311,7 @@ class Device(Submitter):
         assert self._context is not None
         self._queue = self._queues.find_or_bind(self._context, 0, poll=handle.queue_count == 0)
         self._queues.default = self._queue
-        self._core = self._queue.core
+        self._core = self._queue._compiled  # pyright: ignore[reportPrivateUsage]
 
     async def aclose(self) -> None:
         """Refuse new requests, wait for those in flight, give everything back. Idempotent.
@@ -452,12 +452,9 @@ class Device(Submitter):
         # still uses would go: a leak is the lesser evil. So it is when the interpreter ends while a thread
         # talks to the backend: there would be two who wait for one answer.
         memory_busy = self._memory is not None and self._memory.busy
-        queues = list(self._queues)
-        idle = all(queue.is_bound_here() and not queue.in_flight for queue in queues)
-        if idle and not memory_busy:
+        if self._queues.are_idle_here and not memory_busy:
             self._forget_peer()  # or its answer would be waited for
-            for bound in queues:
-                bound.dispose()
+            self._queues.dispose()
             handle.destroy(in_use=self._in_use_when_lost)
 
     def __repr__(self) -> str:
@@ -621,7 +618,8 @@ class Device(Submitter):
         again.end()
         self._go_on(connection)
         reopening = self._queues.reopen()
-        if self._queue is not None and self._queue.is_closed:  # it was detached when it was lost
+        if self._queue is not None and self._queue._is_closed:  # pyright: ignore[reportPrivateUsage]
+            # It was detached when it was lost.
             self._bind_default()
         self._recovered = start_steadfast_task(self._loop_here(), reopening)
         await asyncio.shield(self._recovered)
@@ -775,7 +773,7 @@ class Device(Submitter):
                 return self.capacity
             try:
                 ask = functools.partial(handle.get, "capacity")
-                self._capacity = cast(int, await self.memory.call(ask))
+                self._capacity = cast(int, await self._device_memory.call(ask))
             except BlkioError:
                 self._on_peer_event()  # which may have had no turn of the loop to be noticed
                 if self._lost is None:
@@ -822,7 +820,7 @@ class Device(Submitter):
         if handle.get("read-only"):
             raise Refusals(self._options.driver, self.limits, self._name)("read-only", "truncate", None, None)
         await self._until_landed()  # what was given up may make the file grow again
-        await self.memory.call(functools.partial(handle.truncate, size))
+        await self._device_memory.call(functools.partial(handle.truncate, size))
 
     def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
         """What there is from ``offset`` on, up to the end or for ``length`` bytes, in order, without gaps::
@@ -883,8 +881,8 @@ class Device(Submitter):
     # --- memory ---------------------------------------------------------------------------------------------
 
     @property
-    def memory(self) -> DeviceMemory:
-        """The device's regions; an Arena attaches itself here."""
+    def _device_memory(self) -> DeviceMemory:
+        """Of an open device. An Arena attaches itself here."""
         return self._memory_for("memory")
 
     def _memory_for(self, operation: str) -> DeviceMemory:
@@ -958,14 +956,14 @@ class Device(Submitter):
             UnsupportedError: the driver cannot; its property ``can-add-queues`` says so.
         """
         handle = self._require_present("add_queue")
-        return await self.memory.call(functools.partial(add_queue, handle), undo=handle.remove_queue)
+        return await self._device_memory.call(functools.partial(add_queue, handle), undo=handle.remove_queue)
 
     async def remove_queue(self, index: int) -> None:
         """Remove a queue that is not bound. The default queue stays. Other queues keep their indices."""
         handle = self._require_present("remove_queue")
         if self._queue is not None and (self._queue.poll, self._queue.index) == (False, index):
             raise self._misuse("remove_queue", f"{self._queue!r} is the default queue, which stays")
-        await self.memory.call(functools.partial(handle.remove_queue, index))
+        await self._device_memory.call(functools.partial(handle.remove_queue, index))
 
     def _find_or_bind(self, index: int, *, poll: bool) -> Queue:
         self._require_handle("queue")

@@ -36,9 +36,9 @@ class BlkioError(OSError):
     pickled, so they cross process boundaries whole.
     """
 
-    default_errno: ClassVar[int] = errnos.EIO
+    _default_errno: ClassVar[int] = errnos.EIO
     # Where aioblk explains a refusal in its own words, the errno's text would only repeat it less well.
-    explains_itself: ClassVar[bool] = False
+    _explains_itself: ClassVar[bool] = False
 
     message: str | None
     driver: str | None
@@ -62,7 +62,7 @@ class BlkioError(OSError):
             if errno is not None:
                 raise TypeError(f"{type(self).__name__}() takes one errno, not both {message} and {errno}")
             errno, message = message, strerror
-        number = self.default_errno if errno is None else errno
+        number = self._default_errno if errno is None else errno
         super().__init__(number, strerror if strerror is not None else os.strerror(number))
         self.message = message
         self.driver = driver
@@ -79,9 +79,9 @@ class BlkioError(OSError):
         if self.length is not None:
             where += f", length {self.length}"
         parts = [where] if where else []
-        if not (self.explains_itself and self.message):
+        if not (self._explains_itself and self.message):
             parts.append(f"[Errno {self.errno}] {self.strerror}")
-        if self.message and (self.explains_itself or self.message != self.strerror):
+        if self.message and (self._explains_itself or self.message != self.strerror):
             parts.append(self.message)
         return ": ".join(parts)
 
@@ -117,29 +117,29 @@ def _rebuild(kind: type[BlkioError], fields: dict[str, Any]) -> BlkioError:
 class AlignmentError(BlkioError, ValueError):
     """An offset, length or address is not a multiple of what the device requires. Nothing was submitted."""
 
-    default_errno: ClassVar[int] = errnos.EINVAL
-    explains_itself: ClassVar[bool] = True
+    _default_errno: ClassVar[int] = errnos.EINVAL
+    _explains_itself: ClassVar[bool] = True
 
 
 class OptionError(BlkioError, ValueError):
     """An option of a driver is missing, unknown, contradicts another one or has an impossible value."""
 
-    default_errno: ClassVar[int] = errnos.EINVAL
-    explains_itself: ClassVar[bool] = True
+    _default_errno: ClassVar[int] = errnos.EINVAL
+    _explains_itself: ClassVar[bool] = True
 
 
 class PropertyError(BlkioError, KeyError):
     """The driver has no such property, or it cannot be read in the present state of the device."""
 
-    default_errno: ClassVar[int] = errnos.ENOENT
-    explains_itself: ClassVar[bool] = True
+    _default_errno: ClassVar[int] = errnos.ENOENT
+    _explains_itself: ClassVar[bool] = True
 
 
 class UsageError(BlkioError, RuntimeError):
     """The call is not allowed here: in this state, from this event loop or thread, or after fork()."""
 
-    default_errno: ClassVar[int] = errnos.EBUSY
-    explains_itself: ClassVar[bool] = True
+    _default_errno: ClassVar[int] = errnos.EBUSY
+    _explains_itself: ClassVar[bool] = True
 
 
 class StreamBusyError(UsageError, anyio.BusyResourceError):
@@ -149,28 +149,28 @@ class StreamBusyError(UsageError, anyio.BusyResourceError):
 class DeviceClosedError(BlkioError, anyio.ClosedResourceError):
     """The device is closed or is being closed."""
 
-    default_errno: ClassVar[int] = errnos.EBADF
-    explains_itself: ClassVar[bool] = True
+    _default_errno: ClassVar[int] = errnos.EBADF
+    _explains_itself: ClassVar[bool] = True
 
 
 class DeviceLostError(BlkioError, anyio.BrokenResourceError):
     """The device is gone: its backend died or no longer answers. What became of the request is not known."""
 
-    default_errno: ClassVar[int] = errnos.ENODEV
-    explains_itself: ClassVar[bool] = True
+    _default_errno: ClassVar[int] = errnos.ENODEV
+    _explains_itself: ClassVar[bool] = True
 
 
 class UnsupportedError(BlkioError):
     """The driver, the device or the kernel does not support the operation (``ENOTSUP``)."""
 
-    default_errno: ClassVar[int] = errnos.ENOTSUP
+    _default_errno: ClassVar[int] = errnos.ENOTSUP
 
 
 class RegistrationError(BlkioError):
     """Memory could not be registered with the device. Requests on it still work; they bounce."""
 
-    default_errno: ClassVar[int] = errnos.ENOMEM
-    explains_itself: ClassVar[bool] = True
+    _default_errno: ClassVar[int] = errnos.ENOMEM
+    _explains_itself: ClassVar[bool] = True
 
 
 def request_error(

@@ -438,7 +438,7 @@ class FakeMemory:
 
 class FakeDevice:
     def __init__(self, room: int, may_pin: bool) -> None:
-        self.memory = FakeMemory(room, may_pin)
+        self._device_memory = FakeMemory(room, may_pin)
         self.closed = False
 
 
@@ -476,7 +476,7 @@ class ArenaMachine(RuleBasedStateMachine):
         fds = [block.fd for block in self.arena.blocks]
         self.run(self.arena.aclose())
         for device in self.devices:
-            assert device.memory.registered == []
+            assert device._device_memory.registered == []
         for buffer, _ in self.buffers:
             with pytest.raises(ValueError, match="closed"):
                 len(buffer)
@@ -525,7 +525,7 @@ class ArenaMachine(RuleBasedStateMachine):
         if room < len(self.arena.blocks):
             with pytest.raises(RegistrationError):
                 self.run(self.arena.attach(cast(Any, device)))
-            assert device.memory.registered == []
+            assert device._device_memory.registered == []
         else:
             self.attached.append((device, self.run(self.arena.attach(cast(Any, device)))))
 
@@ -540,7 +540,7 @@ class ArenaMachine(RuleBasedStateMachine):
     def close_device(self, data: st.DataObject) -> None:
         device, attachment = self.attached.pop(data.draw(st.integers(0, len(self.attached) - 1)))
         device.closed = True
-        device.memory.registered.clear()  # as a real one does
+        device._device_memory.registered.clear()  # as a real one does
         assert not attachment.attached
 
     # --- buffers --------------------------------------------------------------------------------------------
@@ -565,7 +565,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @rule()
     def trim(self) -> None:
-        if any(attachment.may_pin for _, attachment in self.attached):
+        if any(attachment._may_pin for _, attachment in self.attached):
             with pytest.raises(aioblk.UsageError):
                 self.run(self.arena.trim())
         else:
@@ -577,7 +577,7 @@ class ArenaMachine(RuleBasedStateMachine):
     def every_device_has_all_blocks_or_none(self) -> None:
         blocks = sorted(hex(block.memory.address) for block in self.arena.blocks)
         for device, attachment in self.attached:
-            assert sorted(device.memory.registered) == (blocks if attachment.attached else [])
+            assert sorted(device._device_memory.registered) == (blocks if attachment.attached else [])
             assert attachment.attached == (attachment.error is None)
 
     @invariant()

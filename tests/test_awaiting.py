@@ -423,7 +423,7 @@ async def test_an_error_of_a_hook_keeps_what_it_came_with(slow_daemon: StorageDa
         raise ValueError
 
     async with aioblk.VirtioBlkVhostUser(slow_daemon.socket) as device:
-        device.queue().core.on_bounce = refuse
+        device.queue()._compiled.on_bounce = refuse
         request = device.read(0, BLOCK)
         for _ in range(3):
             with pytest.raises(ValueError) as caught:  # noqa: PT011

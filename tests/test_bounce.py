@@ -195,7 +195,7 @@ class Bench:
         await turns()
 
     async def close(self) -> None:
-        closing = asyncio.create_task(self.pool.aclose())
+        closing = asyncio.create_task(self.pool._aclose())
         while not closing.done():
             await self.work()
         await closing
@@ -326,7 +326,7 @@ async def test_the_device_may_be_given_up_while_a_request_is_being_admitted(
 
     def admit_and_give_up(request: FakeRequest) -> bool:
         admitted = admit(request)
-        bench.pool.lose(OSError("given up"))
+        bench.pool._lose(OSError("given up"))
         return admitted
 
     monkeypatch.setattr(bench.core, "admit", admit_and_give_up)
@@ -400,7 +400,7 @@ class BounceMachine(RuleBasedStateMachine):
             self.core.finish_turn()
             self.driven.settle()
             assert self.progress() != before, "requests wait for ever"
-        closing = self.driven.loop.create_task(self.pool.aclose())
+        closing = self.driven.loop.create_task(self.pool._aclose())
         while not closing.done():
             self.driven.settle()
             self.memory.work()

@@ -7,6 +7,7 @@ Blocks of Python in docs/ are run from the top of a page to its end, with the na
 
 import ast
 import dataclasses
+import enum
 import inspect
 import re
 from collections.abc import Iterator
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import pytest
 
 import aioblk
+from aioblk._native._core import Submitter
 
 from .conftest import SCRATCH_SIZE, StorageDaemonFactory
 from .contract.drivers import BUFFERED, DIRECT, LOOP, NVME, VDUSE, VFIO, VHOST_USER
@@ -135,3 +137,42 @@ def test_the_table_of_capabilities_is_that_of_the_contract() -> None:
         "vduse",
         "vfio",
     ]
+
+
+PUBLIC = sorted(
+    {getattr(aioblk, name) for name in aioblk.__all__ if inspect.isclass(getattr(aioblk, name))},
+    key=lambda kind: kind.__name__,
+)
+
+
+@pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
+def test_what_a_public_class_shows_is_told_of(kind: type) -> None:
+    """So that no completion offers what is not for users. Each field of a record and each member of an
+    enumeration is told of where it is, and what comes from other libraries by those."""
+    text = "\n".join(page.read_text() for page in WITH_README.values())
+    code = re.findall(r"```.*?```", text, re.DOTALL)
+    code += re.findall(r"`[^`\n]+`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    told = set(re.findall(r"\w+", "\n".join(code)))
+    for base in kind.__mro__:
+        if not base.__module__.startswith("aioblk"):
+            told.update(dir(base))
+    if dataclasses.is_dataclass(kind):
+        told.update(field.name for field in dataclasses.fields(kind))
+    if issubclass(kind, enum.Enum):
+        told.update(kind.__members__)
+    assert [name for name in dir(kind) if not name.startswith("_") and name not in told] == []
+
+
+# What a page says of something else counts above, so those that have much to do with each other name it here.
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (aioblk.Queue, {"aclose", "close", "drain", "in_flight", "loop", "spin", "statistics"}),
+        (aioblk.BlockingQueue, {"close", "in_flight", "statistics", "wait"}),
+        (aioblk.BouncePool, {"statistics"}),
+        (aioblk.ArenaBlock, {"buffers", "in_use", "size"}),
+    ],
+)
+def test_what_queues_have_for_each_other_is_not_shown(kind: type, names: set[str]) -> None:
+    requests = {name for name in dir(Submitter) if not name.startswith("_")}
+    assert {name for name in dir(kind) if not name.startswith("_")} - requests == names

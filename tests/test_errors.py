@@ -103,7 +103,7 @@ def test_every_failure_is_an_os_error_that_can_be_pickled_and_copied(kind: type[
     error = kind("because", driver="io_uring", operation="read", offset=1, length=2, filename="/dev/x")
     error.add_note("seen in the test")
     assert isinstance(error, OSError)
-    assert error.errno == kind.default_errno
+    assert error.errno == kind._default_errno
     for twin in (pickle.loads(pickle.dumps(error)), copy.copy(error), copy.deepcopy(error)):
         assert type(twin) is kind
         assert str(twin) == str(error)

@@ -76,7 +76,7 @@ class Once:
 
 
 def core_of(device: aioblk.Device) -> QueueCore:
-    return device.queue().core
+    return device.queue()._compiled
 
 
 def device_core_of(device: aioblk.Device) -> DeviceCore:

@@ -73,9 +73,9 @@ def drive(n, queue, request):
     for _ in range(20):
         if request.done():
             return
-        failing(n, queue.core.flush)
+        failing(n, queue._compiled.flush)
         if select.select([queue._fd], [], [], 0.05)[0]:
-            failing(n, queue.core.on_event)
+            failing(n, queue._compiled.on_event)
 
 async def complete(queue, call):
     for n in range(ALLOCATIONS):
@@ -109,7 +109,7 @@ async def give_up(queue):
     for n in range(ALLOCATIONS):
         first = queue.read(0, BLOCK)
         request = queue.write_zeroes(0, BLOCK)
-        queue.core.flush()
+        queue._compiled.flush()
         failing(n, request.cancel)
         later = failing(n, queue.write, 0, buffer(BLOCK))
         drive(n, queue, request)

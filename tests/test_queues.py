@@ -234,9 +234,9 @@ async def test_a_queue_is_not_given_up_while_its_thread_waits(
         with held(daemon):
             begin.set()
             async with asyncio.timeout(30):
-                while not queue.is_waiting:  # noqa: ASYNC110 (there is no event of it)
+                while not queue._is_waiting:  # noqa: ASYNC110 (there is no event of it)
                     await asyncio.sleep(0)
-            assert not queue.give_up(aioblk.DeviceLostError("not any more"))
+            assert not queue._give_up(aioblk.DeviceLostError("not any more"))
             assert queue.in_flight == 1
         assert await thread == bytes(BLOCK)
 

@@ -665,7 +665,7 @@ async def test_a_region_left_meanwhile_keeps_its_file_for_as_long_as_a_thread_ma
 async def test_bounce_memory_lasts_for_as_long_as_a_thread_may_map_it(
     plain: aioblk.Device, daemon: StorageDaemon
 ) -> None:
-    region = plain.bounce_pool.region
+    region = plain.bounce_pool._region
     assert region is not None
     inode = os.fstat(region.fd).st_ino
     plain.abandon()

@@ -137,7 +137,7 @@ async def main():
         device.abandon("given up")
 
     def pairs():
-        queue.suspend()
+        queue._suspend()
         assert device.lost
         yield (0, BLOCK)
 
