@@ -583,14 +583,14 @@ async def test_a_queue_holds_until_it_is_told_of_the_loss_itself(
             with pytest.raises(aioblk.DeviceLostError):
                 await writing
 
-    abandon = aioblk.Queue.abandon
+    abandon = aioblk.Queue._abandon
 
     def abandon_and_let_others_run(queue: aioblk.Queue, error: aioblk.BlkioError) -> None:
         abandon(queue, error)
         time.sleep(0.02)
 
     monkeypatch.setattr(aioblk._discard, "_discard_and_close", slowly)
-    monkeypatch.setattr(aioblk.Queue, "abandon", abandon_and_let_others_run)
+    monkeypatch.setattr(aioblk.Queue, "_abandon", abandon_and_let_others_run)
     async with blocks as device:
         discarding = device.discard(0, BLOCK)
         await asyncio.to_thread(reached.wait)
