@@ -8,6 +8,7 @@ import os
 import struct
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from multiprocessing import resource_tracker
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -493,6 +494,32 @@ async def test_memory_that_is_collected_while_it_is_exported_is_given_back() -> 
         assert arena.statistics().buffers == 1
         gc.collect()
         assert arena.statistics().buffers == 0
+
+
+def test_what_a_release_calls_is_whole_also_when_it_is_collected_with_the_memory() -> None:
+    """The collector empties what it takes for garbage, in whatever order: to call that would crash."""
+    released: list[int] = []
+
+    class Owner:
+        def __init__(self) -> None:
+            self.log = released
+            self.itself = self
+
+        def give(self) -> None:
+            self.log.append(1)
+
+    class Holder:
+        def __init__(self, memory: Memory) -> None:
+            self.exported = memoryview(View(memory))
+            self.itself = self
+
+    for give in (Owner().give, partial(Owner().give)):
+        Holder(Memory.from_buffer(bytearray(PAGE), on_release=give))
+    del give
+    gc.collect()
+    assert released == [1, 1]
+    gc.collect()
+    assert not any(type(found) is Owner for found in gc.get_objects())
 
 
 # --- forgotten regions --------------------------------------------------------------------------------------

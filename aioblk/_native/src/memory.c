@@ -123,11 +123,17 @@ static PyObject *memory_from_buffer(PyTypeObject *type, PyObject *args, PyObject
     return self;
 }
 
-/* What it refers to, it keeps until the release: a cycle that it is in is broken elsewhere. */
+/* What it refers to, it keeps until the release: a cycle that it is in is broken elsewhere.
+ *
+ * The collector looks again after it has called the finalizers. What the release of memory that is collected while it is
+ * in use will call is hidden from it then, hence kept whole: the collector empties what it takes for garbage, and to call
+ * that would crash. */
 static int memory_traverse(MemoryObject *self, visitproc visit, void *arg)
 {
     Py_VISIT(self->owner);
-    Py_VISIT(self->on_release);
+    if (!self->collected) {
+        Py_VISIT(self->on_release);
+    }
     Py_VISIT(self->source.obj);
     return 0;
 }
@@ -137,6 +143,12 @@ static void release_if_unused(MemoryObject *self)
     if (SHARED_LOAD(self->uses) == 0) {
         release(self);
     }
+}
+
+static void memory_finalize(MemoryObject *self)
+{
+    release_if_unused(self);
+    self->collected = !SHARED_LOAD(self->released);
 }
 
 static void memory_dealloc(MemoryObject *self)
@@ -229,7 +241,7 @@ PyTypeObject Memory_Type = {
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_new = memory_new,
     .tp_traverse = (traverseproc)memory_traverse,
-    .tp_finalize = (destructor)release_if_unused,
+    .tp_finalize = (destructor)memory_finalize,
     .tp_weaklistoffset = offsetof(MemoryObject, weak_references),
     .tp_dealloc = (destructor)memory_dealloc,
     .tp_free = PyObject_GC_Del,

@@ -24,6 +24,7 @@ typedef struct {
     size_t length;
     Py_ssize_t uses; /* exported buffers and requests in flight */
     bool closed, readonly, released;
+    bool collected; /* the collector has found it in use, by what is garbage as well */
     PyObject *owner;      /* kept until release */
     PyObject *on_release; /* called once, without arguments, or NULL */
     Py_buffer source;     /* the buffer that the memory belongs to; source.obj is NULL when there is none */
