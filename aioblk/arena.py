@@ -6,6 +6,7 @@
 import asyncio
 import contextlib
 import ctypes
+import errno
 import mmap
 import os
 import warnings
@@ -106,11 +107,11 @@ class ArenaBlock:
             if locked:
                 _lock(self.memory)
             self._allocator = Allocator(size, granule)
-        except OSError as error:
+        except (OSError, OverflowError, ValueError) as error:  # the latter two: no memory is that large
             self._close_file()
             raise BlkioError(
                 f"a block of {size} bytes cannot be had: {error.args[-1]}",
-                errno=error.errno,
+                errno=(error.errno if isinstance(error, OSError) else None) or errno.ENOMEM,
                 operation="add_block",
             ) from error
         self._unit = huge_page or mmap.PAGESIZE

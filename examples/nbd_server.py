@@ -47,6 +47,8 @@ SIGINT or SIGTERM end the server: what is in flight is finished and answered fir
 whatever clients do. A second one does not wait. A device that is lost is reported; what happens then is up to
 --when-lost. Clients are sent away in any case: nobody knows what is left of what they have not flushed."""
 
+LONGEST_NAME = 4096  # bytes, says the protocol
+LONGEST_WAIT = 1e6  # seconds, what timers of all kinds can do
 BACKLOG = 1024  # who has connected and not been accepted, for a moment
 DEVICE_GRACE = 2.0  # seconds, beyond those of clients, for the device to finish what it has
 
@@ -56,13 +58,23 @@ log = logging.getLogger("nbd")
 def main() -> None:
     options = parse_options()
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    hold_standard_descriptors()
     try:
         device = aioblk.open(options.driver, **aioblk.parse_properties(options.driver, options.properties))
         with asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner:
             status = runner.run(serve(device, options))
     except OSError as error:
         sys.exit(f"nbd_server: {error}")
+    except KeyboardInterrupt:  # before there was anything to finish
+        status = 130
     sys.exit(status)
+
+
+def hold_standard_descriptors() -> None:
+    """What is closed of them becomes /dev/null, not a device or a socket that is sent what is said."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def loop_factory(name: str | None) -> Callable[[], asyncio.AbstractEventLoop] | None:
@@ -217,8 +229,22 @@ def parse_options() -> argparse.Namespace:
         *(("clients", 1), ("requests", 1), ("memory", max(1 << 20, 2 * GRANULE * options.clients))),
         *(("least-rate", 1), ("drain", 0), ("patience", 0)),
     ):
-        if getattr(options, name.replace("-", "_")) < least:
-            parser.error(f"--{name} must be at least {least}")
+        if not (value := getattr(options, name.replace("-", "_"))) >= least:  # nor is it nan
+            parser.error(f"--{name} must be at least {least}, not {value}")
+    for name in ("drain", "patience"):
+        if (value := getattr(options, name)) > LONGEST_WAIT:
+            parser.error(f"--{name} must be at most {LONGEST_WAIT:g}, not {value:g}")
+    if not 0 <= options.port <= 65535:
+        parser.error(f"--port must be from 0 to 65535, not {options.port}")
+    if options.unix == "":
+        parser.error("--unix must be a path, not empty")
+    for name in ("name", "description"):
+        try:
+            length = len(getattr(options, name).encode())
+        except UnicodeEncodeError:
+            parser.error(f"--{name} must be UTF-8, not {getattr(options, name)!r}")
+        if length > LONGEST_NAME:
+            parser.error(f"--{name} must have at most {LONGEST_NAME} bytes, not {length}")
     return options
 
 

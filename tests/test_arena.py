@@ -667,8 +667,9 @@ async def test_a_forgotten_arena_warns_and_leaves_nothing() -> None:
     assert memory_files() == before
 
 
-async def test_memory_that_cannot_be_had_is_an_error_of_ours() -> None:
+@pytest.mark.parametrize("exponent", [44, 62, 63, 64, 100])
+async def test_memory_that_cannot_be_had_is_an_error_of_ours(exponent: int) -> None:
     async with Arena() as arena:
         with pytest.raises(aioblk.BlkioError, match=r"a block of \d+ bytes cannot be had"):
-            await arena.add_block(1 << 62)
+            await arena.add_block(1 << exponent)
         assert arena.blocks == ()

@@ -19,6 +19,7 @@ log = logging.getLogger("nbd")
 
 SAY_EVERY = 60.0  # seconds
 PROBES = 3  # of a peer that is silent, before it is dead
+LONGEST_PROBING = 32767  # seconds, which is as long as the kernel can wait for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +123,7 @@ class Clients:
 
     def _forget(self, client: _Client, _task: object) -> None:
         """A client's end, also when its task was cancelled before it began."""
+        client.task = None  # which keeps the frames in which it was cancelled, and memory with them
         client.stream.close()
         self._shaking_hands.pop(client, None)
         self._admitted.pop(client, None)
@@ -165,8 +167,8 @@ class Clients:
         for option, value in (
             (socket.TCP_NODELAY, 1),
             # A peer that is gone without a word owes nothing, so nothing else would tell.
-            (socket.TCP_KEEPIDLE, max(1, round(patience))),
-            (socket.TCP_KEEPINTVL, max(1, round(patience / PROBES))),
+            (socket.TCP_KEEPIDLE, min(LONGEST_PROBING, max(1, round(patience)))),
+            (socket.TCP_KEEPINTVL, min(LONGEST_PROBING, max(1, round(patience / PROBES)))),
             (socket.TCP_KEEPCNT, PROBES),
             (socket.TCP_USER_TIMEOUT, max(1000, round(patience * 1000))),
         ):

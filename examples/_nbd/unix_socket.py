@@ -2,25 +2,50 @@
 
 import contextlib
 import errno
+import fcntl
 import os
 import socket
 import stat
+import time
 from collections.abc import Generator
+
+LONGEST_PATH = 107  # bytes
+TURN = 0.01  # seconds
+MOST_TURNS = 200
 
 
 @contextlib.contextmanager
 def listen_at(path: str, backlog: int) -> Generator[socket.socket]:
     """A socket that listens at *path*, whose file is removed in the end if it is still the socket's."""
     with socket.socket(socket.AF_UNIX) as listener:
-        _bind(listener, path)
-        ours = _identity(path)
-        listener.listen(backlog)
+        with _alone(path):
+            _bind(listener, path)
+            ours = _identity(path)
+            listener.listen(backlog)
         try:
             yield listener
         finally:
             if _identity(path) == ours:
                 with contextlib.suppress(OSError):
                     os.unlink(path)
+
+
+@contextlib.contextmanager
+def _alone(path: str) -> Generator[None]:
+    """Servers that start at once do so one after the other: a socket that is bound and does not listen yet
+    looks left behind. They lock the directory, which leaves nothing; where it cannot be locked, they do not.
+    """
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            directory = os.open(os.path.dirname(path) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            stack.callback(os.close, directory)
+            for _ in range(MOST_TURNS):  # whoever else locks it may do so for good
+                try:
+                    fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    time.sleep(TURN)  # nobody is served yet
+        yield
 
 
 def _identity(path: str) -> tuple[int, int] | None:
@@ -32,19 +57,28 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _bind(listener: socket.socket, path: str) -> None:
+    if (length := len(os.fsencode(path))) > LONGEST_PATH:
+        raise OSError(
+            errno.ENAMETOOLONG, f"a socket's path has at most {LONGEST_PATH} bytes, not {length}", path
+        )
     try:
-        listener.bind(path)
+        try:
+            listener.bind(path)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE:
+                raise
+            _remove_what_is_left_behind(path)
+            listener.bind(path)
     except OSError as error:
-        if error.errno != errno.EADDRINUSE or not _is_left_behind(path):
-            raise
-        os.unlink(path)
-        listener.bind(path)
+        raise OSError(error.errno, f"cannot listen: {error.strerror}", path) from None
 
 
-def _is_left_behind(path: str) -> bool:
-    """Whether there is a socket at which nobody listens any more, as a server that was killed leaves it."""
+def _remove_what_is_left_behind(path: str) -> None:
+    """Remove a socket at which nobody listens any more, as a server that was killed leaves it."""
     if not stat.S_ISSOCK(os.lstat(path).st_mode):
-        return False
+        raise OSError(errno.EADDRINUSE, "the path is in use, and by no socket; remove that or choose another")
     with socket.socket(socket.AF_UNIX) as probe:
         probe.setblocking(False)
-        return probe.connect_ex(path) == errno.ECONNREFUSED
+        if probe.connect_ex(path) != errno.ECONNREFUSED:
+            raise OSError(errno.EADDRINUSE, "the path is in use by who listens there; choose another")
+    os.unlink(path)

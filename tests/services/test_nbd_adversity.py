@@ -5,17 +5,21 @@ import random
 import resource
 import socket
 import struct
+import subprocess
+import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from _nbd.unix_socket import listen_at
 
 from . import wire
 from .conftest import SIZE
-from .server_process import NbdServer
+from .server_process import EXAMPLES, NbdServer
 from .wire import Client, counted
 
 if TYPE_CHECKING:
@@ -421,13 +425,13 @@ class TakesNothingOfALongReply(Hostile):
 class AnnouncesAndFallsSilent(Hostile):
     def do(self, client: Client) -> None:
         client.connect()
-        client.send(command(wire.WRITE, 32 << 20))
+        client.send(command(wire.WRITE, SIZE))
 
 
 class DripsWhatItSends(Hostile):
     def do(self, client: Client) -> None:
         client.connect()
-        client.send(command(wire.WRITE, 32 << 20))
+        client.send(command(wire.WRITE, SIZE))
         while not self.over():
             client.send(b"x" * 1000)
 
@@ -450,7 +454,7 @@ class ComesAgain(Hostile):
         while not self.over():
             with Client(address) as another, suppress(TimeoutError):
                 another.connect()
-                another.send(command(wire.WRITE, 32 << 20) + b"x" * 10_000)
+                another.send(command(wire.WRITE, SIZE) + b"x" * 10_000)
 
 
 @pytest.mark.parametrize(
@@ -534,6 +538,57 @@ def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(image: Path, tmp
     assert not left.exists()
 
 
+def test_of_servers_that_start_at_once_one_listens(tmp_path: Path) -> None:
+    """Also where a socket was left behind, which each of them finds."""
+    path = str(tmp_path / "left")
+    together = threading.Barrier(4)
+
+    def start() -> bool:
+        together.wait(wire.TIME_LIMIT)
+        with suppress(OSError), listen_at(path, 1):
+            together.wait(wire.TIME_LIMIT)
+            return True
+        together.wait(wire.TIME_LIMIT)
+        return False
+
+    with ThreadPoolExecutor(4) as starters:
+        for _ in range(100):
+            with socket.socket(socket.AF_UNIX) as listener:
+                listener.bind(path)
+            assert sum(starters.map(lambda _: start(), range(4))) == 1
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_standard_descriptors_may_be_closed(image: Path, tmp_path: Path, loop: str) -> None:
+    """What is said is not sent to whom their numbers would be given, and uvloop would abort the process."""
+    path = tmp_path / "nbd.sock"
+    with subprocess.Popen(
+        [
+            *("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, str(EXAMPLES / "nbd_server.py")),
+            *("io_uring", f"path={image}", "--unix", str(path), "--loop", loop),
+        ]
+    ) as process:
+        limit = time.monotonic() + wire.TIME_LIMIT
+        while not path.exists():
+            assert process.poll() is None
+            assert time.monotonic() < limit
+            time.sleep(0.01)  # it has no way to tell
+        with Client(path).connect() as client:
+            assert client.call(wire.FLUSH).error == 0
+        assert {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)} == {os.devnull}
+        process.terminate()
+        assert process.wait(wire.TIME_LIMIT) == 0
+
+
+def test_any_patience_that_is_taken_is_had(image: Path) -> None:
+    """Also more than the kernel has."""
+    with (
+        NbdServer("io_uring", f"path={image}", "--port", "0", "--patience", "1e6") as server,
+        Client(server.address).connect() as client,
+    ):
+        assert client.call(wire.FLUSH).error == 0
+
+
 def test_a_file_that_is_no_socket_is_left_alone(image: Path) -> None:
     with pytest.raises(RuntimeError, match="in use"):
         NbdServer("io_uring", f"path={image}", "--unix", os.fspath(image))
@@ -552,7 +607,8 @@ def test_a_socket_that_others_have_taken_away_is_not_missed(image: Path) -> None
             assert serves(other)
 
 
-def test_what_is_wrong_on_the_command_line_is_said(tmp_path: Path) -> None:
+def test_what_is_wrong_on_the_command_line_is_said(tmp_path: Path, image: Path) -> None:
+    file = ("io_uring", f"path={image}")
     for arguments, words in [
         (("io_uring", "path=/nowhere"), "No such file"),
         (("io_uring",), "path"),
@@ -560,6 +616,17 @@ def test_what_is_wrong_on_the_command_line_is_said(tmp_path: Path) -> None:
         (("io_uring", "path"), "PROPERTY=VALUE"),
         (("io_uring", "path=x", "--memory", "1"), "at least"),
         (("io_uring", "path=x", "--memory", "lots"), "lots"),
+        ((*file, "--memory", "1000000000T"), "a block of .* bytes cannot be had"),
+        ((*file, "--port", "65536"), "--port must be from 0 to 65535, not 65536"),
+        ((*file, "--drain", "nan"), "--drain must be at least 0, not nan"),
+        ((*file, "--patience", "inf"), "--patience must be at most"),
+        ((*file, "--unix", ""), "--unix must be a path"),
+        ((*file, "--unix", "/nowhere/nbd.sock"), "No such file or directory: '/nowhere/nbd.sock'"),
+        ((*file, "--unix", "x" * 108), "at most 107 bytes, not 108"),
+        ((*file, "--unix", file[1].removeprefix("path=")), "by no socket; .*: '/.*'"),
+        ((*file, "--name", "x" * 4097), "--name must have at most 4096 bytes, not 4097"),
+        ((*file, "--description", "\udcff"), "--description must be UTF-8"),
     ]:
-        with pytest.raises(RuntimeError, match=words):
+        with pytest.raises(RuntimeError, match=words) as refused:
             NbdServer(*arguments)
+        assert "Traceback" not in str(refused.value)

@@ -1,13 +1,21 @@
 """How the NBD server divides its memory: nobody can take it all, nobody waits for a client that keeps it."""
 
 import asyncio
+import gc
 import random
-from collections.abc import AsyncIterator
+import socket
+import struct
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
+from _nbd.clients import Clients, Policy
+from _nbd.export import Export
 from _nbd.memory import GRANULE, Memory, Share
 
 import aioblk
+
+from . import wire
 
 CLIENTS = 8
 SIZE = 1 << 20
@@ -112,3 +120,34 @@ def test_too_little_is_refused() -> None:
 
     with pytest.raises(ValueError, match="too little"):
         asyncio.run(make())
+
+
+# --- of clients ---------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_collector() -> Iterator[None]:
+    gc.disable()
+    yield
+    gc.enable()
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_who_is_sent_away_while_sending_leaves_no_memory_in_use(image: Path) -> None:
+    """There is more than one sending away where the device is lost and comes back."""
+    policy = Policy(clients=CLIENTS, patience=TIME_LIMIT, least_rate=1, requests=1, drain=TIME_LIMIT)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        async with aioblk.IoUring(image) as device, aioblk.Arena(SIZE) as arena:
+            clients = Clients(Export(device, arena, name="", description="", clients=CLIENTS), policy)
+            serving = asyncio.create_task(clients.serve(listener))
+            before = arena.statistics().in_use
+            client = await asyncio.to_thread(lambda: wire.Client(listener.getsockname()).connect())
+            with client:
+                client.send(struct.pack(">IHHQQI", 0x25609513, 0, wire.WRITE, 1, 0, SIZE) + b"a beginning")
+                async with asyncio.timeout(TIME_LIMIT):
+                    while arena.statistics().in_use == before:  # noqa: ASYNC110 (nobody tells)
+                        await asyncio.sleep(0.01)  # the kernel brings it
+                await clients.send_away("for the test")
+                assert arena.statistics().in_use == before
+                serving.cancel()
+                await asyncio.wait([serving])
