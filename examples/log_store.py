@@ -16,6 +16,7 @@ often, or is large, would keep checkpoints from where recovery could begin.
 
 import argparse
 import asyncio
+import os
 import sys
 import threading
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -88,6 +89,7 @@ class Lines:
                     self._room.acquire()
                     self._loop.call_soon_threadsafe(self._lines.put_nowait, line)
             except OSError as error:
+                error = OSError(error.errno, f"the standard input cannot be read: {error.strerror}")
                 self._loop.call_soon_threadsafe(self._lines.put_nowait, error)
             self._loop.call_soon_threadsafe(self.end)
 
@@ -114,7 +116,8 @@ async def append_lines(log: LogStore) -> int:
 
     async def append(line: bytes) -> None:
         try:
-            print(await log.append(line), flush=True)
+            number = await log.append(line)
+            put_out(b"%d\n" % number)
         except (LogError, OSError) as error:
             failures.append(error)
             lines.end()
@@ -144,9 +147,9 @@ async def append_lines(log: LogStore) -> int:
 async def print_records(log: LogStore, first: int) -> None:
     try:
         async for record in log.records(first):
-            sys.stdout.buffer.write(record.data + b"\n")
+            put_out(record.data + b"\n", flush=False)
     finally:
-        sys.stdout.flush()
+        put_out()
 
 
 async def run(device: aioblk.Device, options: argparse.Namespace) -> int:
@@ -156,17 +159,38 @@ async def run(device: aioblk.Device, options: argparse.Namespace) -> int:
             return 0
         async with LogStore(device, read_only=options.command != "append") as log:
             for note in log.notes:
-                complain(note)
+                complain(f"{options.device}: {note}")
             match options.command:
                 case "append":
                     return await append_lines(log)
                 case "read":
                     await print_records(log, options.first)
                 case _:
-                    print(f"{log.last} records in {log.used} of {device.capacity} bytes", flush=True)
+                    put_out(b"%d records in %d of %d bytes\n" % (log.last, log.used, device.capacity))
                     if log.damage is not None:
                         raise log.damage
             return 0
+
+
+def put_out(data: bytes = b"", *, flush: bool = True) -> None:
+    try:
+        sys.stdout.buffer.write(data)
+        if flush:
+            sys.stdout.flush()
+    except OSError as error:
+        with open(os.devnull, "wb") as nowhere:  # or the interpreter tries again in the end
+            os.dup2(nowhere.fileno(), 1)
+        raise OSError(error.errno, f"the standard output cannot be written: {error.strerror}") from None
+
+
+def hold_standard_descriptors() -> None:
+    """What is closed of them becomes /dev/null, not a device that is read lines from and sent messages."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    sys.stdin = sys.stdin or open(0)  # noqa: SIM115
+    sys.stdout = sys.stdout or open(1, "w")  # noqa: SIM115
+    sys.stderr = sys.stderr or open(2, "w")  # noqa: SIM115
 
 
 def complain(what: object) -> None:
@@ -185,28 +209,36 @@ def main() -> None:
     )
     parser.add_argument("--force", action="store_true", help="format over whatever is there, without asking")
     options = parser.parse_args()
+    hold_standard_descriptors()
     status = 1
     try:
         properties = aioblk.parse_properties(options.driver, options.properties)
+        options.device = properties.get("path", options.driver)
         try:
             status = asyncio.run(run(aioblk.open(options.driver, **properties), options))
         except OccupiedError as error:
-            if not may_overwrite(error):
+            if not may_overwrite(options.device, error):
                 raise
             options.force = True
             status = asyncio.run(run(aioblk.open(options.driver, **properties), options))
-    except (OSError, LogError) as error:
+    except LogError as error:
+        complain(f"{options.device}: {error}")
+    except OSError as error:
         complain(error)
     except KeyboardInterrupt:
         status = 130
     sys.exit(status)
 
 
-def may_overwrite(error: OccupiedError) -> bool:
+def may_overwrite(device: object, error: OccupiedError) -> bool:
     """Ask whoever sits there; where nobody does, --force says so."""
     if not sys.stdin.isatty():
         raise OccupiedError(f"{error}; --force formats all the same")
-    return input(f"log_store: {error}. Format all the same? [y/N] ").strip().lower() in ("y", "yes")
+    try:
+        answer = input(f"log_store: {device}: {error}. Format all the same? [y/N] ")
+    except EOFError:
+        return False
+    return answer.strip().lower() in ("y", "yes")
 
 
 if __name__ == "__main__":

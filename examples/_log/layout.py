@@ -18,6 +18,7 @@ MARK_EVERY = 1 << 20  # bytes of groups, at most, after which a header says how 
 
 HEADER_MAGIC = b"aioblkl2"
 OLD_MAGIC = b"aioblklg"
+ANY_MAGIC = b"aioblkl"  # of whatever format, with one more byte
 HEADER = struct.Struct("<8sIIQQQQQQI")  # magic, checksum of the rest; then as the fields of Header
 GROUP_MAGIC = b"LGRP"
 GROUP_HEAD = struct.Struct("<4sIQQQIIQ")  # magic, checksum of the rest; then as the fields of GroupHead

@@ -17,6 +17,7 @@ import aioblk
 
 from .errors import LogDamagedError, LogError
 from .layout import (
+    ANY_MAGIC,
     BLOCK,
     GROUP,
     GROUP_HEAD,
@@ -69,6 +70,13 @@ async def read_headers(device: aioblk.Device) -> Headers:
             raise LogError("the device holds a log of an earlier format")
         if first.startswith(HEADER_MAGIC):
             raise LogError("both headers of the log are damaged")
+        if first.startswith(ANY_MAGIC):
+            raise LogError(
+                f"the device holds a log of another format, {first[: len(HEADER_MAGIC)]!r}; this program"
+                f" knows {HEADER_MAGIC!r}"
+            )
+        if device.capacity < 3 * smallest:
+            raise LogError(f"the device has {device.capacity} bytes, and a log {3 * smallest} at least")
         raise LogError("the device holds no log; format it first")
     if newest is None or second is None:
         damaged = 0 if newest is None else block
@@ -78,7 +86,10 @@ async def read_headers(device: aioblk.Device) -> Headers:
     if newest.block < smallest or newest.block % device.limits.request_alignment:
         raise LogError(f"the log was made for blocks of {newest.block} bytes; the device has {smallest}")
     if newest.end > device.capacity:
-        raise LogError(f"the log has {newest.end} bytes, and the device only {device.capacity}")
+        raise LogError(
+            f"the log has {newest.end} bytes, and the device only {device.capacity}: its end is missing, with"
+            " records that were acknowledged; bring it back, from a copy if need be"
+        )
     return Headers(newest, damaged)
 
 

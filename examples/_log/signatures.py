@@ -1,12 +1,14 @@
 """What is known to begin in a certain way, so that it is not overwritten unasked."""
 
-from .layout import HEADER_MAGIC, OLD_MAGIC
+from .layout import ANY_MAGIC, BLOCK, HEADER_MAGIC, OLD_MAGIC
 
 LOOK_AT = 132 << 10  # bytes from the beginning of a device
 
 SIGNATURES = (
     (0, HEADER_MAGIC, "a log"),
     (0, OLD_MAGIC, "a log of an earlier format"),
+    (0, ANY_MAGIC, "a log of another format, or a damaged one"),
+    (BLOCK, ANY_MAGIC, "a log that is damaged"),
     (512, b"EFI PART", "a partition table"),
     (4096, b"EFI PART", "a partition table"),
     (1080, b"\x53\xef", "an ext2, ext3 or ext4 file system"),

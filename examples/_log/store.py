@@ -118,8 +118,12 @@ class LogStore:
         Raises:
             LogDamagedError: records that were acknowledged cannot be read. The device is as it was.
             LogInUseError: another writer has the log open.
-            LogError: the device holds no log.
+            LogError: the device holds no log, or the log is open already.
         """
+        if self._closed is None:
+            raise LogError("the log is open already")
+        self._failed, self._damage = False, None
+        self.notes.clear()
         async with AsyncExitStack() as resources:
             resources.callback(self._lock.release)
             if self._read_only:
@@ -137,14 +141,29 @@ class LogStore:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Wait until everything that was to be appended has been, and let go of the log."""
+        """Wait until everything that was to be appended has been, and let go of the log.
+
+        Also when this is cancelled: what is in flight could land on what the next writer writes.
+        """
         async with self._resources:
             self._closed = self._closed or "the log is closed"
             self._more.set()
-            if self._committing is not None:
-                await asyncio.wait([self._committing])
-            if not (self._read_only or self._failed):
-                await self._mark()
+            finishing = asyncio.get_running_loop().create_task(self._finish())
+            cancelled: asyncio.CancelledError | None = None
+            while not finishing.done():
+                try:
+                    await asyncio.wait([finishing])
+                except asyncio.CancelledError as again:
+                    cancelled = again
+            finishing.result()
+            if cancelled is not None:
+                raise cancelled
+
+    async def _finish(self) -> None:
+        if self._committing is not None:
+            await asyncio.wait([self._committing])
+        if not (self._read_only or self._failed):
+            await self._mark()
 
     @property
     def last(self) -> int:
@@ -319,7 +338,11 @@ class LogStore:
             count += 1
         if count == 0:
             full = self._waiting.pop(0)
-            _settle(full.appended, error=LogFullError("the log is full"))
+            why = (
+                f"the log is full: the record takes {size} bytes, and of {self._capacity} there are"
+                f" {self._capacity - self._end} left; make the device larger, or begin another log"
+            )
+            _settle(full.appended, error=LogFullError(why))
         group, self._waiting = self._waiting[:count], self._waiting[count:]
         return group
 

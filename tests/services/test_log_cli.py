@@ -60,7 +60,8 @@ def test_a_line_that_is_too_long_is_left_out_with_words(image: Path) -> None:
 def test_a_full_log_is_said_once(image: Path) -> None:
     done = call("append", image, given=(b"x" * 500_000 + b"\n") * 40)
     assert done.returncode == 1
-    assert done.stderr == b"log_store: the log is full\n"
+    (words,) = done.stderr.decode().splitlines()
+    assert words.startswith(f"log_store: {image}: the log is full: the record takes 500064 bytes, and of ")
     assert len(done.stdout.split()) == 16
 
 
@@ -70,14 +71,15 @@ def test_formatting_asks(image: Path) -> None:
     assert refused.returncode == 1
     assert b"holds a log, which would be lost; --force formats all the same" in refused.stderr
     assert call("read", image).stdout == b"precious\n"
-    for answer, left in ((b"n\n", b"precious\n"), (b"y\n", b"")):
+    for answer, left in ((b"n\n", b"precious\n"), (b"\x04", b"precious\n"), (b"y\n", b"")):
         ours, theirs = pty.openpty()
         with subprocess.Popen(
             [*PROGRAM, "format", "io_uring", f"path={image}"], stdin=theirs, stdout=theirs, stderr=theirs
         ) as process:
             os.close(theirs)
             os.write(ours, answer)
-            process.wait(TIME_LIMIT)
+            assert process.wait(TIME_LIMIT) == (0 if answer == b"y\n" else 1)
+        assert b"Traceback" not in os.read(ours, 1 << 16)
         os.close(ours)
         assert call("read", image).stdout == left
     call("append", image, given=b"precious\n")
@@ -93,7 +95,7 @@ def test_damage_is_said_and_the_records_before_it_are_read(image: Path) -> None:
     for command in ("append", "read", "info"):
         done = call(command, image, given=b"four\n")
         assert done.returncode == 1
-        assert b"log_store: record 2 is damaged, at offset 12" in done.stderr
+        assert f"log_store: {image}: record 2 is damaged, at offset 12".encode() in done.stderr
         assert done.stdout == {"append": b"", "read": b"one\n"}.get(command, done.stdout)
     assert image.read_bytes() == before
 
@@ -128,3 +130,43 @@ def test_what_is_wrong_is_said(tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.write_bytes(bytes(1 << 16))
     assert b"holds no log; format it first" in call("append", empty).stderr
+
+
+def test_a_log_of_another_format_is_left_alone(image: Path) -> None:
+    for offset in (0, 4096):
+        with image.open("r+b") as file:
+            file.seek(offset)
+            file.write(b"aioblkl3")
+    before = image.read_bytes()
+    assert b"a log of another format, b'aioblkl3'; this program knows" in call("read", image).stderr
+    assert b"a log of another format, or a damaged one, which would be lost" in call("format", image).stderr
+    assert image.read_bytes() == before
+
+
+def call_with(redirections: str, *arguments: str) -> "subprocess.CompletedProcess[bytes]":
+    command = ["sh", "-c", f'exec "$@" {redirections}', "sh", *PROGRAM, *arguments]
+    return subprocess.run(command, capture_output=True, input=b"a line\n", timeout=TIME_LIMIT)
+
+
+def test_standard_descriptors_may_be_closed(image: Path) -> None:
+    """The device does not get their numbers, nor does anything else go wrong."""
+    device = ("io_uring", f"path={image}")
+    assert call("append", image, given=b"one\n").returncode == 0
+    for command in ("append", "read", "info"):
+        done = call_with("<&- >&- 2>&-", command, *device)
+        assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    done = call_with("2>&-", "format", *device)
+    assert (done.returncode, done.stdout) == (1, b"")
+    done = call_with("<&-", "format", *device)
+    assert done.returncode == 1
+    assert b"--force formats all the same" in done.stderr
+    assert call("read", image).stdout == b"one\n"
+
+
+def test_an_output_that_cannot_be_written_is_named(image: Path) -> None:
+    call("append", image, given=b"x" * 100_000)
+    for command in ("append", "read", "info"):
+        done = call_with(">/dev/full", command, "io_uring", f"path={image}")
+        assert done.returncode == 1
+        (words,) = done.stderr.decode().splitlines()
+        assert words == "log_store: [Errno 28] the standard output cannot be written: No space left on device"

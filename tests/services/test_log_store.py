@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, cast
 
 import pytest
-from log_store import LARGEST_RECORD, LogError, LogFullError, LogStore, Record
+from log_store import LARGEST_RECORD, LogError, LogFullError, LogInUseError, LogStore, Record
 from typing_extensions import Buffer
 
 import aioblk
@@ -192,6 +192,35 @@ async def test_a_cancelled_append_harms_nobody(device: aioblk.Device) -> None:
         assert isinstance(outcomes[3], asyncio.CancelledError)
         assert await log.append(b"after") == 11
     assert (await reopened(device))[-1] == b"after"
+
+
+async def test_leaving_that_is_cancelled_leaves_nothing_in_flight(device: aioblk.Device) -> None:
+    """It could land on what the next writer writes."""
+    log = await LogStore(device).__aenter__()
+    appending = [asyncio.create_task(log.append(bytes(100_000))) for _ in range(50)]
+    await asyncio.sleep(0)
+    leaving = asyncio.create_task(log.__aexit__(None, None, None))
+    await asyncio.sleep(0)
+    leaving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await leaving
+    assert log.last == 50
+    assert await asyncio.gather(*appending) == [*range(1, 51)]
+    async with LogStore(device, read_only=True) as reader:
+        assert reader.last == 50
+
+
+async def test_a_log_is_opened_once_at_a_time(device: aioblk.Device) -> None:
+    """And again when it is closed."""
+    log = LogStore(device)
+    for number in (1, 2):
+        async with log:
+            with pytest.raises(LogError, match="open already"):
+                await log.__aenter__()
+            async with LogStore(device, read_only=True):
+                with pytest.raises(LogInUseError):
+                    await LogStore(device).__aenter__()
+            assert await log.append(b"a record") == number
 
 
 async def test_a_device_that_fails_ends_the_log(
