@@ -106,6 +106,9 @@ async def serve(device: aioblk.Device, options: argparse.Namespace) -> int:
                 ending.status = 1
                 ending.begin()
             await asyncio.wait([serving])
+            if ending.status == 0 and clients.refusal is None and (lost := device.lost):
+                log.error("%s while the server ended", lost)  # which nobody has said yet
+                ending.status = 1
             losing.cancel()
             if not serving.cancelled():
                 serving.result()

@@ -300,6 +300,29 @@ def test_a_device_that_is_lost_ends_the_server(image: Path, storage_daemon: "Sto
         assert len(server.errors().splitlines()) == 1
 
 
+@pytest.mark.parametrize("when_lost", ["end", "reconnect"])
+def test_a_device_that_is_lost_in_the_end_is_said(
+    image: Path, storage_daemon: "StorageDaemonFactory", when_lost: str
+) -> None:
+    daemon = storage_daemon(image)
+    with (
+        NbdServer("virtio-blk-vhost-user", f"path={daemon.socket}", "--when-lost", when_lost) as server,
+        Client(server.socket).connect(structured=True) as client,
+        Client(server.socket) as unheard,
+    ):
+        server.expect("the backend .* while the server ended", status=1)
+        unheard.greet()
+        assert client.call(wire.WRITE, 0, 512, data=bytes(512)).error == 0
+        daemon.pause()
+        client.send_command(wire.WRITE, 0, 512, data=bytes(512))
+        server.end()
+        assert unheard.is_closed_by_server()  # the end has begun
+        daemon.kill()
+        assert client.receive_reply().error == EIO
+        assert server.wait() == 1
+        assert len(server.errors().splitlines()) == 1
+
+
 def test_a_device_that_is_lost_may_come_back(image: Path, storage_daemon: "StorageDaemonFactory") -> None:
     """Not for those who were there: they could not tell from a later flush that their writes are lost."""
     daemon = storage_daemon(image)
