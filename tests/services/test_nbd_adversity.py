@@ -585,12 +585,14 @@ def test_of_servers_that_start_at_once_one_listens(tmp_path: Path) -> None:
 def test_standard_descriptors_may_be_closed(image: Path, tmp_path: Path, loop: str) -> None:
     """What is said is not sent to whom their numbers would be given, and uvloop would abort the process."""
     path = tmp_path / "nbd.sock"
-    with subprocess.Popen(
-        [
-            *("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, str(EXAMPLES / "nbd_server.py")),
+    with ExitStack() as stack:
+        command = [
+            *("setpriv", "--pdeathsig", "KILL", "sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh"),
+            *(sys.executable, str(EXAMPLES / "nbd_server.py")),
             *("io_uring", f"path={image}", "--unix", str(path), "--loop", loop),
         ]
-    ) as process:
+        process = stack.enter_context(subprocess.Popen(command))
+        stack.callback(process.kill)  # or its end would be waited for, whatever has failed
         limit = time.monotonic() + wire.TIME_LIMIT
         while not path.exists():
             assert process.poll() is None
