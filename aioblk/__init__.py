@@ -14,15 +14,17 @@ from typing import TYPE_CHECKING
 from ._native._core import Request, View  # before all others: it refuses subinterpreters
 
 # isort: split
-from ._blocking_queue import BlockingQueue
-from ._open import open, parse_properties, parse_size
-from ._properties import Properties
-from ._queue import Queue, QueueStatistics
-from ._wait_queue import WaitQueue, WaitQueueStatistics
-from .arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer, ArenaListener, ArenaStatistics
-from .bounce import BouncePool, BounceStatistics
-from .byte_view import ByteView
-from .device import Device
+from ._device.device import Device
+from ._device.extents import Extent, ExtentKind
+from ._libblkio.limits import Limits
+from ._libblkio.properties import Properties
+from ._memory.arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer, ArenaListener, ArenaStatistics
+from ._memory.bounce import BouncePool, BounceStatistics
+from ._memory.regions import MemoryRegion
+from ._queues.blocking import BlockingQueue
+from ._queues.queue import Queue, QueueStatistics
+from ._sync.wait_queue import WaitQueue, WaitQueueStatistics
+from .addresses import open, parse_properties, parse_size
 from .drivers import IoUring, NvmeIoUring, VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa
 from .errors import (
     AlignmentError,
@@ -36,12 +38,10 @@ from .errors import (
     UnsupportedError,
     UsageError,
 )
-from .extents import Extent, ExtentKind
-from .in_flight import InFlight
-from .limits import Limits
-from .memory import MemoryRegion
-from .socket_stream import DisconnectedError, SocketStream
-from .zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
+from .layers.byte_view import ByteView
+from .layers.zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
+from .services.in_flight import InFlight
+from .services.socket_stream import DisconnectedError, SocketStream
 
 if TYPE_CHECKING:
     __version__: str

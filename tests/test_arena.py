@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import aioblk
-from aioblk.arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer
+from aioblk._memory.arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer
 from aioblk.errors import RegistrationError
 
 from .conftest import LoopError, StorageDaemonFactory

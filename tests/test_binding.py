@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from aioblk import _native
-from aioblk._handle import Blkio
+from aioblk._libblkio.handle import Blkio
 from aioblk._native._blkio import ffi, lib
 
 from .conftest import StorageDaemonFactory

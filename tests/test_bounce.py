@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 import aioblk
-from aioblk.bounce import BouncePool
+from aioblk._memory.bounce import BouncePool
 
 from .conftest import StorageDaemonFactory
 from .support.fake_bounce import FakeDeviceMemory, FakeHandle, FakeQueueCore, FakeRequest

@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aioblk
-from aioblk.byte_view import ByteView
+from aioblk.layers.byte_view import ByteView
 
 from .conftest import StorageDaemonFactory
 from .support.fake_backend import WRITE, FakeBackend

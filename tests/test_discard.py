@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import aioblk
-from aioblk._discard import MOST_AT_A_TIME
+from aioblk._queues.discard import MOST_AT_A_TIME
 
 from .support.devices import BLOCK, Target, pattern
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import aioblk
-import aioblk.extents as extents_module
+import aioblk._device.extents as extents_module
 from aioblk import Extent, ExtentKind
 
 from .conftest import SCRATCH_SIZE, StorageDaemonFactory

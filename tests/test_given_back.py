@@ -111,7 +111,7 @@ async def test_where_it_is_not_certain_which_rings_are_ours_closing_waits(
         waited.append("waited" if since > 0 else "had nothing to wait for")
         wait(since)
 
-    monkeypatch.setattr("aioblk._handle.wait_for_the_kernel", wait_and_tell)
+    monkeypatch.setattr("aioblk._libblkio.handle.wait_for_the_kernel", wait_and_tell)
     async with aioblk.IoUring(scratch_file) as device:
         await device.read(0, BLOCK)
     assert waited == ["waited"]

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 import aioblk
-import aioblk._discard
+import aioblk._queues.discard
 
 from .conftest import StorageDaemonFactory
 from .support.devices import held, pattern
@@ -504,14 +504,14 @@ async def test_a_discard_that_a_thread_carries_out_is_waited_for(
     loop_device: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, may_go_on = threading.Event(), threading.Event()
-    discard_and_close = aioblk._discard._discard_and_close
+    discard_and_close = aioblk._queues.discard._discard_and_close
 
     def slowly(own: int, offset: int, length: int) -> None:
         reached.set()
         may_go_on.wait(PATIENCE)
         discard_and_close(own, offset, length)
 
-    monkeypatch.setattr(aioblk._discard, "_discard_and_close", slowly)
+    monkeypatch.setattr(aioblk._queues.discard, "_discard_and_close", slowly)
     async with aioblk.IoUring(loop_device) as device:
         discarding = device.discard(0, BLOCK)
         await asyncio.to_thread(reached.wait)
@@ -535,7 +535,7 @@ async def test_a_thread_without_a_loop_closes_its_queue_while_a_discard_waits(
     loop_device: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     reached, may_go_on, submitted = threading.Event(), threading.Event(), threading.Event()
-    discard_and_close = aioblk._discard._discard_and_close
+    discard_and_close = aioblk._queues.discard._discard_and_close
     blocks = aioblk.IoUring(loop_device, num_queues=2)
 
     def slowly(own: int, offset: int, length: int) -> None:
@@ -549,7 +549,7 @@ async def test_a_thread_without_a_loop_closes_its_queue_while_a_discard_waits(
             submitted.set()
         return waiting
 
-    monkeypatch.setattr(aioblk._discard, "_discard_and_close", slowly)
+    monkeypatch.setattr(aioblk._queues.discard, "_discard_and_close", slowly)
     async with blocks as device:
         discarding = device.discard(0, BLOCK)
         await asyncio.to_thread(reached.wait)
@@ -567,7 +567,7 @@ async def test_a_queue_holds_until_it_is_told_of_the_loss_itself(
 ) -> None:
     """What the device was given up with may still land."""
     reached, may_go_on, submitted = threading.Event(), threading.Event(), threading.Event()
-    discard_and_close = aioblk._discard._discard_and_close
+    discard_and_close = aioblk._queues.discard._discard_and_close
     blocks = aioblk.IoUring(loop_device, num_queues=2)
 
     def slowly(own: int, offset: int, length: int) -> None:
@@ -589,7 +589,7 @@ async def test_a_queue_holds_until_it_is_told_of_the_loss_itself(
         abandon(queue, error)
         time.sleep(0.02)
 
-    monkeypatch.setattr(aioblk._discard, "_discard_and_close", slowly)
+    monkeypatch.setattr(aioblk._queues.discard, "_discard_and_close", slowly)
     monkeypatch.setattr(aioblk.Queue, "_abandon", abandon_and_let_others_run)
     async with blocks as device:
         discarding = device.discard(0, BLOCK)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import aioblk
-from aioblk._blocking import BlockingCall, call_elsewhere, run_blocking
+from aioblk._sync.blocking import BlockingCall, call_elsewhere, run_blocking
 
 from .conftest import StorageDaemonFactory
 from .support.devices import BLOCK, Target

@@ -14,9 +14,9 @@ from typing import cast
 
 import pytest
 
-from aioblk._handle import Blkio, MemRegion
+from aioblk._libblkio.handle import Blkio, MemRegion
+from aioblk._libblkio.properties import State
 from aioblk._native._blkio import ffi
-from aioblk._properties import State
 from aioblk.errors import (
     AlignmentError,
     BlkioError,
@@ -218,7 +218,7 @@ def test_a_forked_child_leaves_the_device_to_its_parent(storage_daemon: StorageD
     """In a process of its own: forking one that has threads is not for the test runner."""
     script = f"""if True:
         import os
-        from aioblk._handle import Blkio
+        from aioblk._libblkio.handle import Blkio
         with Blkio("virtio-blk-vhost-user") as device:
             device.set("path", {str(storage_daemon().socket)!r})
             device.connect()
@@ -490,7 +490,7 @@ def test_an_instance_whose_queues_are_in_use_is_leaked_rather_than_destroyed(scr
     """In a process of its own, which it leaves with the instance."""
     script = f"""if True:
         import warnings
-        from aioblk._handle import Blkio
+        from aioblk._libblkio.handle import Blkio
         from tests.support.blocking_io import BlockingQueue, queue_of
         device = Blkio("io_uring")
         device.set("path", {str(scratch_file)!r})
@@ -528,7 +528,7 @@ def test_a_driver_that_cannot_add_queues_says_so(vhost_user: Blkio) -> None:
 )
 def test_a_process_without_io_uring_is_told_why(scratch_file: Path, number: int, reason: str) -> None:
     script = f"""if True:
-        from aioblk._handle import Blkio
+        from aioblk._libblkio.handle import Blkio
         from aioblk.errors import BlkioError
         from tests.support.no_io_uring import forbid_io_uring
         forbid_io_uring({number})

@@ -14,9 +14,9 @@ import pytest
 import uvloop
 
 import aioblk
+from aioblk._device.recovery import Recovery
+from aioblk._libblkio.refusals import Refusals
 from aioblk._native._core import DeviceCore, Memory, QueueCore
-from aioblk._reconnect import Recovery
-from aioblk._refusals import Refusals
 from aioblk.errors import request_error
 
 from .conftest import StorageDaemonFactory
@@ -131,7 +131,7 @@ async def test_while_an_error_is_made_for_who_asks(
     daemon: StorageDaemon, order: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error is as it was, for who asks again."""
-    monkeypatch.setattr("aioblk._refusals.request_error", Once(order, request_error))
+    monkeypatch.setattr("aioblk._libblkio.refusals.request_error", Once(order, request_error))
     async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
         batch = device.read_many([(device.capacity, BLOCK)])
         await settled(batch)
@@ -207,7 +207,7 @@ def test_while_the_errors_of_a_batch_are_made(
     order: type[BaseException],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("aioblk._refusals.request_error", Once(order, request_error))
+    monkeypatch.setattr("aioblk._libblkio.refusals.request_error", Once(order, request_error))
 
     async def work() -> list[Any]:
         async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
@@ -375,7 +375,7 @@ async def test_in_a_thread_without_a_loop(
     storage_daemon: StorageDaemonFactory, order: type[BaseException], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """wait() raises it, and goes on when it is called again."""
-    monkeypatch.setattr("aioblk._refusals.request_error", Once(order, request_error))
+    monkeypatch.setattr("aioblk._libblkio.refusals.request_error", Once(order, request_error))
     daemon = storage_daemon(num_queues=2)
     async with aioblk.VirtioBlkVhostUser(daemon.socket, num_queues=2) as device:
         with device.blocking_queue(1) as queue:

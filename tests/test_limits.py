@@ -10,11 +10,11 @@ from typing import Any, cast
 
 import pytest
 
-from aioblk._handle import Blkio
+from aioblk._libblkio.handle import Blkio
+from aioblk._libblkio.limits import LARGEST_TRANSFER, Limits, nvme_max_transfer
+from aioblk._libblkio.properties import PropertyValue, State
 from aioblk._native._blkio import ffi
-from aioblk._properties import PropertyValue, State
 from aioblk.errors import BlkioError, PropertyError
-from aioblk.limits import LARGEST_TRANSFER, Limits, nvme_max_transfer
 
 from .conftest import StorageDaemonFactory
 from .support.blocking_io import BlockingQueue

@@ -1,6 +1,6 @@
 """A region that a thread is telling another instance of: whoever is rid of it meanwhile waits for nobody."""
 
-from aioblk._loans import Loans
+from aioblk._libblkio.loans import Loans
 
 
 def test_what_is_not_lent_goes_at_once() -> None:

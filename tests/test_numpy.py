@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import aioblk
-from aioblk._buffers import SupportsArrayInterface
+from aioblk._native.buffers import SupportsArrayInterface
 
 from .support.devices import BLOCK, pattern
 

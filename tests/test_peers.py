@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import aioblk
-from aioblk._handle import Blkio
+from aioblk._libblkio.handle import Blkio
 
 from .support.devices import BLOCK
 from .support.fake_backend import FakeBackend

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aioblk._handle import Blkio
+from aioblk._libblkio.handle import Blkio
+from aioblk._libblkio.properties import DRIVERS, PROPERTIES, Kind, Properties, Property, State, lookup
 from aioblk._native._blkio import ffi, lib
-from aioblk._properties import DRIVERS, PROPERTIES, Kind, Properties, Property, State, lookup
 from aioblk.errors import OptionError, PropertyError
 
 from .conftest import StorageDaemonFactory

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 import aioblk
-from aioblk._reconnect import incompatibility
-from aioblk.memory import DeviceMemory
+from aioblk._device.recovery import incompatibility
+from aioblk._memory.regions import DeviceMemory
 
 from .conftest import StorageDaemonFactory
 from .support.devices import BLOCK, held, pattern

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aioblk
-from aioblk.limits import Limits
+from aioblk._libblkio.limits import Limits
 
 from .support.devices import BLOCK, Target, pattern
 

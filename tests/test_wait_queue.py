@@ -8,7 +8,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from aioblk._wait_queue import WaitQueue
+from aioblk._sync.wait_queue import WaitQueue
 
 from .support.turns import DrivenLoop
 

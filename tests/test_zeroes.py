@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 
 import aioblk
-import aioblk._connection
-import aioblk._reconnect
-import aioblk.device
-from aioblk._handle import Blkio
-from aioblk._reconnect import Again
-from aioblk.limits import Limits
+import aioblk._device.connection
+import aioblk._device.device
+import aioblk._device.recovery
+from aioblk._device.recovery import Again
+from aioblk._libblkio.handle import Blkio
+from aioblk._libblkio.limits import Limits
 
 from .support.devices import BLOCK, pattern
 from .support.fake_backend import WRITE, FakeBackend
@@ -43,7 +43,7 @@ async def behind_regions(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[aiobl
         limits = Limits.read(handle)
         return replace(limits, needs_mem_regions=True, max_mem_regions=100)
 
-    monkeypatch.setattr(aioblk._connection, "Limits", type("_", (), {"read": staticmethod(read)}))
+    monkeypatch.setattr(aioblk._device.connection, "Limits", type("_", (), {"read": staticmethod(read)}))
     fd = os.memfd_create("disk")
     try:
         async with aioblk.IoUring(fd=fd, bounce_pool_size=1 << 20) as device:
@@ -140,8 +140,8 @@ def taken_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         kept.extend(os.open(other, os.O_RDWR) for _ in range(32))
         return connect_again_as_ever(*arguments)
 
-    connect_again_as_ever = aioblk._reconnect.connect_again
-    monkeypatch.setattr(aioblk.device, "connect_again", connect_again)
+    connect_again_as_ever = aioblk._device.recovery.connect_again
+    monkeypatch.setattr(aioblk._device.device, "connect_again", connect_again)
     yield
     for fd in kept:
         os.close(fd)

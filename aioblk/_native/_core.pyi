@@ -6,7 +6,7 @@ from contextvars import Context
 from types import TracebackType
 from typing import Any, Literal, Self, TypeVar, final, overload
 
-from .._buffers import BytesLike
+from .buffers import BytesLike
 
 _T_co = TypeVar("_T_co", covariant=True)
 

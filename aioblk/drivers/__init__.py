@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 
-from .._properties import IO_URING, NVME_IO_URING, VFIO_PCI, VHOST_USER, VHOST_VDPA
-from ..device import Device
+from .._device.device import Device
+from .._libblkio.properties import IO_URING, NVME_IO_URING, VFIO_PCI, VHOST_USER, VHOST_VDPA
 from .io_uring import IoUring
 from .nvme_io_uring import NvmeIoUring
 from .virtio_blk import VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa

@@ -2,10 +2,10 @@
 
 from typing import final
 
-from .._descriptor import LARGEST_FILE
-from .._properties import IO_URING
-from ..device import Device
-from ._options import DEFAULT_BOUNCE_POOL_SIZE, Checks, DriverOptions, StrPath
+from .._device.device import Device
+from .._libblkio.descriptor import LARGEST_FILE
+from .._libblkio.options import DEFAULT_BOUNCE_POOL_SIZE, Checks, DriverOptions, StrPath
+from .._libblkio.properties import IO_URING
 
 __all__ = ["IoUring"]
 

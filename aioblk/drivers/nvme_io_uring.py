@@ -2,9 +2,9 @@
 
 from typing import final
 
-from .._properties import NVME_IO_URING
-from ..device import Device
-from ._options import DEFAULT_BOUNCE_POOL_SIZE, Checks, DriverOptions, StrPath
+from .._device.device import Device
+from .._libblkio.options import DEFAULT_BOUNCE_POOL_SIZE, Checks, DriverOptions, StrPath
+from .._libblkio.properties import NVME_IO_URING
 
 __all__ = ["NvmeIoUring"]
 

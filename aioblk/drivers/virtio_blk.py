@@ -2,9 +2,9 @@
 
 from typing import final
 
-from .._properties import VFIO_PCI, VHOST_USER, VHOST_VDPA
-from ..device import Device
-from ._options import DEFAULT_BOUNCE_POOL_SIZE, Checks, DriverOptions, StrPath
+from .._device.device import Device
+from .._libblkio.options import DEFAULT_BOUNCE_POOL_SIZE, Checks, DriverOptions, StrPath
+from .._libblkio.properties import VFIO_PCI, VHOST_USER, VHOST_VDPA
 
 __all__ = ["VirtioBlkVfioPci", "VirtioBlkVhostUser", "VirtioBlkVhostVdpa"]
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from aioblk._handle import Blkio
+from aioblk._libblkio.handle import Blkio
 from aioblk._native._blkio import ffi, lib
 
 if TYPE_CHECKING:

@@ -519,7 +519,7 @@ bool request_cancel_io(Request *r, PyObject *message)
  */
 static void call_scopes(Request *r, const char *function)
 {
-    PyObject *scopes = PyImport_ImportModule("aioblk._scopes");
+    PyObject *scopes = PyImport_ImportModule("aioblk._sync.scopes");
     PyObject *answer = scopes ? PyObject_CallMethod(scopes, function, NULL) : NULL;
     if (!answer) {
         (void)put_off_exception(r->queue, scopes);

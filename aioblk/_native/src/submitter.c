@@ -206,7 +206,7 @@ static PyObject *submitter_write_many(METHOD_ARGUMENTS)
     return submit_batch(self, args, count, names, OP_WRITE, false, &signature, 2);
 }
 
-/* ---- zones: aioblk.zones gives these their public form ----------------------------------------------------------- */
+/* ---- zones: aioblk.layers.zones gives these their public form ----------------------------------------------------------- */
 
 static PyObject *submitter_report_zones(Submitter *self, PyObject *args)
 {

@@ -1,0 +1,1 @@
+"""libblkio as Python, without asyncio: instances, properties, limits, options, refusals."""

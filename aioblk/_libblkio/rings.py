@@ -1,0 +1,130 @@
+"""The rings of an io_uring device, and how their file is given back with the device.
+
+The kernel takes a closed ring apart later, some 20 to 40 ms: until then the file that libblkio has registered
+with it stays in use. It cannot be unmounted or detached meanwhile, and a lock on the caller's descriptor
+stays. Taking the file out of the ring before it is closed ends that at once.
+
+libblkio does not hand out its rings' descriptors, but the process's own descriptor table shows them: those
+that have come while the device was started. Other rings may come and go in other threads meanwhile, so they
+are only taken for ours where there can be no doubt. Elsewhere, closing waits for as long as the kernel needs.
+"""
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple, TypeVar
+
+from .._native._blkio import lib
+
+__all__ = [
+    "Ring",
+    "find_new",
+    "memory_may_come_back",
+    "note_end",
+    "release_files",
+    "still_there",
+    "wait_for_the_kernel",
+]
+
+T = TypeVar("T")
+
+_TAKING_APART = 0.05  # seconds that the kernel needs for it
+_COUNTED_ON = 0.5  # seconds; more than enough
+
+_turn = threading.Lock()  # of whoever has rings made
+os.register_at_fork(after_in_child=lambda: _renew_turn())  # another thread may have had it
+_last_end = float("-inf")
+
+
+class Ring(NamedTuple):
+    """One of this process's rings."""
+
+    fd: int
+    inode: int
+
+
+def find_new(make: Callable[[], T], count: int) -> tuple[T, frozenset[Ring] | None]:
+    """Call *make*, which makes so many rings; its result, and which they are. None: that is not certain."""
+    with _turn:
+        before = _try_to_find()
+        result = make()
+        after = _try_to_find()
+    if before is None or after is None:
+        return result, None
+    new = after - before
+    certain = len(new) == count == len({ring.inode for ring in new}) and not _share_inodes(new)
+    return result, new if certain else None
+
+
+def _renew_turn() -> None:
+    global _turn
+    _turn = threading.Lock()
+
+
+def still_there(rings: frozenset[Ring]) -> frozenset[Ring]:
+    """Those that have not been closed meanwhile."""
+    return frozenset(ring for ring in rings if _is_there(ring))
+
+
+def release_files(rings: frozenset[Ring] | None) -> bool:
+    """Take the file out of rings that are about to be closed, and have nothing in flight.
+
+    False: it could not be done for each, and :func:`wait_for_the_kernel` once they are closed does it.
+    """
+    if rings is None:
+        return False
+    return all(_is_there(ring) and lib.io_uring_unregister_files(ring.fd) == 0 for ring in rings)
+
+
+def note_end() -> float:
+    """Rings have been closed just now; returns when that is."""
+    global _last_end
+    _last_end = time.monotonic()
+    return _last_end
+
+
+def wait_for_the_kernel(since: float) -> None:
+    """Block until the kernel has had the time to take apart what was closed then."""
+    time.sleep(max(since + _TAKING_APART - time.monotonic(), 0))
+
+
+def memory_may_come_back() -> bool:
+    """Whether the kernel may still count the memory of rings as locked that have been closed."""
+    return time.monotonic() - _last_end < _COUNTED_ON
+
+
+def _is_there(ring: Ring) -> bool:
+    try:
+        return os.fstat(ring.fd).st_ino == ring.inode
+    except OSError:
+        return False
+
+
+def _try_to_find() -> frozenset[Ring] | None:
+    try:
+        return _find()
+    except OSError:
+        return None
+
+
+def _find() -> frozenset[Ring]:
+    found: set[Ring] = set()
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # closed meanwhile; the listing's own descriptor is, for one
+            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[io_uring]":
+                found.add(Ring(int(name), os.fstat(int(name)).st_ino))
+    return frozenset(found)
+
+
+def _share_inodes(rings: frozenset[Ring]) -> bool:
+    """Whether the kernel is an old one that gives all rings one inode: a number may have changed hands."""
+    try:
+        event = os.eventfd(0, os.EFD_CLOEXEC)
+    except OSError:
+        return True  # as far as can be told
+    try:
+        return os.fstat(event).st_ino in {ring.inode for ring in rings}
+    finally:
+        os.close(event)

@@ -1,0 +1,373 @@
+"""A queue of a device, bound to one event loop: its reader, its bounce pool, draining, and loss."""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from types import TracebackType
+from typing import Any, Literal, NoReturn, Self, cast, final
+
+from .._libblkio.handle import Blkio
+from .._libblkio.properties import Properties
+from .._memory.bounce import BouncePool
+from .._memory.regions import DeviceMemory
+from .._native._core import DeviceCore, QueueCore, Submitter
+from .._sync.loops import running_loop
+from .._sync.scopes import shielded, shielded_if_cancelled
+from .._sync.tasks import start_steadfast_task
+from ..errors import BlkioError, DeviceClosedError, OptionError, UsageError
+from .discard import BlockDiscard
+from .silence import SilenceWatch
+
+__all__ = ["Queue", "QueueContext", "QueueStatistics"]
+
+LONGEST_SPIN = 0.001
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class QueueStatistics:
+    """What a queue has done since it was opened."""
+
+    submitted: int
+    """Requests accepted; a batch counts as its items."""
+    completed: int
+    failed: int
+    cancelled: int
+    in_flight: int
+    """Requests that the device has not finished, cancelled ones included."""
+    bytes_read: int
+    bytes_written: int
+    parts: int
+    """libblkio requests completed; more than requests where they had to be split."""
+    bounced_bytes: int
+    """Bytes that were copied because the device could not reach the caller's memory."""
+    inline_completions: int
+    """Requests that had completed by the time their method returned."""
+    flushes: int
+    """Turns of the loop that submitted something."""
+    do_io_calls: int
+    events: int
+    """Times the loop found the completion descriptor readable."""
+    empty_events: int
+    direct_wakes: int
+    """Tasks that were resumed without a detour through the loop."""
+
+    @classmethod
+    def of(cls, core: QueueCore) -> Self:
+        return cls(**core.statistics())
+
+    @classmethod
+    def none(cls) -> Self:
+        """Of no queue at all."""
+        return cls(*(0 for _ in fields(cls)))
+
+    def __add__(self, other: "QueueStatistics") -> "QueueStatistics":
+        return QueueStatistics(
+            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(QueueStatistics))
+        )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class QueueContext:
+    """What the queues of one device have in common."""
+
+    handle: Blkio
+    device: DeviceCore
+    memory: DeviceMemory
+    bounce_pool_size: int
+    discards_by_hook: bool
+    """Whether discards go by ioctl; see _discard."""
+    on_broken: Callable[[int], object]
+    """Called, in the queue's thread, with the errno of a queue that broke down."""
+    lost_after: float | None
+    """Seconds that a request may remain unanswered; None: for ever."""
+    on_silence: Callable[[str], object]
+    """Called, in the queue's thread, with what has not been answered."""
+    on_released: Callable[[Any], object]
+    """Called, in the queue's thread, when a queue is free for others."""
+
+    @property
+    def depth(self) -> int:
+        """Entries of the ring: libblkio is given what fits; the others wait where they can be cancelled."""
+        if "num-entries" in Properties(self.handle):
+            return 2 * cast(int, self.handle.get("num-entries"))
+        return cast(int, self.handle.get("queue-size"))
+
+
+@final
+class Queue(Submitter):
+    """One queue of a device, used from the event loop (and thread) that it was bound to.
+
+    ``async with dev.queue(1) as queue:`` binds queue 1 to the running loop, which may be another one, in
+    another thread, than the device's. Leaving the block waits for what is in flight and frees the queue for
+    others.
+    """
+
+    def __init__(self, context: QueueContext, index: int, *, poll: bool = False) -> None:
+        """Bind queue *index* of a started device to the running loop; *poll*: of its poll queues."""
+        self.index = index
+        self.poll = poll
+        self.device: object = None
+        """Once the queue was handed out: it keeps the device, which ends with its last reference."""
+        self._context = context
+        self._loop = running_loop("queue", context.handle.driver)
+        self._thread = threading.get_ident()
+        self._drained: asyncio.Future[None] | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._taken = False
+        address, self._fd = self._take()
+        try:
+            core = QueueCore(context.device, address, self._fd, self._loop, context.depth)
+            if context.discards_by_hook:
+                core.on_discard = BlockDiscard(context.handle, core)
+            self.bounce_pool: BouncePool = BouncePool(
+                core, context.handle, context.memory, maximum=context.bounce_pool_size
+            )
+            """The memory through which requests go whose own memory the device cannot reach."""
+            self._core = core
+            self._lost = False
+            self._disposed = False
+            self._watch: SilenceWatch | None = None
+            self._attach()
+        except BaseException:
+            self._give()
+            raise
+
+    def _take(self) -> tuple[int, int]:
+        """The address of libblkio's queue, and its completion descriptor: ours until :meth:`_give`."""
+        handle = self._context.handle
+        address, fd = handle.take_queue(self.index, poll=self.poll)
+        self._taken = True
+        if not self.poll:
+            handle.enable_completion_fd(address)
+        return address, fd
+
+    def _give(self) -> None:
+        """The compiled part does not know the address any more."""
+        if self._taken:
+            self._taken = False
+            self._context.handle.give_queue(self.index, poll=self.poll)
+
+    def _attach(self) -> None:
+        self._attached = True
+        self._compiled.on_broken = self._context.on_broken
+        if self._fd >= 0:
+            self._loop.add_reader(self._fd, self._compiled.on_event)
+        if self._context.lost_after is not None:
+            self._watch = SilenceWatch(
+                self._compiled, self._loop, self._context.lost_after, self._context.on_silence
+            )
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def drain(self) -> None:
+        """Wait until nothing is in flight, cancelled requests included."""
+        with shielded_if_cancelled():
+            while self._compiled.in_flight:
+                if self._drained is None or self._drained.done():
+                    self._drained = self._loop.create_future()
+                    self._compiled.on_idle = self._on_idle
+                await asyncio.shield(self._drained)
+
+    def close(self, reason: Literal["closed", "lost"] = "closed") -> None:
+        """Refuse new requests from now on."""
+        self._compiled.close(reason)
+
+    async def aclose(self) -> None:
+        """Refuse new requests, wait for those in flight and free the queue; idempotent.
+
+        A task that is cancelled here does not wait any longer; closing goes on without it.
+        """
+        if self._closing is None and running_loop("close queue") is not self._loop:
+            handle = self._context.handle
+            raise UsageError(
+                f"{self!r} belongs to another event loop; close() is for any thread",
+                driver=handle.driver,
+                operation="close queue",
+                filename=handle.filename,
+            )
+        with shielded_if_cancelled():
+            await asyncio.shield(self._start_closing())
+
+    def _close_soon(self) -> None:
+        """Have the queue closed on its own loop, from any thread. Nothing happens while that does not run."""
+        if self._is_bound_here() and asyncio.get_running_loop() is self._loop:
+            _ = self._start_closing()
+        else:
+            with contextlib.suppress(RuntimeError):  # that loop is closed
+                self._loop.call_soon_threadsafe(self._start_closing)
+
+    def _start_closing(self) -> asyncio.Task[None]:
+        if self._closing is None:
+            self.close("lost" if self._lost else "closed")
+            self._closing = start_steadfast_task(self._loop, self._close())
+        return self._closing
+
+    async def _close(self) -> None:
+        await self.drain()
+        try:
+            await self.bounce_pool._aclose()  # pyright: ignore[reportPrivateUsage]
+        finally:
+            self._dispose()
+            self._context.on_released(self)
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with shielded():
+            await self.aclose()
+
+    def _abandon(self, error: BlkioError) -> None:
+        """The device is lost: fail what is in flight. From any thread."""
+        if not self._is_bound_here():
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody waits there
+                self._loop.call_soon_threadsafe(self._abandon, error)
+            return
+        self._lost = True
+        self.close("lost")
+        self._detach()
+        try:
+            self._compiled.abandon(error)
+        finally:
+            self._give()
+            self.bounce_pool._lose(error)  # pyright: ignore[reportPrivateUsage]
+
+    def _suspend(self) -> None:
+        """The device is gone, and may come back: take what it has done, and keep what it has not. As a
+        callback of the loop."""
+        if self._lost or not self._attached:
+            return
+        try:
+            self._compiled.flush()
+        finally:
+            if self._attached:  # who was woken may have given the device up
+                self._detach()
+                self._compiled.suspend()
+                self._give()
+
+    def _recall(self) -> None:
+        """The device that is gone cannot do anything any more: what it had will be issued again."""
+        if self._is_suspended:
+            self._compiled.recall()
+
+    def _resume(self) -> None:
+        """The device is back after a suspension: go on."""
+        if self._is_suspended:
+            self._go_on()
+
+    def _reopen(self) -> None:
+        """The lost device is back: accept requests again."""
+        if self._lost and self._closing is None and not self._disposed:
+            self._lost = False
+            self._go_on()
+
+    @property
+    def _is_suspended(self) -> bool:
+        return not (self._lost or self._attached or self._disposed)
+
+    def _go_on(self) -> None:
+        address, self._fd = self._take()
+        try:
+            self._compiled.resume(address, self._fd, self._context.depth)
+            self._attach()
+        except BaseException:
+            self._give()
+            raise
+
+    def _give_up(self, error: BlkioError) -> None:
+        """The queue's loop does not run any more: close the queue from another one."""
+        self.close()
+        with contextlib.suppress(RuntimeError):  # those who wait are not woken
+            self._compiled.abandon(error)
+        self.bounce_pool._lose(error)  # pyright: ignore[reportPrivateUsage]
+        self._dispose()
+        self._context.on_released(self)
+
+    def _dispose(self) -> None:
+        """Let go of the drained queue; the device may be destroyed."""
+        self._disposed = True
+        self._detach()
+        self._compiled.dispose()
+        self._give()
+
+    def _detach(self) -> None:
+        # libblkio closes the descriptor with the device, and the next device gets its number.
+        if self._attached:
+            self._attached = False
+            if self._fd >= 0 and not self._loop.is_closed():
+                self._loop.remove_reader(self._fd)
+            if self._watch is not None:
+                self._watch.stop()
+        self._compiled.on_broken = None
+
+    def _on_idle(self) -> None:
+        """What fails here for want of memory, or is interrupted, is called once more."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon(self._end_drain)
+        self._compiled.on_idle = None
+
+    def _end_drain(self) -> None:
+        if self._drained is not None and not self._drained.done():
+            self._drained.set_result(None)
+
+    # --- what it is -----------------------------------------------------------------------------------------
+
+    @property
+    def _compiled(self) -> QueueCore:
+        """The compiled part."""
+        assert self._core is not None
+        return self._core
+
+    @property
+    def _is_closed(self) -> bool:
+        """Whether it is free for others."""
+        return self._disposed
+
+    @property
+    def loop(self) -> asyncio.AbstractEventLoop:
+        """The loop that the queue belongs to."""
+        return self._loop
+
+    @property
+    def in_flight(self) -> int:
+        """Requests that the device has not finished, cancelled ones included."""
+        return self._compiled.in_flight
+
+    def _is_bound_here(self) -> bool:
+        """Whether the caller runs in the thread that the queue belongs to."""
+        return self._thread == threading.get_ident()
+
+    def statistics(self) -> QueueStatistics:
+        """A snapshot of the counters."""
+        return QueueStatistics.of(self._compiled)
+
+    @property
+    def spin(self) -> float:
+        """The longest time, in seconds, to wait actively for a completion before the loop sleeps; 0: never.
+
+        It pays where a completion takes less time than waking a sleeping processor, and the device works on
+        another processor than the loop; on the same one it only takes the device's time away.
+        """
+        return self._compiled.spin_ns / 1e9
+
+    @spin.setter
+    def spin(self, seconds: float) -> None:
+        if not 0 <= seconds <= LONGEST_SPIN:
+            raise OptionError(f"spin must be from 0 to {LONGEST_SPIN} seconds, not {seconds}")
+        self._compiled.spin_ns = round(seconds * 1e9)
+
+    def __repr__(self) -> str:
+        kind = "poll queue" if self.poll else "queue"
+        return f"<aioblk.Queue: {kind} {self.index} of {self._context.handle.driver}>"
+
+    def _refuse_unopened(self, operation: str) -> NoReturn:
+        handle = self._context.handle
+        raise DeviceClosedError(
+            f"{self!r} is closed", driver=handle.driver, operation=operation, filename=handle.filename
+        )
