@@ -7,8 +7,23 @@
         await dev.write(4096, data, fua=True)
 
 This module holds the public names and nothing else. See README.md for a tour and docs/ for the whole story.
+What lies below it, from the top down; each wing knows those under it, and none above::
+
+    addresses.py   open() by a name and options: above all that can be opened
+    drivers/       what a user names: a class for each driver of libblkio, with its options
+    layers/        what lies over any block device: any bytes, zones
+    services/      what services have beside devices: limits of what is in flight, streams of messages
+    _device/       a device's life: connecting, closing, losing, coming back
+    _queues/       a queue on an event loop, one in a thread, and all that a device has
+    _memory/       memory that devices reach: regions, the bounce pool, arenas
+    _libblkio/     libblkio as Python, without asyncio: instances, properties, limits, options, refusals
+    _native/       what is compiled: all of libblkio, and the path of a request
+    _sync/         what asyncio lacks: fair waiting, steadfast tasks, calls in threads, shields, time
+    errors.py      what is raised
 """
 
+import importlib
+import sys
 from typing import TYPE_CHECKING
 
 from ._native._core import Request, View  # before all others: it refuses subinterpreters
@@ -16,6 +31,7 @@ from ._native._core import Request, View  # before all others: it refuses subint
 # isort: split
 from ._device.device import Device
 from ._device.extents import Extent, ExtentKind
+from ._former import FORMER, FormerPaths
 from ._libblkio.limits import Limits
 from ._libblkio.properties import Properties
 from ._memory.arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer, ArenaListener, ArenaStatistics
@@ -48,12 +64,19 @@ if TYPE_CHECKING:
     """Of the installed package."""
 
 
-def __getattr__(name: str) -> str:
-    if name != "__version__":
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from importlib.metadata import version  # only when it is asked for: it takes longer than all else here
+sys.meta_path.append(FormerPaths())
 
-    return version("aioblk")
+
+def __getattr__(name: str) -> object:
+    if name == "__version__":
+        from importlib.metadata import (
+            version,  # only when it is asked for: it takes longer than all else here
+        )
+
+        return version("aioblk")
+    if name in FORMER:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

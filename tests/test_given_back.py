@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 import aioblk
-from aioblk import _rings
+from aioblk._libblkio import rings
 
 from .conftest import StorageDaemonFactory
 from .support.devices import BLOCK
@@ -104,8 +104,8 @@ async def test_where_it_is_not_certain_which_rings_are_ours_closing_waits(
     scratch_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     waited: list[str] = []
-    monkeypatch.setattr(_rings, "_share_inodes", lambda rings: True)
-    wait = _rings.wait_for_the_kernel
+    monkeypatch.setattr(rings, "_share_inodes", lambda rings: True)
+    wait = rings.wait_for_the_kernel
 
     def wait_and_tell(since: float) -> None:
         waited.append("waited" if since > 0 else "had nothing to wait for")
@@ -127,8 +127,8 @@ def test_a_new_ring_is_certain_only_alone() -> None:
         made.append(os.eventfd(0))
 
     try:
-        assert _rings.find_new(make, 0) == (None, frozenset())
-        assert _rings.find_new(make, 1) == (None, None)
+        assert rings.find_new(make, 0) == (None, frozenset())
+        assert rings.find_new(make, 1) == (None, None)
     finally:
         for fd in made:
             os.close(fd)
@@ -212,11 +212,11 @@ async def test_a_child_forked_while_a_ring_is_being_made_makes_its_own(scratch_f
         if child == 0:
             signal.alarm(PATIENCE)
             try:
-                _rings.find_new(int, 0)
+                rings.find_new(int, 0)
             finally:
                 os._exit(0)
         return child
 
-    child, _ring = await asyncio.to_thread(_rings.find_new, fork, 0)
+    child, _ring = await asyncio.to_thread(rings.find_new, fork, 0)
     _, status = await asyncio.to_thread(os.waitpid, child, 0)
     assert status == 0

@@ -3,20 +3,18 @@
 import contextlib
 import errno
 import os
-import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast, final
+from typing import cast, final
 
 from .._libblkio.descriptor import create_file, require_suitable
 from .._libblkio.handle import Blkio
 from .._libblkio.limits import Limits
+from .._libblkio.options import DriverOptions
 from .._libblkio.properties import VHOST_USER
 from .._libblkio.rings import memory_may_come_back
+from .._sync.clock import now, pause
 from ..errors import BlkioError, request_error
 from .peer import Peer, Search
-
-if TYPE_CHECKING:
-    from .._libblkio.options import DriverOptions
 
 __all__ = ["Connection", "add_queue", "connect", "connect_first", "remove_created"]
 
@@ -46,7 +44,7 @@ class Connection:
         _close(self.handle, self.peer)
 
 
-def connect_first(options: "DriverOptions") -> Connection:
+def connect_first(options: DriverOptions) -> Connection:
     """As :func:`connect`, for the first time: makes the file first, if one is to be made."""
     if options.create is None:
         return connect(options)
@@ -58,24 +56,24 @@ def connect_first(options: "DriverOptions") -> Connection:
         raise
 
 
-def remove_created(options: "DriverOptions") -> None:
+def remove_created(options: DriverOptions) -> None:
     """The device that :func:`connect_first` has connected to was never used."""
     if options.create is not None:
         with contextlib.suppress(OSError):
             os.unlink(str(options.before_connect["path"]))
 
 
-def connect(options: "DriverOptions") -> Connection:
+def connect(options: DriverOptions) -> Connection:
     """Connect and start. Whatever fails leaves nothing open, and is a BlkioError."""
     require_suitable(options)
-    end = time.monotonic() + _ENDING
+    end = now() + _ENDING
     while True:
         try:
             return _connect(options)
         except BlkioError as error:
             if not _may_pass(options.driver, error, end):
                 raise
-        time.sleep(_MOMENT)
+        pause(_MOMENT)
 
 
 def _may_pass(driver: str, error: BlkioError, end: float) -> bool:
@@ -84,10 +82,10 @@ def _may_pass(driver: str, error: BlkioError, end: float) -> bool:
     if error.errno == errno.ENOMEM:
         return memory_may_come_back()
     turned_away = driver == VHOST_USER and error.operation == "connect" and error.errno == errno.EIO
-    return turned_away and time.monotonic() < end
+    return turned_away and now() < end
 
 
-def _connect(options: "DriverOptions") -> Connection:
+def _connect(options: DriverOptions) -> Connection:
     path = options.before_connect.get("path")
     filename = None if path is None else str(path)
     handle = Blkio(options.driver)

@@ -18,11 +18,12 @@ import warnings
 import weakref
 from collections.abc import AsyncGenerator, Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, NoReturn, ParamSpec, Self, cast, final
+from typing import NoReturn, ParamSpec, Self, cast, final
 
 from .._libblkio.descriptor import LARGEST_FILE, size_of
 from .._libblkio.handle import Blkio
 from .._libblkio.limits import Limits
+from .._libblkio.options import DriverOptions
 from .._libblkio.properties import (
     IO_URING,
     RINGS,
@@ -59,9 +60,6 @@ from .connection import Connection, add_queue, connect_first, remove_created
 from .extents import Extent, find_extents
 from .peer import Peer
 from .recovery import Recovery, Wanted, connect_again, release_old
-
-if TYPE_CHECKING:
-    from .._libblkio.options import DriverOptions
 
 __all__ = ["LARGEST_PART", "Device"]
 

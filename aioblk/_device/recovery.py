@@ -12,21 +12,19 @@ before its process has ended. That it has closed the connection is not enough.
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar, final
+from typing import Any, TypeVar, final
 
 from .._libblkio.handle import Blkio, MemRegion
 from .._libblkio.limits import Limits
 from .._libblkio.loans import Loans
+from .._libblkio.options import DriverOptions
+from .._memory.regions import DeviceMemory
+from .._queues.bound import BoundQueues
 from .._sync.blocking import BlockingCall
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceLostError
 from .connection import Connection, add_queue, connect
 from .peer import Peer
-
-if TYPE_CHECKING:
-    from .._libblkio.options import DriverOptions
-    from .._memory.regions import DeviceMemory
-    from .._queues.bound import BoundQueues
 
 __all__ = ["Again", "IncompatibleError", "Recovery", "Wanted", "connect_again", "release_old"]
 
@@ -68,7 +66,7 @@ class Again:
     """Of the loan, once the connection has been taken, or there is none; idempotent."""
 
 
-def connect_again(options: "DriverOptions", wanted: Wanted, loans: Loans) -> Again:
+def connect_again(options: DriverOptions, wanted: Wanted, loans: Loans) -> Again:
     """The attempt to come back with what is wanted. Until it ends, the regions are lent."""
     end = loans.lend(wanted.regions)
 
@@ -88,7 +86,7 @@ def connect_again(options: "DriverOptions", wanted: Wanted, loans: Loans) -> Aga
     return Again(make, undo, end)
 
 
-def _connect_again(options: "DriverOptions", wanted: Wanted) -> Connection:
+def _connect_again(options: DriverOptions, wanted: Wanted) -> Connection:
     """Connect, and prepare the new instance for taking the old one's place. Blocks.
 
     Raises:
@@ -165,12 +163,12 @@ class Recovery:
 
     def __init__(
         self,
-        options: "DriverOptions",
+        options: DriverOptions,
         handle: Blkio,
         limits: Limits,
         capacity: int,
-        memory: "DeviceMemory",
-        queues: "BoundQueues",
+        memory: DeviceMemory,
+        queues: BoundQueues,
         peer: Peer,
         seconds: float,
         is_worth_it: Callable[[], bool],

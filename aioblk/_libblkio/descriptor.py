@@ -9,13 +9,11 @@ import fcntl
 import os
 import stat
 import struct
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 from ..errors import OptionError, request_error
+from .options import DriverOptions
 from .properties import IO_URING, NVME_IO_URING, VHOST_USER, VHOST_VDPA
-
-if TYPE_CHECKING:
-    from .options import DriverOptions
 
 __all__ = ["LARGEST_FILE", "create_file", "require_suitable", "size_of"]
 
@@ -39,7 +37,7 @@ _NAMES = {
 }
 
 
-def require_suitable(options: "DriverOptions") -> None:
+def require_suitable(options: DriverOptions) -> None:
     """Raise OptionError for a path or descriptor that the driver would take and make no device of.
 
     What is not there, or not to be reached, is left to the driver to say.

@@ -12,11 +12,11 @@ are only taken for ours where there can be no doubt. Elsewhere, closing waits fo
 import contextlib
 import os
 import threading
-import time
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
 from .._native._blkio import lib
+from .._sync.clock import now, pause
 
 __all__ = [
     "Ring",
@@ -81,18 +81,18 @@ def release_files(rings: frozenset[Ring] | None) -> bool:
 def note_end() -> float:
     """Rings have been closed just now; returns when that is."""
     global _last_end
-    _last_end = time.monotonic()
+    _last_end = now()
     return _last_end
 
 
 def wait_for_the_kernel(since: float) -> None:
     """Block until the kernel has had the time to take apart what was closed then."""
-    time.sleep(max(since + _TAKING_APART - time.monotonic(), 0))
+    pause(since + _TAKING_APART - now())
 
 
 def memory_may_come_back() -> bool:
     """Whether the kernel may still count the memory of rings as locked that have been closed."""
-    return time.monotonic() - _last_end < _COUNTED_ON
+    return now() - _last_end < _COUNTED_ON
 
 
 def _is_there(ring: Ring) -> bool:

@@ -9,11 +9,11 @@ import errno
 import mmap
 import os
 import threading
-import time
 from types import TracebackType
 from typing import Any, NoReturn, Self, TypeVar, final
 
 from .._native._core import QueueCore, Request, Submitter
+from .._sync.clock import now
 from ..errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
 from .discard import discard
 from .queue import QueueContext, QueueStatistics
@@ -184,9 +184,9 @@ class BlockingQueue(Submitter):
                 self._is_waiting = before
 
     def _wait_in_turn(self, request: Request[Any] | None, seconds: float) -> bool:
-        end = time.monotonic() + seconds if seconds >= 0 else float("inf")
+        end = now() + seconds if seconds >= 0 else float("inf")
         while self._lost is None:
-            left = end - time.monotonic()
+            left = end - now()
             if self._compiled.wait(request, max(min(self._slice, left), 0)):
                 return True
             if left <= self._slice:
@@ -200,10 +200,10 @@ class BlockingQueue(Submitter):
         return request is None or request.done()
 
     def _tick(self, lost_after: float) -> None:
-        now = time.monotonic()
-        if now < self._next_tick:
+        time = now()
+        if time < self._next_tick:
             return
-        self._next_tick = now + lost_after / TICKS
+        self._next_tick = time + lost_after / TICKS
         silence = describe_silence(self._compiled, lost_after)
         if silence is not None:
             self._abandon(DeviceLostError(silence, driver=self._context.handle.driver))

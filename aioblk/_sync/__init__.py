@@ -1,1 +1,1 @@
-"""What asyncio lacks: fair waiting, tasks that nobody cancels, calls in threads, shields, time."""
+"""What asyncio lacks: fair waiting, steadfast tasks, calls in threads, shields, time."""
