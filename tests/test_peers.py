@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import aioblk
+from aioblk._device.peer import Search
 from aioblk._libblkio.handle import Blkio
 
 from .support.devices import BLOCK
@@ -108,3 +109,29 @@ async def test_a_backend_that_is_silent_to_one_client_may_serve_another(
         with client, FakeBackend(beside=silent_socket) as backend:
             async with asyncio.timeout(PATIENCE), aioblk.VirtioBlkVhostUser(backend.socket) as device:
                 await device.flush()
+
+
+def test_a_connection_that_is_watched_is_no_other_one(silent_socket: socket.socket) -> None:
+    """Watching takes a descriptor of its own, which may come before the other connection's in the table."""
+    silent_socket.listen(2)
+    path = silent_socket.getsockname()
+    with contextlib.ExitStack() as stack:
+
+        def connection() -> tuple[socket.socket, socket.socket]:
+            ours = stack.enter_context(socket.socket(socket.AF_UNIX))
+            ours.connect(path)
+            return ours, stack.enter_context(silent_socket.accept()[0])
+
+        first = stack.enter_context(Search(path))
+        connection()
+        places = [os.open(os.devnull, os.O_RDONLY) for _ in range(8)]
+        second = stack.enter_context(Search(path))
+        _, backend = connection()
+        for place in places:
+            os.close(place)
+        peers = [first.peer(), second.peer()]
+        for peer in peers:
+            assert peer is not None
+            stack.callback(peer.close)
+        backend.close()
+        assert [peer.has_hung_up() for peer in peers if peer] == [False, True]

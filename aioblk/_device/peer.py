@@ -19,11 +19,11 @@ import select
 import socket
 import struct
 import threading
-import time
 from types import TracebackType
 from typing import ClassVar, Self, final
 
 from .._native._blkio import ffi, lib
+from .._sync.clock import now
 
 __all__ = ["Peer", "Search"]
 
@@ -93,13 +93,13 @@ class Search:
     def __init__(self, path: str) -> None:
         self._path = path
         self._place = _place(path)
-        self._known: set[tuple[int, int]] = set()  # sockets that were there before, or are another's
-        self._socket: tuple[int, int] | None = None
+        self._known: set[int] = set()  # sockets that were there before, or are another's, by their inodes
+        self._socket: int | None = None  # its descriptor
 
     def __enter__(self) -> Self:
-        end = time.monotonic() + _PATIENCE
+        end = now() + _PATIENCE
         with self._turn:
-            while self._has_to_wait(is_patient=time.monotonic() < end):
+            while self._has_to_wait(is_patient=now() < end):
                 self._turn.wait(_MOMENT)  # libblkio does not tell when the other is connected
             self._known.update(_connected_sockets())
             self._begun.append(self)
@@ -117,7 +117,7 @@ class Search:
         with self._turn:
             if self._socket is None:
                 self._choose(self._new())
-            return None if self._socket is None else Peer(self._socket[0])
+            return None if self._socket is None else Peer(self._socket)
 
     def _has_to_wait(self, *, is_patient: bool) -> bool:
         for other in self._begun:
@@ -129,23 +129,26 @@ class Search:
     def _look(self) -> None:
         """Whether the socket is there by now. None but this one and strangers have connected any."""
         if self._socket is None:
-            named = [socket for socket, peer in self._new().items() if _is_same(peer, self._path)]
+            named = self._named(self._new())
             if len(named) == 1:
-                self._settle(named[0])
+                self._settle(named)
 
-    def _choose(self, new: dict[tuple[int, int], bytes]) -> None:
+    def _choose(self, new: "_Sockets") -> None:
         if len(new) > 1:
-            new = {socket: peer for socket, peer in new.items() if _is_same(peer, self._path)}
+            new = self._named(new)
         if new:
-            self._settle(next(iter(new)))
+            self._settle(new)
 
-    def _settle(self, socket: tuple[int, int]) -> None:
+    def _settle(self, found: "_Sockets") -> None:
+        inode, (self._socket, _) = next(iter(found.items()))
         for search in self._begun:
-            search._known.add(socket)
-        self._socket = socket
+            search._known.add(inode)
 
-    def _new(self) -> dict[tuple[int, int], bytes]:
-        return {socket: peer for socket, peer in _connected_sockets().items() if socket not in self._known}
+    def _named(self, sockets: "_Sockets") -> "_Sockets":
+        return {inode: found for inode, found in sockets.items() if _is_same(found[1], self._path)}
+
+    def _new(self) -> "_Sockets":
+        return {inode: found for inode, found in _connected_sockets().items() if inode not in self._known}
 
 
 def _place(path: str) -> tuple[int, int] | None:
@@ -157,17 +160,22 @@ def _place(path: str) -> tuple[int, int] | None:
     return status.st_dev, status.st_ino
 
 
-def _connected_sockets() -> dict[tuple[int, int], bytes]:
-    """The connected Unix sockets of this process, by descriptor and inode, and the names of their peers."""
-    found: dict[tuple[int, int], bytes] = {}
+_Sockets = dict[int, tuple[int, bytes]]
+"""By its inode, a descriptor of a socket, and the name of its peer."""
+
+
+def _connected_sockets() -> _Sockets:
+    """The connected Unix sockets of this process. They have one inode each, and may have several descriptors:
+    a peer that is watched has one of its own."""
+    found: _Sockets = {}
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
         try:
             inode = os.fstat(fd).st_ino
         except OSError:
             continue  # closed meanwhile; the listing's own descriptor is, for one
-        if peer := _peer_path(fd):
-            found[fd, inode] = peer
+        if inode not in found and (peer := _peer_path(fd)):
+            found[inode] = fd, peer
     return found
 
 
