@@ -17,17 +17,25 @@ else
     venv=${VENV:-.venv}
 fi
 python=$PWD/$venv/bin/python
+mkdir -p build
 copy=$PWD/build/asan-$("$python" -c 'import sys; print(sys.implementation.cache_tag)')
 
-mkdir -p "$copy"
-tar -c --exclude='*.so' --exclude=__pycache__ aioblk setup.py pyproject.toml README.md LICENSE | tar -x -C "$copy"
-[ ! -d .libblkio ] || ln -sfn "$PWD/.libblkio" "$copy/.libblkio"
-sanitize='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
-(
-    cd "$copy"
-    CFLAGS="$sanitize -fno-omit-frame-pointer -g -O1 -DFREE_MAX=1 -UNDEBUG" LDFLAGS=$sanitize CC=gcc LDSHARED='gcc -shared' \
-        "$python" setup.py -q build_ext --inplace
-)
+build() {
+    mkdir -p "$copy"
+    tar -c --exclude='*.so' --exclude=__pycache__ aioblk setup.py pyproject.toml README.md LICENSE | tar -x -C "$copy"
+    [ ! -d .libblkio ] || ln -sfn "$PWD/.libblkio" "$copy/.libblkio"
+    sanitize='-fsanitize=address,undefined -fno-sanitize-recover=undefined'
+    (
+        cd "$copy"
+        CFLAGS="$sanitize -fno-omit-frame-pointer -g -O1 -DFREE_MAX=1 -UNDEBUG" LDFLAGS=$sanitize CC=gcc LDSHARED='gcc -shared' \
+            "$python" setup.py -q build_ext --inplace
+    )
+}
+# One at a time: another campaign may begin meanwhile.
+{
+    flock 9
+    build
+} 9>"$copy.lock"
 
 # Where a module comes from is decided by PYTHONPATH alone: not by the current directory, which has the other build.
 export PYTHONPATH="$copy" PYTHONSAFEPATH=1 PYTHONMALLOC=malloc

@@ -167,7 +167,8 @@ class Loop(asyncio.SelectorEventLoop):
         return super().call_soon(callback, *args, context=context)
 
     def call_exception_handler(self, context: dict[str, Any]) -> None:
-        _come_in("call_exception_handler")
+        with contextlib.suppress(Exception):  # or it would end asyncio's own run_forever()
+            _come_in("call_exception_handler")
         super().call_exception_handler(context)
 
 
