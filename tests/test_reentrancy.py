@@ -157,3 +157,50 @@ asyncio.run(main())
         scratch_file,
         environment=STRICT,
     )
+
+
+def test_a_queue_is_not_found_before_it_is_finished(scratch_file: Path) -> None:
+    """Making one asks the loop for its methods, in the middle."""
+    run_script(
+        PRELUDE
+        + """
+from aioblk._native._core import QueueCore
+
+def queues():
+    return [found for found in gc.get_objects() if isinstance(found, QueueCore)]
+
+class Loop(asyncio.SelectorEventLoop):
+    watched = False
+
+    @property
+    def call_soon(self):
+        self.look()
+        return super().call_soon
+
+    def get_debug(self):
+        self.look()
+        return super().get_debug()
+
+    def look(self):
+        if self.watched:
+            before.append(len(queues()))
+            for found in queues():
+                found.flush()
+
+async def main():
+    loop = asyncio.get_running_loop()
+    async with aioblk.IoUring(sys.argv[1], num_queues=2) as device:
+        loop.watched = True
+        second = device.queue(1)
+        loop.watched = False
+        assert before[:2] == [1, 1], before  # for call_soon, and for a future of its own
+        assert len(queues()) == 2
+        assert await second.read(0, BLOCK) == bytes(BLOCK)
+
+before = []
+with asyncio.Runner(loop_factory=Loop) as runner:
+    runner.run(main())
+        """,
+        scratch_file,
+        environment=STRICT,
+    )

@@ -198,6 +198,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     if (!self) {
         return NULL;
     }
+    PyObject_GC_UnTrack(self); /* the loop may run any code meanwhile, which must not find it unfinished */
     self->device = (DeviceCore *)Py_NewRef(device);
     device_add_queue(self->device, self);
     self->blkioq = (struct blkioq *)(uintptr_t)blkioq;
@@ -210,13 +211,15 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->inline_budget = INLINE_BUDGET;
     self->loop = Py_NewRef(loop);
     self->call_soon = queue_has_loop(self) ? PyObject_GetAttrString(loop, "call_soon") : Py_NewRef(Py_None);
-    self->flush_method = PyObject_GetAttrString((PyObject *)self, "flush");
-    self->loop_context = PyContext_CopyCurrent();
-    self->get_loop = loop_getter(loop);
-    self->wake_future = queue_has_loop(self) ? loop_finished_future(loop) : Py_NewRef(Py_None);
-    if (!self->call_soon || !self->flush_method || !self->loop_context || !self->get_loop || !self->wake_future) {
-        Py_CLEAR(self);
+    self->wake_future = !self->call_soon ? NULL : queue_has_loop(self) ? loop_finished_future(loop) : Py_NewRef(Py_None);
+    self->get_loop = self->wake_future ? loop_getter(loop) : NULL;
+    self->loop_context = self->get_loop ? PyContext_CopyCurrent() : NULL;
+    self->flush_method = self->loop_context ? PyObject_GetAttrString((PyObject *)self, "flush") : NULL;
+    if (!self->flush_method) {
+        Py_DECREF(self);
+        return NULL;
     }
+    PyObject_GC_Track(self);
     return (PyObject *)self;
 }
 
