@@ -204,3 +204,45 @@ with asyncio.Runner(loop_factory=Loop) as runner:
         scratch_file,
         environment=STRICT,
     )
+
+
+def test_an_order_that_is_collected_with_its_queue_is_given_whole(scratch_file: Path) -> None:
+    """Nobody refers to the two, and the loop does not run any more: the main thread gets it instead."""
+    run_script(
+        PRELUDE
+        + """
+def leave_both():
+    def interrupt(loop, context):
+        raise order
+
+    async def work():
+        async with aioblk.IoUring(sys.argv[1]) as device:
+            order.queue = device.queue()._compiled
+            order.queue.suspend()
+            request = device.read(0, BLOCK)
+            device.abandon("given up")
+            await asyncio.wait([request])
+            return request
+
+    order = KeyboardInterrupt("arrived")
+    loop = asyncio.new_event_loop()
+    request = loop.run_until_complete(work())
+    loop.set_exception_handler(interrupt)
+    loop.close()
+    gc.collect()  # what is old is emptied first
+    del request
+    order.__traceback__ = None
+
+leave_both()
+try:
+    gc.collect()
+    for _ in range(1000):
+        pass
+except KeyboardInterrupt as order:
+    assert order.args == ("arrived",), order.args
+else:
+    sys.exit("it was lost")
+        """,
+        scratch_file,
+        environment=STRICT,
+    )

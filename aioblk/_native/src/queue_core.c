@@ -255,9 +255,15 @@ static int queue_clear(QueueCore *self)
     return 0;
 }
 
-/* The queue has had no other turn. */
-static void pass_on_put_off(QueueCore *self)
+/*
+ * The queue has had no other turn. If the collector takes it, this comes before the exception is emptied, which to show
+ * would crash.
+ */
+static void queue_finalize(QueueCore *self)
 {
+    if (!self->put_off) {
+        return;
+    }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
     if (queue_raise_put_off(self) < 0) {
@@ -269,10 +275,11 @@ static void pass_on_put_off(QueueCore *self)
 static void queue_dealloc(QueueCore *self)
 {
     assert(!self->in_flight && !self->ready_head && !self->backlog_head && !self->dropped && self->device_count == 0);
-    PyObject_GC_UnTrack(self);
-    if (self->put_off) {
-        pass_on_put_off(self);
+    if (PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0) {
+        return; /* an exception that could not be passed on was shown to code that kept the queue */
     }
+    PyObject_GC_UnTrack(self);
+    queue_finalize(self); /* for one that has come after the collector's */
     queue_clear(self);
     request_free_kept(self);
     device_remove_queue(self->device, self);
@@ -367,6 +374,7 @@ PyTypeObject QueueCore_Type = {
     .tp_basicsize = sizeof(QueueCore),
     .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
     .tp_new = queue_new,
+    .tp_finalize = (destructor)queue_finalize,
     .tp_dealloc = (destructor)queue_dealloc,
     .tp_traverse = (traverseproc)queue_traverse,
     .tp_clear = (inquiry)queue_clear,
