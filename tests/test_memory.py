@@ -522,6 +522,31 @@ def test_what_a_release_calls_is_whole_also_when_it_is_collected_with_the_memory
     assert not any(type(found) is Owner for found in gc.get_objects())
 
 
+def test_a_memoryview_that_is_collected_with_the_memory_is_given_back_whole() -> None:
+    """The collector empties memoryviews also while they are exported, and such a one crashes when it goes."""
+
+    class Storage(bytearray):
+        user: object
+
+    class Holder:
+        def __init__(self, view: View) -> None:
+            self.view = view
+            self.exported = memoryview(view)
+            self.itself = self
+
+    def nested() -> View:
+        storage = Storage(PAGE)
+        storage.user = memory = Memory.from_buffer(memoryview(View(Memory.from_buffer(storage))))
+        return View(Memory.from_buffer(View(memory)))
+
+    view = nested()
+    gc.collect()  # what is old is emptied first
+    Holder(view)
+    del view
+    gc.collect()
+    assert not any(type(found) in (Holder, Storage) for found in gc.get_objects())
+
+
 # --- forgotten regions --------------------------------------------------------------------------------------
 
 

@@ -123,6 +123,11 @@ static PyObject *memory_from_buffer(PyTypeObject *type, PyObject *args, PyObject
     return self;
 }
 
+static bool comes_from_memoryview(const MemoryObject *self)
+{
+    return self->source.obj != NULL && PyMemoryView_Check(self->source.obj);
+}
+
 /* What it refers to, it keeps until the release: a cycle that it is in is broken elsewhere.
  *
  * The collector looks again after it has called the finalizers. What the release of memory that is collected while it is
@@ -134,7 +139,9 @@ static int memory_traverse(MemoryObject *self, visitproc visit, void *arg)
     if (!self->collected) {
         Py_VISIT(self->on_release);
     }
-    Py_VISIT(self->source.obj);
+    if (!self->collected || !comes_from_memoryview(self)) {
+        Py_VISIT(self->source.obj);
+    }
     return 0;
 }
 
@@ -145,10 +152,26 @@ static void release_if_unused(MemoryObject *self)
     }
 }
 
+/* What the memoryview is of stays exported instead. Where that cannot be, the memoryview is kept whole. */
+static void leave_memoryview(MemoryObject *self)
+{
+    PyObject *type, *value, *traceback, *base = PyMemoryView_GET_BASE(self->source.obj);
+    Py_buffer direct, before = self->source;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (base != NULL && PyObject_GetBuffer(base, &direct, PyBUF_FULL_RO) == 0) {
+        self->source = direct;
+        PyBuffer_Release(&before);
+    }
+    PyErr_Restore(type, value, traceback); /* whatever the base has said */
+}
+
 static void memory_finalize(MemoryObject *self)
 {
     release_if_unused(self);
     self->collected = !SHARED_LOAD(self->released);
+    if (self->collected && comes_from_memoryview(self)) {
+        leave_memoryview(self);
+    }
 }
 
 static void memory_dealloc(MemoryObject *self)
