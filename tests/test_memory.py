@@ -547,6 +547,23 @@ def test_a_memoryview_that_is_collected_with_the_memory_is_given_back_whole() ->
     assert not any(type(found) in (Holder, Storage) for found in gc.get_objects())
 
 
+@pytest.mark.parametrize("in_a_cycle", [False, True])
+def test_memory_that_is_a_part_of_memory_ever_so_often_goes_without_recursion(in_a_cycle: bool) -> None:
+    class Holder:
+        def __init__(self, memory: Memory) -> None:
+            self.memory = memory
+            self.other = self if in_a_cycle else None
+
+    released: list[int] = []
+    memory = Memory.from_buffer(bytearray(PAGE), on_release=lambda: released.append(1))
+    for _ in range(100_000):
+        memory = Memory.from_buffer(View(memory))
+    Holder(memory)
+    del memory
+    gc.collect()
+    assert released == [1]
+
+
 # --- forgotten regions --------------------------------------------------------------------------------------
 
 

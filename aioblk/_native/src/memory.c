@@ -176,13 +176,16 @@ static void memory_finalize(MemoryObject *self)
 
 static void memory_dealloc(MemoryObject *self)
 {
-    if (PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0) {
-        return;
-    }
     PyObject_GC_UnTrack(self);
-    CLEAR_WEAK_REFERENCES(self);
-    release(self); /* the collector's finalizer found it in use, if only by what was garbage as well */
-    Py_TYPE(self)->tp_free((PyObject *)self);
+    Py_TRASHCAN_BEGIN(self, memory_dealloc) /* memory may be a part of memory, and so on */
+    PyObject_GC_Track(self);
+    if (PyObject_CallFinalizerFromDealloc((PyObject *)self) == 0) {
+        PyObject_GC_UnTrack(self);
+        CLEAR_WEAK_REFERENCES(self);
+        release(self); /* the collector's finalizer found it in use, if only by what was garbage as well */
+        Py_TYPE(self)->tp_free((PyObject *)self);
+    }
+    Py_TRASHCAN_END
 }
 
 PyDoc_STRVAR(memory_close_doc,
