@@ -488,7 +488,8 @@ def detach_and_attach(fuzz: Fuzz, device: aioblk.Device) -> None:
 @DEADLY.entry(0.5)
 def kill_the_backend(fuzz: Fuzz, _device: aioblk.Device) -> None:
     fuzz.world.losses += 1
-    depth, fuzz.depth = fuzz.depth, DEEPEST  # nothing comes in meanwhile: what waits for a process is not made for it
+    # Nothing comes in meanwhile: what waits for a process is not made for it.
+    depth, fuzz.depth = fuzz.depth, DEEPEST
     try:
         fuzz.world.daemon.restart()
     finally:
