@@ -237,7 +237,7 @@ async def test_tasks_of_coroutines_are_shown_as_ever(slow_device: aioblk.Device)
     async def rest() -> None:
         pass
 
-    task = asyncio.create_task(rest())
+    task = asyncio.Task(rest())  # no eager one
     assert "rest() running at " in repr(task)
     await task
     assert "rest() done, defined at " in repr(task)

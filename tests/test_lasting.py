@@ -172,8 +172,10 @@ async def test_a_queue_is_bound_or_removed_but_never_both(scratch_file: Path) ->
     """Whoever comes first in the thread and on the loop: the other one is refused."""
     ends: set[str] = set()
     async with aioblk.IoUring(scratch_file) as device:
-        for turns in range(6):
+        for turns in range(-1, 6):
             index = await device.add_queue()
+            if turns < 0:
+                device.queue(index)  # an eager task would always be the first
             removing = asyncio.create_task(device.remove_queue(index))
             for _ in range(turns):
                 await asyncio.sleep(0)
