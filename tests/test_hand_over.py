@@ -1,7 +1,8 @@
 """What a thread makes for a task has one owner at every moment, also when the task is cancelled meanwhile.
 
 A task can be cancelled before the thread has returned, when it has but the loop does not know yet, and in the
-very turn in which the result is delivered. Whenever it is: what was made is given back, or somebody has it.
+very turn in which the result is delivered. Whenever it is: what was made is given back, or somebody has it. Tasks are made as asyncio.Task: an eager one would
+be a turn ahead, and might be done.
 """
 
 import asyncio
@@ -62,7 +63,7 @@ def daemon(storage_daemon: StorageDaemonFactory, scratch_file: Any) -> StorageDa
 @pytest.mark.parametrize("cancel", MOMENTS)
 async def test_a_connection_nobody_waits_for_any_more_is_given_back(target: Target, cancel: Cancel) -> None:
     device = target.device()
-    opening = asyncio.create_task(device.open())
+    opening = asyncio.Task(device.open())
     await asyncio.sleep(0)
     cancel(opening)
     await asyncio.wait([opening])
@@ -74,7 +75,7 @@ async def test_a_connection_nobody_waits_for_any_more_is_given_back(target: Targ
 async def test_opening_can_be_cancelled_in_any_turn(target: Target) -> None:
     for turns in range(MOST_TURNS):
         device = target.device()
-        opening = asyncio.create_task(device.open())
+        opening = asyncio.Task(device.open())
         for _ in range(turns):
             await asyncio.sleep(0)
             join_workers()
@@ -93,7 +94,7 @@ async def test_opening_can_be_cancelled_in_any_turn(target: Target) -> None:
 async def test_cancelling_twice_gives_back_too(target: Target) -> None:
     """Once while opening, once while what was opened is given back."""
     device = target.device()
-    opening = asyncio.create_task(device.open())
+    opening = asyncio.Task(device.open())
     await asyncio.sleep(0)
     cancel_in_the_turn_of_delivery(opening)
     await asyncio.sleep(0)
@@ -113,7 +114,7 @@ async def test_reconnecting_can_be_cancelled_in_any_turn(target: Target, daemon:
         for turns in range(MOST_TURNS):
             async with target.device() as device:
                 device.abandon()
-                again = asyncio.create_task(device.reconnect())
+                again = asyncio.Task(device.reconnect())
                 for _ in range(turns):
                     await asyncio.sleep(0)
                     join_workers()
@@ -136,7 +137,7 @@ async def test_a_device_that_came_back_is_watched_whenever_the_task_was_cancelle
     for turns in range(MOST_TURNS):
         async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
             device.abandon()
-            again = asyncio.create_task(device.reconnect())
+            again = asyncio.Task(device.reconnect())
             for _ in range(turns):
                 await asyncio.sleep(0)
                 join_workers()
@@ -173,7 +174,7 @@ async def test_a_reconnection_that_hangs_is_given_up_at_once_and_tried_again(dae
 async def test_a_queue_that_was_added_for_nobody_is_removed(
     file_device: aioblk.Device, cancel: Cancel
 ) -> None:
-    adding = asyncio.Task(file_device.add_queue())  # no eager one, which might be done by the next turn
+    adding = asyncio.Task(file_device.add_queue())
     await asyncio.sleep(0)
     cancel(adding)
     await asyncio.wait([adding])
