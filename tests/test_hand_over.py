@@ -1,8 +1,8 @@
 """What a thread makes for a task has one owner at every moment, also when the task is cancelled meanwhile.
 
 A task can be cancelled before the thread has returned, when it has but the loop does not know yet, and in the
-very turn in which the result is delivered. Whenever it is: what was made is given back, or somebody has it. Tasks are made as asyncio.Task: an eager one would
-be a turn ahead, and might be done.
+very turn in which the result is delivered. Whenever it is: what was made is given back, or somebody has it.
+Tasks are made as asyncio.Task: an eager one would be a turn ahead, and might be done.
 """
 
 import asyncio
