@@ -503,5 +503,5 @@ async def test_a_change_at_the_end_that_is_cancelled_leaves_the_length(odd_view:
             await asyncio.sleep(0)
         change.cancel()
         await asyncio.wait([change])
-        await odd_view.write(0, b"-")  # comes after it in the order of changes
+        await odd_view.write(ODD - 1, b"-")  # comes after it in the order of changes
         assert odd_view.device.capacity == ODD

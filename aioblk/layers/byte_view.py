@@ -60,6 +60,7 @@ class ByteView:
         self._block = device.limits.request_alignment
         self._can_grow = device.limits.can_grow and self._block > 1
         self._turns: list[_Change] = []  # changes of parts of blocks, and who waits for them; in order
+        self._cuts: set[asyncio.Task[None]] = set()  # of a file that was made longer by a part of a block
         self._direct: list[_Change] = []  # changes that the device has; some may be done
         self._forget_at = REMEMBERED
 
@@ -202,11 +203,15 @@ class ByteView:
         if span.length == 0:
             return self._device.write(0, b"")
         end = span.end
-        if self._can_grow and span.tail and span.end > self._device.capacity:
+        if self._can_grow and span.tail and (span.end > self._device.capacity or self._may_be_cut()):
             work = partial(self._keep_length, span.end - span.tail, work, fua=fua)
             end = _EVERYTHING  # whoever makes the file longer meanwhile would be cut off
         earlier = _meeting((*self._turns, *self._direct), span.start, end)
         return self._take_turn(span.start, end, earlier, work)
+
+    def _may_be_cut(self) -> bool:
+        """Whether the file may be longer just now than it will be, by a part of a block."""
+        return any(end == _EVERYTHING for _, end, _ in self._turns)
 
     async def _keep_length(self, end: int, work: Callable[[], Awaitable[None]], *, fua: bool) -> None:
         """Do what changes the file's last block, of which it needs the bytes up to *end*."""
@@ -214,9 +219,23 @@ class ByteView:
         try:
             await work()
         finally:
-            await asyncio.shield(asyncio.get_running_loop().create_task(self._cut_back(length)))
+            await asyncio.shield(self._begin_cut(end, length))
         if fua:
             await self._device.flush()
+
+    def _begin_cut(self, end: int, length: int) -> "asyncio.Task[None]":
+        """With a turn of its own: it goes on when the change is cancelled, and would cut off what follows."""
+        cutting = asyncio.get_running_loop().create_task(self._cut_back(length))
+        turn = end - end % self._block, _EVERYTHING, cutting
+        self._turns.append(turn)
+        self._cuts.add(cutting)
+
+        def end_turn(_: "asyncio.Task[None]") -> None:
+            self._turns.remove(turn)
+            self._cuts.remove(cutting)
+
+        cutting.add_done_callback(end_turn)
+        return cutting
 
     async def _cut_back(self, length: int) -> None:
         await self._device._until_landed()  # if the work was cancelled
@@ -229,6 +248,8 @@ class ByteView:
         async def wait_and_work() -> None:
             for other in earlier:
                 await _end_of(other)
+            for cut in tuple(self._cuts):  # begun by those, and not known before
+                await _end_of(cut)
             await work()
 
         begun = _begin(wait_and_work())
