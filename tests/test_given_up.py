@@ -500,21 +500,32 @@ async def test_a_device_that_came_back_does_first_what_came_first(
 # --- discards on block devices ------------------------------------------------------------------------------
 
 
+class HeldDiscards:
+    """Threads that discard stop before they do, until they may go on."""
+
+    def __init__(self) -> None:
+        self.reached, self.may_go_on = threading.Event(), threading.Event()
+        self._discard_and_close = aioblk._queues.discard._discard_and_close
+
+    def __call__(self, own: int, offset: int, length: int) -> None:
+        self.reached.set()
+        self.may_go_on.wait(PATIENCE)
+        self._discard_and_close(own, offset, length)
+
+
+@pytest.fixture
+def discards(monkeypatch: pytest.MonkeyPatch) -> HeldDiscards:
+    held_discards = HeldDiscards()
+    monkeypatch.setattr(aioblk._queues.discard, "_discard_and_close", held_discards)
+    return held_discards
+
+
 async def test_a_discard_that_a_thread_carries_out_is_waited_for(
-    loop_device: Path, monkeypatch: pytest.MonkeyPatch
+    loop_device: Path, discards: HeldDiscards
 ) -> None:
-    reached, may_go_on = threading.Event(), threading.Event()
-    discard_and_close = aioblk._queues.discard._discard_and_close
-
-    def slowly(own: int, offset: int, length: int) -> None:
-        reached.set()
-        may_go_on.wait(PATIENCE)
-        discard_and_close(own, offset, length)
-
-    monkeypatch.setattr(aioblk._queues.discard, "_discard_and_close", slowly)
     async with aioblk.IoUring(loop_device) as device:
         discarding = device.discard(0, BLOCK)
-        await asyncio.to_thread(reached.wait)
+        await asyncio.to_thread(discards.reached.wait)
         discarding.cancel()
         with pytest.raises(asyncio.CancelledError):
             await discarding
@@ -523,7 +534,7 @@ async def test_a_discard_that_a_thread_carries_out_is_waited_for(
         assert not writing.done()
         assert not again.done()
         again.cancel()
-        may_go_on.set()
+        discards.may_go_on.set()
         async with asyncio.timeout(PATIENCE):
             await writing
             third = device.discard(4 * BLOCK, BLOCK)
@@ -532,16 +543,10 @@ async def test_a_discard_that_a_thread_carries_out_is_waited_for(
 
 
 async def test_a_thread_without_a_loop_closes_its_queue_while_a_discard_waits(
-    loop_device: Path, monkeypatch: pytest.MonkeyPatch
+    loop_device: Path, discards: HeldDiscards
 ) -> None:
-    reached, may_go_on, submitted = threading.Event(), threading.Event(), threading.Event()
-    discard_and_close = aioblk._queues.discard._discard_and_close
+    submitted = threading.Event()
     blocks = aioblk.IoUring(loop_device, num_queues=2)
-
-    def slowly(own: int, offset: int, length: int) -> None:
-        reached.set()
-        may_go_on.wait(PATIENCE)
-        discard_and_close(own, offset, length)
 
     def elsewhere() -> "aioblk.Request[None]":
         with blocks.blocking_queue(1) as queue:
@@ -549,31 +554,24 @@ async def test_a_thread_without_a_loop_closes_its_queue_while_a_discard_waits(
             submitted.set()
         return waiting
 
-    monkeypatch.setattr(aioblk._queues.discard, "_discard_and_close", slowly)
     async with blocks as device:
         discarding = device.discard(0, BLOCK)
-        await asyncio.to_thread(reached.wait)
+        await asyncio.to_thread(discards.reached.wait)
         discarding.cancel()
         async with asyncio.timeout(PATIENCE):
             other = asyncio.create_task(asyncio.to_thread(elsewhere))
             await asyncio.to_thread(submitted.wait)
-            may_go_on.set()
+            discards.may_go_on.set()
             assert (await other).exception() is None
 
 
 @pytest.mark.abandons_memory
 async def test_a_queue_holds_until_it_is_told_of_the_loss_itself(
-    loop_device: Path, monkeypatch: pytest.MonkeyPatch
+    loop_device: Path, discards: HeldDiscards, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the device was given up with may still land."""
-    reached, may_go_on, submitted = threading.Event(), threading.Event(), threading.Event()
-    discard_and_close = aioblk._queues.discard._discard_and_close
+    submitted = threading.Event()
     blocks = aioblk.IoUring(loop_device, num_queues=2)
-
-    def slowly(own: int, offset: int, length: int) -> None:
-        reached.set()
-        may_go_on.wait(PATIENCE)
-        discard_and_close(own, offset, length)
 
     async def elsewhere() -> None:
         async with blocks.queue(1) as queue:
@@ -589,18 +587,17 @@ async def test_a_queue_holds_until_it_is_told_of_the_loss_itself(
         abandon(queue, error)
         time.sleep(0.02)
 
-    monkeypatch.setattr(aioblk._queues.discard, "_discard_and_close", slowly)
     monkeypatch.setattr(aioblk.Queue, "_abandon", abandon_and_let_others_run)
     async with blocks as device:
         discarding = device.discard(0, BLOCK)
-        await asyncio.to_thread(reached.wait)
+        await asyncio.to_thread(discards.reached.wait)
         discarding.cancel()
         async with asyncio.timeout(PATIENCE):
             other = asyncio.create_task(asyncio.to_thread(asyncio.run, elsewhere()))
             await asyncio.to_thread(submitted.wait)
             device.abandon("as an example")
             await other
-            may_go_on.set()
+            discards.may_go_on.set()
             await device.reconnect()
             await device.write(0, NEW)
 

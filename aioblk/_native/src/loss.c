@@ -34,6 +34,9 @@ static void request_lose(Request *r, PyObject *cause)
     }
 }
 
+/* Closed since its device is lost, and not alone. */
+static bool is_lost(const QueueCore *q) { return q->closed && strcmp(q->closed_reason, "lost") == 0; }
+
 /*
  * The device is lost. Who waits is told so. What the device may still write to is never let go: such requests are
  * forgotten here but not released, and their memory lives as long as the process.
@@ -42,7 +45,7 @@ static PyObject *abandon(QueueCore *q, PyObject *exception)
 {
     size_t count = 0;
     bool was_busy = q->in_flight != NULL;
-    bool lost = q->closed && strcmp(q->closed_reason, "lost") == 0; /* with the device, and not alone */
+    bool lost = is_lost(q);
     Request *r;
     queue_set_blkioq(q, NULL, 0);
     queue_forget_parts(q);
@@ -202,7 +205,7 @@ PyObject *queue_resume(QueueCore *q, PyObject *args)
     }
     queue_set_blkioq(q, (struct blkioq *)(uintptr_t)blkioq, depth);
     q->completion_fd = completion_fd;
-    if (q->closed && strcmp(q->closed_reason, "lost") == 0) {
+    if (is_lost(q)) {
         PUBLISH(q->closed, false);
     }
     queue_go_on_next_turn(q);
