@@ -43,7 +43,7 @@ CAMPAIGNS = (
     Campaign(
         "endurance",
         "a million mixed requests on each driver: every byte right, and nothing grows",
-        tests("tests/campaigns/endurance.py"),
+        tests("tests/campaigns/drivers_endurance.py"),
         short_environment={"AIOBLK_CAMPAIGN_REQUESTS": "50000"},
     ),
     Campaign(
@@ -62,14 +62,18 @@ CAMPAIGNS = (
     Campaign(
         "request-models",
         "the properties of the request path, five thousand examples each",
-        tests("tests/campaigns/request_models.py"),
+        tests("tests/campaigns/native_models.py"),
         short_environment={"AIOBLK_CAMPAIGN_EXAMPLES": "200"},
     ),
     Campaign(
         "sanitizers",
         "the whole suite on compiled code under AddressSanitizer and UndefinedBehaviorSanitizer",
         (str(HERE / "asan.sh"),),
-        short_arguments=("tests/test_requests.py", "tests/test_cancellation.py", "tests/test_use_after.py"),
+        short_arguments=(
+            "tests/native/test_requests.py",
+            "tests/native/test_cancellation.py",
+            "tests/device/test_use_after.py",
+        ),
     ),
     Campaign(
         "reentrancy",
@@ -87,12 +91,12 @@ CAMPAIGNS = (
         "free-threaded",
         "the whole suite on a free-threaded CPython, built from Debian's source package",
         (str(HERE / "free_threaded.sh"),),
-        short_arguments=("tests/test_threads.py", "tests/test_queues.py"),
+        short_arguments=("tests/native/test_threads.py", "tests/queues/test_queues.py"),
     ),
     Campaign(
         "races",
         "threads that share a device, on a free-threaded CPython under ThreadSanitizer",
-        (str(HERE / "free_threaded.sh"), "tests/test_threads.py", "tests/test_queues.py"),
+        (str(HERE / "free_threaded.sh"), "tests/native/test_threads.py", "tests/queues/test_queues.py"),
         environment={"SANITIZE": "thread"},
     ),
 )

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
-from tests.test_allocator import AllocatorMachine
-from tests.test_arena import ArenaMachine, UvloopArenaMachine
-from tests.test_bounce import BounceMachine, UvloopBounceMachine
-from tests.test_wait_queue import UvloopWaitQueueMachine, WaitQueueMachine
+from tests.memory.test_arena import ArenaMachine, UvloopArenaMachine
+from tests.memory.test_bounce import BounceMachine, UvloopBounceMachine
+from tests.native.test_allocator import AllocatorMachine
+from tests.sync.test_wait_queue import UvloopWaitQueueMachine, WaitQueueMachine
 
 MACHINES = [
     AllocatorMachine,

@@ -1,1 +1,1 @@
-"""The examples that are services, used by real clients, mistreated and killed."""
+"""What services have beside devices."""

@@ -1,0 +1,1 @@
+"""A device's life: opening, closing, losing, coming back, and what outlives what."""

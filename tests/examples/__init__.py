@@ -1,0 +1,1 @@
+"""The examples that are services: promises, protocol, attacks and deaths."""

@@ -1,0 +1,184 @@
+"""The documentation keeps its word: its code runs, its links lead somewhere, what it names exists.
+
+Blocks of Python in docs/ are run from the top of a page to its end, with the names of those before, where
+``disk.img`` is a file and ``blk.sock`` a vhost-user device. A block below a comment that begins with
+``<!-- not run:`` needs what a machine may lack; it is compiled only.
+"""
+
+import ast
+import dataclasses
+import enum
+import inspect
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+import aioblk
+from aioblk._native._core import Submitter
+
+from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
+from ..contract.drivers import BUFFERED, DIRECT, LOOP, NVME, VDUSE, VFIO, VHOST_USER
+
+ROOT = Path(__file__).parents[2]
+PAGES = {path.stem: path for path in sorted((ROOT / "docs").glob("*.md"))}
+WITH_README = {**PAGES, "README": ROOT / "README.md"}
+
+BLOCK = re.compile(r"(?P<before>[^\n]*)\n\n?```python\n(?P<source>.*?)^```$", re.MULTILINE | re.DOTALL)
+NOT_RUN = "<!-- not run:"
+
+
+class Block(NamedTuple):
+    source: str
+    """Preceded by as many empty lines as make its line numbers those of the page."""
+    runs: bool
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    text = page.read_text()
+    for match in BLOCK.finditer(text):
+        line = text.count("\n", 0, match.start("source"))
+        yield Block("\n" * line + match["source"], not match["before"].startswith(NOT_RUN))
+
+
+@pytest.fixture
+def disk_and_socket(
+    scratch_file: Path, storage_daemon: StorageDaemonFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The current directory has what the pages speak of."""
+    monkeypatch.chdir(scratch_file.parent)
+    scratch_file.rename("disk.img")
+    exported = Path("exported.img")
+    exported.write_bytes(bytes(SCRATCH_SIZE))
+    Path("blk.sock").symlink_to(storage_daemon(exported.absolute(), num_queues=2).socket)
+
+
+@pytest.mark.usefixtures("disk_and_socket")
+@pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
+async def test_code_runs(page: Path) -> None:
+    names: dict[str, Any] = {}
+    for block in blocks(page):
+        code = compile(block.source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+        if block.runs:
+            waiting = eval(code, names)
+            if inspect.iscoroutine(waiting):
+                await waiting
+
+
+@pytest.mark.usefixtures("disk_and_socket")
+def test_code_in_the_readme_runs() -> None:
+    [block] = blocks(ROOT / "README.md")
+    exec(compile(block.source, "README.md", "exec"), {})
+
+
+@pytest.mark.parametrize("page", WITH_README.values(), ids=WITH_README)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
+        if target.startswith(("https://", "http://")):
+            continue
+        file, _, heading = target.partition("#")
+        aim = page.parent / file if file else page
+        assert aim.exists(), f"{page.name} links to {target}"
+        assert not heading or heading in headings(aim), f"{page.name} links to {target}"
+
+
+def headings(page: Path) -> set[str]:
+    """The anchors of a page's headings, as sites and code hosts make them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading).lower().replace(" ", "-") for heading in found}
+
+
+@pytest.mark.parametrize("page", WITH_README.values(), ids=WITH_README)
+def test_what_is_called_a_function_is_one(page: Path) -> None:
+    sources = [path for kind in ("py", "pyi", "c", "h") for path in (ROOT / "aioblk").rglob(f"*.{kind}")]
+    words = set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources)))
+    named = set(re.findall(r"`(\w+)\(\)`", page.read_text()))
+    assert named <= words, f"{page.name} names {named - words}"
+
+
+@pytest.mark.parametrize("page", WITH_README.values(), ids=WITH_README)
+def test_what_is_called_a_test_is_one(page: Path) -> None:
+    tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
+    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
+    assert named <= set(re.findall(r"def (test_\w+)\(", tests))
+
+
+def test_what_is_said_to_be_among_the_tests_is_there() -> None:
+    pages = [*WITH_README.values(), ROOT / "CONTRIBUTING.md"]
+    named = {path for page in pages for path in re.findall(r"`(tests/[\w./]+)`", page.read_text())}
+    assert [path for path in sorted(named) if not (ROOT / path).exists()] == []
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = PAGES["index"].read_text()
+    assert [name for name in PAGES if name != "index" and f"({name}.md)" not in index] == []
+
+
+@pytest.mark.parametrize(
+    ("kind", "page"),
+    [
+        (aioblk.Limits, "drivers"),
+        (aioblk.QueueStatistics, "performance"),
+        (aioblk.BounceStatistics, "performance"),
+    ],
+)
+def test_every_limit_and_counter_is_explained(kind: type, page: str) -> None:
+    """help() does not show what is written below a field."""
+    text = PAGES[page].read_text()
+    assert [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in text] == []
+
+
+def test_the_table_of_capabilities_is_that_of_the_contract() -> None:
+    columns = [BUFFERED, DIRECT, LOOP, VHOST_USER, VDUSE, VFIO, NVME]
+    features = sorted({feature for driver in columns for feature in driver.lacks} - {"polling"})
+    text = PAGES["drivers"].read_text()
+    for feature in features:
+        cells = ["no" if feature in driver.lacks else "yes" for driver in columns]
+        assert "| " + " | ".join([feature, *cells]) + " |" in text
+    # What can be polled depends on the disk under a file; the rest is settled.
+    assert [driver.name for driver in columns if "polling" not in driver.lacks and driver is not DIRECT] == [
+        "vhost-user",
+        "vduse",
+        "vfio",
+    ]
+
+
+PUBLIC = sorted(
+    {getattr(aioblk, name) for name in aioblk.__all__ if inspect.isclass(getattr(aioblk, name))},
+    key=lambda kind: kind.__name__,
+)
+
+
+@pytest.mark.parametrize("kind", PUBLIC, ids=lambda kind: kind.__name__)
+def test_what_a_public_class_shows_is_told_of(kind: type) -> None:
+    """So that no completion offers what is not for users. Each field of a record and each member of an
+    enumeration is told of where it is, and what comes from other libraries by those."""
+    text = "\n".join(page.read_text() for page in WITH_README.values())
+    code = re.findall(r"```.*?```", text, re.DOTALL)
+    code += re.findall(r"`[^`\n]+`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    told = set(re.findall(r"\w+", "\n".join(code)))
+    for base in kind.__mro__:
+        if not base.__module__.startswith("aioblk"):
+            told.update(dir(base))
+    if dataclasses.is_dataclass(kind):
+        told.update(field.name for field in dataclasses.fields(kind))
+    if issubclass(kind, enum.Enum):
+        told.update(kind.__members__)
+    assert [name for name in dir(kind) if not name.startswith("_") and name not in told] == []
+
+
+# What a page says of something else counts above, so those that have much to do with each other name it here.
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (aioblk.Queue, {"aclose", "close", "drain", "in_flight", "loop", "spin", "statistics"}),
+        (aioblk.BlockingQueue, {"close", "in_flight", "statistics", "wait"}),
+        (aioblk.BouncePool, {"statistics"}),
+        (aioblk.ArenaBlock, {"buffers", "in_use", "size"}),
+    ],
+)
+def test_what_queues_have_for_each_other_is_not_shown(kind: type, names: set[str]) -> None:
+    requests = {name for name in dir(Submitter) if not name.startswith("_")}
+    assert {name for name in dir(kind) if not name.startswith("_")} - requests == names

@@ -1,0 +1,1 @@
+"""What others have written, unchanged: their clients, their libraries, their loops."""

@@ -1,0 +1,507 @@
+"""ByteView: any byte of a device, and writers that do not undo each other."""
+
+import asyncio
+from collections.abc import AsyncIterator, Coroutine
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import aioblk
+from aioblk.layers.byte_view import ByteView
+
+from ..conftest import StorageDaemonFactory
+from ..support.fake_backend import WRITE, FakeBackend
+
+BLOCK = 512
+SLOW = 20_000_000  # nanoseconds
+
+
+@pytest.fixture
+async def view(storage_daemon: StorageDaemonFactory, scratch_file: Path) -> AsyncIterator[ByteView]:
+    """Of a device with blocks of 512 bytes."""
+    async with aioblk.VirtioBlkVhostUser(storage_daemon(scratch_file).socket) as device:
+        assert device.limits.request_alignment == BLOCK
+        yield ByteView(device)
+
+
+@pytest.fixture
+async def direct_view(loop_device: Path) -> AsyncIterator[ByteView]:
+    """Of a block device where memory must be aligned as well."""
+    async with aioblk.IoUring(loop_device, direct=True) as device:
+        assert device.limits.buf_alignment == BLOCK
+        yield ByteView(device)
+
+
+# --- bytes --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"),
+    [
+        (0, 1),
+        (1, 1),
+        (511, 1),
+        (511, 2),
+        (0, 512),
+        (512, 512),
+        (1, 511),
+        (1, 512),
+        (100, 300),
+        (5, 5000),
+        (0, 4097),
+    ],
+)
+async def test_writes_and_reads_any_bytes(view: ByteView, offset: int, length: int) -> None:
+    await view.device.write(0, b"-" * 8192)
+    data = bytes(range(1, 251)) * 21
+    await view.write(offset, data[:length])
+    expected = b"-" * offset + data[:length] + b"-" * (8192 - offset - length)
+    assert await view.device.read(0, 8192) == expected
+    assert await view.read(offset, length) == data[:length]
+    buffer = bytearray(length)
+    await view.read_into(offset, buffer)
+    assert buffer == data[:length]
+
+
+async def test_misaligned_memory_and_bytes_under_direct_io(direct_view: ByteView) -> None:
+    await direct_view.write(3, b"abc" * 1000, fua=True)
+    assert await direct_view.read(0, 3010) == bytes(3) + b"abc" * 1000 + bytes(7)
+    buffer = bytearray(1001)
+    await direct_view.read_into(1000, memoryview(buffer)[1:])
+    assert buffer[1:5] == b"bcab"
+
+
+@pytest.mark.parametrize(
+    ("offset", "length"), [(10, 20), (0, 512), (500, 600), (100, 2000), (512, 1000), (7, 505)]
+)
+async def test_zeroes_any_bytes(view: ByteView, offset: int, length: int) -> None:
+    await view.write(0, b"x" * 4096)
+    await view.write_zeroes(offset, length)
+    expected = b"x" * offset + bytes(length) + b"x" * (4096 - offset - length)
+    assert await view.read(0, 4096) == expected
+    await view.flush()
+
+
+async def test_nothing_is_nothing(view: ByteView) -> None:
+    assert await view.read(3, 0) == b""
+    await view.write(3, b"")
+    await view.read_into(3, bytearray())
+    await view.write_zeroes(3, 0)
+
+
+async def test_refuses_negative_offsets_and_lengths(view: ByteView) -> None:
+    with pytest.raises(aioblk.OptionError):
+        await view.read(-1, 1)
+    with pytest.raises(aioblk.OptionError):
+        await view.read(0, -1)
+    with pytest.raises(aioblk.OptionError):
+        await view.write(-1, b"x")
+    with pytest.raises(aioblk.OptionError):
+        await view.write_zeroes(-1, 1)
+
+
+async def test_whole_blocks_are_passed_on(view: ByteView) -> None:
+    async with view.device.allocate(4096) as region:
+        await view.write(512, region[:1024])
+        await view.read_into(512, region[1024:2048])
+        assert view.device.statistics().bounced_bytes == 0
+        assert view.device.statistics().submitted == 2
+        await view.read_into(100, region[:2048])
+        assert view.device.statistics().bounced_bytes == 512  # the edges alone
+
+
+# --- writers ------------------------------------------------------------------------------------------------
+
+
+async def test_writers_in_one_block_do_not_undo_each_other(view: ByteView) -> None:
+    await asyncio.gather(*(view.write(place, bytes([place % 251])) for place in range(500)))
+    assert await view.read(0, 500) == bytes(place % 251 for place in range(500))
+
+
+async def test_overlapping_writers_take_turns_in_order(view: ByteView) -> None:
+    await asyncio.gather(*(view.write(number, bytes([number]) * 1000) for number in range(100)))
+    assert await view.read(0, 1099) == bytes([*range(99), *[99] * 1000])
+
+
+async def test_disjoint_writers_run_concurrently(storage_daemon: StorageDaemonFactory) -> None:
+    async with aioblk.VirtioBlkVhostUser(storage_daemon(latency_ns=SLOW).socket) as device:
+        view = ByteView(device)
+        writes = [asyncio.create_task(view.write(BLOCK * number, b"x")) for number in range(8)]
+        same = asyncio.create_task(view.write(1, b"y"))
+        for _ in range(4):
+            await asyncio.sleep(0)
+        assert device.statistics().in_flight == 8  # the ninth waits for the first
+        await asyncio.gather(*writes, same)
+
+
+async def test_a_cancelled_writer_lets_the_next_one_go_on(view: ByteView) -> None:
+    first = asyncio.create_task(view.write(0, b"1" * 1000))
+    second = asyncio.create_task(view.write(500, b"2" * 1000))
+    third = asyncio.create_task(view.write(999, b"3" * 10))
+    await asyncio.sleep(0)
+    second.cancel()
+    await asyncio.gather(first, third)
+    with pytest.raises(asyncio.CancelledError):
+        await second
+    assert await view.read(990, 30) == b"1" * 9 + b"3" * 10 + bytes(11)
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, BLOCK), (100, BLOCK)])
+async def test_a_write_on_its_way_is_left_at_once_and_later_ones_wait_for_it(
+    offset: int, length: int
+) -> None:
+    with FakeBackend() as disk:
+        async with aioblk.VirtioBlkVhostUser(disk.socket) as device:
+            view = ByteView(device)
+            gate = disk.gate(WRITE, 0)
+            writing = asyncio.ensure_future(view.write(offset, b"o" * length))
+            await gate.reached()
+            writing.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await writing
+            assert device.statistics().in_flight == 1
+            later = [asyncio.ensure_future(view.write(place, b"n" * 50)) for place in (0, 200)]
+            whole = asyncio.ensure_future(view.write(BLOCK, b"w" * BLOCK))
+            await view.read(64 * BLOCK, 1)
+            assert not any(request.done() for request in later)
+            gate.open()
+            await asyncio.gather(*later, whole)
+            old = (bytes(offset) + b"o" * length).ljust(BLOCK, b"\0")[:BLOCK]
+            expected = b"n" * 50 + old[50:200] + b"n" * 50 + old[250:] + b"w" * BLOCK
+            assert await view.read(0, 2 * BLOCK) == expected
+
+
+async def test_an_error_lets_the_next_one_go_on(view: ByteView) -> None:
+    end = view.device.capacity
+    outcomes = await asyncio.gather(
+        view.write(end - 10, b"x" * 20),
+        view.write(end - 100, b"y" * 50),
+        view.read(end - 1, 2),
+        return_exceptions=True,
+    )
+    assert isinstance(outcomes[0], aioblk.BlkioError)
+    assert outcomes[1] is None
+    assert isinstance(outcomes[2], aioblk.BlkioError)
+    assert await view.read(end - 100, 100) == b"y" * 50 + bytes(50)
+
+
+async def test_a_change_of_whole_blocks_waits_for_one_of_parts(view: ByteView) -> None:
+    """The part's block is read, and would be written back with what was there before."""
+    for _ in range(20):
+        await view.device.write_zeroes(0, 4096)
+        await asyncio.gather(view.write(100, b"part"), view.write(0, b"w" * 1024))
+        assert await view.read(0, 2048) == b"w" * 1024 + bytes(1024)
+        await asyncio.gather(
+            view.writev(512, [b"w" * 100, b"w" * 924]),
+            view.write(600, b"part"),
+            view.discard(1024, 512),
+            view.write_zeroes(512, 512),
+            view.write(1000, b"part"),
+        )
+        assert await view.read(512, 512) == bytes(488) + b"part" + bytes(20)
+
+
+async def test_requests_go_straight_to_the_device_unless_they_share_a_block(
+    storage_daemon: StorageDaemonFactory,
+) -> None:
+    async with aioblk.VirtioBlkVhostUser(storage_daemon(latency_ns=SLOW).socket) as device:
+        view = ByteView(device)
+        editing = asyncio.ensure_future(view.write(1, b"x"))
+        direct = (
+            view.write(512, bytes(1024)),
+            view.read_into(0, bytearray(512)),
+            view.readv(0, [bytearray(5)]),
+        )
+        assert all(isinstance(request, aioblk.Request) for request in direct)
+        waiting = view.write(0, bytes(512))
+        assert not isinstance(waiting, aioblk.Request)
+        assert isinstance(view.flush(), aioblk.Request)
+        await asyncio.gather(editing, *direct, waiting)
+        again = view.write(0, bytes(512))
+        assert isinstance(again, aioblk.Request)
+        await again
+
+
+async def test_a_cancelled_write_of_whole_blocks_is_over_before_a_part_is_read(
+    storage_daemon: StorageDaemonFactory, scratch_file: Path
+) -> None:
+    """Its memory is the bounce pool's: its task is free at once, and the part waits."""
+    daemon = storage_daemon(scratch_file)
+    async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
+        view = ByteView(device)
+        await view.write(0, bytes(512))
+        daemon.pause()
+        whole = asyncio.ensure_future(view.write(0, b"w" * 512))
+        await asyncio.sleep(0)
+        whole.cancel()
+        assert whole.cancelled()
+        part = asyncio.ensure_future(view.write(1, b"part"))
+        daemon.resume()
+        await part
+        assert (await view.read(0, 512))[:6] == b"wpartw"
+
+
+async def test_what_a_request_may_be_handed_to(view: ByteView) -> None:
+    async with asyncio.TaskGroup() as group:
+        for offset in (0, 512, 1000, 1001):
+            group.create_task(view.write(offset, b"x" * 512))
+    for offset in (0, 7):
+        assert await asyncio.ensure_future(view.read(offset, 512)) == b"x" * 512
+        assert await asyncio.create_task(view.read(offset, 512)) == b"x" * 512
+        assert await asyncio.wait_for(view.read(offset, 512), 10) == b"x" * 512
+        done, _ = await asyncio.wait({asyncio.ensure_future(view.read(offset, 512))})
+        assert done.pop().result() == b"x" * 512
+    with pytest.raises(aioblk.BlkioError):
+        await asyncio.create_task(view.read(view.device.capacity, 7))
+
+
+async def test_a_task_that_is_cancelled_before_its_first_step_waits_for_its_write(view: ByteView) -> None:
+    first = asyncio.ensure_future(view.write(1, b"first"))
+    task = asyncio.create_task(view.write(2, b"second"))
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await first
+    assert await view.read(0, 8) == b"\0first\0\0"
+
+
+async def test_what_was_begun_is_done_whether_it_is_awaited_or_not(view: ByteView) -> None:
+    forgotten = view.write(1, b"one")
+    view.write(2, b"two").close()
+    del forgotten
+    await view.write(3, b"three")
+    assert await view.read(0, 9) == b"\0ot" + b"three" + b"\0"
+
+
+async def test_zeroes_without_fallback_are_for_whole_blocks(direct_view: ByteView) -> None:
+    await direct_view.write(0, b"x" * 2048)
+    with pytest.raises(aioblk.UnsupportedError, match="no_fallback"):
+        await direct_view.write_zeroes(1, 1024, no_fallback=True)
+    await direct_view.write_zeroes(512, 512, no_unmap=True, fua=True)
+    assert await direct_view.read(0, 2048) == b"x" * 512 + bytes(512) + b"x" * 1024
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, 4096), (1, 4095), (100, 3000), (5, 10), (511, 513)])
+async def test_discards_the_whole_blocks_within(direct_view: ByteView, offset: int, length: int) -> None:
+    await direct_view.write(0, b"x" * 8192)
+    await direct_view.discard(offset, length)
+    data = await direct_view.read(0, 8192)
+    unit = max(direct_view.device.limits.discard_alignment, BLOCK)
+    first, last = -(-offset // unit) * unit, (offset + length) // unit * unit
+    assert data[:first] == b"x" * first
+    assert data[max(first, last) :] == b"x" * (8192 - max(first, last))
+
+
+async def test_vectors(view: ByteView) -> None:
+    await view.writev(3, [b"abc", b"", bytearray(b"defg")], fua=True)
+    buffers = bytearray(2), bytearray(3), bytearray(4)
+    await view.readv(2, buffers)
+    assert b"".join(buffers) == b"\0abcdefg\0"
+    await view.writev(3, [])
+    await view.readv(3, [])
+
+
+# --- against a model ----------------------------------------------------------------------------------------
+
+SPACE = 16 * BLOCK
+any_range = st.tuples(st.integers(0, SPACE - 1), st.integers(1, 4 * BLOCK)).map(
+    lambda pair: (pair[0], min(pair[1], SPACE - pair[0]))
+)
+whole_blocks = st.tuples(st.integers(0, 15), st.integers(1, 4)).map(
+    lambda pair: (pair[0] * BLOCK, min(pair[1] * BLOCK, SPACE - pair[0] * BLOCK))
+)
+
+
+class Step(NamedTuple):
+    kind: str
+    where: tuple[int, int]
+    cancelled_after: int | None  # turns of the loop
+
+    @property
+    def places(self) -> range:
+        return range(self.where[0], sum(self.where))
+
+    @property
+    def blocks(self) -> set[int]:
+        return {place // BLOCK for place in self.places}
+
+    @property
+    def is_whole(self) -> bool:
+        return self.where[0] % BLOCK == self.where[1] % BLOCK == 0
+
+
+steps = st.builds(
+    Step,
+    st.sampled_from(["write", "writev", "zero", "read", "readv"]),
+    st.one_of(any_range, whole_blocks),
+    st.one_of(st.none(), st.none(), st.integers(0, 12)),
+)
+rounds_of_steps = st.lists(st.lists(steps, min_size=1, max_size=8), max_size=8)
+
+
+def begin(view: ByteView, step: Step, value: int) -> Coroutine[Any, Any, Any]:
+    offset, length = step.where
+    match step.kind:
+        case "write":
+            return view.write(offset, bytes([value]) * length)
+        case "writev":
+            return view.writev(
+                offset, [bytes([value]) * (length // 3), bytes([value]) * (length - length // 3)]
+            )
+        case "zero":
+            return view.write_zeroes(offset, length)
+        case "read":
+            return view.read(offset, length)
+        case _:
+            return read_in_pieces(view, offset, length)
+
+
+async def read_in_pieces(view: ByteView, offset: int, length: int) -> bytes:
+    pieces = bytearray(length // 2), bytearray(length - length // 2)
+    await view.readv(offset, pieces)
+    return b"".join(pieces)
+
+
+async def cancel_after(turns: int, work: "asyncio.Future[Any]") -> None:
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    work.cancel()
+
+
+def orders(changes: list[Step]) -> set[tuple[int, int]]:
+    """The pairs of changes, by their numbers, of which the first must take effect before the second."""
+    ordered: set[tuple[int, int]] = set()
+    for second, after in enumerate(changes):
+        for first in reversed(range(second)):
+            before = changes[first]
+            if before.blocks & after.blocks and not (before.is_whole and after.is_whole):
+                ordered.add((first, second))
+                if before.cancelled_after is None:  # else it may not have waited for those before it
+                    ordered |= {(zeroth, second) for zeroth in range(first) if (zeroth, first) in ordered}
+    return ordered
+
+
+async def check_against_model(view: ByteView, rounds: list[list[Step]]) -> None:
+    """Each round's requests run concurrently. The model keeps what every byte may be, and learns what it is.
+
+    A change that was not cancelled counts unless one that comes after it covers the byte. A cancelled one may
+    or may not count.
+    """
+    await view.device.write_zeroes(0, SPACE)
+    content = bytes(SPACE)
+    serial = 0
+    for requests in rounds:
+        changes: list[Step] = []
+        values: list[int] = []
+        work: list[asyncio.Future[Any]] = []
+        reads: list[tuple[int, asyncio.Future[bytes]]] = []
+        for step in requests:
+            serial = serial % 255 + 1
+            work.append(future := asyncio.ensure_future(begin(view, step, serial)))
+            if step.cancelled_after is not None:
+                work.append(asyncio.create_task(cancel_after(step.cancelled_after, future)))
+            if step.kind.startswith("read"):
+                reads.append((step.where[0], future))
+            else:
+                changes.append(step)
+                values.append(0 if step.kind == "zero" else serial)
+        for outcome in await asyncio.gather(*work, return_exceptions=True):
+            assert outcome is None or isinstance(outcome, (bytes, asyncio.CancelledError))
+        ordered = orders(changes)
+        after, ever = [], []
+        for place, byte in enumerate(content):
+            covering = [number for number, step in enumerate(changes) if place in step.places]
+            sure = [number for number in covering if changes[number].cancelled_after is None]
+            possible = {
+                values[number] for number in covering if not any((number, later) in ordered for later in sure)
+            }
+            after.append(possible if sure else possible | {byte})
+            ever.append({byte, *(values[number] for number in covering)})
+        for offset, read in reads:
+            if not read.cancelled():
+                assert all(byte in ever[offset + place] for place, byte in enumerate(read.result()))
+        content = await view.read(0, SPACE)
+        assert all(byte in possible for byte, possible in zip(content, after, strict=True))
+
+
+@given(rounds=rounds_of_steps)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_agrees_with_a_model(view: ByteView, rounds: list[list[Step]]) -> None:
+    await check_against_model(view, rounds)
+
+
+@given(rounds=rounds_of_steps)
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+async def test_agrees_with_a_model_under_direct_io(direct_view: ByteView, rounds: list[list[Step]]) -> None:
+    await check_against_model(direct_view, rounds)
+
+
+# --- a file that ends within a block ------------------------------------------------------------------------
+
+ODD = 1_000_000  # bytes; the last block has 64 of them
+
+
+@pytest.fixture
+async def odd_view(tmp_path: Path) -> AsyncIterator[ByteView]:
+    path = tmp_path / "odd"
+    path.write_bytes(b"-" * ODD)
+    async with aioblk.IoUring(path, direct=True) as device:
+        assert device.limits.request_alignment == BLOCK
+        assert device.limits.can_grow
+        yield ByteView(device)
+
+
+def contents(view: ByteView) -> bytes:
+    return Path(str(view.device.properties["path"])).read_bytes()
+
+
+@pytest.mark.parametrize(("offset", "length"), [(0, ODD), (ODD - 1, 1), (ODD - 70, 70), (ODD - 64, 10)])
+async def test_the_last_bytes_are_read_and_written(odd_view: ByteView, offset: int, length: int) -> None:
+    assert await odd_view.read(offset, length) == b"-" * length
+    await odd_view.write(offset, b"x" * length, fua=True)
+    assert await odd_view.read(offset, length) == b"x" * length
+    assert odd_view.device.capacity == ODD
+    assert contents(odd_view) == b"-" * offset + b"x" * length + b"-" * (ODD - offset - length)
+
+
+@pytest.mark.parametrize("length", [1, 63, 64, 65, 448, 449, 5000])
+async def test_a_file_grows_to_the_byte(odd_view: ByteView, length: int) -> None:
+    await odd_view.write(ODD - 10, b"x" * (10 + length))
+    assert contents(odd_view) == b"-" * (ODD - 10) + b"x" * (10 + length)
+    await odd_view.write_zeroes(ODD, length + 1)
+    assert contents(odd_view) == b"-" * (ODD - 10) + b"x" * 10 + bytes(length + 1)
+
+
+async def test_zeroes_up_to_the_end_leave_it_where_it_is(odd_view: ByteView) -> None:
+    await odd_view.write_zeroes(100, ODD - 100)
+    assert contents(odd_view) == b"-" * 100 + bytes(ODD - 100)
+
+
+async def test_nobody_who_makes_the_file_longer_is_cut_off(odd_view: ByteView) -> None:
+    """Changes at and behind the end, begun together, in both orders: whole blocks and parts of them."""
+    end = -(-ODD // BLOCK) * BLOCK
+    for _ in range(5):
+        await asyncio.gather(
+            odd_view.write(ODD - 5, b"a" * 5),
+            odd_view.write(end + BLOCK, b"b" * BLOCK),
+            odd_view.write(end + 3 * BLOCK, b"c" * 7),
+            odd_view.write(ODD - 64, b"d" * 3),
+        )
+        expected = b"-" * (ODD - 64) + b"d" * 3 + b"-" * 56 + b"a" * 5
+        expected = expected.ljust(end + BLOCK, b"\0") + b"b" * BLOCK
+        assert contents(odd_view) == expected.ljust(end + 3 * BLOCK, b"\0") + b"c" * 7
+        await odd_view.device.truncate(ODD)
+
+
+async def test_a_change_at_the_end_that_is_cancelled_leaves_the_length(odd_view: ByteView) -> None:
+    for turns in range(12):
+        change = asyncio.ensure_future(odd_view.write(ODD - 1, b"y"))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        change.cancel()
+        await asyncio.wait([change])
+        await odd_view.write(ODD - 1, b"-")  # comes after it in the order of changes
+        assert odd_view.device.capacity == ODD

@@ -1,0 +1,1 @@
+"""libblkio as Python, without asyncio: handles, properties, limits, what may be opened."""

@@ -1,0 +1,1 @@
+"""Memory that devices reach: regions, the bounce pool, arenas."""

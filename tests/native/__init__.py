@@ -1,0 +1,1 @@
+"""What is compiled: the binding, and the path of a request."""

@@ -1,0 +1,1 @@
+"""What asyncio lacks: fair waiting, calls in threads and who owns their results."""
