@@ -861,6 +861,11 @@ class Device(Submitter):
         return cast(int, handle.get("fd")) if self._options.driver == IO_URING else None
 
     @property
+    def read_only(self) -> bool:
+        """Whether changes are refused, with ``EBADF``."""
+        return cast(bool, self._require_handle("read_only").get("read-only"))
+
+    @property
     def limits(self) -> Limits:
         """What the device accepts; fixed while it is open."""
         self._require_handle("limits")

@@ -27,53 +27,54 @@ class Limits:
     """What the device accepts. Lengths, alignments and sizes are in bytes; a largest length of 0: unlimited.
 
     The values are libblkio's properties of the same names, corrected where libblkio is known to promise too
-    much.
+    much. The defaults are those of a device that takes any bytes from any memory, for block devices of other
+    kinds: ``Limits(request_alignment=512)``.
     """
 
     # requests of every kind
-    request_alignment: int
+    request_alignment: int = 1
     """Offset and length of every request are multiples of it."""
-    optimal_io_alignment: int
+    optimal_io_alignment: int = 1
     """Offsets and lengths that are multiples of it are fastest."""
-    optimal_io_size: int
+    optimal_io_size: int = 0
     """The request length that is fastest; 0: not known."""
-    can_grow: bool
+    can_grow: bool = False
     """Writes past the end grow the device; reads past the end give zeroes."""
-    flush_needed: bool
+    flush_needed: bool = True
     """A completed write is persistent only after a flush. True also where it cannot be known: vhost-user."""
 
     # reads and writes
-    buf_alignment: int
+    buf_alignment: int = 1
     """Address and length of a buffer are multiples of it; other buffers bounce."""
-    optimal_buf_alignment: int
+    optimal_buf_alignment: int = 1
     """Buffers whose address and length are multiples of it are fastest."""
-    max_segments: int
+    max_segments: int = 1024
     """Most buffers of one request."""
-    max_segment_len: int
+    max_segment_len: int = 0
     """Largest length of one buffer."""
-    max_transfer: int
+    max_transfer: int = 0
     """Largest length of one read or write."""
-    supports_fua_natively: bool
+    supports_fua_natively: bool = False
     """FUA writes are one request to the device, not a write and a flush."""
 
     # write-zeroes and discards
-    max_write_zeroes_len: int
-    max_discard_len: int
-    discard_alignment: int
+    max_write_zeroes_len: int = 0
+    max_discard_len: int = 0
+    discard_alignment: int = 0
     """Start (less the offset below) and length of a discard are multiples of it; 0 or 1: any."""
-    discard_alignment_offset: int
+    discard_alignment_offset: int = 0
     """The first byte that can be discarded."""
 
     # memory regions
-    needs_mem_regions: bool
+    needs_mem_regions: bool = False
     """Buffers outside mapped memory regions bounce."""
-    needs_mem_region_fd: bool
+    needs_mem_region_fd: bool = False
     """Only memory with a file descriptor can be mapped."""
-    may_pin_mem_regions: bool
+    may_pin_mem_regions: bool = False
     """Pages of mapped regions may be pinned, so that they cannot be given back (madvise, hole punching)."""
-    mem_region_alignment: int
+    mem_region_alignment: int = 1
     """Address and length of a region are multiples of it."""
-    max_mem_regions: int
+    max_mem_regions: int = 0
     """Most regions that can be mapped at a time, the bounce pool's included."""
 
     @classmethod

@@ -16,8 +16,9 @@ from .._native._core import QueueCore, Request, Submitter
 from .._sync.clock import now
 from ..errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
 from .discard import discard
-from .queue import QueueContext, QueueStatistics
+from .queue import QueueContext
 from .silence import TICKS, describe_silence
+from .statistics import QueueStatistics
 
 __all__ = ["BlockingQueue"]
 

@@ -15,7 +15,8 @@ from .._libblkio.handle import MemRegion
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
 from .blocking import BlockingQueue
-from .queue import Queue, QueueContext, QueueStatistics
+from .queue import Queue, QueueContext
+from .statistics import QueueStatistics
 
 __all__ = ["BoundQueues"]
 

@@ -4,69 +4,26 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, fields
-from types import TracebackType
-from typing import Any, Literal, NoReturn, Self, cast, final
+from dataclasses import dataclass
+from typing import Any, Literal, NoReturn, Protocol, Self, cast, final
 
 from .._libblkio.handle import Blkio
+from .._libblkio.limits import Limits
 from .._libblkio.properties import Properties
 from .._memory.bounce import BouncePool
 from .._memory.regions import DeviceMemory
 from .._native._core import DeviceCore, QueueCore, Submitter
 from .._sync.loops import running_loop
-from .._sync.scopes import shielded, shielded_if_cancelled
+from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceClosedError, OptionError, UsageError
 from .discard import BlockDiscard
 from .silence import SilenceWatch
+from .statistics import QueueStatistics
 
 __all__ = ["Queue", "QueueContext", "QueueStatistics"]
 
 LONGEST_SPIN = 0.001
-
-
-@final
-@dataclass(frozen=True, slots=True)
-class QueueStatistics:
-    """What a queue has done since it was opened."""
-
-    submitted: int
-    """Requests accepted; a batch counts as its items."""
-    completed: int
-    failed: int
-    cancelled: int
-    in_flight: int
-    """Requests that the device has not finished, cancelled ones included."""
-    bytes_read: int
-    bytes_written: int
-    parts: int
-    """libblkio requests completed; more than requests where they had to be split."""
-    bounced_bytes: int
-    """Bytes that were copied because the device could not reach the caller's memory."""
-    inline_completions: int
-    """Requests that had completed by the time their method returned."""
-    flushes: int
-    """Turns of the loop that submitted something."""
-    do_io_calls: int
-    events: int
-    """Times the loop found the completion descriptor readable."""
-    empty_events: int
-    direct_wakes: int
-    """Tasks that were resumed without a detour through the loop."""
-
-    @classmethod
-    def of(cls, core: QueueCore) -> Self:
-        return cls(**core.statistics())
-
-    @classmethod
-    def none(cls) -> Self:
-        """Of no queue at all."""
-        return cls(*(0 for _ in fields(cls)))
-
-    def __add__(self, other: "QueueStatistics") -> "QueueStatistics":
-        return QueueStatistics(
-            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(QueueStatistics))
-        )
 
 
 @final
@@ -90,6 +47,10 @@ class QueueContext:
     """Called, in the queue's thread, when a queue is free for others."""
 
     @property
+    def read_only(self) -> bool:
+        return cast(bool, self.handle.get("read-only"))
+
+    @property
     def depth(self) -> int:
         """Entries of the ring: libblkio is given what fits; the others wait where they can be cancelled."""
         if "num-entries" in Properties(self.handle):
@@ -97,8 +58,15 @@ class QueueContext:
         return cast(int, self.handle.get("queue-size"))
 
 
+class HasCapacity(Protocol):
+    """The device of a queue, as far as the queue is concerned."""
+
+    @property
+    def capacity(self) -> int: ...
+
+
 @final
-class Queue(Submitter):
+class Queue(AsyncClosing, Submitter):
     """One queue of a device, used from the event loop (and thread) that it was bound to.
 
     ``async with dev.queue(1) as queue:`` binds queue 1 to the running loop, which may be another one, in
@@ -110,7 +78,7 @@ class Queue(Submitter):
         """Bind queue *index* of a started device to the running loop; *poll*: of its poll queues."""
         self.index = index
         self.poll = poll
-        self.device: object = None
+        self.device: HasCapacity | None = None
         """Once the queue was handed out: it keeps the device, which ends with its last reference."""
         self._context = context
         self._loop = running_loop("queue", context.handle.driver)
@@ -216,12 +184,6 @@ class Queue(Submitter):
 
     async def __aenter__(self) -> Self:
         return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with shielded():
-            await self.aclose()
 
     def _abandon(self, error: BlkioError) -> None:
         """The device is lost: fail what is in flight. From any thread."""
@@ -342,6 +304,23 @@ class Queue(Submitter):
     def _is_bound_here(self) -> bool:
         """Whether the caller runs in the thread that the queue belongs to."""
         return self._thread == threading.get_ident()
+
+    @property
+    def limits(self) -> Limits:
+        """What the device accepts; fixed while it is open."""
+        return self._context.memory.limits
+
+    @property
+    def capacity(self) -> int:
+        """The device's size in bytes; see :attr:`Device.capacity`."""
+        if self.device is None or self._disposed:
+            self._refuse_unopened("capacity")
+        return self.device.capacity
+
+    @property
+    def read_only(self) -> bool:
+        """Whether changes are refused, with ``EBADF``."""
+        return self._context.read_only
 
     def statistics(self) -> QueueStatistics:
         """A snapshot of the counters."""
