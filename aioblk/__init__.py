@@ -36,9 +36,11 @@ from ._libblkio.limits import Limits
 from ._libblkio.properties import Properties
 from ._memory.arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer, ArenaListener, ArenaStatistics
 from ._memory.bounce import BouncePool, BounceStatistics
+from ._memory.mapping import MapsMemory
 from ._memory.regions import MemoryRegion
 from ._queues.blocking import BlockingQueue
-from ._queues.queue import Queue, QueueStatistics
+from ._queues.queue import Queue
+from ._queues.statistics import QueueStatistics
 from ._sync.wait_queue import WaitQueue, WaitQueueStatistics
 from .addresses import open, parse_properties, parse_size
 from .drivers import IoUring, NvmeIoUring, VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa
@@ -54,6 +56,7 @@ from .errors import (
     UnsupportedError,
     UsageError,
 )
+from .layers.block_device import BlockDevice, KnowsExtents
 from .layers.byte_view import ByteView
 from .layers.zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
 from .services.in_flight import InFlight
@@ -92,6 +95,7 @@ __all__ = [
     "ArenaListener",
     "ArenaStatistics",
     "BlkioError",
+    "BlockDevice",
     "BlockingQueue",
     "BouncePool",
     "BounceStatistics",
@@ -104,7 +108,9 @@ __all__ = [
     "ExtentKind",
     "InFlight",
     "IoUring",
+    "KnowsExtents",
     "Limits",
+    "MapsMemory",
     "MemoryRegion",
     "NvmeIoUring",
     "OptionError",

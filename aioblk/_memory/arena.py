@@ -1,37 +1,29 @@
 """Arena: memory for buffers that any number of devices reach without copying."""
 
-# An arena, its blocks and its attachments do with each other what users do not see.
+# An arena and its blocks do with each other what users do not see.
 # pyright: reportPrivateUsage=false
 
 import asyncio
 import contextlib
-import ctypes
-import errno
 import mmap
-import os
 import warnings
-import weakref
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
-from types import TracebackType
-from typing import Any, Protocol, Self, TypeVar, final
+from typing import Self, final
 
-from .._native._core import Allocator, Memory, View
 from .._sync.blocking import run_blocking
 from .._sync.loops import running_loop
-from .._sync.scopes import shielded, shielded_if_cancelled
-from .._sync.tasks import start_steadfast_task
+from .._sync.scopes import AsyncClosing, shielded_if_cancelled
+from .._sync.tasks import SteadfastTasks
 from .._sync.wait_queue import WaitQueue
-from ..errors import BlkioError, UsageError
-from .regions import DeviceMemory, MemoryRegion
+from ..errors import UsageError
+from .arena_block import ArenaBlock, ArenaBuffer
+from .arena_listeners import ArenaAttachment, ArenaListener, Listeners
+from .mapping import MapsMemory
 
 __all__ = ["Arena", "ArenaAttachment", "ArenaBlock", "ArenaBuffer", "ArenaListener", "ArenaStatistics"]
 
-T = TypeVar("T")
-
 HUGE_PAGE = 2 << 20
-MFD_HUGE_SHIFT = 26
 
 
 @final
@@ -46,245 +38,8 @@ class ArenaStatistics:
     devices: int
 
 
-class HasMemory(Protocol):
-    """A device, as far as an arena is concerned."""
-
-    @property
-    def _device_memory(self) -> DeviceMemory: ...
-    @property
-    def closed(self) -> bool: ...
-
-
-class ArenaListener(Protocol):
-    """Told of every block. May remove itself, or others, while it is being called. What it raises is reported
-    to the event loop's exception handler, and stops nothing."""
-
-    async def block_added(self, block: "ArenaBlock", /) -> None:
-        """The block exists; no buffer of it has been handed out yet."""
-
-    async def block_removed(self, block: "ArenaBlock", /) -> None:
-        """No buffer of the block is in use; it goes when everybody has been told."""
-
-
 @final
-class ArenaBuffer(View):
-    """A buffer from an arena, and a context manager that gives it back.
-
-    Giving it back makes it and its slices raise ``ValueError``. Its memory is handed out again as soon as no
-    request in flight and nothing made of it (a memoryview, an array) uses it. A buffer that is forgotten
-    gives itself back.
-    """
-
-    __slots__ = ()
-
-    def release(self) -> None:
-        """Give the buffer back; idempotent."""
-        self.memory.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.release()
-
-
-@final
-class ArenaBlock:
-    """One memfd, mapped as a whole."""
-
-    def __init__(self, size: int, *, granule: int, huge_page: int, locked: bool) -> None:
-        flags = os.MFD_CLOEXEC
-        if huge_page:
-            flags |= os.MFD_HUGETLB | (huge_page.bit_length() - 1) << MFD_HUGE_SHIFT
-        self.fd: int = -1
-        try:
-            self.fd = os.memfd_create("aioblk-arena", flags)
-            os.ftruncate(self.fd, size)
-            self._pages: mmap.mmap | None = mmap.mmap(self.fd, size)
-            self.memory: Memory = Memory.from_buffer(self._pages)
-            if locked:
-                _lock(self.memory)
-            self._allocator = Allocator(size, granule)
-        except (OSError, OverflowError, ValueError) as error:  # the latter two: no memory is that large
-            self._close_file()
-            raise BlkioError(
-                f"a block of {size} bytes cannot be had: {error.args[-1]}",
-                errno=(error.errno if isinstance(error, OSError) else None) or errno.ENOMEM,
-                operation="add_block",
-            ) from error
-        self._unit = huge_page or mmap.PAGESIZE
-        self._address = self.memory.address
-        # What was handed out last at each offset, and what gives it back.
-        self._buffers: dict[int, weakref.ref[Memory]] = {}
-        self._givers: dict[int, Callable[[], None]] = {}
-        self._keeper: memoryview | None = memoryview(
-            View(self.memory)
-        )  # the block lasts as long as its buffers
-        self.on_room: Callable[[], object] | None = None
-        """Called when a buffer has come back, in whatever thread that was."""
-
-    @property
-    def size(self) -> int:
-        """In bytes."""
-        return self._allocator.size
-
-    @property
-    def in_use(self) -> int:
-        """Bytes handed out."""
-        return self._allocator.in_use
-
-    @property
-    def _longest_room(self) -> int:
-        """Of the longest buffer that could be handed out now."""
-        return self._allocator.largest_free
-
-    @property
-    def buffers(self) -> int:
-        """Buffers handed out, and not yet free again."""
-        return self._allocator.count
-
-    def _take(self, length: int) -> ArenaBuffer | None:
-        """A buffer, or None when the block has no room for it."""
-        offset = self._allocator.take(length)
-        if offset is None:
-            return None
-        give = self._givers.get(offset)
-        if give is None:
-            give = self._givers[offset] = partial(self._give, offset)
-        # It is called once, also when nobody but the garbage collector asks for it.
-        memory = Memory(self._address + offset, length, owner=self._keeper, on_release=give)
-        self._buffers[offset] = weakref.ref(memory)
-        return ArenaBuffer(memory)
-
-    def _give(self, offset: int) -> None:
-        self._allocator.give(offset)
-        on_room = self.on_room  # which another thread may change meanwhile
-        if on_room is not None:
-            on_room()
-
-    def _give_free_pages_back(self) -> int:
-        """Punch holes where no buffer is, which may take a while; returns how many bytes."""
-        taken: list[tuple[int, int]] = []
-        pages = self._pages
-        if pages is None:
-            return 0
-        while length := self._allocator.largest_free:
-            offset = self._allocator.take(length)
-            assert offset is not None
-            taken.append((offset, length))
-        given = 0
-        try:
-            for offset, length in taken:
-                start = -(-offset // self._unit) * self._unit
-                end = (offset + length) // self._unit * self._unit
-                if start < end:
-                    pages.madvise(mmap.MADV_REMOVE, start, end - start)
-                    given += end - start
-        finally:
-            for offset, _ in taken:
-                self._allocator.give(offset)
-        return given
-
-    def _close(self) -> None:
-        """Close every buffer; the memory goes when the last of them is unused."""
-        for reference in list(self._buffers.values()):
-            if (memory := reference()) is not None:
-                memory.close()
-        if not self.memory.closed:
-            self.memory.close()
-            # Nothing is left that refers to itself: no collector is needed for the memory to go.
-            self._keeper = self._pages = self.on_room = None
-            self._givers.clear()
-            self._buffers.clear()
-        self._close_file()
-
-    def _close_file(self) -> None:
-        fd, self.fd = self.fd, -1
-        if fd >= 0:
-            os.close(fd)
-
-    def __del__(self) -> None:
-        self._close_file()
-
-    def __repr__(self) -> str:
-        return f"<ArenaBlock of {self.size} bytes at {self.memory.address:#x}, {self.in_use} in use>"
-
-
-@final
-class ArenaAttachment:
-    """A device's registrations of an arena's blocks: all of them or, after a failure, none."""
-
-    def __init__(self, arena: "Arena", device: HasMemory) -> None:
-        self._arena = arena
-        self._device = device
-        self._memory = device._device_memory
-        self._regions: dict[ArenaBlock, MemoryRegion] = {}
-        self._attached = True
-        self._error: BlkioError | None = None
-
-    @property
-    def device(self) -> HasMemory:
-        return self._device
-
-    @property
-    def attached(self) -> bool:
-        """Whether the device has every block. Requests on buffers of the arena are correct either way."""
-        return self._attached and not self._device.closed
-
-    @property
-    def error(self) -> BlkioError | None:
-        """Why the device was detached, if not by :meth:`detach`."""
-        return self._error
-
-    @property
-    def _may_pin(self) -> bool:
-        """Whether the device may have pinned pages of the arena."""
-        limits = self._memory.limits
-        return self.attached and limits.needs_mem_regions and limits.may_pin_mem_regions
-
-    async def detach(self) -> None:
-        """Unregister every block, each as soon as no request uses it; idempotent."""
-        self._attached = False
-        self._arena.remove_listener(self)
-        with shielded_if_cancelled():
-            await self._arena._finish(self._close_regions())
-
-    async def _close_regions(self) -> None:
-        problem: BlkioError | None = None
-        while self._regions:
-            _block, region = self._regions.popitem()
-            try:
-                await region.aclose()
-            except BlkioError as error:  # the device unmaps it at the latest when it is closed
-                problem = problem or error
-        if problem is not None:
-            raise problem
-
-    async def block_added(self, block: ArenaBlock, /) -> None:
-        """Register the block; a failure detaches the device, so that it has all blocks or none."""
-        region = self._memory.register(View(block.memory), fd=block.fd, required=True)
-        try:
-            await region.__aenter__()
-        except BlkioError as error:
-            self._error = error
-            with contextlib.suppress(BlkioError):  # what cannot be unmapped now goes with the device
-                await self.detach()
-            return
-        if self._attached:
-            self._regions[block] = region
-        else:  # detached meanwhile
-            await region.aclose()
-
-    async def block_removed(self, block: ArenaBlock, /) -> None:
-        region = self._regions.pop(block, None)
-        if region is not None:
-            await region.aclose()
-
-
-@final
-class Arena:
+class Arena(AsyncClosing):
     """Blocks of shared memory that are registered with every attached device, and carved into aligned
     buffers::
 
@@ -335,8 +90,8 @@ class Arena:
         self._alignment = alignment
         self._locked = locked
         self._blocks: list[ArenaBlock] = []
-        self._listeners: list[ArenaListener] = []
-        self._work: set[asyncio.Future[Any]] = set()
+        self._listeners = Listeners()
+        self._work = SteadfastTasks("arena")
         self._turn = asyncio.Lock()  # of whoever changes blocks or attaches devices
         self._closed = False
         # Who waits for room, on this loop.
@@ -355,16 +110,10 @@ class Arena:
                 raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        with shielded():
-            await self.aclose()
-
     async def aclose(self) -> None:
         """Detach every device and close every block and buffer; idempotent."""
         with shielded_if_cancelled():
-            await self._finish(self._close())
+            await self._work.finish(self._close())
 
     async def _close(self) -> None:
         async with self._turn:
@@ -495,7 +244,7 @@ class Arena:
         wanted = self._block_size if size is None else size
         if wanted <= 0:
             raise ValueError(f"size must be positive, not {wanted}")
-        return await self._finish(self._add_block(wanted))
+        return await self._work.finish(self._add_block(wanted))
 
     async def _add_block(self, wanted: int) -> ArenaBlock:
         async with self._turn:
@@ -503,7 +252,7 @@ class Arena:
             unit = self._huge_page or mmap.PAGESIZE
             whole = -(-wanted // unit) * unit
             block = ArenaBlock(whole, granule=self._alignment, huge_page=self._huge_page, locked=self._locked)
-            await self._tell(lambda listener: listener.block_added(block))
+            await self._listeners.tell(lambda listener: listener.block_added(block))
             self._blocks.append(block)
             if self._waiting:
                 block.on_room = self._on_room
@@ -518,7 +267,7 @@ class Arena:
             ValueError: the block is not one of this arena.
         """
         with shielded_if_cancelled():
-            await self._finish(self._remove_block(block))
+            await self._work.finish(self._remove_block(block))
 
     async def _remove_block(self, block: ArenaBlock) -> None:
         async with self._turn:
@@ -528,7 +277,7 @@ class Arena:
                 raise UsageError(f"{block.buffers} buffers of the block are in use", operation="remove_block")
             self._blocks.remove(block)
             self._queue.notify_head()
-            await self._tell(lambda listener: listener.block_removed(block))
+            await self._listeners.tell(lambda listener: listener.block_removed(block))
             block._close()
 
     async def trim(self) -> int:
@@ -539,14 +288,14 @@ class Arena:
         Raises:
             UsageError: an attached device may have pinned the pages, or they are locked.
         """
-        return await self._finish(self._trim())
+        return await self._work.finish(self._trim())
 
     async def _trim(self) -> int:
         async with self._turn:
             if self._locked:
                 raise UsageError("the arena's memory is locked", operation="trim")
             for attachment in self.attachments:
-                if attachment._may_pin:
+                if attachment.may_pin:
                     raise UsageError(
                         f"{attachment.device!r} may pin pages of the arena, and would go on using those "
                         "that were given back; detach it first",
@@ -560,13 +309,9 @@ class Arena:
     @property
     def attachments(self) -> tuple[ArenaAttachment, ...]:
         """The attached devices, in the order in which they came."""
-        return tuple(
-            listener
-            for listener in self._listeners
-            if isinstance(listener, ArenaAttachment) and listener.attached
-        )
+        return self._listeners.attachments
 
-    async def attach(self, device: HasMemory) -> ArenaAttachment:
+    async def attach(self, device: MapsMemory) -> ArenaAttachment:
         """Register every block, and every block to come, with an open device.
 
         Raises:
@@ -574,22 +319,22 @@ class Arena:
             DeviceClosedError: the device is closed.
             UsageError: the arena is closed, or the device is attached already.
         """
-        return await self._finish(self._attach(device))
+        return await self._work.finish(self._attach(device))
 
-    async def _attach(self, device: HasMemory) -> ArenaAttachment:
+    async def _attach(self, device: MapsMemory) -> ArenaAttachment:
         async with self._turn:
             self._refuse_if_closed("attach a device to")
             if any(attachment.device is device for attachment in self.attachments):
                 raise UsageError(f"{device!r} is attached already", operation="attach")
-            attachment = ArenaAttachment(self, device)
+            attachment = ArenaAttachment(device, self._listeners, self._work)
             for block in self._blocks:
                 await attachment.block_added(block)
                 if attachment.error is not None:
                     raise attachment.error
-            self._listeners.append(attachment)
+            self._listeners.add(attachment)
             return attachment
 
-    async def detach(self, device: HasMemory) -> None:
+    async def detach(self, device: MapsMemory) -> None:
         """Undo :meth:`attach`; nothing happens when the device is not attached."""
         for attachment in self.attachments:
             if attachment.device is device:
@@ -597,38 +342,11 @@ class Arena:
 
     def add_listener(self, listener: ArenaListener) -> None:
         """Have *listener* told of blocks from now on. It knows of the present ones by :attr:`blocks`."""
-        self._listeners.append(listener)
+        self._listeners.add(listener)
 
     def remove_listener(self, listener: ArenaListener) -> None:
         """Undo :meth:`add_listener`; nothing happens when it has been undone."""
-        if listener in self._listeners:
-            self._listeners.remove(listener)
-
-    async def _tell(self, call: Callable[[ArenaListener], Any]) -> None:
-        """Call every listener that is still one when its turn comes."""
-        for listener in tuple(self._listeners):
-            if listener not in self._listeners:
-                continue
-            if isinstance(listener, ArenaAttachment) and listener.device.closed:
-                self._listeners.remove(listener)
-                continue
-            try:
-                await call(listener)
-            except Exception as error:
-                message = f"{listener!r} failed to follow an arena"
-                asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
-
-    async def _finish(self, work: Coroutine[Any, Any, T]) -> T:
-        """Await work that goes on when the caller is cancelled."""
-        try:
-            loop = running_loop("arena")
-        except UsageError:
-            work.close()
-            raise
-        task = start_steadfast_task(loop, work)
-        self._work.add(task)
-        task.add_done_callback(self._work.discard)
-        return await asyncio.shield(task)
+        self._listeners.remove(listener)
 
     # --- what there is --------------------------------------------------------------------------------------
 
@@ -649,10 +367,3 @@ class Arena:
     def _refuse_if_closed(self, what: str) -> None:
         if self._closed:
             raise UsageError(f"cannot {what} a closed arena", operation="arena")
-
-
-def _lock(memory: Memory) -> None:
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.mlock(ctypes.c_void_p(memory.address), ctypes.c_size_t(len(memory))) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"{len(memory)} bytes could not be locked: {os.strerror(number)}")

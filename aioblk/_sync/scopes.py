@@ -14,12 +14,13 @@ import math
 import sys
 from collections.abc import Generator
 from contextlib import AbstractContextManager
+from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import anyio
 
-__all__ = ["enter", "leave", "outcome_of", "shielded", "shielded_if_cancelled"]
+__all__ = ["AsyncClosing", "enter", "leave", "outcome_of", "shielded", "shielded_if_cancelled"]
 
 T = TypeVar("T")
 
@@ -39,6 +40,21 @@ def shielded_if_cancelled() -> AbstractContextManager[object]:
     So cancellation by anyio counts once for who closes something, as cancellation by asyncio does.
     """
     return shielded() if _is_cancelled() else contextlib.nullcontext()
+
+
+class AsyncClosing:
+    """What is closed when an ``async with`` block is left, and waits for that whatever scopes say."""
+
+    __slots__ = ()
+
+    async def aclose(self) -> None:
+        raise NotImplementedError
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with shielded():
+            await self.aclose()
 
 
 def _is_cancelled() -> bool:

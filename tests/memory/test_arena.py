@@ -6,8 +6,9 @@ import mmap
 import os
 import resource
 from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
-from typing import Any, Self, TypeVar, cast
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import settings
@@ -16,6 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 import aioblk
 from aioblk._memory.arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer
+from aioblk._native.buffers import BytesLike
 from aioblk.errors import RegistrationError
 
 from ..conftest import LoopError, StorageDaemonFactory
@@ -402,44 +404,36 @@ async def test_trim_is_refused_while_a_device_may_pin(vhost_device: aioblk.Devic
 # --- against a model ----------------------------------------------------------------------------------------
 
 
-class FakeRegion:
-    def __init__(self, memory: "FakeMemory", name: str) -> None:
-        self.memory, self.name = memory, name
-
-    async def __aenter__(self) -> Self:
-        await asyncio.sleep(0)
-        if self.memory.room == 0:
-            raise RegistrationError("no room", operation="register")
-        self.memory.room -= 1
-        self.memory.registered.append(self.name)
-        return self
-
-    async def aclose(self) -> None:
-        if self.name in self.memory.registered:
-            self.memory.registered.remove(self.name)
-            self.memory.room += 1
-        await asyncio.sleep(0)
-
-
-class FakeMemory:
-    """Registers as many blocks as there is room for."""
+class FakeDevice:
+    """Has memory registered, as many blocks as there is room for."""
 
     def __init__(self, room: int, may_pin: bool) -> None:
         self.room = room
         self.registered: list[str] = []
-        self.limits = self
-        self.needs_mem_regions = True
-        self.may_pin_mem_regions = may_pin
-
-    def register(self, view: Any, *, fd: int, required: bool) -> FakeRegion:
-        assert required
-        return FakeRegion(self, hex(view.address))
-
-
-class FakeDevice:
-    def __init__(self, room: int, may_pin: bool) -> None:
-        self._device_memory = FakeMemory(room, may_pin)
+        self.limits = aioblk.Limits(needs_mem_regions=True, may_pin_mem_regions=may_pin, max_mem_regions=room)
         self.closed = False
+
+    @asynccontextmanager
+    async def register(
+        self, buffer: BytesLike, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
+    ) -> AsyncIterator[aioblk.View]:
+        assert isinstance(buffer, aioblk.View)
+        assert fd is not None
+        assert required
+        name = hex(buffer.address)
+        await asyncio.sleep(0)
+        if self.room == 0:
+            raise RegistrationError("no room", operation="register")
+        self.room -= 1
+        self.registered.append(name)
+        yield buffer
+        if name in self.registered:
+            self.registered.remove(name)
+            self.room += 1
+        await asyncio.sleep(0)
+
+    def allocate(self, length: int) -> AbstractAsyncContextManager[aioblk.View]:
+        raise NotImplementedError
 
 
 class ArenaMachine(RuleBasedStateMachine):
@@ -476,7 +470,7 @@ class ArenaMachine(RuleBasedStateMachine):
         fds = [block.fd for block in self.arena.blocks]
         self.run(self.arena.aclose())
         for device in self.devices:
-            assert device._device_memory.registered == []
+            assert device.registered == []
         for buffer, _ in self.buffers:
             with pytest.raises(ValueError, match="closed"):
                 len(buffer)
@@ -510,8 +504,7 @@ class ArenaMachine(RuleBasedStateMachine):
                 await asyncio.sleep(0)
             task.cancel()
             await asyncio.wait([task])
-            if self.arena._work:
-                await asyncio.wait(self.arena._work)  # it is finished all the same
+            await self.arena._work.until_done()  # it is finished all the same
 
         self.run(cancel())
 
@@ -524,23 +517,23 @@ class ArenaMachine(RuleBasedStateMachine):
         self.devices.append(device)
         if room < len(self.arena.blocks):
             with pytest.raises(RegistrationError):
-                self.run(self.arena.attach(cast(Any, device)))
-            assert device._device_memory.registered == []
+                self.run(self.arena.attach(device))
+            assert device.registered == []
         else:
-            self.attached.append((device, self.run(self.arena.attach(cast(Any, device)))))
+            self.attached.append((device, self.run(self.arena.attach(device))))
 
     @precondition(lambda self: self.attached)
     @rule(data=st.data())
     def detach(self, data: st.DataObject) -> None:
         device, _ = self.attached.pop(data.draw(st.integers(0, len(self.attached) - 1)))
-        self.run(self.arena.detach(cast(Any, device)))
+        self.run(self.arena.detach(device))
 
     @precondition(lambda self: self.attached)
     @rule(data=st.data())
     def close_device(self, data: st.DataObject) -> None:
         device, attachment = self.attached.pop(data.draw(st.integers(0, len(self.attached) - 1)))
         device.closed = True
-        device._device_memory.registered.clear()  # as a real one does
+        device.registered.clear()  # as a real one does
         assert not attachment.attached
 
     # --- buffers --------------------------------------------------------------------------------------------
@@ -565,7 +558,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @rule()
     def trim(self) -> None:
-        if any(attachment._may_pin for _, attachment in self.attached):
+        if any(attachment.may_pin for _, attachment in self.attached):
             with pytest.raises(aioblk.UsageError):
                 self.run(self.arena.trim())
         else:
@@ -577,7 +570,7 @@ class ArenaMachine(RuleBasedStateMachine):
     def every_device_has_all_blocks_or_none(self) -> None:
         blocks = sorted(hex(block.memory.address) for block in self.arena.blocks)
         for device, attachment in self.attached:
-            assert sorted(device._device_memory.registered) == (blocks if attachment.attached else [])
+            assert sorted(device.registered) == (blocks if attachment.attached else [])
             assert attachment.attached == (attachment.error is None)
 
     @invariant()
