@@ -62,12 +62,12 @@ def _is_cancelled() -> bool:
     return _USED_BY in sys.modules and anyio.current_effective_deadline() == -math.inf
 
 
-def outcome_of(task: asyncio.Task[T]) -> Generator[Any, None, T]:
-    """Await a task that may go on for long after it was cancelled; cancelling who awaits it cancels it."""
+def outcome_of(task: asyncio.Future[T]) -> Generator[Any, None, T]:
+    """Await what may go on for long after it was cancelled; cancelling who awaits it cancels it."""
     return _shielded_outcome(task).__await__() if _USED_BY in sys.modules else task.__await__()
 
 
-async def _shielded_outcome(task: asyncio.Task[T]) -> T:
+async def _shielded_outcome(task: asyncio.Future[T]) -> T:
     try:
         await asyncio.wait([task])
     except asyncio.CancelledError as error:

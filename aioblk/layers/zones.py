@@ -17,6 +17,7 @@ from .._device.device import LARGEST_PART, Device
 from .._device.extents import Extent
 from .._native.buffers import BytesLike, as_memoryview
 from ..errors import AlignmentError, BlkioError, OptionError, PropertyError, UnsupportedError
+from .block_device import BlockDevice
 
 __all__ = ["SequentialWriter", "Zone", "ZoneState", "ZoneType", "Zones"]
 
@@ -103,6 +104,10 @@ class Zones:
             )
 
     # --- what they are --------------------------------------------------------------------------------------
+
+    @property
+    def device(self) -> Device:
+        return self._device
 
     @property
     def zone_size(self) -> int:
@@ -221,7 +226,8 @@ class SequentialWriter:
     never resets a zone. Several tasks may append; their data are not mixed.
     """
 
-    def __init__(self, zones: Zones, device: Device, start: int, stop: int | None) -> None:
+    def __init__(self, zones: Zones, device: BlockDevice, start: int = 0, stop: int | None = None) -> None:
+        """Appends between two offsets, writing by way of *device*: that of the zones, or a layer over it."""
         self._zones = zones
         self._device = device
         self._start = start
@@ -245,7 +251,7 @@ class SequentialWriter:
         if len(left) % block:
             raise AlignmentError(
                 f"{len(left)} bytes are not a multiple of {block}, the device's request-alignment",
-                driver=self._device.driver,
+                driver=self._zones.device.driver,
                 operation="append",
                 length=len(left),
             )
@@ -264,7 +270,7 @@ class SequentialWriter:
         while True:
             zone = await self._current_zone(passed, failed)
             # One part: a request that is divided may arrive out of order, off the write pointer.
-            longest = min(self._device.limits.max_transfer, LARGEST_PART)
+            longest = min(self._device.limits.max_transfer or LARGEST_PART, LARGEST_PART)
             length = min(len(data), zone.start + zone.capacity - self._pointer, longest)
             extent = Extent(self._pointer, length)
             try:
@@ -296,7 +302,7 @@ class SequentialWriter:
             raise BlkioError(
                 "no zone has room left; reset some",
                 errno=errno.ENOSPC,
-                driver=self._device.driver,
+                driver=self._zones.device.driver,
                 operation="append",
             )
         self._zone = zone = min(candidates, key=lambda zone: (not zone.state.is_active, zone.start))

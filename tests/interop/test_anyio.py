@@ -13,6 +13,7 @@ import anyio
 import pytest
 
 import aioblk
+from aioblk.layers.edits import Edits
 
 from ..support.devices import BLOCK, LATENCY, held, pattern
 from ..support.scripts import run_script
@@ -93,10 +94,10 @@ async def test_a_request_waits_for_the_device_in_peace(
 async def test_a_change_of_parts_of_blocks_waits_for_the_device_in_peace(
     slow_device: aioblk.Device, slow_daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def edges(view: aioblk.ByteView, span: object) -> tuple[bytes, bytes]:
-        return bytes(1), bytes(510)  # and the device is about to write
+    async def edges(edits: Edits, span: object) -> list[bytes]:
+        return [bytes(512)]  # and the device is about to write
 
-    monkeypatch.setattr(aioblk.ByteView, "_edges", edges)
+    monkeypatch.setattr(Edits, "_read_edges", edges)
     view = aioblk.ByteView(slow_device)
 
     async def change() -> None:

@@ -56,7 +56,7 @@ class Fuzz:
         return self.random.choice(self.devices)
 
     def submitter(self, *, of_bytes: bool = True) -> Any:
-        """What has request methods; *of_bytes*: it may be a ByteView, which has no batches."""
+        """What has request methods; *of_bytes*: it may be a ByteView."""
         views = [aioblk.ByteView(self.device())] if of_bytes else []
         return self.random.choice([*self.devices, *self.devices, *self.queues, *views])
 
@@ -234,19 +234,19 @@ def flush(fuzz: Fuzz) -> None:
 @action(3)
 def read_many(fuzz: Fuzz) -> None:
     pairs = fuzz.pairs(fuzz.length)
-    fuzz.keep(fuzz.submitter(of_bytes=False).read_many(pairs, **fuzz.flags("return_exceptions")))
+    fuzz.keep(fuzz.submitter().read_many(pairs, **fuzz.flags("return_exceptions")))
 
 
 @action(3)
 def read_into_many(fuzz: Fuzz) -> None:
     pairs = fuzz.pairs(fuzz.memory)
-    fuzz.keep(fuzz.submitter(of_bytes=False).read_into_many(pairs, **fuzz.flags("return_exceptions")))
+    fuzz.keep(fuzz.submitter().read_into_many(pairs, **fuzz.flags("return_exceptions")))
 
 
 @action(3)
 def write_many(fuzz: Fuzz) -> None:
     pairs = fuzz.pairs(fuzz.memory, writing=True)
-    fuzz.keep(fuzz.submitter(of_bytes=False).write_many(pairs, **fuzz.flags("return_exceptions", "fua")))
+    fuzz.keep(fuzz.submitter().write_many(pairs, **fuzz.flags("return_exceptions", "fua")))
 
 
 @action(1)

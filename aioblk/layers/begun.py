@@ -1,0 +1,117 @@
+"""What a call has begun: a request of several steps, awaited as if it were one of a device's own."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from types import TracebackType
+from typing import Any, TypeVar, final
+
+from .._native._core import Request
+from .._sync.scopes import outcome_of
+
+__all__ = ["Begun", "begin", "begin_all", "begun", "future_of"]
+
+T = TypeVar("T")
+
+
+@final
+class Begun(Coroutine[Any, Any, T]):
+    """A task or future that was begun by a call and is awaited as if the call had been a coroutine's.
+
+    That is what a Request is as well. So whoever calls need not know which of the two it is given.
+    """
+
+    __slots__ = ("_steps", "future")
+
+    def __init__(self, future: asyncio.Future[T]) -> None:
+        self.future = future
+        self._steps: Generator[Any, None, T] | None = None  # of who takes it for a coroutine
+
+    def done(self) -> bool:
+        return self.future.done()
+
+    def add_done_callback(self, function: Callable[[Any], object]) -> None:
+        self.future.add_done_callback(function)
+
+    def __await__(self) -> Generator[Any, None, T]:
+        return outcome_of(self.future)
+
+    def send(self, value: None, /) -> Any:
+        return next(self._start())
+
+    def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None, /) -> Any:
+        steps = self._start()
+        if self.future.done():
+            return steps.throw(typ if val is None else val)  # three arguments are deprecated
+        self.future.cancel()  # the task that was made of this one was cancelled before its first step
+        return next(steps)
+
+    def close(self) -> None:
+        """What was begun goes on."""
+        if self._steps is not None:
+            self._steps.close()
+
+    def _start(self) -> Generator[Any, None, T]:
+        if self._steps is None:
+            self._steps = outcome_of(self.future)
+        return self._steps
+
+
+def begun(request: Awaitable[T]) -> Request[T] | Begun[T]:
+    """A request of any block device, as one that is known to be under way, and serves as a coroutine."""
+    if isinstance(request, (Request, Begun)):
+        return request
+    return Begun(asyncio.ensure_future(request))
+
+
+def future_of(request: Awaitable[T]) -> "asyncio.Future[T]":
+    """The same with what futures have."""
+    return request.future if isinstance(request, Begun) else asyncio.ensure_future(request)
+
+
+def begin(work: Coroutine[Any, Any, T], first: asyncio.Future[Any] | None = None) -> Begun[T]:
+    """Have a task do the rest. *first* is the step that was made by the call, and that the work awaits."""
+    task = asyncio.get_running_loop().create_task(work)
+    if first is not None:
+        task.add_done_callback(lambda task: _give_up(first) if task.cancelled() else None)
+    return Begun(task)
+
+
+def _give_up(request: "asyncio.Future[Any]") -> None:
+    """Cancel it; if it is over, nobody wants to know how."""
+    if not request.cancel() and not request.cancelled():
+        request.exception()
+
+
+def begin_all(
+    calls: Iterable[Callable[[], Awaitable[Any]]], *, results: bool = True, return_exceptions: bool
+) -> Begun[Any]:
+    """Begin many requests, with one outcome, when all are over: a list of theirs, or None without *results*.
+
+    With *return_exceptions*, errors and what the calls raise are in the list. Without, the first error in
+    their order is raised, and what a call raises by this call; what was begun before it is given up then.
+    """
+    futures: list[asyncio.Future[Any]] = []
+    for call in calls:
+        try:
+            futures.append(future_of(call()))
+        except Exception as refusal:
+            if not return_exceptions:
+                for other in futures:
+                    _give_up(other)
+                raise
+            futures.append(asyncio.get_running_loop().create_future())
+            futures[-1].set_exception(refusal)
+    outcomes = asyncio.gather(*futures, return_exceptions=True)
+    if return_exceptions:
+        return Begun(outcomes)
+    return begin(_without_errors(outcomes, results=results), outcomes)
+
+
+async def _without_errors(
+    gathered: "asyncio.Future[list[Any | BaseException]]", *, results: bool
+) -> list[Any] | None:
+    outcomes = await gathered
+    for outcome in outcomes:
+        if isinstance(outcome, BaseException):
+            raise outcome
+    return outcomes if results else None
