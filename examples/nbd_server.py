@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable
 from urllib.parse import quote
 
-from _nbd.backend import watch
+from _nbd.backend import loss_of, watch
 from _nbd.clients import Clients, Policy
 from _nbd.export import CACHED_AT_ONCE, Export
 from _nbd.memory import GRANULE
@@ -62,7 +62,7 @@ def main() -> None:
     try:
         device = aioblk.open(options.driver, **aioblk.parse_properties(options.driver, options.properties))
         with asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner:
-            status = runner.run(serve(device, options))
+            status = runner.run(run(device, options))
     except OSError as error:
         sys.exit(f"nbd_server: {error}")
     except KeyboardInterrupt:  # before there was anything to finish
@@ -84,11 +84,20 @@ def loop_factory(name: str | None) -> Callable[[], asyncio.AbstractEventLoop] | 
     return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
 
 
-async def serve(device: aioblk.Device, options: argparse.Namespace) -> int:
-    """Serve until a signal ends it, or the device is lost; the exit status."""
+async def run(device: aioblk.Device, options: argparse.Namespace) -> int:
+    """Open the device and serve it; the exit status."""
+    ending = Ending(device, options.drain)
+    async with device:
+        await serve(device, options, ending)
+    return ending.status
+
+
+async def serve(device: aioblk.BlockDevice, options: argparse.Namespace, ending: "Ending") -> None:
+    """Serve an open device until a signal ends it, or the device is lost."""
     policy = Policy(options.clients, options.patience, options.least_rate, options.requests, options.drain)
-    async with device, aioblk.Arena(options.memory + CACHED_AT_ONCE) as arena:
-        await arena.attach(device)
+    async with aioblk.Arena(options.memory + CACHED_AT_ONCE) as arena:
+        if isinstance(device, aioblk.MapsMemory):
+            await arena.attach(device)
         export = Export(
             device, arena, name=options.name, description=options.description, clients=options.clients
         )
@@ -96,7 +105,7 @@ async def serve(device: aioblk.Device, options: argparse.Namespace) -> int:
             clients = Clients(export, policy)
             serving = asyncio.create_task(clients.serve(listener))
             losing = asyncio.create_task(watch(device, clients, reconnect=options.when_lost == "reconnect"))
-            ending = Ending(device, serving, options.drain)
+            ending.serving = serving
             for number in (signal.SIGINT, signal.SIGTERM):
                 asyncio.get_running_loop().add_signal_handler(number, ending.on_signal)
             print(announcement(export, listener), flush=True)
@@ -106,23 +115,23 @@ async def serve(device: aioblk.Device, options: argparse.Namespace) -> int:
                 ending.status = 1
                 ending.begin()
             await asyncio.wait([serving])
-            if ending.status == 0 and clients.refusal is None and (lost := device.lost):
+            if ending.status == 0 and clients.refusal is None and (lost := loss_of(device)):
                 log.error("%s while the server ended", lost)  # which nobody has said yet
                 ending.status = 1
             losing.cancel()
             if not serving.cancelled():
                 serving.result()
-    return ending.status
 
 
 class Ending:
     """The end, which comes in any case: clients have until the deadline, and so has the device, nearly."""
 
-    def __init__(self, device: aioblk.Device, serving: "asyncio.Task[None]", deadline: float) -> None:
+    def __init__(self, device: aioblk.BlockDevice, deadline: float) -> None:
         self._device = device
-        self._serving = serving
         self._deadline = deadline
         self._begun = self._signalled = False
+        self.serving: asyncio.Task[None] | None = None
+        """What is cancelled."""
         self.status = 0
 
     def on_signal(self) -> None:
@@ -136,14 +145,19 @@ class Ending:
         if self._begun:
             return
         self._begun = True
-        self._serving.cancel()
+        if self.serving is not None:
+            self.serving.cancel()
         asyncio.get_running_loop().call_later(self._deadline + DEVICE_GRACE, self._give_up)
 
     def _give_up(self) -> None:
-        if not self._device.closed or self._device.lost is None:
-            log.error("the device does not finish what it has been given: the server ends without it")
-            self.status = 1
-            self._device.abandon("the server ends")
+        device = self._device
+        if isinstance(device, aioblk.Device) and device.closed and device.lost is not None:
+            return
+        log.error("the device does not finish what it has been given: the server ends without it")
+        self.status = 1
+        if not isinstance(device, aioblk.Device):
+            os._exit(1)
+        device.abandon("the server ends")
 
 
 def announcement(export: Export, listener: socket.socket) -> str:

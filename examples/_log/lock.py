@@ -1,9 +1,10 @@
 """One writer at a time.
 
 What the kernel knows as a file or a disk is locked there (flock), which holds against every process that can
-reach it, and against other programs that ask. All else, such as a vhost-user device, is locked by name: a
-socket in the kernel's table of names, which goes with its process as a lock of a file does. That holds on one
-machine. On several, the epoch in the log's header is all there is: a writer that finds another's stops.
+reach it, and against other programs that ask. All else, such as a vhost-user device or a layer, is locked by
+name: a socket in the kernel's table of names, which goes with its process as a lock of a file does. That
+holds on one machine. On several, the epoch in the log's header is all there is: a writer that finds another's
+stops.
 """
 
 import errno
@@ -30,9 +31,9 @@ class WriterLock:
         """Whether nobody else can write, on whatever machine."""
         return self._file is not None
 
-    def lock_file(self, device: aioblk.Device) -> None:
+    def lock_file(self, device: aioblk.BlockDevice) -> None:
         """Lock the file or disk behind the device, if it is one that can be locked."""
-        if device.driver not in ("io_uring", "nvme-io_uring"):
+        if not isinstance(device, aioblk.Device) or device.driver not in ("io_uring", "nvme-io_uring"):
             return
         # A descriptor of our own: the device's is libblkio's to close.
         try:

@@ -9,6 +9,7 @@ What cannot be told from a torn write is damage in the last group of a log that 
 after its last write. Once that moment has passed, or the log is closed, a header covers that group as well.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import NamedTuple, final
@@ -53,7 +54,7 @@ class Headers(NamedTuple):
     """The offset of the one that is not whole, as a crash or a bad block leaves it."""
 
 
-async def read_headers(device: aioblk.Device) -> Headers:
+async def read_headers(device: aioblk.BlockDevice) -> Headers:
     """Raises LogError if the device holds no log, or is not as the log needs it."""
     smallest = max(BLOCK, device.limits.request_alignment)
     first = await _read(device, 0, smallest)
@@ -93,7 +94,7 @@ async def read_headers(device: aioblk.Device) -> Headers:
     return Headers(newest, damaged)
 
 
-async def _read(device: aioblk.Device, offset: int, length: int) -> bytes:
+async def _read(device: aioblk.BlockDevice, offset: int, length: int) -> bytes:
     return await device.read(offset, length) if offset + length <= device.capacity else b""
 
 
@@ -132,7 +133,7 @@ class Found(NamedTuple):
     place: Place
 
 
-async def follow(device: aioblk.Device, header: Header, place: Place) -> AsyncGenerator[Found]:
+async def follow(device: aioblk.BlockDevice, header: Header, place: Place) -> AsyncGenerator[Found]:
     """The whole records behind a place that is the last in its group, until the chain breaks.
 
     A group that a crash has cut is followed by one that continues it where it was cut.
@@ -178,7 +179,7 @@ async def _find(reader: "_Reader", place: Place) -> Found | None:
 class _Reader:
     """Reads a device from the front to the back, always a step ahead of its user."""
 
-    def __init__(self, device: aioblk.Device, block: int, start: int) -> None:
+    def __init__(self, device: aioblk.BlockDevice, block: int, start: int) -> None:
         self._device = device
         self._device_end = device.capacity // block * block
         self._data = b""
@@ -195,10 +196,12 @@ class _Reader:
         begin = position - self._start
         return self._data[begin : begin + length]
 
-    def _read_ahead(self) -> aioblk.Request[bytes] | None:
+    def _read_ahead(self) -> "asyncio.Future[bytes] | None":
         """The next piece: a request is under way as soon as it is made, whoever awaits it and when."""
         start, self._ahead_from = self._ahead_from, min(self._ahead_from + READ_AHEAD, self._device_end)
-        return self._device.read(start, self._ahead_from - start) if start < self._ahead_from else None
+        if start == self._ahead_from:
+            return None
+        return asyncio.ensure_future(self._device.read(start, self._ahead_from - start))
 
     async def aclose(self) -> None:
         if self._ahead is not None:
@@ -208,7 +211,7 @@ class _Reader:
 # --- the end ------------------------------------------------------------------------------------------------
 
 
-async def judge(device: aioblk.Device, header: Header, place: Place) -> str | None:
+async def judge(device: aioblk.BlockDevice, header: Header, place: Place) -> str | None:
     """Whether the end of the log, behind *place*, is a good one: None, or words for what a crash has left.
 
     Raises LogDamagedError if records have been there that were acknowledged.

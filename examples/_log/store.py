@@ -54,7 +54,7 @@ class LogStore:
     Belongs to the device's event loop.
     """
 
-    def __init__(self, device: aioblk.Device, *, read_only: bool = False) -> None:
+    def __init__(self, device: aioblk.BlockDevice, *, read_only: bool = False) -> None:
         """Of an open device. A log that is *read_only* can be opened beside a writer, and when it is damaged:
         it has the records before the damage."""
         self._device = device
@@ -62,7 +62,7 @@ class LogStore:
         self._lock = WriterLock()
         self._resources = AsyncExitStack()
         self._header: Header | None = None  # as it was written last
-        self._buffer: aioblk.MemoryRegion | None = None
+        self._buffer: aioblk.View | memoryview | None = None  # for a group
         self._capacity = 0
         # Where the next group goes, and what its first record continues.
         self._end = 0
@@ -79,7 +79,7 @@ class LogStore:
         """What was found when the log was opened, and is no reason to refuse it."""
 
     @staticmethod
-    async def format(device: aioblk.Device, *, force: bool = False) -> None:
+    async def format(device: aioblk.BlockDevice, *, force: bool = False) -> None:
         """Begin a new, empty log; whatever was on the device is forgotten.
 
         Raises:
@@ -132,8 +132,7 @@ class LogStore:
                 self._lock.lock_file(self._device)
                 place = await self._find_end()
                 await self._take_over(place)
-                buffer = self._device.allocate(round_up(GROUP, self._opened.block))
-                self._buffer = await resources.enter_async_context(buffer)
+                self._buffer = await self._new_buffer(resources)
             self._closed = None
             self._resources = resources.pop_all()
         return self
@@ -238,6 +237,13 @@ class LogStore:
         await self._write_header(
             epoch=epoch, writer=writer, last=self._last, end=self._end, checksum=self._checksum
         )
+
+    async def _new_buffer(self, resources: AsyncExitStack) -> aioblk.View | memoryview:
+        """Memory that the device reaches without a copy, if it can be told of any."""
+        length = round_up(GROUP, self._opened.block)
+        if isinstance(self._device, aioblk.MapsMemory):
+            return await resources.enter_async_context(self._device.allocate(length))
+        return memoryview(bytearray(length))
 
     # --- headers --------------------------------------------------------------------------------------------
 
@@ -414,7 +420,7 @@ class LogStore:
             raise _own(self._damage) or self._damage
 
 
-async def _log_on(device: aioblk.Device) -> Header | None:
+async def _log_on(device: aioblk.BlockDevice) -> Header | None:
     with suppress(LogError):
         return (await read_headers(device)).newest
     return None

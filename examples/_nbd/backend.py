@@ -13,16 +13,21 @@ LOOK_EVERY = 0.5  # seconds
 TRY_EVERY = 1.0
 
 
-async def watch(device: aioblk.Device, clients: Clients, *, reconnect: bool) -> None:
+def loss_of(device: aioblk.BlockDevice) -> aioblk.DeviceLostError | None:
+    """Why the device is lost, if it is. Only those of libblkio's drivers tell."""
+    return device.lost if isinstance(device, aioblk.Device) else None
+
+
+async def watch(device: aioblk.BlockDevice, clients: Clients, *, reconnect: bool) -> None:
     """Wait until the device is lost for good; raise why.
 
     Whatever clients have not made durable is in doubt then, so they are sent away, also if the device is to
     come back: none of them could tell from a flush that comes later.
     """
     while True:
-        while (lost := device.lost) is None:  # noqa: ASYNC110 (the device tells nobody who asks nothing of it)
+        while (lost := loss_of(device)) is None:  # noqa: ASYNC110 (the device tells nobody who asks nothing)
             await asyncio.sleep(LOOK_EVERY)
-        if not reconnect:
+        if not (reconnect and isinstance(device, aioblk.Device)):
             raise lost
         log.error("%s; waiting for it to come back", lost)
         clients.refusal = "the device is lost"

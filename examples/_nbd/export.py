@@ -21,9 +21,9 @@ class Export:
     """A device under a name, and memory for the data of all clients. Sizes are in bytes."""
 
     def __init__(
-        self, device: aioblk.Device, arena: aioblk.Arena, *, name: str, description: str, clients: int
+        self, device: aioblk.BlockDevice, arena: aioblk.Arena, *, name: str, description: str, clients: int
     ) -> None:
-        """Of an open device that is attached to the arena."""
+        """Of an open device that is attached to the arena, if it can be told of memory."""
         # A file may end within a block; its last bytes are served as well.
         block = 1 if device.capacity % device.limits.request_alignment else device.limits.request_alignment
         self.name = name
@@ -38,7 +38,7 @@ class Export:
         self.preferred_block = max(4096, block, device.limits.optimal_io_alignment)
         self.largest_payload = LARGEST_PAYLOAD
         self.size = device.capacity
-        self.read_only = bool(device.properties["read-only"])
+        self.read_only = device.read_only
 
     @property
     def transmission_flags(self) -> int:
@@ -80,6 +80,8 @@ class Export:
 
     async def extents(self, offset: int, length: int, *, one: bool) -> list[aioblk.Extent]:
         """What is data and what is hole from *offset* on: at least one extent, not always all of them."""
+        if not isinstance(self.device, aioblk.KnowsExtents):
+            return [aioblk.Extent(offset, length)]
         found: list[aioblk.Extent] = []
         async with aclosing(self.device.extents(offset, length)) as extents:
             async for extent in extents:
