@@ -3,11 +3,10 @@
 from contextlib import AbstractAsyncContextManager
 from typing import TypeAlias
 
-from typing_extensions import Protocol, runtime_checkable
+from typing_extensions import Buffer, Protocol, runtime_checkable
 
 from .._libblkio.limits import Limits
 from .._native._core import View
-from .._native.buffers import BytesLike
 
 __all__ = ["MapsMemory", "Region"]
 
@@ -35,7 +34,7 @@ class MapsMemory(Protocol):
         ...
 
     def register(
-        self, buffer: BytesLike, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
+        self, buffer: Buffer, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
     ) -> Region:
         """Have the device know of existing memory: ``async with device.register(buffer) as region``.
 

@@ -1,14 +1,16 @@
 """What a block device is, whoever has made it: a device, one of its queues, a layer over them, your own."""
 
+from abc import abstractmethod
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
-from typing_extensions import Protocol, runtime_checkable
+from typing_extensions import Buffer, Protocol, runtime_checkable
 
 from .._device.extents import Extent
 from .._libblkio.limits import Limits
-from .._native.buffers import BytesLike
 from .._queues.statistics import QueueStatistics
+from .begun import begin_all
 
 __all__ = ["BlockDevice", "KnowsExtents"]
 
@@ -16,7 +18,8 @@ __all__ = ["BlockDevice", "KnowsExtents"]
 @runtime_checkable
 class BlockDevice(Protocol):
     """What can be read and written in blocks. :class:`Device`, :class:`Queue` and :class:`ByteView` are, and
-    so is whatever else has these methods and keeps these rules; it need not derive from anything.
+    so is whatever else has these methods and keeps these rules. It need not derive from anything; what
+    derives from this class is given ``read_into``, ``write`` and the batches, made of the other requests.
 
     **Units.** Offsets and lengths are bytes, and multiples of ``limits.request_alignment``.
 
@@ -48,25 +51,30 @@ class BlockDevice(Protocol):
     """
 
     @property
+    @abstractmethod
     def limits(self) -> Limits:
         """What is accepted; fixed while the device is open. Longer requests than a limit of the length are
         divided by the device."""
         ...
 
     @property
+    @abstractmethod
     def capacity(self) -> int:
         """The size in bytes. It may change: with ``limits.can_grow``, by writing past the end."""
         ...
 
     @property
+    @abstractmethod
     def read_only(self) -> bool:
         """Whether changes are refused."""
         ...
 
+    @abstractmethod
     def statistics(self) -> QueueStatistics:
         """A snapshot of the counters. What a device does not know of is 0."""
         ...
 
+    @abstractmethod
     async def aclose(self) -> None:
         """Refuse new requests, wait for those in flight, and give back what the device has; idempotent.
 
@@ -75,26 +83,30 @@ class BlockDevice(Protocol):
 
     # --- requests -------------------------------------------------------------------------------------------
 
+    @abstractmethod
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
         """``length`` bytes from ``offset``."""
         ...
 
-    def read_into(self, offset: int, buffer: BytesLike) -> Awaitable[None]:
+    def read_into(self, offset: int, buffer: Buffer) -> Awaitable[None]:
         """Fill the writable ``buffer`` from ``offset`` on. BufferError: it is read-only or not contiguous."""
-        ...
+        return self.readv(offset, [buffer])
 
-    def readv(self, offset: int, buffers: Sequence[BytesLike]) -> Awaitable[None]:
+    @abstractmethod
+    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
         """Fill several writable buffers, one after the other. Only their whole length must be aligned."""
         ...
 
-    def write(self, offset: int, data: BytesLike, *, fua: bool = False) -> Awaitable[None]:
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
         """Write ``data``; with ``fua`` it is on stable storage when the request is done."""
-        ...
+        return self.writev(offset, [data], fua=fua)
 
-    def writev(self, offset: int, buffers: Sequence[BytesLike], *, fua: bool = False) -> Awaitable[None]:
+    @abstractmethod
+    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
         """Write several buffers, one after the other. Only their whole length must be aligned."""
         ...
 
+    @abstractmethod
     def write_zeroes(
         self,
         offset: int,
@@ -110,6 +122,7 @@ class BlockDevice(Protocol):
         """
         ...
 
+    @abstractmethod
     def discard(self, offset: int, length: int) -> Awaitable[None]:
         """Give the range back to the storage; what it reads as then is unspecified.
 
@@ -117,6 +130,7 @@ class BlockDevice(Protocol):
         """
         ...
 
+    @abstractmethod
     def flush(self) -> Awaitable[None]:
         """Make what changes that are done have written durable. Those in flight are not covered."""
         ...
@@ -126,37 +140,38 @@ class BlockDevice(Protocol):
     @overload
     def read_many(
         self, requests: Iterable[tuple[int, int]], *, return_exceptions: Literal[False] = False
-    ) -> Awaitable[list[bytes]]:
-        """What is at many (offset, length) pairs, in the order of the pairs.
-
-        If one of them is refused, all are: nothing has begun. The first error, in the order of the pairs, is
-        raised when all are over. With ``return_exceptions`` errors and refusals are in the list instead.
-        """
-        ...
-
+    ) -> Awaitable[list[bytes]]: ...
     @overload
     def read_many(
         self, requests: Iterable[tuple[int, int]], *, return_exceptions: bool
     ) -> Awaitable[list[bytes | BaseException]]: ...
+    def read_many(self, requests: Iterable[tuple[int, int]], *, return_exceptions: bool = False) -> Any:
+        """What is at many (offset, length) pairs, in the order of the pairs.
+
+        What is wrong with one of them is raised by the call; the others have not begun then, or are given up.
+        The first error, in the order of the pairs, is raised when all are over. With ``return_exceptions``
+        both are in the list instead.
+        """
+        return begin_all(
+            [partial(self.read, *pair) for pair in requests], return_exceptions=return_exceptions
+        )
 
     def read_into_many(
-        self, requests: Iterable[tuple[int, BytesLike]], *, return_exceptions: bool = False
+        self, requests: Iterable[tuple[int, Buffer]], *, return_exceptions: bool = False
     ) -> Awaitable[Any]:
         """Fill the buffers of many (offset, buffer) pairs; errors as by :meth:`read_many`.
 
         Gives None or, with ``return_exceptions``, a list with an exception or None for each pair.
         """
-        ...
+        calls = [partial(self.read_into, *pair) for pair in requests]
+        return begin_all(calls, results=False, return_exceptions=return_exceptions)
 
     def write_many(
-        self,
-        requests: Iterable[tuple[int, BytesLike]],
-        *,
-        fua: bool = False,
-        return_exceptions: bool = False,
+        self, requests: Iterable[tuple[int, Buffer]], *, fua: bool = False, return_exceptions: bool = False
     ) -> Awaitable[Any]:
         """Write many (offset, buffer) pairs, in any order; otherwise as :meth:`read_into_many`."""
-        ...
+        calls = [partial(self.write, *pair, fua=fua) for pair in requests]
+        return begin_all(calls, results=False, return_exceptions=return_exceptions)
 
 
 @runtime_checkable

@@ -66,7 +66,8 @@ class ByteView(AsyncClosing, Generic[D_co]):
         """Of an open device."""
         limits = device.limits
         self._device = device
-        self._to: BlockDevice = device  # whom new requests go to
+        # Whom new requests go to. Types: arrays are buffers, too, which before Python 3.12 only a Device says.
+        self._to = cast(Device, device)
         self._block = limits.request_alignment
         self._edits = Edits(device)
         self._limits = replace(
@@ -110,7 +111,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
 
         Whatever else is in flight is the device's own, which finishes it before it is closed.
         """
-        self._to, self._block = cast(BlockDevice, _Closed()), 1  # so that everything goes straight there
+        self._to, self._block = cast(Device, _Closed()), 1  # so that everything goes straight there
         with shielded_if_cancelled():
             await self._edits.finish()
 

@@ -6,7 +6,9 @@ What is guaranteed about the order stands in the docstring of ByteView.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, cast, final
+
+from typing_extensions import Buffer
 
 from .._device.device import Device
 from .._native._core import Request
@@ -44,9 +46,10 @@ class Span(NamedTuple):
     def length(self) -> int:
         return self.end - self.start
 
-    def surround(self, before: BytesLike, buffers: Iterable[BytesLike], after: BytesLike) -> list[BytesLike]:
+    def surround(self, before: Buffer, buffers: Iterable[BytesLike], after: Buffer) -> list[Buffer]:
         """What fills the blocks, where *buffers* fill the range."""
-        return [buffer for buffer in (before, *buffers, after) if as_memoryview(buffer).nbytes]
+        fill = (before, *buffers, after)
+        return [cast(Buffer, buffer) for buffer in fill if as_memoryview(buffer).nbytes]
 
 
 class _Edges(NamedTuple):

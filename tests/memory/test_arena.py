@@ -14,10 +14,10 @@ import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from typing_extensions import Buffer
 
 import aioblk
 from aioblk._memory.arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer
-from aioblk._native.buffers import BytesLike
 from aioblk.errors import RegistrationError
 
 from ..conftest import LoopError, StorageDaemonFactory
@@ -415,7 +415,7 @@ class FakeDevice:
 
     @asynccontextmanager
     async def register(
-        self, buffer: BytesLike, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
+        self, buffer: Buffer, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
     ) -> AsyncIterator[aioblk.View]:
         assert isinstance(buffer, aioblk.View)
         assert fd is not None
