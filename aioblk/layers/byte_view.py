@@ -66,7 +66,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
         """Of an open device."""
         limits = device.limits
         self._device = device
-        # Whom new requests go to. Types: arrays are buffers, too, which before Python 3.12 only a Device says.
+        # Whom new requests go to. Types: before Python 3.12, only a Device says that it takes arrays.
         self._to = cast(Device, device)
         self._block = limits.request_alignment
         self._edits = Edits(device)
