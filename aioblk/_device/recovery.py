@@ -18,13 +18,12 @@ from .._libblkio.handle import Blkio, MemRegion
 from .._libblkio.limits import Limits
 from .._libblkio.loans import Loans
 from .._libblkio.options import DriverOptions
-from .._memory.regions import DeviceMemory
-from .._queues.bound import BoundQueues
 from .._sync.blocking import BlockingCall
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceLostError
 from .connection import Connection, add_queue, connect
 from .peer import Peer
+from .session import Session
 
 __all__ = ["Again", "IncompatibleError", "Recovery", "Wanted", "connect_again", "release_old"]
 
@@ -161,24 +160,8 @@ def _dashed(name: str) -> str:
 class Recovery:
     """From the moment that a backend has hung up until another one has its place, or time is up."""
 
-    def __init__(
-        self,
-        options: DriverOptions,
-        handle: Blkio,
-        limits: Limits,
-        capacity: int,
-        memory: DeviceMemory,
-        queues: BoundQueues,
-        peer: Peer,
-        seconds: float,
-        is_worth_it: Callable[[], bool],
-    ) -> None:
-        self._options = options
-        self._handle = handle
-        self._limits = limits
-        self._capacity = capacity
-        self._memory = memory
-        self._queues = queues
+    def __init__(self, session: Session, peer: Peer, seconds: float, is_worth_it: Callable[[], bool]) -> None:
+        self._session = session
         self._peer = peer
         self._seconds = seconds
         self._is_worth_it = is_worth_it
@@ -203,13 +186,13 @@ class Recovery:
         """
         problem = "its queues were not told in time"
         try:
-            await self._within(start_steadfast_task(self._loop, self._queues.suspend()))
+            await self._within(start_steadfast_task(self._loop, self._session.queues.suspend()))
             problem = f"its process, {self._peer.pid}, has not ended"
             await self._death()
             problem = "its queues were not told in time"
-            await self._within(start_steadfast_task(self._loop, self._queues.recall()))
+            await self._within(start_steadfast_task(self._loop, self._session.queues.recall()))
             problem = "a call to it has not returned"
-            await self._within(start_steadfast_task(self._loop, self._memory.until_idle()))
+            await self._within(start_steadfast_task(self._loop, self._session.memory.until_idle()))
             pause = _FIRST_PAUSE
             while True:
                 try:
@@ -225,18 +208,19 @@ class Recovery:
                 f"the backend has closed the connection, and within {self._seconds:g} seconds"
                 f" (reconnect_for) no other took its place: {problem}"
             )
-            raise DeviceLostError(text, driver=self._options.driver) from None
+            raise DeviceLostError(text, driver=self._session.options.driver) from None
 
     async def _connect_again(self) -> Connection:
-        regions = self._memory.wanted_regions() | self._queues.bounce_regions()
+        session, handle = self._session, self._session.handle
+        regions = session.memory.wanted_regions() | session.queues.bounce_regions()
         wanted = Wanted(
-            self._limits,
-            self._capacity,
-            self._handle.queue_count,
-            tuple(region for region in self._handle.mapped_regions if region in regions),
+            session.limits,
+            session.capacity,
+            handle.queue_count,
+            tuple(region for region in handle.mapped_regions if region in regions),
         )
         # Until it is taken, the connection is the call's, which closes it if time is up.
-        again = connect_again(self._options, wanted, self._handle.loans)
+        again = connect_again(session.options, wanted, handle.loans)
         try:
             call = BlockingCall(again.make, undo=again.undo)
         except BlkioError:
@@ -272,7 +256,7 @@ class Recovery:
             raise TimeoutError
         if not self._is_worth_it():
             text = "the device was closed while it was without a backend"
-            raise DeviceLostError(text, driver=self._options.driver)
+            raise DeviceLostError(text, driver=self._session.options.driver)
 
     async def _within(self, future: asyncio.Future[T]) -> T:
         either: list[asyncio.Future[Any]] = [future, self._stopped]

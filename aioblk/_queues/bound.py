@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar, final
 
 from .._libblkio.handle import MemRegion
+from .._libblkio.subject import Subject
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
 from .blocking import BlockingQueue
@@ -31,9 +32,8 @@ _PATIENCE = 1.0  # seconds that a thread may keep requests in flight without wai
 class BoundQueues:
     """At most one queue object for each queue of the device. Binding and freeing happens in any thread."""
 
-    def __init__(self, driver: str, filename: str | None) -> None:
-        self._driver = driver
-        self._filename = filename
+    def __init__(self, subject: Subject) -> None:
+        self._subject = subject
         self.default: Queue | None = None
         """The one that serves the device's own request methods: nobody else closes it."""
         self._queues: dict[tuple[bool, int], Queue | BlockingQueue] = {}  # by (poll, index)
@@ -134,22 +134,18 @@ class BoundQueues:
         if bound is self.default:
             option = "num_poll_queues" if bound.poll else "num_queues"
             text = f"the default queue, which the device's own loop uses; take another one ({option})"
-        return self._misuse(f"{bound!r} is {text}")
+        return self._subject.misuse("queue", f"{bound!r} is {text}")
 
     def _refuse_while_suspended(self) -> None:
         if self._suspended:
-            raise self._misuse("the device is being reconnected, which blocking queues do not take part in")
+            text = "the device is being reconnected, which blocking queues do not take part in"
+            raise self._subject.misuse("queue", text)
 
     def _refuse_if_gone(self, cause: BlkioError | None = None) -> None:
         if self._lost is not None:
-            lost = self._lost
-            raise DeviceLostError(
-                lost.message, driver=self._driver, operation="queue", filename=self._filename
-            ) from lost
+            raise self._subject.lost("queue", self._lost.message) from self._lost
         if self._closed:
-            raise DeviceClosedError(
-                "the device is closed", driver=self._driver, operation="queue", filename=self._filename
-            ) from cause
+            raise self._subject.closed("queue") from cause
 
     @property
     def blocking(self) -> list[BlockingQueue]:
@@ -191,9 +187,6 @@ class BoundQueues:
     def _keep(self, queue: Q) -> Q:
         self._queues[queue.poll, queue.index] = queue
         return queue
-
-    def _misuse(self, message: str) -> UsageError:
-        return UsageError(message, driver=self._driver, operation="queue", filename=self._filename)
 
     # --- loss -----------------------------------------------------------------------------------------------
 
@@ -321,7 +314,7 @@ class BoundQueues:
         await asyncio.wait([self._awaited[queue]], timeout=_LOOK_AGAIN)
 
     def _given_up(self, why: str) -> DeviceLostError:
-        return DeviceLostError(f"the device was closed, and the queue with it: {why}", driver=self._driver)
+        return self._subject.lost(None, f"the device was closed, and the queue with it: {why}")
 
 
 def _wake(awaited: asyncio.Future[None]) -> None:

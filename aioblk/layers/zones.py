@@ -13,8 +13,9 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import cast, final
 
-from .._device.device import LARGEST_PART, Device
+from .._device.device import Device
 from .._device.extents import Extent
+from .._device.session import LARGEST_PART
 from .._native.buffers import BytesLike, as_memoryview
 from ..errors import AlignmentError, BlkioError, OptionError, PropertyError, UnsupportedError
 from .block_device import BlockDevice

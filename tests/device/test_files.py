@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import aioblk
-import aioblk._device.device
+import aioblk._device.session
 from aioblk._libblkio.handle import Blkio
 
 from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
@@ -57,7 +57,7 @@ async def test_opening_that_fails_later_removes_the_file(
         raise aioblk.BlkioError("as an example")
 
     with monkeypatch.context() as patch:
-        patch.setattr(aioblk._device.device, "growing_file", fail)
+        patch.setattr(aioblk._device.session, "growing_file", fail)
         with pytest.raises(aioblk.BlkioError, match="as an example"):
             await aioblk.IoUring(tmp_path / "new", create=5).open()
     assert not list(tmp_path.iterdir())  # noqa: ASYNC240

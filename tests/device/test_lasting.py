@@ -273,8 +273,7 @@ async def test_a_blocking_queue_bound_while_the_device_is_lost_is_given_back(
 
 async def until_taken(device: aioblk.Device) -> None:
     """A thread has queue 1, and waits for the stopped backend to map its memory."""
-    handle = device._handle
-    assert handle is not None
+    handle = device._session("handle").handle
     async with asyncio.timeout(PATIENCE):
         while not handle._slots[False, 1].taken:  # noqa: ASYNC110 (a thread's doing)
             await asyncio.sleep(0.001)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 
 import aioblk
-import aioblk._device.device
+import aioblk._device.opening
 
 from ..support.devices import BLOCK, Target, held
 from ..support.storage_daemon import StorageDaemon
@@ -175,7 +175,7 @@ async def test_waiting_for_a_busy_backend_is_told(
         def emit(self, record: logging.LogRecord) -> None:
             told.put_nowait(record.getMessage())
 
-    monkeypatch.setattr(aioblk._device.device, "CONNECT_NOTICE", 0.01)
+    monkeypatch.setattr(aioblk._device.opening, "CONNECT_NOTICE", 0.01)
     listener, log = Listener(), logging.getLogger("aioblk")
     log.addHandler(listener)
     try:

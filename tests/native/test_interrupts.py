@@ -80,8 +80,7 @@ def core_of(device: aioblk.Device) -> QueueCore:
 
 
 def device_core_of(device: aioblk.Device) -> DeviceCore:
-    assert device._context is not None
-    return device._context.device
+    return device._session("core").core
 
 
 def run(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> T:

@@ -11,7 +11,7 @@ import pytest
 
 import aioblk
 import aioblk._device.connection
-import aioblk._device.device
+import aioblk._device.loss
 import aioblk._device.recovery
 from aioblk._device.recovery import Again
 from aioblk._libblkio.handle import Blkio
@@ -141,7 +141,7 @@ def taken_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[N
         return connect_again_as_ever(*arguments)
 
     connect_again_as_ever = aioblk._device.recovery.connect_again
-    monkeypatch.setattr(aioblk._device.device, "connect_again", connect_again)
+    monkeypatch.setattr(aioblk._device.loss, "connect_again", connect_again)
     yield
     for fd in kept:
         os.close(fd)
