@@ -51,7 +51,7 @@ from .properties import (
     lookup,
     usable_mem_regions,
 )
-from .rings import Ring, find_new, note_end, release_files, still_there, wait_for_the_kernel
+from .rings import Ring, close_some, find_new, note_end, release_files, wait_for_the_kernel
 
 if TYPE_CHECKING:  # cffi's own types; they have no names at run time
     from .._native._blkio import Cell, MemRegionStruct, Pointer
@@ -640,14 +640,20 @@ class Blkio:
         self._require_started("remove_queue")
         self.take_queue(index, poll=poll)  # from here on nobody can bind it
         remove = lib.blkio_remove_poll_queue if poll else lib.blkio_remove_queue
+        given_back = False
         try:
-            self._check(remove(self._cell[0], index), "remove_queue")
+            if self._rings is None:
+                self._check(remove(self._cell[0], index), "remove_queue")
+            else:
+                self._rings, given_back = close_some(
+                    self._rings, lambda: self._check(remove(self._cell[0], index), "remove_queue")
+                )
         except BlkioError:
             self.give_queue(index, poll=poll)
             raise
         if self._driver in RINGS:
-            self._rings = None if self._rings is None else still_there(self._rings)
-            self._last_removal = note_end()
+            ended = note_end()
+            self._last_removal = self._last_removal if given_back else ended
         with self._slots_turn:
             del self._slots[poll, index]
 

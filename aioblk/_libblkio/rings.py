@@ -20,6 +20,7 @@ from .._sync.clock import now, pause
 
 __all__ = [
     "Ring",
+    "close_some",
     "find_new",
     "memory_may_come_back",
     "note_end",
@@ -76,6 +77,24 @@ def release_files(rings: frozenset[Ring] | None) -> bool:
     if rings is None:
         return False
     return all(_is_there(ring) and lib.io_uring_unregister_files(ring.fd) == 0 for ring in rings)
+
+
+def close_some(rings: frozenset[Ring], close: Callable[[], object]) -> tuple[frozenset[Ring], bool]:
+    """Call *close*, which closes some of the rings, with nothing in flight, and take the file out of those.
+
+    Which they are is known afterwards only, so each is held open until then. Those that are left, and whether
+    it was done for all others; if not, :func:`wait_for_the_kernel` does it.
+    """
+    with contextlib.ExitStack() as held:
+        own: dict[Ring, int] = {}
+        with contextlib.suppress(OSError):  # no descriptors are left
+            for ring in rings:
+                own[ring] = os.dup(ring.fd)
+                held.callback(os.close, own[ring])
+        close()
+        left = still_there(rings)
+        done = [ring in own and lib.io_uring_unregister_files(own[ring]) == 0 for ring in rings - left]
+        return left, all(done)
 
 
 def note_end() -> float:
