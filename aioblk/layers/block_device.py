@@ -34,8 +34,8 @@ class BlockDevice(Protocol):
     **Errors.** What is wrong with the call is raised by the call, and nothing has begun then:
     :class:`AlignmentError`, :class:`OptionError`, ``TypeError`` and ``BufferError`` for the arguments,
     :class:`DeviceClosedError` after closing, and for a change where ``read_only`` a :class:`BlkioError` with
-    ``EBADF``. What goes wrong with the I/O, a range beyond the capacity included, is raised by the await: a
-    :class:`BlkioError`.
+    ``EBADF``. What goes wrong with the I/O is raised by the await: a :class:`BlkioError`. So is a range that
+    ends beyond the capacity, unless the device can grow: what is read there is zeroes then.
 
     **Order.** Requests in flight together take effect in any order. What begins when another is done comes
     after it.

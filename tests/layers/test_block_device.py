@@ -1,0 +1,195 @@
+"""What the package calls block devices, and one of our own, hold the contract of BlockDevice."""
+
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from pathlib import Path
+
+import pytest
+from ram_device import RamDevice
+from typing_extensions import Buffer
+
+import aioblk
+
+from ..conftest import StorageDaemonFactory
+from .block_device_contract import BLOCK, BlockDeviceContract, Opener
+
+SIZE = 1 << 20
+
+
+class Slice(aioblk.BlockDevice):
+    """A stretch of another device, which is closed with it. Only what is beyond its end is its own to say."""
+
+    limits = aioblk.Limits()
+    capacity = 0
+    read_only = False
+
+    def __init__(self, device: aioblk.BlockDevice, start: int, size: int) -> None:
+        self._device, self._start = device, start
+        self.limits, self.capacity, self.read_only = device.limits, size, device.read_only
+
+    def statistics(self) -> aioblk.QueueStatistics:
+        return self._device.statistics()
+
+    async def aclose(self) -> None:
+        await self._device.aclose()
+
+    def _at(self, offset: int, length: int) -> int:
+        """Where that is on the device; what is wrong stays wrong, and what is beyond the end goes there."""
+        if offset < 0:
+            return offset
+        end = self.capacity if offset + length <= self.capacity else self._device.capacity
+        return self._start + offset if end == self.capacity else end
+
+    def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        return self._device.read(self._at(offset, length), length)
+
+    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        return self._device.readv(self._at(offset, _length(buffers)), buffers)
+
+    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
+        return self._device.writev(self._at(offset, _length(buffers)), buffers, fua=fua)
+
+    def write_zeroes(
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_unmap: bool = False,
+        no_fallback: bool = False,
+    ) -> Awaitable[None]:
+        at = self._at(offset, length)
+        return self._device.write_zeroes(at, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
+
+    def discard(self, offset: int, length: int) -> Awaitable[None]:
+        return self._device.discard(self._at(offset, length), length)
+
+    def flush(self) -> Awaitable[None]:
+        return self._device.flush()
+
+
+def _length(buffers: Sequence[Buffer]) -> int:
+    return sum(memoryview(buffer).nbytes for buffer in buffers)
+
+
+class TestDeviceOnAFile(BlockDeviceContract):
+    """Any bytes, and it grows."""
+
+    @pytest.fixture
+    def opener(self, scratch_file: Path) -> Opener:
+        return lambda *, read_only=False: aioblk.IoUring(scratch_file, read_only=read_only)
+
+
+class TestDeviceOfVhostUser(BlockDeviceContract):
+    """Blocks of 512 bytes, and memory of its own."""
+
+    @pytest.fixture
+    def opener(self, storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Opener:
+        return lambda *, read_only=False: vhost_user(storage_daemon, scratch_file, read_only)
+
+
+class TestQueue(BlockDeviceContract):
+    @pytest.fixture
+    def opener(self, scratch_file: Path) -> Opener:
+        @asynccontextmanager
+        async def open_queue(*, read_only: bool = False) -> AsyncIterator[aioblk.Queue]:
+            device = aioblk.IoUring(scratch_file, read_only=read_only, num_queues=2)
+            async with device, device.queue(1) as queue:
+                yield queue
+
+        return open_queue
+
+
+class TestByteView(BlockDeviceContract):
+    @pytest.fixture
+    def opener(self, storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Opener:
+        @asynccontextmanager
+        async def open_view(*, read_only: bool = False) -> AsyncIterator[aioblk.ByteView]:
+            async with (
+                vhost_user(storage_daemon, scratch_file, read_only) as device,
+                aioblk.ByteView(device) as view,
+            ):
+                yield view
+
+        return open_view
+
+
+class TestLayerOfOurOwn(BlockDeviceContract):
+    """Over a view, none of whose requests is one of whole blocks."""
+
+    @pytest.fixture
+    def opener(self, storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Opener:
+        @asynccontextmanager
+        async def open_layer(*, read_only: bool = False) -> AsyncIterator[Slice]:
+            async with (
+                vhost_user(storage_daemon, scratch_file, read_only) as device,
+                aclosing(Slice(aioblk.ByteView(device), 1, device.capacity - BLOCK)) as part,
+            ):
+                yield part
+
+        return open_layer
+
+
+class TestOurOwn(BlockDeviceContract):
+    @pytest.fixture
+    def opener(self) -> Opener:
+        return lambda *, read_only=False: aclosing(RamDevice(SIZE, read_only=read_only))
+
+
+class TestByteViewOfOurOwn(BlockDeviceContract):
+    @pytest.fixture
+    def opener(self) -> Opener:
+        return lambda *, read_only=False: aioblk.ByteView(RamDevice(SIZE, read_only=read_only))
+
+
+def vhost_user(
+    storage_daemon: StorageDaemonFactory, file: Path, read_only: bool
+) -> AbstractAsyncContextManager[aioblk.Device]:
+    return aioblk.VirtioBlkVhostUser(storage_daemon(file, writable=not read_only).socket, read_only=read_only)
+
+
+# --- types --------------------------------------------------------------------------------------------------
+
+
+def can_do_more(device: aioblk.Device) -> tuple[aioblk.MapsMemory, aioblk.KnowsExtents]:
+    """What a type checker has to agree with."""
+    return device, device
+
+
+def types(device: aioblk.Device, queue: aioblk.Queue, view: aioblk.ByteView) -> list[aioblk.BlockDevice]:
+    """This as well."""
+    of_our_own: aioblk.ByteView[RamDevice] = aioblk.ByteView(RamDevice(0))
+    of_any: aioblk.ByteView[aioblk.BlockDevice] = view
+    own: RamDevice = of_our_own.device
+    known: aioblk.Device = view.device
+    return [device, queue, view, own, known, of_any, aioblk.ByteView(queue), aioblk.ByteView(of_our_own)]
+
+
+async def test_who_can_do_what_is_known_at_run_time_in_every_state(scratch_file: Path) -> None:
+    device, own = aioblk.IoUring(scratch_file), RamDevice(SIZE)
+    for _ in range(2):
+        for protocol in (aioblk.BlockDevice, aioblk.MapsMemory, aioblk.KnowsExtents):
+            assert isinstance(device, protocol)
+            assert isinstance(own, protocol) == (protocol is aioblk.BlockDevice)
+            assert not isinstance(object(), protocol)
+        await device.aclose()
+
+
+def test_what_derives_from_it_must_have_all_of_it() -> None:
+    class Half(aioblk.BlockDevice):
+        pass
+
+    with pytest.raises(TypeError, match="abstract"):
+        Half()  # type: ignore[abstract]
+
+
+async def test_memory_may_come_from_anywhere(tmp_path: Path) -> None:
+    """An arena follows whatever maps memory; a device of our own takes its buffers as they are."""
+    async with aioblk.Arena(1 << 20) as arena:
+        with arena.allocate(BLOCK) as buffer:
+            own = RamDevice(SIZE)
+            buffer[:] = b"x" * BLOCK
+            await own.write(0, buffer)
+            buffer[:] = bytes(BLOCK)
+            await own.read_into(0, buffer)
+            assert buffer.tobytes() == b"x" * BLOCK
