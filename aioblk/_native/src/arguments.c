@@ -1,5 +1,5 @@
 /* Arguments: what a method was called with, by position or by name. */
-#include "core.h"
+#include "rooms.h"
 
 static const char *const parameter_names[N_COUNT] = {"offset", "length", "buffer", "buffers", "data", "requests",
                                                      "fua", "no_unmap", "no_fallback", "return_exceptions"};
@@ -67,7 +67,7 @@ static int parse_index(PyObject *number, uint64_t *value)
 }
 
 /* Offset and, unless its place is NULL, length. */
-int parse_other_range(DeviceCore *device, Operation op, PyObject *const objects[2], uint64_t *offset, uint64_t *length)
+static int parse_other_range(DeviceCore *device, Operation op, PyObject *const objects[2], uint64_t *offset, uint64_t *length)
 {
     PyObject *first = PyNumber_Index(objects[0]), *second = NULL;
     int status = parse_index(first, offset);
@@ -82,6 +82,31 @@ int parse_other_range(DeviceCore *device, Operation op, PyObject *const objects[
     Py_XDECREF(first);
     Py_XDECREF(second);
     return status;
+}
+
+static inline bool parse_usual_bytes(PyObject *object, uint64_t *value)
+{
+    if (PyLong_CheckExact(object)) {
+        *value = PyLong_AsUnsignedLongLong(object);
+        if (*value != (uint64_t)-1) {
+            return true;
+        }
+        PyErr_Clear();
+    }
+    return false;
+}
+
+inline int parse_offset(DeviceCore *device, Operation op, PyObject *object, uint64_t *offset)
+{
+    PyObject *const objects[2] = {object, NULL};
+    return parse_usual_bytes(object, offset) ? 0 : parse_other_range(device, op, objects, offset, NULL);
+}
+
+inline int parse_range(DeviceCore *device, Operation op, PyObject *const objects[2], uint64_t *offset,
+                              uint64_t *length)
+{
+    bool usual = parse_usual_bytes(objects[0], offset) && parse_usual_bytes(objects[1], length);
+    return usual ? 0 : parse_other_range(device, op, objects, offset, length);
 }
 
 int parse_flag(PyObject *object, uint32_t flag, uint32_t *flags)

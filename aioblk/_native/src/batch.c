@@ -1,12 +1,10 @@
 /*
  * Batches: many transfers with one awaitable. A batch is a request whose parts belong to several items; it is admitted,
- * issued, cancelled and accounted for as any request with several parts, and only here is it known what became of each.
+ * issued, cancelled and accounted for as any request with several parts. outcome.c tells what became of each item.
  */
-#include "core.h"
+#include "rooms.h"
 
 #define LARGEST_HINT 4096
-
-/* ---- items ----------------------------------------------------------------------------------------------- */
 
 /* Room for so many items, each of one part: of those that have more, the plan makes room itself. */
 static int reserve(Request *batch, uint32_t *capacity, uint32_t wanted)
@@ -37,25 +35,6 @@ static Item *append_item(Request *batch, uint32_t *capacity)
     item->pin.obj = NULL;
     return item;
 }
-
-void batch_drop_items(Request *batch)
-{
-    if (!batch->batch) {
-        return;
-    }
-    Item *items = batch->items;
-    uint32_t count = batch->count;
-    batch->items = NULL; /* letting go of exceptions may run Python code */
-    batch->count = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        Py_XDECREF(items[i].result);
-        Py_XDECREF(items[i].exception);
-        PyMem_Free(items[i].message);
-    }
-    PyMem_Free(items);
-}
-
-/* ---- preparing ------------------------------------------------------------------------------------------- */
 
 static int plan_pair(QueueCore *q, Request *batch, Item *item, bool bytes, PyObject *pair)
 {
@@ -160,78 +139,4 @@ Request *prepare_batch(QueueCore *q, Operation op, bool bytes, PyObject *objects
         batch_settle(batch);
     }
     return batch;
-}
-
-/* ---- the outcome ----------------------------------------------------------------------------------------- */
-
-static bool has_failed(const Item *item) { return item->error || item->exception; }
-
-/* Counts what was submitted, and finds the first failure. */
-static Item *account(Request *batch)
-{
-    Item *first = NULL;
-    uint32_t failures = 0;
-    for (uint32_t i = batch->count; i-- > 0;) {
-        Item *item = &batch->items[i];
-        if (has_failed(item)) {
-            failures += item->length > 0;
-            first = item;
-        }
-    }
-    batch->queue->counters.failed += failures;
-    batch->queue->counters.completed += batch->weight - failures;
-    return first;
-}
-
-static void make_exceptions(Request *batch)
-{
-    for (uint32_t i = 0; i < batch->count; i++) {
-        Item *item = &batch->items[i];
-        if (item->error && !item->exception) {
-            PyObject *exception = make_certainly(item_exception, batch, item, item->error);
-            Py_XSETREF(item->exception, exception);
-        }
-    }
-}
-
-/*
- * What the items gave, in their order. The bytes change hands; those of an item that has failed stay, since a device
- * that is lost may still write to them. No code runs while the list is being filled, as anybody can find it.
- */
-static PyObject *collect(Request *batch)
-{
-    make_exceptions(batch);
-    PyObject *results = PyList_New(batch->count);
-    for (uint32_t i = 0; results && i < batch->count; i++) {
-        Item *item = &batch->items[i];
-        PyObject **value = item->exception ? &item->exception : &item->result;
-        PyList_SET_ITEM(results, i, *value ? *value : Py_NewRef(Py_None));
-        *value = NULL;
-    }
-    return results;
-}
-
-/* The batch fails with what an item of it failed with; the exception is made when somebody asks for it. */
-static void fail_like(Item *whole, Item *item)
-{
-    whole->offset = item->offset;
-    whole->length = item->length;
-    whole->error = item->error;
-    whole->message = item->message;
-    whole->exception = item->exception;
-    item->message = NULL;
-    item->exception = NULL;
-}
-
-void batch_settle(Request *batch)
-{
-    Item *failure = account(batch), *whole = &batch->item;
-    if (failure && !batch->return_exceptions) {
-        fail_like(whole, failure);
-    } else if (!batch->returns_list) {
-        whole->result = Py_NewRef(Py_None);
-    } else if (!(whole->result = collect(batch))) {
-        whole->exception = take_exception();
-    }
-    request_settle(batch, has_failed(whole) ? FAILED : FINISHED);
 }

@@ -1,16 +1,5 @@
 /*
- * The request path: data structures, and the arrows between its rooms.
- *
- *   submitter.c    the methods that callers call
- *   arguments.c    what they were called with
- *   prepare.c      refuses what is wrong, pins the caller's memory; batch.c does so for many items
- *   plan.c         cuts memory and lengths into parts that the device accepts
- *   queue.h        submits requests, issues their parts, reaps completions, wakes who waits: six rooms, listed there
- *   given_up.c     holds what must not overtake a change that was given up
- *   zeroes.c       writes zeroes where the device does not make them
- *   request.c      the awaitable; waking.c runs or schedules what waits for it, forms.c has its other faces
- *   device_core.c  limits and mapped regions, shared by the queues of a device
- *   calls.c        how all of them call Python code
+ * The structures of the request path, and the questions that they answer by themselves. What is done with them, rooms.h lists.
  *
  * Ownership. A request in flight is owned by its queue (one reference from link to unlink) and owns what the
  * device may touch: the pins on the caller's buffers, its bounce memory and its vectors. All of that is let go
@@ -24,7 +13,7 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 #include <structmember.h>
-#include <assert.h> /* of invariants, which the campaign with AddressSanitizer has checked */
+#include <assert.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -34,7 +23,6 @@
 #include <blkio.h>
 
 #include "allocator.h"
-#include "memory.h"
 #include "threads.h"
 
 typedef struct region Region;
@@ -51,21 +39,27 @@ typedef struct submitter Submitter;
 /* The kernel's limit on one vector. */
 #define IOV_MAX_SEGMENTS 1024
 
-/* ---- calls to Python ------------------------------------------------------------------------------------ */
+/* ---- memory that is handed out in views --------------------------------------------------------------------- */
 
-/* The current exception as an object, normalised: a new reference. It is no longer set. */
-PyObject *take_exception(void);
-/*
- * For an exception that cannot be raised here. KeyboardInterrupt, SystemExit and their like are not errors: they are put
- * off until the loop can raise them. An error is reported, with `where`, but for a want of memory: true: try again later.
- */
-bool put_off_exception(QueueCore *q, PyObject *where);
-/* The same for what is no error, if no queue is at hand. */
-void raise_in_main_thread(void);
-/* Calls a hook, which may be NULL or None, with one argument or none. False: it is to be called again later. */
-bool call_hook(QueueCore *q, PyObject *hook, PyObject *argument);
-/* An exception that is an outcome has to be had now: what `make` makes, or the error in making it. A new reference. */
-PyObject *make_certainly(PyObject *(*make)(Request *, Item *), Request *r, Item *item, int error);
+typedef struct {
+    PyObject_HEAD
+    char *address;
+    size_t length;
+    Py_ssize_t uses; /* exported buffers and requests in flight */
+    bool closed, readonly, released;
+    bool collected; /* the collector has found it in use, by what is garbage as well */
+    PyObject *owner;      /* kept until release */
+    PyObject *on_release; /* called once, without arguments, or NULL */
+    Py_buffer source;     /* the buffer that the memory belongs to; source.obj is NULL when there is none */
+    PyObject *weak_references;
+} MemoryObject;
+
+typedef struct {
+    PyObject_HEAD
+    MemoryObject *memory;
+    char *address;
+    size_t length;
+} ViewObject;
 
 /* ---- operations ---------------------------------------------------------------------------------------- */
 
@@ -127,27 +121,6 @@ struct device_core {
      */
     uint64_t map_turns;
 };
-
-extern PyTypeObject DeviceCore_Type;
-
-/* The region that holds `address`, or NULL. *available is how far, within length, the answer holds. */
-Region *device_find_region(DeviceCore *device, const char *address, uint64_t length, uint64_t *available);
-/* Between finding and entering, the queue's `planning` is held. */
-static inline void device_enter_region(Region *region) { (void)SHARED_ADD(region->state, REGION_USER); }
-void device_leave_region(QueueCore *q, Region *region);
-/* Tells once more of retired regions that nobody uses. False: to be done again later. */
-bool device_tell_idle_regions(QueueCore *q);
-void device_add_queue(DeviceCore *device, QueueCore *queue);
-void device_remove_queue(DeviceCore *device, QueueCore *queue);
-
-/* Exceptions from the device's factories: new references, or NULL with another set. Offset and length may be UINT64_MAX: none. */
-PyObject *device_make_refusal(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length);
-/* Raises it; returns -1. */
-int device_refuse(DeviceCore *device, const char *reason, Operation op, uint64_t offset, uint64_t length);
-/* For integers that no uint64_t holds; either may be None. */
-int device_refuse_range(DeviceCore *device, Operation op, PyObject *offset, PyObject *length);
-PyObject *device_make_error(DeviceCore *device, Operation op, int error, const char *message, uint64_t offset,
-                            uint64_t length);
 
 /* ---- parts: what libblkio sees --------------------------------------------------------------------------- */
 
@@ -252,43 +225,6 @@ struct request {
 /* Of what is no request to the device, and is done when nothing is given up that was before it. */
 #define REQUEST_BARRIER (1u << 31)
 
-extern PyTypeObject Request_Type, Future_Type;
-
-int forms_module_init(void);
-Py_hash_t request_hash(PyObject *request);
-PyObject *request_await(PyObject *request, PyObject *ignored);
-extern PySequenceMethods request_as_sequence;
-extern PyMappingMethods request_as_mapping;
-int request_module_init(void);
-int waking_module_init(void);
-Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t length);
-void request_free_kept(QueueCore *queue); /* what it has kept for reuse */
-void request_publish(Request *r); /* Python code is about to see it, and with it the garbage collector */
-static inline Part *request_part(Request *r, uint32_t i) { return i == 0 ? &r->first_part : &r->more_parts[i - 1]; }
-static inline Item *request_item(Request *r, uint32_t i) { return r->batch ? &r->items[i] : &r->item; }
-static inline Item *part_item(const Part *part) { return request_item(part->request, part->item); }
-
-/* The outcome becomes visible; who waits is put on the queue's ready list. */
-void request_settle(Request *r, State state);
-/* Forgets the plan from a part on: regions, vectors and bounce memory. The device must be through with these parts. */
-void request_drop_parts(Request *r, uint32_t first);
-/* The exception that an item failed with: a new reference, or NULL with another one set. */
-PyObject *item_exception(Request *r, Item *item);
-/*
- * Runs (direct) or schedules the callbacks. -1 with KeyboardInterrupt or SystemExit of a task, or where the loop is closed.
- * What could not be scheduled now stays with the request.
- */
-int request_wake(Request *r, bool direct);
-PyObject *waking_task_type(void); /* asyncio.Task, borrowed */
-/* Has the loop run a step of the task whose wake-up the callback is. False: it is none, or the loop did not take it. */
-bool waking_rouse(Request *r, PyObject *callback, PyObject *context);
-/* Whether asyncio has been patched so that a task may run the loop that runs it. */
-bool waking_loops_nest(void);
-/* Around direct waking: the context that the loop has called us in, or NULL. */
-PyObject *waking_leave_context(QueueCore *q);
-void waking_return_to_context(PyObject *context);
-bool request_cancel_io(Request *r, PyObject *message);
-
 /* ---- queues ---------------------------------------------------------------------------------------------- */
 
 typedef struct {
@@ -361,128 +297,12 @@ struct queue_core {
 #define TOLD 1
 #define UNREACHED 2
 
-extern PyTypeObject QueueCore_Type;
-extern unsigned fork_generation;
-
-int queue_module_init(void);
-/* A queue without a loop is driven by wait(), and its requests cannot be awaited. */
-static inline bool queue_has_loop(const QueueCore *q) { return q->loop != Py_None; }
-int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t length);
-int queue_submit(QueueCore *q, Request *r);
-int queue_submit_external(QueueCore *q, Request *r, PyObject *hook);
-int queue_schedule_flush(QueueCore *q);
-/* Schedules a flush, whatever happens: see loop.c. */
-void queue_go_on_next_turn(QueueCore *q);
-/* A hook (UNTOLD_*) could not be called: it will be in the next turn. */
-void queue_tell_later(QueueCore *q, uint8_t hook);
-/* The current exception is for the loop, which raises it in its next turn; without a loop, wait() does. */
-void queue_put_off(QueueCore *q);
-void queue_cancelled(Request *r);
-int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObject *context);
-void queue_ready(QueueCore *q, Request *r);
-int queue_wake_ready(QueueCore *q, bool direct);
-/* For who may be a task: where that was woken from below, the rest is woken when it pauses, unless it may run the loop. */
-static inline int queue_wake_others(QueueCore *q)
-{
-    return q->ready_head && (!q->waking || q->runs_again) ? queue_wake_ready(q, false) : 0;
-}
-void queue_outcome(Request *r); /* the last part has completed */
-
-/* ---- planning -------------------------------------------------------------------------------------------- */
-
-/* Add the parts of an item. 0, or -1 with an exception set. */
-int plan_memory(Request *r, Item *item, DeviceCore *device, const struct iovec *memory, size_t count);
-int plan_range(Request *r, DeviceCore *device, uint64_t maximum);
-
-/* ---- zeroes ---------------------------------------------------------------------------------------------- */
-
-int zeroes_module_init(void);
-/* The part is to be written, instead of asking the device for zeroes. */
-void zeroes_plan_part(Part *part);
-/* The last bytes of a range of zeroes, that must be written so that the file grows as far; 0: none. */
-uint64_t zeroes_beyond_the_end(DeviceCore *device, const Request *r);
-static inline bool zeroes_are_written(const Part *part)
-{
-    return part->request->operation == OP_WRITE_ZEROES && (part->address || part->bounce_length > 0);
-}
-uint64_t zeroes_at_once(const Part *part);     /* bytes, of the next piece of such a part */
-uint64_t zeroes_to_transfer(const Part *part); /* the same, or 0: it is none, nor a read or a write */
-void zeroes_issue(struct blkioq *b, Part *part);
-/* A piece has been written. False: it was the last one, or nobody wants the rest. */
-bool zeroes_go_on(QueueCore *q, Part *part);
-/* A request is over and unlinked: true if it begins again, with zeroes that are written, since it was not supported. */
-bool zeroes_instead(QueueCore *q, Request *r);
-
-/* ---- what was given up ------------------------------------------------------------------------------------ */
-
-/* Whether the request, once cancelled, may change data all the same, while nobody waits for it. */
-bool given_up_can_be(const Request *r);
-/* What comes after waits for it, until given_up_end(). False: there is no memory to note it down. */
-bool given_up_begin(Request *r);
-void given_up_end(Request *r);
-/* Tells those that hold requests to look at them again; the queue does so once more, should they not come to know. */
-void given_up_tell(QueueCore *q);
 /*
- * The device is lost with it, and may do it yet: other queues hold what they hold until they are told of the loss
- * themselves. That is forgotten when the device comes back.
+ * Inline completions in a row before others must get their turn, in units of about a microsecond: a request is one, and so
+ * is the copying of so many bytes.
  */
-void given_up_leave(Request *r);
-void given_up_forget(DeviceCore *device);
-/* Keeps a request that is about to be submitted, if it meets what was given up. Called where `given_up` is not NULL. */
-bool given_up_holds(QueueCore *q, Request *r);
-/* Lets those go on that may, if there is anything new. */
-void given_up_release(QueueCore *q);
-void given_up_drop_held(QueueCore *q);
-
-static inline bool given_up_keeps(QueueCore *q, Request *r)
-{
-    return __builtin_expect(OBSERVE(q->device->given_up) != NULL, 0) && given_up_holds(q, r);
-}
-
-/* ---- pins ------------------------------------------------------------------------------------------------ */
-
-int pin_any(Py_buffer *pin, PyObject *object, bool writable);
-
-/* A view of registered memory is what is pinned most often, and takes only counting. */
-static inline int pin_acquire(Py_buffer *pin, PyObject *object, bool writable)
-{
-    if (!Py_IS_TYPE(object, &View_Type)) {
-        return pin_any(pin, object, writable);
-    }
-    ViewObject *view = (ViewObject *)object;
-    if ((writable && view->memory->readonly) || !memory_use(view->memory)) {
-        return pin_any(pin, object, writable); /* it knows what to say */
-    }
-    pin->buf = view->address;
-    pin->len = view->length;
-    pin->obj = Py_NewRef(object);
-    return 0;
-}
-
-/* Both may run Python code. */
-void pin_release(Py_buffer *pin);
-void request_drop_pins(Request *r);
-
-/* ---- preparing: a planned request that is not submitted yet ------------------------------------------------- */
-
-Request *prepare_read(QueueCore *q, uint64_t offset, uint64_t length);
-Request *prepare_buffer(QueueCore *q, Operation op, uint64_t offset, PyObject *buffer, uint32_t flags);
-Request *prepare_buffers(QueueCore *q, Operation op, uint64_t offset, PyObject *buffers, uint32_t flags);
-Request *prepare_range(QueueCore *q, Operation op, uint64_t offset, uint64_t length, uint32_t flags);
-Request *prepare_command(QueueCore *q, Operation op, uint64_t offset);
-/* The same for one item of a request, whose offset is given. 0, or -1 with an exception set. */
-int plan_item_read(QueueCore *q, Request *r, Item *item, uint64_t length);
-int plan_item_buffer(QueueCore *q, Request *r, Item *item, PyObject *buffer);
-/* Drops the request, which may run Python code, beside the exception that is on its way: NULL. */
-Request *request_discard(Request *r);
-
-/* ---- batches --------------------------------------------------------------------------------------------- */
-
-/* `bytes`: the items say how long they are, and what is read goes into bytes. */
-Request *prepare_batch(QueueCore *q, Operation op, bool bytes, PyObject *items, uint32_t flags, bool return_exceptions);
-/* All parts have completed: the first error, or the list of what the items gave. */
-void batch_settle(Request *batch);
-void batch_drop_items(Request *batch);
+#define INLINE_BUDGET 512
+#define BYTES_PER_UNIT 8192
 
 /* ---- arguments ------------------------------------------------------------------------------------------- */
 
@@ -496,38 +316,6 @@ typedef struct {
     int parameters[6]; /* then N_END */
 } Signature;
 
-int arguments_module_init(void);
-/* values[i] becomes the argument for parameters[i], borrowed, or NULL. */
-int parse(const Signature *signature, PyObject *const *args, Py_ssize_t count, PyObject *names, PyObject **values);
-/* A byte offset or length: a non-negative int. */
-int parse_other_range(DeviceCore *device, Operation op, PyObject *const objects[2], uint64_t *offset, uint64_t *length);
-
-static inline bool parse_usual_bytes(PyObject *object, uint64_t *value)
-{
-    if (PyLong_CheckExact(object)) {
-        *value = PyLong_AsUnsignedLongLong(object);
-        if (*value != (uint64_t)-1) {
-            return true;
-        }
-        PyErr_Clear();
-    }
-    return false;
-}
-
-static inline int parse_offset(DeviceCore *device, Operation op, PyObject *object, uint64_t *offset)
-{
-    PyObject *const objects[2] = {object, NULL};
-    return parse_usual_bytes(object, offset) ? 0 : parse_other_range(device, op, objects, offset, NULL);
-}
-
-static inline int parse_range(DeviceCore *device, Operation op, PyObject *const objects[2], uint64_t *offset,
-                              uint64_t *length)
-{
-    bool usual = parse_usual_bytes(objects[0], offset) && parse_usual_bytes(objects[1], length);
-    return usual ? 0 : parse_other_range(device, op, objects, offset, length);
-}
-int parse_flag(PyObject *object, uint32_t flag, uint32_t *flags);
-
 /* ---- submitters ------------------------------------------------------------------------------------------ */
 
 struct submitter {
@@ -538,6 +326,29 @@ struct submitter {
     PyObject *weak_references;
 };
 
-extern PyTypeObject Submitter_Type;
+/* ---- what they answer by themselves --------------------------------------------------------------------------- */
+
+static inline Part *request_part(Request *r, uint32_t i) { return i == 0 ? &r->first_part : &r->more_parts[i - 1]; }
+static inline Item *request_item(Request *r, uint32_t i) { return r->batch ? &r->items[i] : &r->item; }
+static inline Item *part_item(const Part *part) { return request_item(part->request, part->item); }
+
+/* Nobody wants it any more. */
+static inline bool part_is_pointless(const Part *part)
+{
+    const Request *r = part->request;
+    return r->cancel_requested || r->state != PENDING || part_item(part)->error;
+}
+
+static inline bool zeroes_are_written(const Part *part)
+{
+    return part->request->operation == OP_WRITE_ZEROES && (part->address || part->bounce_length > 0);
+}
+
+/* How often the process has forked: a queue is of no use in a child. */
+extern unsigned fork_generation;
+
+/* A queue without a loop is driven by wait(), and its requests cannot be awaited. */
+static inline bool queue_has_loop(const QueueCore *q) { return q->loop != Py_None; }
+static inline bool queue_usable(const QueueCore *q) { return q->blkioq && q->fork_generation == fork_generation; }
 
 #endif

@@ -1,5 +1,5 @@
 /* DeviceCore: what the queues of one device share. Limits are plain numbers; regions a sorted array. */
-#include "core.h"
+#include "rooms.h"
 
 const char *const operation_names[OP_COUNT] = {
     [OP_READ] = "read",

@@ -9,7 +9,7 @@
  * and never run, teaches them. A task's repr() does not ask the task but asyncio.iscoroutine(), and fails if that says
  * no: so what writes a task's coroutine there does not get to see requests.
  */
-#include "core.h"
+#include "rooms.h"
 
 /* ---- hashing --------------------------------------------------------------------------------------------- */
 

@@ -6,9 +6,7 @@
  *
  * Nothing of this is on the way of others, but for a look at `given_up` of the device, which is NULL then.
  */
-#include "queue.h"
-
-#include <errno.h>
+#include "rooms.h"
 
 typedef struct {
     uint64_t start, end;
@@ -28,9 +26,6 @@ static bool changes_data(Operation op)
     return op != OP_READ && op != OP_FLUSH && op != OP_REPORT_ZONES;
 }
 
-/* Reports of zones say where the next write goes. Flushes cover what is done, and wait for nothing. */
-static bool depends_on_data(const Request *r) { return r->operation != OP_FLUSH || (r->flags & REQUEST_BARRIER); }
-
 /* What the i-th item of a request touches. How long a zone is, is not known here. */
 static Range range_of(Request *r, uint32_t i)
 {
@@ -49,8 +44,7 @@ static bool meet(Range a, Range b)
     return (a.start > b.start ? a.start : b.start) < (a.end < b.end ? a.end : b.end);
 }
 
-/* Under the device's lock. */
-static bool meets_any(const GivenUp *given_up, Request *r)
+bool given_up_meets(const GivenUp *given_up, Request *r)
 {
     for (; given_up; given_up = given_up->next) {
         for (uint32_t i = 0; i < count_ranges(r); i++) {
@@ -205,116 +199,4 @@ void given_up_forget(DeviceCore *device)
         UNLOCK(&device->lock);
         PyMem_Free(given_up);
     } while (given_up);
-}
-
-/* ---- holding --------------------------------------------------------------------------------------------- */
-
-/* Whether the request meets anything; then its queue will be told. */
-static bool must_be_held(QueueCore *q, Request *r)
-{
-    DeviceCore *device = q->device;
-    if (!depends_on_data(r) || (!q->blkioq && !q->suspended)) {
-        return false; /* of a lost device, nothing is waited for */
-    }
-    LOCK(&device->lock);
-    bool meets = meets_any(device->given_up, r);
-    q->holds = q->holds || meets;
-    UNLOCK(&device->lock);
-    return meets;
-}
-
-static void hold(QueueCore *q, Request *r)
-{
-    Py_INCREF(r);
-    r->first_part.next = NULL;
-    if (q->held_tail) {
-        q->held_tail->next = &r->first_part;
-    } else {
-        q->held_head = &r->first_part;
-    }
-    q->held_tail = &r->first_part;
-    q->held_count++;
-}
-
-/* A new reference, or NULL. */
-static Request *take_held(QueueCore *q)
-{
-    Part *part = q->held_head;
-    if (!part) {
-        return NULL;
-    }
-    q->held_head = part->next;
-    q->held_tail = part->next ? q->held_tail : NULL;
-    q->held_count--;
-    return part->request;
-}
-
-__attribute__((noinline, cold)) bool given_up_holds(QueueCore *q, Request *r)
-{
-    if (!must_be_held(q, r)) {
-        return false;
-    }
-    q->counters.submitted += r->weight;
-    r->outstanding = r->part_count;
-    queue_link(q, r);
-    hold(q, r);
-    return true;
-}
-
-/* Whether to look at them again. */
-static bool takes_news(QueueCore *q)
-{
-    LOCK(&q->device->lock);
-    bool news = q->told != 0 || q->held_cancelled;
-    q->told = 0;
-    UNLOCK(&q->device->lock);
-    q->held_cancelled = false;
-    return news;
-}
-
-/* Those that meet nothing any more go on, in the order of their submission; those that were cancelled are let go. */
-static void release(QueueCore *q)
-{
-    for (size_t left = q->held_count; left > 0; left--) {
-        Request *r = take_held(q);
-        if (!r) {
-            break; /* what has gone on runs Python code, which may have given the device up */
-        }
-        if (r->linked && r->admitted == 0 && r->outstanding > 0) { /* it has not been cancelled */
-            if (must_be_held(q, r)) {
-                hold(q, r);
-            } else {
-                queue_begin(q, r);
-            }
-        }
-        Py_DECREF(r);
-    }
-    LOCK(&q->device->lock);
-    q->holds = q->held_head != NULL;
-    UNLOCK(&q->device->lock);
-}
-
-/* One that goes on may have to wait for bounce memory, and drive the queue meanwhile: the others wait for their turn. */
-void given_up_release(QueueCore *q)
-{
-    if (q->releasing) {
-        return;
-    }
-    q->releasing = true;
-    while (q->held_head && takes_news(q)) {
-        release(q);
-    }
-    q->releasing = false;
-}
-
-/* The requests are over: cancelled, or lost with the device. */
-void given_up_drop_held(QueueCore *q)
-{
-    Request *r;
-    while ((r = take_held(q)) != NULL) {
-        Py_DECREF(r);
-    }
-    LOCK(&q->device->lock);
-    q->holds = false;
-    UNLOCK(&q->device->lock);
 }

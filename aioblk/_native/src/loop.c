@@ -1,19 +1,59 @@
 /*
- * The event loop: what a queue asks of it, waking who waits, and what must be raised in it.
- *
- * A request whose outcome is known lies on its queue's ready list until its waiters are woken: directly where the loop has
- * called us, through call_soon where a task is running.
+ * The event loop: the turns that a queue asks of it, and what must be raised in it. How Python code is called from where an
+ * exception cannot be raised, and what becomes of the exception then.
  */
-#include "queue.h"
+#include "rooms.h"
 
+#include <string.h>
 #include <unistd.h>
 
-#define WAKE_MAX 512 /* requests woken per turn of the loop */
-
 unsigned fork_generation;
-static PyObject *get_running_loop, *call_soon_names;
+static PyObject *call_soon_names;
 
-/* ---- the loop -------------------------------------------------------------------------------------------- */
+/* ---- exceptions ------------------------------------------------------------------------------------------ */
+
+PyObject *take_exception(void)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    PyErr_NormalizeException(&type, &value, &traceback);
+    if (traceback) {
+        PyException_SetTraceback(value, traceback);
+    }
+    Py_XDECREF(type);
+    Py_XDECREF(traceback);
+    return value;
+}
+
+static int raise_pending(void *exception)
+{
+    PyErr_SetObject((PyObject *)Py_TYPE((PyObject *)exception), exception);
+    Py_DECREF((PyObject *)exception);
+    return -1;
+}
+
+void raise_in_main_thread(void)
+{
+    PyObject *exception = take_exception();
+    if (Py_AddPendingCall(raise_pending, exception) < 0) { /* as many are pending as there may be */
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        PyErr_WriteUnraisable(NULL);
+        Py_DECREF(exception);
+    }
+}
+
+static void keep_for_loop(QueueCore *q)
+{
+    PyObject *exception = take_exception(), *before = q->put_off;
+    q->put_off = exception;
+    if (before && before != exception) {
+        PyException_SetContext(exception, before);
+    } else {
+        Py_XDECREF(before);
+    }
+}
+
+/* ---- turns ----------------------------------------------------------------------------------------------- */
 
 int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObject *context)
 {
@@ -23,36 +63,6 @@ int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObje
                                                       call_soon_names);
     Py_XDECREF(handle);
     return handle ? 0 : -1;
-}
-
-static bool on_own_loop(QueueCore *q)
-{
-    if (!queue_has_loop(q)) {
-        return true;
-    }
-    PyObject *running = PyObject_CallNoArgs(get_running_loop);
-    if (!running) {
-        PyErr_Clear();
-        return false;
-    }
-    Py_DECREF(running);
-    return running == q->loop;
-}
-
-int queue_check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t length)
-{
-    const char *reason = NULL;
-    if (q->fork_generation != fork_generation) {
-        reason = "fork";
-    } else if (OBSERVE(q->closed)) {
-        reason = q->closed_reason;
-    } else if (q->thread != PyThread_get_thread_ident()) {
-        reason = "thread";
-    } else if (!queue_woke_caller(q) && !on_own_loop(q)) {
-        /* Our loop is running when it has called us; asking costs a getpid(). */
-        reason = "loop";
-    }
-    return reason ? device_refuse(q->device, reason, op, offset, length) : 0;
 }
 
 int queue_schedule_flush(QueueCore *q)
@@ -77,17 +87,6 @@ static void make_event(QueueCore *q)
     }
 }
 
-static void keep_for_loop(QueueCore *q)
-{
-    PyObject *exception = take_exception(), *before = q->put_off;
-    q->put_off = exception;
-    if (before && before != exception) {
-        PyException_SetContext(exception, before);
-    } else {
-        Py_XDECREF(before);
-    }
-}
-
 /* The same whatever happens: beside an exception that is on its way, without memory, and although Ctrl-C arrives within. */
 void queue_go_on_next_turn(QueueCore *q)
 {
@@ -102,6 +101,18 @@ void queue_go_on_next_turn(QueueCore *q)
         keep_for_loop(q);
     }
     PyErr_Restore(type, value, traceback);
+}
+
+void queue_tell_later(QueueCore *q, uint8_t hook)
+{
+    q->untold |= hook;
+    queue_go_on_next_turn(q);
+}
+
+void queue_new_turn(QueueCore *q)
+{
+    q->inline_budget = INLINE_BUDGET;
+    PUBLISH(q->inline_request, NULL);
 }
 
 /* ---- exceptions that are for the loop: KeyboardInterrupt, SystemExit ------------------------------------------- */
@@ -128,91 +139,38 @@ int queue_raise_put_off(QueueCore *q)
     return -1;
 }
 
-/* ---- the ready list: requests whose outcome is known and whose waiters are not woken yet ----------------------- */
-
-void queue_ready(QueueCore *q, Request *r)
+bool put_off_exception(QueueCore *q, PyObject *where)
 {
-    Py_INCREF(r);
-    r->ready_next = NULL;
-    if (q->ready_tail) {
-        q->ready_tail->ready_next = r;
+    if (PyErr_ExceptionMatches(PyExc_MemoryError)) {
+        PyErr_Clear();
+        return true;
+    }
+    if (PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_WriteUnraisable(where);
+        return false;
+    }
+    if (q) {
+        queue_put_off(q);
     } else {
-        q->ready_head = r;
+        raise_in_main_thread();
     }
-    q->ready_tail = r;
+    return true;
 }
 
-static Request *take_ready(QueueCore *q)
+bool call_hook(QueueCore *q, PyObject *hook, PyObject *argument)
 {
-    Request *r = q->ready_head;
-    if (r) {
-        q->ready_head = r->ready_next;
-        if (!q->ready_head) {
-            q->ready_tail = NULL;
-        }
-        r->ready_next = NULL;
+    if (!hook || hook == Py_None) {
+        return true;
     }
-    return r;
+    Py_INCREF(hook); /* it may put another in its own place */
+    PyObject *answer = argument ? PyObject_CallOneArg(hook, argument) : PyObject_CallNoArgs(hook);
+    bool again = !answer && put_off_exception(q, hook);
+    Py_XDECREF(answer);
+    Py_DECREF(hook);
+    return !again;
 }
 
-static void put_back(QueueCore *q, Request *r)
-{
-    r->ready_next = q->ready_head;
-    q->ready_head = r;
-    if (!q->ready_tail) {
-        q->ready_tail = r;
-    }
-}
-
-/*
- * A task that is woken directly may run its loop again, where something like nest_asyncio lets it. The loop then calls us
- * while we are waking, and whom we wake may be whom that task waits for: that goes through call_soon, as all waking by a
- * running task. Once this can happen, nobody is woken directly ahead of others: they might be waited for in vain.
- */
-int queue_wake_ready(QueueCore *q, bool direct)
-{
-    PyObject *type = NULL, *value = NULL, *traceback = NULL;
-    Request *r;
-    bool again = q->waking;
-    q->runs_again |= again && direct;
-    bool several = q->ready_head && q->ready_head->ready_next;
-    direct = direct && !q->runs_again && !(several && waking_loops_nest());
-    PyObject *context = direct && q->ready_head ? waking_leave_context(q) : NULL;
-    q->waking = true;
-    for (int count = 0; (count < WAKE_MAX || !direct) && (r = take_ready(q)) != NULL; count++) {
-        int status = request_wake(r, direct);
-        if (r->callback || r->more_callbacks) {
-            put_back(q, r); /* the loop did not take it, and would not take others */
-            break;
-        }
-        Py_DECREF(r);
-        if (status == 0) {
-            continue;
-        }
-        if (type) {
-            PyErr_Clear(); /* the loop is closed for all of them */
-            continue;
-        }
-        PyErr_Fetch(&type, &value, &traceback);
-        if (direct) {
-            break; /* KeyboardInterrupt or SystemExit goes on to the loop; the others are woken next turn */
-        }
-    }
-    q->waking = again;
-    if (context) {
-        waking_return_to_context(context);
-    }
-    if (q->ready_head) {
-        queue_go_on_next_turn(q);
-    }
-    if (!type) {
-        return 0;
-    }
-    PyErr_Restore(type, value, traceback);
-    return -1;
-}
-
-/* ---- the module ------------------------------------------------------------------------------------------ */
+/* ---- what requests and tasks are given of the loop ----------------------------------------------------------------- */
 
 /* Bound to the loop itself: what the requests of a queue have in common refers to no request and no queue. */
 static PyObject *get_loop(PyObject *loop, PyObject *Py_UNUSED(ignored)) { return Py_NewRef(loop); }
@@ -241,17 +199,8 @@ PyObject *loop_finished_future(PyObject *loop)
 
 int loop_module_init(void)
 {
-    PyObject *asyncio = PyImport_ImportModule("asyncio");
-    if (!asyncio) {
-        return -1;
-    }
-    get_running_loop = PyObject_GetAttrString(asyncio, "_get_running_loop");
-    Py_DECREF(asyncio);
     PyObject *context = PyUnicode_InternFromString("context"); /* interned: the callee finds it by identity */
     call_soon_names = context ? PyTuple_Pack(1, context) : NULL;
     Py_XDECREF(context);
-    if (!get_running_loop || !call_soon_names) {
-        return -1;
-    }
-    return 0;
+    return call_soon_names ? 0 : -1;
 }

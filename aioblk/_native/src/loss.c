@@ -2,9 +2,18 @@
  * What becomes of a queue whose device is silent, lost, or being replaced by another: docs/loss.md tells the whole story.
  * What the Python side decides is done here; but for the age of a request, nothing of it touches the path of one.
  */
-#include "queue.h"
+#include "rooms.h"
 
 #include <errno.h>
+
+/* Nothing is taken from libblkio any more, and nothing given to it, until the queue goes on with another blkioq. */
+void queue_set_blkioq(QueueCore *q, struct blkioq *blkioq, size_t depth)
+{
+    q->blkioq = blkioq;
+    q->blkioq_turns++;
+    q->depth = depth;
+    q->suspended = false;
+}
 
 /* ---- loss ------------------------------------------------------------------------------------------------ */
 

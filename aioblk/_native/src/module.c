@@ -1,5 +1,5 @@
 /* The module aioblk._native._core: its types, readied in the order in which they need each other. */
-#include "core.h"
+#include "rooms.h"
 
 /*
  * The types, and what is remembered of asyncio, exist once in a process. CPython would let some subinterpreters have them
@@ -17,11 +17,11 @@ static int refuse_subinterpreters(void)
 
 static int make_types_ready(void)
 {
-    if (forms_module_init() < 0 || request_module_init() < 0 || waking_module_init() < 0 || queue_module_init() < 0 ||
-        arguments_module_init() < 0 || zeroes_module_init() < 0) {
+    if (forms_module_init() < 0 || awaitable_module_init() < 0 || waking_module_init() < 0 || loop_module_init() < 0 ||
+        queue_module_init() < 0 || submitter_module_init() < 0 || arguments_module_init() < 0 || zeroes_module_init() < 0) {
         return -1;
     }
-    PyTypeObject *const types[] = {&Submitter_Type, &DeviceCore_Type, &Allocator_Type, &Memory_Type, &View_Type};
+    PyTypeObject *const types[] = {&DeviceCore_Type, &Allocator_Type, &Memory_Type, &View_Type};
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
         if (PyType_Ready(types[i]) < 0) {
             return -1;

@@ -1,36 +1,143 @@
-/* Requests in flight, from link to unlink, and what they come to in the end. */
-#include "queue.h"
+/*
+ * Outcomes: what requests, their items and batches come to in the end, and who is told. A batch is a request whose parts
+ * belong to several items; only here is it known what became of each.
+ */
+#include "rooms.h"
 
-void queue_link(QueueCore *q, Request *r)
+#include <string.h>
+
+/* ---- exceptions ------------------------------------------------------------------------------------------ */
+
+PyObject *item_exception(Request *r, Item *item)
 {
-    Py_INCREF(r);
-    r->linked = true;
-    r->previous = NULL;
-    r->following = q->in_flight;
-    if (q->in_flight) {
-        q->in_flight->previous = r;
+    if (!OBSERVE(item->exception)) {
+        bool whole = r->operation == OP_FLUSH || r->operation >= OP_OPEN_ALL_ZONES;
+        PyObject *none = NULL;
+        PyObject *made = device_make_error(r->queue->device, r->operation, item->error, item->message,
+                                           whole ? UINT64_MAX : item->offset, whole ? UINT64_MAX : item->length);
+        if (!made) {
+            return NULL;
+        }
+        if (!__atomic_compare_exchange_n(&item->exception, &none, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+            Py_DECREF(made); /* another thread asked as well, or the code that made it */
+        }
     }
-    q->in_flight = r;
-    q->in_flight_count += r->weight;
+    return Py_NewRef(item->exception);
 }
 
-/* Nobody else can reach the request from here on, whatever Python code runs. Its reference goes to the caller. */
-void queue_unlink(QueueCore *q, Request *r)
+/* An errno in Python's own words: what there is when nothing else could be made. */
+static PyObject *plain_error(int error)
 {
-    *(r->previous ? &r->previous->following : &q->in_flight) = r->following;
-    if (r->following) {
-        r->following->previous = r->previous;
+    PyObject *exception = PyObject_CallFunction(PyExc_OSError, "is", error, strerror(error));
+    return exception ? exception : take_exception();
+}
+
+PyObject *make_certainly(PyObject *(*make)(Request *, Item *), Request *r, Item *item, int error)
+{
+    for (int tries = 0; tries < 2; tries++) {
+        PyObject *exception = make(r, item);
+        if (exception) {
+            return exception;
+        }
+        if (PyErr_ExceptionMatches(PyExc_Exception)) {
+            return take_exception();
+        }
+        queue_put_off(r->queue);
     }
-    r->linked = false;
-    r->previous = r->following = NULL;
-    q->in_flight_count -= r->weight;
+    return plain_error(error);
 }
 
-void queue_tell_later(QueueCore *q, uint8_t hook)
+/* ---- settling -------------------------------------------------------------------------------------------- */
+
+void request_settle(Request *r, State state)
 {
-    q->untold |= hook;
-    queue_go_on_next_turn(q);
+    if (state == FAILED) {
+        r->log_traceback = true;
+        if (r->item.exception) {
+            r->traceback = PyException_GetTraceback(r->item.exception);
+        }
+    }
+    PUBLISH(r->state, state); /* result and exception are there by now */
+    if (r->callback) {
+        queue_ready(r->queue, r);
+    }
 }
+
+/* ---- batches --------------------------------------------------------------------------------------------- */
+
+static bool has_failed(const Item *item) { return item->error || item->exception; }
+
+/* Counts what was submitted, and finds the first failure. */
+static Item *account(Request *batch)
+{
+    Item *first = NULL;
+    uint32_t failures = 0;
+    for (uint32_t i = batch->count; i-- > 0;) {
+        Item *item = &batch->items[i];
+        if (has_failed(item)) {
+            failures += item->length > 0;
+            first = item;
+        }
+    }
+    batch->queue->counters.failed += failures;
+    batch->queue->counters.completed += batch->weight - failures;
+    return first;
+}
+
+static void make_exceptions(Request *batch)
+{
+    for (uint32_t i = 0; i < batch->count; i++) {
+        Item *item = &batch->items[i];
+        if (item->error && !item->exception) {
+            PyObject *exception = make_certainly(item_exception, batch, item, item->error);
+            Py_XSETREF(item->exception, exception);
+        }
+    }
+}
+
+/*
+ * What the items gave, in their order. The bytes change hands; those of an item that has failed stay, since a device
+ * that is lost may still write to them. No code runs while the list is being filled, as anybody can find it.
+ */
+static PyObject *collect(Request *batch)
+{
+    make_exceptions(batch);
+    PyObject *results = PyList_New(batch->count);
+    for (uint32_t i = 0; results && i < batch->count; i++) {
+        Item *item = &batch->items[i];
+        PyObject **value = item->exception ? &item->exception : &item->result;
+        PyList_SET_ITEM(results, i, *value ? *value : Py_NewRef(Py_None));
+        *value = NULL;
+    }
+    return results;
+}
+
+/* The batch fails with what an item of it failed with; the exception is made when somebody asks for it. */
+static void fail_like(Item *whole, Item *item)
+{
+    whole->offset = item->offset;
+    whole->length = item->length;
+    whole->error = item->error;
+    whole->message = item->message;
+    whole->exception = item->exception;
+    item->message = NULL;
+    item->exception = NULL;
+}
+
+void batch_settle(Request *batch)
+{
+    Item *failure = account(batch), *whole = &batch->item;
+    if (failure && !batch->return_exceptions) {
+        fail_like(whole, failure);
+    } else if (!batch->returns_list) {
+        whole->result = Py_NewRef(Py_None);
+    } else if (!(whole->result = collect(batch))) {
+        whole->exception = take_exception();
+    }
+    request_settle(batch, has_failed(whole) ? FAILED : FINISHED);
+}
+
+/* ---- the end of a request ---------------------------------------------------------------------------------- */
 
 void queue_tell_if_idle(QueueCore *q)
 {
@@ -70,8 +177,11 @@ void queue_outcome(Request *r)
         } else if (r->batch) {
             batch_settle(r);
         } else if (r->item.error || r->item.exception) {
-            if (linked && zeroes_instead(q, r)) {
-                Py_DECREF(r); /* it has been linked again */
+            if (linked && zeroes_instead(r)) {
+                queue_link(q, r);
+                queue_append_backlog(q, &r->first_part); /* it is given bounce memory first, should it need some */
+                queue_go_on_next_turn(q);
+                Py_DECREF(r);
                 return;
             }
             q->counters.failed++;

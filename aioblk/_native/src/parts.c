@@ -1,10 +1,16 @@
-/* Parts: given bounce memory where they need it, issued to libblkio or kept in the backlog, and completed. */
-#include "queue.h"
+/*
+ * Parts: given bounce memory where they need it, issued to libblkio or kept in the backlog, and completed; and those of
+ * them that nobody wants any more.
+ */
+#include "rooms.h"
 
 #include <errno.h>
 
 #define FLUSH_BYTES (1u << 20) /* data per do_io: cached reads are copied within the call, and the loop stands still */
 
+/* ---- issuing --------------------------------------------------------------------------------------------- */
+
+/* What the next do_io transfers of it. */
 /* What the next do_io transfers of it. */
 static inline uint64_t bytes_of(const Part *part)
 {
@@ -111,25 +117,6 @@ static inline __attribute__((always_inline)) bool may_issue(const QueueCore *q, 
 
 bool queue_may_issue(const QueueCore *q, const Part *part) { return may_issue(q, part); }
 
-void queue_append_backlog(QueueCore *q, Part *part)
-{
-    part->next = NULL;
-    if (q->backlog_tail) {
-        q->backlog_tail->next = part;
-    } else {
-        q->backlog_head = part;
-    }
-    q->backlog_tail = part;
-}
-
-void queue_issue_once_more(QueueCore *q, Part *part)
-{
-    queue_append_backlog(q, part);
-    if (queue_has_loop(q)) {
-        queue_go_on_next_turn(q);
-    }
-}
-
 static void enqueue(QueueCore *q, Part *part)
 {
     if (!q->backlog_head && may_issue(q, part)) {
@@ -139,197 +126,7 @@ static void enqueue(QueueCore *q, Part *part)
     queue_append_backlog(q, part);
 }
 
-void request_fail_unadmitted(Request *r, int error, PyObject *exception)
-{
-    for (uint32_t i = r->admitted; i < r->part_count; i++) {
-        Item *item = part_item(request_part(r, i));
-        if (!item->error && !item->exception) {
-            item->error = error;
-            item->exception = Py_XNewRef(exception);
-        }
-    }
-    request_drop_unadmitted(r);
-}
-
-void request_drop_unadmitted(Request *r)
-{
-    uint32_t left = r->part_count - r->admitted;
-    for (uint32_t i = r->admitted; i < r->part_count; i++) {
-        request_part(r, i)->bounce_offset = PART_OVER;
-    }
-    r->admitted = r->part_count;
-    r->outstanding -= left;
-    if (left > 0 && r->outstanding == 0) {
-        queue_outcome(r);
-    }
-}
-
-bool part_is_pointless(const Part *part)
-{
-    const Request *r = part->request;
-    return r->cancel_requested || r->state != PENDING || part_item(part)->error;
-}
-
-/*
- * Parts that nobody wants any more leave the backlog from anywhere: they need not wait for those before them. Ending one
- * may run Python code, which may give the device up, or end others of them: those that are left hang on the queue.
- */
-static void sweep_backlog(QueueCore *q)
-{
-    Part *part = q->backlog_head, *next;
-    q->backlog_cancelled = false;
-    q->backlog_head = q->backlog_tail = NULL;
-    for (; part; part = next) {
-        next = part->next;
-        if (part_is_pointless(part)) {
-            part->next = q->dropped;
-            q->dropped = part;
-        } else {
-            queue_append_backlog(q, part);
-        }
-    }
-    while ((part = q->dropped) != NULL) {
-        q->dropped = part->next;
-        queue_part_done(q, part, -ECANCELED, NULL);
-    }
-}
-
-void queue_forget_parts(QueueCore *q)
-{
-    q->backlog_head = q->backlog_tail = q->dropped = NULL;
-    q->device_count = q->more_segments = 0;
-    q->unflushed_parts = 0;
-    q->unflushed_bytes = 0;
-}
-
-/* Of the only part of a request that began without bounce memory, and needs some now. */
-static __attribute__((noinline, cold)) void admit_late(QueueCore *q, Request *r)
-{
-    Py_INCREF(r);
-    r->admitted = 0;
-    if ((q->waiting > 0 || !queue_admit_parts(q, r)) && queue_ask_for_room(q, r) < 0) {
-        queue_put_off(q);
-        if (r->linked && r->admitted == 0) { /* ask once more */
-            r->admitted = 1;
-            queue_append_backlog(q, &r->first_part);
-        }
-    }
-    Py_DECREF(r);
-}
-
-void queue_issue_backlog(QueueCore *q)
-{
-    Part *part;
-    if (q->backlog_cancelled) {
-        sweep_backlog(q);
-    }
-    while ((part = q->backlog_head) != NULL) {
-        bool pointless = part_is_pointless(part);
-        if (!pointless && !may_issue(q, part)) {
-            return;
-        }
-        q->backlog_head = part->next;
-        if (!q->backlog_head) {
-            q->backlog_tail = NULL;
-        }
-        if (pointless) {
-            queue_part_done(q, part, -ECANCELED, NULL);
-        } else if (part->bounce_length > 0 && part->bounce_offset < 0) {
-            admit_late(q, part->request);
-        } else {
-            queue_issue(q, part);
-        }
-    }
-}
-
-/* A request was cancelled: what waits for bounce memory goes at once, the next flush takes the rest out of the backlog. */
-void queue_cancelled(Request *r)
-{
-    QueueCore *q = r->queue;
-    if (r->linked && r->admitted < r->part_count) {
-        request_drop_unadmitted(r);
-        q->room_made = true; /* for who waited behind it */
-        q->held_cancelled = q->held_head != NULL;
-        queue_go_on_next_turn(q);
-    }
-    if (q->backlog_head && !q->backlog_cancelled) {
-        q->backlog_cancelled = true;
-        queue_go_on_next_turn(q);
-    }
-}
-
-static void copy_between(char *bounce, const Part *part, bool to_caller)
-{
-    if (!part->vector) {
-        memcpy(to_caller ? part->source : bounce, to_caller ? bounce : part->source, part->bounce_length);
-        return;
-    }
-    for (size_t i = 0; i < part->vector->segment_count; i++) {
-        const Segment *segment = &part->vector->segments[i];
-        if (segment->bounced) {
-            memcpy(to_caller ? segment->address : bounce, to_caller ? bounce : segment->address, segment->length);
-            bounce += segment->length;
-        }
-    }
-}
-
-/* What the device is given for a vector: segments as they are, runs of bounced ones joined. */
-static void fill_iov(Vector *vector, char *bounce)
-{
-    bool after_bounced = false;
-    vector->iov_count = 0;
-    for (size_t i = 0; i < vector->segment_count; i++) {
-        const Segment *segment = &vector->segments[i];
-        if (segment->bounced && after_bounced) {
-            vector->iov[vector->iov_count - 1].iov_len += segment->length;
-        } else {
-            vector->iov[vector->iov_count++] =
-                (struct iovec){segment->bounced ? bounce : segment->address, segment->length};
-        }
-        bounce += segment->bounced ? segment->length : 0;
-        after_bounced = segment->bounced;
-    }
-}
-
-bool queue_prepare_memory(QueueCore *q, Part *part)
-{
-    char *bounce = NULL;
-    if (part->bounce_length > 0) {
-        if (!q->bounce) {
-            return false;
-        }
-        part->bounce_offset = allocator_take(q->bounce, part->bounce_length);
-        if (part->bounce_offset < 0) {
-            return false;
-        }
-        part->request->has_plan = true;
-        bounce = q->bounce_address + part->bounce_offset;
-        q->counters.bounced_bytes += part->bounce_length;
-        if (part->request->operation != OP_READ) {
-            copy_between(bounce, part, false);
-        }
-    }
-    if (part->vector) {
-        fill_iov(part->vector, bounce);
-    } else if (bounce) {
-        part->address = bounce;
-    }
-    return true;
-}
-
-/* The request's parts in order, as far as there is room. */
-bool queue_admit_parts(QueueCore *q, Request *r)
-{
-    while (r->admitted < r->part_count) {
-        Part *part = request_part(r, r->admitted);
-        if (!queue_prepare_part(q, part)) {
-            return false;
-        }
-        r->admitted++;
-        enqueue(q, part);
-    }
-    return true;
-}
+/* ---- completion ------------------------------------------------------------------------------------------ */
 
 /* The first error counts. */
 static void item_fail(Item *item, int error, const char *message)
@@ -357,11 +154,13 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
     } else if (r->operation == OP_READ) {
         q->counters.bytes_read += part->length;
         if (part->bounce_offset >= 0 && r->state == PENDING && !r->cancel_requested) {
-            copy_between(q->bounce_address + part->bounce_offset, part, true);
+            bounce_copy_to_caller(q, part);
         }
     } else if (r->operation == OP_WRITE) {
         q->counters.bytes_written += part->length;
     } else if (zeroes_are_written(part) && zeroes_go_on(q, part)) {
+        queue_append_backlog(q, part);
+        queue_go_on_next_turn(q);
         return;
     } else if (r->operation == OP_REPORT_ZONES && r->state == PENDING) {
         PyObject *zones = PyBytes_FromStringAndSize(part->address, ret * sizeof(struct blkio_zone));
@@ -375,9 +174,7 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
     item->left--;
     q->counters.parts++;
     if (part->bounce_offset >= 0) {
-        allocator_give(q->bounce, part->bounce_offset);
-        part->bounce_offset = NO_BOUNCE;
-        q->room_made = true;
+        bounce_give_back(q, part);
     }
     if (--r->outstanding == 0) {
         queue_outcome(r);
@@ -385,4 +182,205 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
         part->bounce_offset = PART_OVER;
         r->age = 0;
     }
+}
+
+/* ---- admission: the parts of a request are handed on in order, as far as there is room ------------------------------ */
+
+void request_drop_unadmitted(Request *r)
+{
+    uint32_t left = r->part_count - r->admitted;
+    for (uint32_t i = r->admitted; i < r->part_count; i++) {
+        request_part(r, i)->bounce_offset = PART_OVER;
+    }
+    r->admitted = r->part_count;
+    r->outstanding -= left;
+    if (left > 0 && r->outstanding == 0) {
+        queue_outcome(r);
+    }
+}
+
+void request_fail_unadmitted(Request *r, int error, PyObject *exception)
+{
+    for (uint32_t i = r->admitted; i < r->part_count; i++) {
+        Item *item = part_item(request_part(r, i));
+        if (!item->error && !item->exception) {
+            item->error = error;
+            item->exception = Py_XNewRef(exception);
+        }
+    }
+    request_drop_unadmitted(r);
+}
+
+/* The request's parts in order, as far as there is room. */
+bool queue_admit_parts(QueueCore *q, Request *r)
+{
+    while (r->admitted < r->part_count) {
+        Part *part = request_part(r, r->admitted);
+        if (!queue_prepare_part(q, part)) {
+            return false;
+        }
+        r->admitted++;
+        enqueue(q, part);
+    }
+    return true;
+}
+
+/* The bounce memory that a request wants to go on: for its largest part, since the others can follow, or for a batch. */
+static uint64_t bounce_need(Request *r)
+{
+    uint64_t largest = 0, all = 0;
+    for (uint32_t i = r->admitted; i < r->part_count; i++) {
+        uint64_t length = request_part(r, i)->bounce_length;
+        largest = length > largest ? length : largest;
+        all += length;
+    }
+    return r->batch ? all : largest;
+}
+
+static int ask_for_room(QueueCore *q, Request *r)
+{
+    PyObject *hook = Py_XNewRef(q->on_bounce); /* it may put another in its own place */
+    PyObject *answer = hook && hook != Py_None
+                           ? PyObject_CallFunction(hook, "OK", r, (unsigned long long)bounce_need(r))
+                           : PyErr_Format(PyExc_RuntimeError, "the queue has no bounce pool");
+    Py_XDECREF(hook);
+    if (answer) {
+        Py_DECREF(answer);
+        return 0;
+    }
+    if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+        return -1;
+    }
+    PyObject *exception = take_exception();
+    if (r->linked) { /* still, whatever the hook has done */
+        request_fail_unadmitted(r, 0, exception);
+    }
+    Py_DECREF(exception);
+    return 0;
+}
+
+static bool needs_bounce(Request *r)
+{
+    for (uint32_t i = 0; i < r->part_count; i++) {
+        if (request_part(r, i)->bounce_length > 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* -1: as ask_for_room. */
+int request_admit(QueueCore *q, Request *r)
+{
+    if (!q->blkioq && !q->suspended) { /* lost since the caller was checked: preparing may run Python code */
+        request_fail_unadmitted(r, ENODEV, NULL);
+    } else if ((q->waiting > 0 && needs_bounce(r)) || !queue_admit_parts(q, r)) {
+        return ask_for_room(q, r);
+    }
+    return 0;
+}
+
+/* Links the request and starts its parts; the caller flushes. -1: as request_admit. */
+int request_start(QueueCore *q, Request *r)
+{
+    q->counters.submitted += r->weight;
+    r->outstanding = r->part_count;
+    queue_link(q, r);
+    return request_admit(q, r);
+}
+
+/* ---- the backlog ----------------------------------------------------------------------------------------- */
+
+/* Of the only part of a request that began without bounce memory, and needs some now. */
+static __attribute__((noinline, cold)) void admit_late(QueueCore *q, Request *r)
+{
+    Py_INCREF(r);
+    r->admitted = 0;
+    if ((q->waiting > 0 || !queue_admit_parts(q, r)) && ask_for_room(q, r) < 0) {
+        queue_put_off(q);
+        if (r->linked && r->admitted == 0) { /* ask once more */
+            r->admitted = 1;
+            queue_append_backlog(q, &r->first_part);
+        }
+    }
+    Py_DECREF(r);
+}
+
+/* Ending one may run Python code, which may give the device up, or end others of them: those that are left hang on the queue. */
+static void sweep_backlog(QueueCore *q)
+{
+    Part *part;
+    queue_sort_backlog(q);
+    while ((part = queue_take_dropped(q)) != NULL) {
+        queue_part_done(q, part, -ECANCELED, NULL);
+    }
+}
+
+void queue_issue_backlog(QueueCore *q)
+{
+    Part *part;
+    if (q->backlog_cancelled) {
+        sweep_backlog(q);
+    }
+    while ((part = q->backlog_head) != NULL) {
+        bool pointless = part_is_pointless(part);
+        if (!pointless && !may_issue(q, part)) {
+            return;
+        }
+        queue_take_backlog(q);
+        if (pointless) {
+            queue_part_done(q, part, -ECANCELED, NULL);
+        } else if (part->bounce_length > 0 && part->bounce_offset < 0) {
+            admit_late(q, part->request);
+        } else {
+            queue_issue(q, part);
+        }
+    }
+}
+
+/* ---- cancellation ---------------------------------------------------------------------------------------- */
+
+/* A request was cancelled: what waits for bounce memory goes at once, the next flush takes the rest out of the backlog. */
+static void leave_queue(Request *r)
+{
+    QueueCore *q = r->queue;
+    if (r->linked && r->admitted < r->part_count) {
+        request_drop_unadmitted(r);
+        q->room_made = true; /* for who waited behind it */
+        q->held_cancelled = q->held_head != NULL;
+        queue_go_on_next_turn(q);
+    }
+    if (q->backlog_head && !q->backlog_cancelled) {
+        q->backlog_cancelled = true;
+        queue_go_on_next_turn(q);
+    }
+}
+
+bool request_cancel_io(Request *r, PyObject *message)
+{
+    if (r->state != PENDING) {
+        return false;
+    }
+    r->queue->counters.cancelled += r->cancel_requested ? 0 : r->weight;
+    r->cancel_requested = true;
+    Py_XSETREF(r->cancel_message, Py_XNewRef(message));
+    leave_queue(r);
+    if (!r->lends_memory && r->state == PENDING && given_up_can_be(r) && !given_up_begin(r)) {
+        r->lends_memory = true; /* who waits for it goes on when it is over */
+    }
+    if (!r->lends_memory && r->state == PENDING) {
+        request_settle(r, CANCELLED);
+    }
+    return true;
+}
+
+/* The caller gets an exception instead of the request, which goes on as if it had been cancelled. */
+int request_withdraw(Request *r)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    (void)request_cancel_io(r, NULL);
+    queue_go_on_next_turn(r->queue); /* with what has been issued */
+    PyErr_Restore(type, value, traceback);
+    return -1;
 }

@@ -2,7 +2,7 @@
  * Pins: the caller's memory, held still from submission until the device has finished. Three kinds of objects: bytes, which
  * never move; views of registered memory, which are counted without the buffer protocol's detours; any other buffer.
  */
-#include "core.h"
+#include "rooms.h"
 
 static int refuse_read_only(void)
 {
@@ -32,7 +32,8 @@ static int explain_refusal(PyObject *object)
 }
 
 /* Everything but a view that can be used. */
-int pin_any(Py_buffer *pin, PyObject *object, bool writable)
+/* Everything but a view that can be used. */
+static int pin_any(Py_buffer *pin, PyObject *object, bool writable)
 {
     if (PyBytes_CheckExact(object) && !writable) {
         pin->buf = PyBytes_AS_STRING(object);
@@ -51,6 +52,22 @@ int pin_any(Py_buffer *pin, PyObject *object, bool writable)
         return 0;
     }
     return writable ? explain_refusal(object) : -1;
+}
+
+/* A view of registered memory is what is pinned most often, and takes only counting. */
+inline int pin_acquire(Py_buffer *pin, PyObject *object, bool writable)
+{
+    if (!Py_IS_TYPE(object, &View_Type)) {
+        return pin_any(pin, object, writable);
+    }
+    ViewObject *view = (ViewObject *)object;
+    if ((writable && view->memory->readonly) || !memory_use(view->memory)) {
+        return pin_any(pin, object, writable); /* it knows what to say */
+    }
+    pin->buf = view->address;
+    pin->len = view->length;
+    pin->obj = Py_NewRef(object);
+    return 0;
 }
 
 void pin_release(Py_buffer *pin)

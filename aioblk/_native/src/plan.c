@@ -6,7 +6,7 @@
  * inside one mapped region or wholly outside all of them. Then segments are collected into parts until a limit of the
  * device is reached. Only segments that the device cannot take are bounced; their neighbours stay zero-copy.
  */
-#include "core.h"
+#include "rooms.h"
 
 static uint64_t smaller(uint64_t a, uint64_t b) { return a < b ? a : b; }
 static uint64_t larger(uint64_t a, uint64_t b) { return a > b ? a : b; }
@@ -45,12 +45,12 @@ static inline Part *add_part(Request *r, Item *item, uint64_t offset, uint64_t l
     return part;
 }
 
-/* Counted from here on: the region stays mapped until request_drop_parts. */
+/* Counted from here on: the region stays mapped until request_drop_parts. Since it was found, `planning` has been held. */
 static void enter_region(Request *r, Region *region)
 {
     if (region) {
         r->has_plan = true;
-        device_enter_region(region);
+        (void)SHARED_ADD(region->state, REGION_USER);
     }
 }
 

@@ -3,7 +3,7 @@
  *
  * libblkio and its backends hang, crash or corrupt memory on some of what is refused here.
  */
-#include "core.h"
+#include "rooms.h"
 
 /* ---- checks ---------------------------------------------------------------------------------------------- */
 
@@ -78,15 +78,6 @@ int plan_item_read(QueueCore *q, Request *r, Item *item, uint64_t length) { retu
 int plan_item_buffer(QueueCore *q, Request *r, Item *item, PyObject *buffer) { return plan_buffer(q, r, item, buffer); }
 
 /* ---- whole requests -------------------------------------------------------------------------------------- */
-
-Request *request_discard(Request *r)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    Py_XDECREF(r);
-    PyErr_Restore(type, value, traceback);
-    return NULL;
-}
 
 /* What became of planning the request: 0 or -1. */
 static Request *planned(Request *r, int status)

@@ -1,17 +1,8 @@
 /* QueueCore: one blkioq bound to one loop. Its work is done in the rooms of queue.h; here are its methods and its type. */
-#include "queue.h"
+#include "rooms.h"
 
 #include <errno.h>
 #include <pthread.h>
-
-Request *queue_own_request(QueueCore *q, PyObject *object)
-{
-    if (!PyObject_TypeCheck(object, &Future_Type) || ((Request *)object)->queue != q) {
-        PyErr_SetString(PyExc_TypeError, "a request of this queue is needed");
-        return NULL;
-    }
-    return (Request *)object;
-}
 
 /* ---- methods for the Python side ------------------------------------------------------------------------- */
 
@@ -387,9 +378,6 @@ static void after_fork(void) { fork_generation++; }
 
 int queue_module_init(void)
 {
-    if (loop_module_init() < 0) {
-        return -1;
-    }
     if (pthread_atfork(NULL, NULL, after_fork) != 0) {
         PyErr_SetString(PyExc_OSError, "pthread_atfork failed");
         return -1;

@@ -10,7 +10,7 @@
  * mode"). A flush that has reaped something therefore reads the eventfd and calls do_io again: cheaper than letting the
  * loop find the stale event.
  */
-#include "queue.h"
+#include "rooms.h"
 
 #include <errno.h>
 #include <unistd.h>
@@ -58,7 +58,8 @@ static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_co
         }
         part->request->issued--;
         if (completions[i].ret == -EIO && was_disturbed(q, part)) {
-            queue_issue_once_more(q, part);
+            queue_append_backlog(q, part); /* it is made again */
+            queue_go_on_next_turn(q);
             continue;
         }
         queue_part_done(q, part, completions[i].ret, completions[i].error_msg);
@@ -136,13 +137,6 @@ static int reap_blocking(QueueCore *q, uint64_t timeout_ns)
     return count;
 }
 
-static uint64_t now_ns(void)
-{
-    struct timespec now;
-    clock_gettime(CLOCK_MONOTONIC, &now);
-    return (uint64_t)now.tv_sec * 1000000000u + now.tv_nsec;
-}
-
 /*
  * Waits actively, for at most spin_ns: cheaper than sleeping where waking up takes long. Where the device needs the
  * processor that spins, or takes longer anyway, spinning only costs: each time it was in vain, it is left out for twice
@@ -158,9 +152,9 @@ static int spin(QueueCore *q)
         q->spin_pause--;
         return 0;
     }
-    uint64_t end = now_ns() + q->spin_ns;
+    uint64_t end = clock_now_ns() + q->spin_ns;
     int count = 0;
-    while (count == 0 && q->device_count > 0 && now_ns() < end) {
+    while (count == 0 && q->device_count > 0 && clock_now_ns() < end) {
         count = queue_reap(q);
     }
     if (count > 0) {
@@ -195,12 +189,6 @@ static PyObject *finish_turn(QueueCore *q)
         return NULL;
     }
     Py_RETURN_NONE;
-}
-
-void queue_new_turn(QueueCore *q)
-{
-    q->inline_budget = INLINE_BUDGET;
-    PUBLISH(q->inline_request, NULL);
 }
 
 PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
@@ -253,14 +241,6 @@ PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
 /* And other queues this often, where one of them has given up what a request waits for. */
 #define HELD_SLICE_NS 1000000u
 
-static void doze(uint64_t nanoseconds)
-{
-    struct timespec time = {0, nanoseconds};
-    Py_BEGIN_ALLOW_THREADS
-    nanosleep(&time, NULL);
-    Py_END_ALLOW_THREADS
-}
-
 /* Drives a queue that has no loop until a request is done; without one, until anything has completed. */
 PyObject *queue_wait(QueueCore *q, PyObject *args)
 {
@@ -285,7 +265,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         PyErr_SetString(PyExc_RuntimeError, "wait() is for a usable queue without a loop, in its own thread");
         return NULL;
     }
-    uint64_t end = seconds >= 0 && seconds < 1e9 ? now_ns() + (uint64_t)(seconds * 1e9) : UINT64_MAX, now;
+    uint64_t end = seconds >= 0 && seconds < 1e9 ? clock_now_ns() + (uint64_t)(seconds * 1e9) : UINT64_MAX, now;
     int count = 0, status = 0;
     bool done = false;
     Py_XINCREF(r);
@@ -297,7 +277,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         if (q->device_count == 0 && !q->held_head) {
             break;
         }
-        now = now_ns();
+        now = clock_now_ns();
         uint64_t left = now < end ? end - now : 0;
         uint64_t slice = left < WAIT_SLICE_NS ? left : WAIT_SLICE_NS;
         if (q->held_head) {
@@ -306,7 +286,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         if (q->device_count > 0) {
             count += reap_blocking(q, slice);
         } else {
-            doze(slice);
+            clock_doze(slice);
         }
         if (q->untold) {
             queue_tell_untold(q);

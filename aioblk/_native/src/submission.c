@@ -2,9 +2,7 @@
  * Submission, the third entrance to a queue: a planned request is linked and its parts are issued to libblkio, or put on
  * the backlog, or wait for bounce memory. One flush per turn of the loop carries them to the device.
  */
-#include "queue.h"
-
-#include <errno.h>
+#include "rooms.h"
 
 /*
  * Submitting at once saves a turn of the loop when nothing else is going on, and costs a system call per request when
@@ -49,14 +47,6 @@ static void submit_inline(QueueCore *q, Request *r)
     PUBLISH(q->inline_request, r);
 }
 
-/* Who waits for requests that completed on the way; nothing of it concerns the caller. */
-static void wake_others(QueueCore *q)
-{
-    if (queue_wake_others(q) < 0) {
-        (void)put_off_exception(q, (PyObject *)q);
-    }
-}
-
 static void submit_now(QueueCore *q, Request *r)
 {
     queue_issue(q, &r->first_part);
@@ -69,82 +59,7 @@ static void submit_now(QueueCore *q, Request *r)
             queue_go_on_next_turn(q); /* the flush spins, after others have had their turn */
         }
     }
-    wake_others(q);
-}
-
-/* The bounce memory that a request wants to go on: for its largest part, since the others can follow, or for a batch. */
-static uint64_t bounce_need(Request *r)
-{
-    uint64_t largest = 0, all = 0;
-    for (uint32_t i = r->admitted; i < r->part_count; i++) {
-        uint64_t length = request_part(r, i)->bounce_length;
-        largest = length > largest ? length : largest;
-        all += length;
-    }
-    return r->batch ? all : largest;
-}
-
-int queue_ask_for_room(QueueCore *q, Request *r)
-{
-    PyObject *hook = Py_XNewRef(q->on_bounce); /* it may put another in its own place */
-    PyObject *answer = hook && hook != Py_None
-                           ? PyObject_CallFunction(hook, "OK", r, (unsigned long long)bounce_need(r))
-                           : PyErr_Format(PyExc_RuntimeError, "the queue has no bounce pool");
-    Py_XDECREF(hook);
-    if (answer) {
-        Py_DECREF(answer);
-        return 0;
-    }
-    if (!PyErr_ExceptionMatches(PyExc_Exception)) {
-        return -1;
-    }
-    PyObject *exception = take_exception();
-    if (r->linked) { /* still, whatever the hook has done */
-        request_fail_unadmitted(r, 0, exception);
-    }
-    Py_DECREF(exception);
-    return 0;
-}
-
-static bool needs_bounce(Request *r)
-{
-    for (uint32_t i = 0; i < r->part_count; i++) {
-        if (request_part(r, i)->bounce_length > 0) {
-            return true;
-        }
-    }
-    return false;
-}
-
-/* -1: as queue_ask_for_room. */
-static int admit(QueueCore *q, Request *r)
-{
-    if (!q->blkioq && !q->suspended) { /* lost since the caller was checked: preparing may run Python code */
-        request_fail_unadmitted(r, ENODEV, NULL);
-    } else if ((q->waiting > 0 && needs_bounce(r)) || !queue_admit_parts(q, r)) {
-        return queue_ask_for_room(q, r);
-    }
-    return 0;
-}
-
-/* Links the request and starts its parts; the caller flushes. -1: as queue_ask_for_room. */
-static int start(QueueCore *q, Request *r)
-{
-    q->counters.submitted += r->weight;
-    r->outstanding = r->part_count;
-    queue_link(q, r);
-    return admit(q, r);
-}
-
-/* The caller gets an exception instead of the request, which goes on as if it had been cancelled. */
-static int withdraw(Request *r)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    (void)request_cancel_io(r, NULL);
-    queue_go_on_next_turn(r->queue); /* with what has been issued */
-    PyErr_Restore(type, value, traceback);
-    return -1;
+    queue_wake_others_quietly(q);
 }
 
 /* A batch is one system call, whatever went before. */
@@ -172,25 +87,14 @@ int queue_submit(QueueCore *q, Request *r)
     if (!now && queue_schedule_flush(q) < 0) {
         return -1;
     }
-    if (start(q, r) < 0) {
-        return withdraw(r);
+    if (request_start(q, r) < 0) {
+        return request_withdraw(r);
     }
     if (now) {
         submit_batch_now(q, r);
     }
-    wake_others(q);
+    queue_wake_others_quietly(q);
     return 0;
-}
-
-static int call_external(Request *r, PyObject *hook)
-{
-    r->admitted = 1;
-    Py_INCREF(hook); /* it may put another in its own place */
-    PyObject *answer = PyObject_CallFunction(hook, "OKK", r, (unsigned long long)r->item.offset,
-                                             (unsigned long long)r->item.length);
-    Py_DECREF(hook);
-    Py_XDECREF(answer);
-    return answer ? 0 : -1;
 }
 
 /* Work outside libblkio, done by the Python side on a thread of its own: it ends with complete(). */
@@ -210,7 +114,7 @@ int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
     q->counters.submitted++;
     r->outstanding = 1;
     queue_link(q, r);
-    if (call_external(r, hook) == 0) {
+    if (queue_call_external(r, hook) == 0) {
         return 0;
     }
     PyObject *type, *value, *traceback;
@@ -222,39 +126,4 @@ int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
     }
     PyErr_Restore(type, value, traceback);
     return -1;
-}
-
-/* ---- requests that were held ----------------------------------------------------------------------------------- */
-
-static int begin_external(QueueCore *q, Request *r)
-{
-    if (q->on_discard && q->on_discard != Py_None) {
-        return call_external(r, q->on_discard);
-    }
-    PyErr_SetString(PyExc_RuntimeError, "the queue has no hook for discards any more");
-    return -1;
-}
-
-void queue_begin(QueueCore *q, Request *r)
-{
-    bool external = r->operation == OP_DISCARD && q->device->discard_method == DISCARD_BY_HOOK;
-    if (r->flags & REQUEST_BARRIER) {
-        r->admitted = 1;
-        queue_part_done(q, &r->first_part, 0, NULL);
-        return;
-    }
-    if ((external ? begin_external(q, r) : admit(q, r)) == 0) {
-        return;
-    }
-    PyObject *exception = NULL;
-    if (PyErr_ExceptionMatches(PyExc_Exception)) {
-        exception = take_exception();
-    } else {
-        queue_put_off(q);
-    }
-    if (r->linked) { /* still, whatever the hook has done */
-        r->admitted = external ? 0 : r->admitted;
-        request_fail_unadmitted(r, exception ? 0 : EINTR, exception);
-    }
-    Py_XDECREF(exception);
 }

@@ -2,9 +2,53 @@
  * Submitter: the request methods of Device and Queue. Each checks what it is given, before libblkio sees anything:
  * libblkio and its backends hang, crash or corrupt on some of what is refused here. Then it plans and submits.
  */
-#include "core.h"
+#include "rooms.h"
+
+static PyObject *get_running_loop;
 
 /* ---- checks ---------------------------------------------------------------------------------------------- */
+
+int loop_module_init(void);
+/* Whether the caller is in the step of a task that this queue has woken directly, and not in a loop that the task runs. */
+static bool woke_caller(const QueueCore *q)
+{
+    return q->woken_context && q->waker->context == q->woken_context;
+}
+/* A bound method that returns the loop, and a future that is done and asyncio's own: see step_task. */
+PyObject *loop_getter(PyObject *loop);
+PyObject *loop_finished_future(PyObject *loop);
+/* Raises what was put off: 0, or -1. */
+int queue_raise_put_off(QueueCore *q);
+
+static bool on_own_loop(QueueCore *q)
+{
+    if (!queue_has_loop(q)) {
+        return true;
+    }
+    PyObject *running = PyObject_CallNoArgs(get_running_loop);
+    if (!running) {
+        PyErr_Clear();
+        return false;
+    }
+    Py_DECREF(running);
+    return running == q->loop;
+}
+
+static int check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t length)
+{
+    const char *reason = NULL;
+    if (q->fork_generation != fork_generation) {
+        reason = "fork";
+    } else if (OBSERVE(q->closed)) {
+        reason = q->closed_reason;
+    } else if (q->thread != PyThread_get_thread_ident()) {
+        reason = "thread";
+    } else if (!woke_caller(q) && !on_own_loop(q)) {
+        /* Our loop is running when it has called us; asking costs a getpid(). */
+        reason = "loop";
+    }
+    return reason ? device_refuse(q->device, reason, op, offset, length) : 0;
+}
 
 __attribute__((noinline)) static QueueCore *refuse_unopened(Submitter *self, Operation op)
 {
@@ -26,7 +70,7 @@ static QueueCore *refuse_elsewhere(Submitter *self, Operation op)
     if (!q) {
         return refuse_unopened(self, op);
     }
-    if (queue_check_caller(q, op, UINT64_MAX, UINT64_MAX) == 0) {
+    if (check_caller(q, op, UINT64_MAX, UINT64_MAX) == 0) {
         device_refuse(q->device, "thread", op, UINT64_MAX, UINT64_MAX); /* it has just been bound to this thread */
     }
     Py_DECREF(q);
@@ -65,7 +109,7 @@ static PyObject *submitter_read(METHOD_ARGUMENTS)
     uint64_t offset, length;
     QueueCore *q = open_core(self, OP_READ);
     if (!q || parse(&signature, args, count, names, values) < 0 ||
-        parse_range(q->device, OP_READ, values, &offset, &length) < 0 || queue_check_caller(q, OP_READ, offset, length) < 0) {
+        parse_range(q->device, OP_READ, values, &offset, &length) < 0 || check_caller(q, OP_READ, offset, length) < 0) {
         return NULL;
     }
     return submit(q, prepare_read(q, offset, length));
@@ -80,7 +124,7 @@ static PyObject *submit_memory(METHOD_ARGUMENTS, Operation op, const Signature *
     QueueCore *q = open_core(self, op);
     if (!q || parse(signature, args, count, names, values) < 0 ||
         parse_offset(q->device, op, values[0], &offset) < 0 || parse_flag(values[2], BLKIO_REQ_FUA, &flags) < 0 ||
-        queue_check_caller(q, op, offset, UINT64_MAX) < 0) {
+        check_caller(q, op, offset, UINT64_MAX) < 0) {
         return NULL;
     }
     return submit(q, prepare(q, op, offset, values[1], flags));
@@ -121,7 +165,7 @@ static PyObject *submitter_write_zeroes(METHOD_ARGUMENTS)
         parse_range(q->device, OP_WRITE_ZEROES, values, &offset, &length) < 0 ||
         parse_flag(values[2], BLKIO_REQ_FUA, &flags) < 0 || parse_flag(values[3], BLKIO_REQ_NO_UNMAP, &flags) < 0 ||
         parse_flag(values[4], BLKIO_REQ_NO_FALLBACK, &flags) < 0 ||
-        queue_check_caller(q, OP_WRITE_ZEROES, offset, length) < 0) {
+        check_caller(q, OP_WRITE_ZEROES, offset, length) < 0) {
         return NULL;
     }
     return submit(q, prepare_range(q, OP_WRITE_ZEROES, offset, length, flags));
@@ -135,7 +179,7 @@ static PyObject *submitter_discard(METHOD_ARGUMENTS)
     QueueCore *q = open_core(self, OP_DISCARD);
     if (!q || parse(&signature, args, count, names, values) < 0 ||
         parse_range(q->device, OP_DISCARD, values, &offset, &length) < 0 ||
-        queue_check_caller(q, OP_DISCARD, offset, length) < 0) {
+        check_caller(q, OP_DISCARD, offset, length) < 0) {
         return NULL;
     }
     Request *r = prepare_range(q, OP_DISCARD, offset, length, 0);
@@ -149,7 +193,7 @@ static PyObject *submitter_discard(METHOD_ARGUMENTS)
 static PyObject *submitter_flush(Submitter *self, PyObject *Py_UNUSED(ignored))
 {
     QueueCore *q = open_core(self, OP_FLUSH);
-    if (!q || queue_check_caller(q, OP_FLUSH, UINT64_MAX, UINT64_MAX) < 0) {
+    if (!q || check_caller(q, OP_FLUSH, UINT64_MAX, UINT64_MAX) < 0) {
         return NULL;
     }
     return submit(q, prepare_command(q, OP_FLUSH, 0));
@@ -159,7 +203,7 @@ static PyObject *submitter_flush(Submitter *self, PyObject *Py_UNUSED(ignored))
 static PyObject *submitter_until_landed(Submitter *self, PyObject *Py_UNUSED(ignored))
 {
     QueueCore *q = open_core(self, OP_FLUSH);
-    Request *r = q && queue_check_caller(q, OP_FLUSH, UINT64_MAX, UINT64_MAX) == 0 ? prepare_command(q, OP_FLUSH, 0) : NULL;
+    Request *r = q && check_caller(q, OP_FLUSH, UINT64_MAX, UINT64_MAX) == 0 ? prepare_command(q, OP_FLUSH, 0) : NULL;
     if (!r) {
         return NULL;
     }
@@ -182,7 +226,7 @@ static PyObject *submit_batch(METHOD_ARGUMENTS, Operation op, bool bytes, const 
     if (!q || parse(signature, args, count, names, values) < 0 ||
         parse_flag(values[exceptions], 1, &return_exceptions) < 0 ||
         (exceptions == 2 && parse_flag(values[1], BLKIO_REQ_FUA, &flags) < 0) ||
-        queue_check_caller(q, op, UINT64_MAX, UINT64_MAX) < 0) {
+        check_caller(q, op, UINT64_MAX, UINT64_MAX) < 0) {
         return NULL;
     }
     return submit(q, prepare_batch(q, op, bytes, values[0], flags, return_exceptions));
@@ -214,7 +258,7 @@ static PyObject *submitter_report_zones(Submitter *self, PyObject *args)
     unsigned int zones;
     QueueCore *q = open_core(self, OP_REPORT_ZONES);
     if (!q || !PyArg_ParseTuple(args, "KI", &offset, &zones) ||
-        queue_check_caller(q, OP_REPORT_ZONES, offset, UINT64_MAX) < 0) {
+        check_caller(q, OP_REPORT_ZONES, offset, UINT64_MAX) < 0) {
         return NULL;
     }
     Request *r = prepare_command(q, OP_REPORT_ZONES, offset);
@@ -241,7 +285,7 @@ static PyObject *submitter_manage_zone(Submitter *self, PyObject *args)
     for (Operation op = OP_OPEN_ZONE; op <= OP_RESET_ALL_ZONES; op++) {
         if (strcmp(name, operation_names[op]) == 0) {
             QueueCore *q = open_core(self, op);
-            return q && queue_check_caller(q, op, offset, UINT64_MAX) == 0
+            return q && check_caller(q, op, offset, UINT64_MAX) == 0
                        ? submit(q, prepare_command(q, op, offset)) : NULL;
         }
     }
@@ -350,3 +394,14 @@ PyTypeObject Submitter_Type = {
     .tp_methods = submitter_methods,
     .tp_getset = submitter_getset,
 };
+
+int submitter_module_init(void)
+{
+    PyObject *asyncio = PyImport_ImportModule("asyncio");
+    if (!asyncio) {
+        return -1;
+    }
+    get_running_loop = PyObject_GetAttrString(asyncio, "_get_running_loop");
+    Py_DECREF(asyncio);
+    return get_running_loop ? PyType_Ready(&Submitter_Type) : -1;
+}

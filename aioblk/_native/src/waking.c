@@ -1,15 +1,19 @@
 /*
  * Waking: what is run or scheduled for those who wait for a request. Almost always that is one task of asyncio's own, which
  * is known well enough to be woken without a detour through the loop.
+ *
+ * A request whose outcome is known lies on its queue's ready list until its waiters are woken: directly where the loop has
+ * called us, through call_soon where a task is running.
  */
-#include "queue.h"
+#include "rooms.h"
+
+#define WAKE_MAX 512 /* requests woken per turn of the loop */
 
 static PyObject *task_type, *asyncio_names, *str_nest_patched;
 
 PyObject *waking_task_type(void) { return task_type; }
 
-/* nest_asyncio and its successor leave this mark. */
-bool waking_loops_nest(void) { return PyDict_Contains(asyncio_names, str_nest_patched) != 0; }
+/* ---- one request ------------------------------------------------------------------------------------------- */
 
 /* asyncio's C task waits with a builtin method bound to the task: running it is running the task's next step. */
 static bool is_task_wakeup(PyObject *callback)
@@ -51,32 +55,6 @@ static int step_task(QueueCore *q, PyObject *callback, PyObject *context)
     (void)PyContext_Exit(context);
     PyErr_Restore(type, value, traceback);
     return -1;
-}
-
-/*
- * The loop calls us in a context. A task that is woken directly, in the middle of that call, may run the loop again, which
- * must then be able to enter that context: so it is left meanwhile.
- */
-PyObject *waking_leave_context(QueueCore *q)
-{
-    q->waker = PyThreadState_Get();
-    PyObject *context = Py_XNewRef(q->waker->context);
-    if (context && PyContext_Exit(context) < 0) {
-        PyErr_Clear(); /* the thread's own, which nobody enters */
-        Py_CLEAR(context);
-    }
-    return context;
-}
-
-void waking_return_to_context(PyObject *context)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    if (PyContext_Enter(context) < 0) {
-        PyErr_WriteUnraisable(context);
-    }
-    PyErr_Restore(type, value, traceback);
-    Py_DECREF(context);
 }
 
 typedef enum { TAKEN, REFUSED, KEPT } Scheduling;
@@ -138,7 +116,11 @@ static bool enter(PyObject *context)
     return entered;
 }
 
-int request_wake(Request *r, bool direct)
+/*
+ * Runs (direct) or schedules the callbacks. -1 with KeyboardInterrupt or SystemExit of a task, or where the loop is closed.
+ * What could not be scheduled now stays with the request.
+ */
+static int request_wake(Request *r, bool direct)
 {
     Scheduling outcome = TAKEN;
     int status = 0;
@@ -168,6 +150,98 @@ bool waking_rouse(Request *r, PyObject *callback, PyObject *context)
         PyErr_Clear(); /* the loop is closed, and nobody waits */
     }
     return outcome == TAKEN;
+}
+
+/* ---- all that are ready ------------------------------------------------------------------------------------ */
+
+/* Whether asyncio has been patched so that a task may run the loop that runs it: nest_asyncio and its successor leave this mark. */
+static bool loops_nest(void) { return PyDict_Contains(asyncio_names, str_nest_patched) != 0; }
+
+/*
+ * The loop calls us in a context. A task that is woken directly, in the middle of that call, may run the loop again, which
+ * must then be able to enter that context: so it is left meanwhile.
+ */
+static PyObject *leave_context(QueueCore *q)
+{
+    q->waker = PyThreadState_Get();
+    PyObject *context = Py_XNewRef(q->waker->context);
+    if (context && PyContext_Exit(context) < 0) {
+        PyErr_Clear(); /* the thread's own, which nobody enters */
+        Py_CLEAR(context);
+    }
+    return context;
+}
+
+static void return_to_context(PyObject *context)
+{
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
+    if (PyContext_Enter(context) < 0) {
+        PyErr_WriteUnraisable(context);
+    }
+    PyErr_Restore(type, value, traceback);
+    Py_DECREF(context);
+}
+
+/*
+ * A task that is woken directly may run its loop again, where something like nest_asyncio lets it. The loop then calls us
+ * while we are waking, and whom we wake may be whom that task waits for: that goes through call_soon, as all waking by a
+ * running task. Once this can happen, nobody is woken directly ahead of others: they might be waited for in vain.
+ */
+int queue_wake_ready(QueueCore *q, bool direct)
+{
+    PyObject *type = NULL, *value = NULL, *traceback = NULL;
+    Request *r;
+    bool again = q->waking;
+    q->runs_again |= again && direct;
+    bool several = q->ready_head && q->ready_head->ready_next;
+    direct = direct && !q->runs_again && !(several && loops_nest());
+    PyObject *context = direct && q->ready_head ? leave_context(q) : NULL;
+    q->waking = true;
+    for (int count = 0; (count < WAKE_MAX || !direct) && (r = queue_take_ready(q)) != NULL; count++) {
+        int status = request_wake(r, direct);
+        if (r->callback || r->more_callbacks) {
+            queue_put_back_ready(q, r); /* the loop did not take it, and would not take others */
+            break;
+        }
+        Py_DECREF(r);
+        if (status == 0) {
+            continue;
+        }
+        if (type) {
+            PyErr_Clear(); /* the loop is closed for all of them */
+            continue;
+        }
+        PyErr_Fetch(&type, &value, &traceback);
+        if (direct) {
+            break; /* KeyboardInterrupt or SystemExit goes on to the loop; the others are woken next turn */
+        }
+    }
+    q->waking = again;
+    if (context) {
+        return_to_context(context);
+    }
+    if (q->ready_head) {
+        queue_go_on_next_turn(q);
+    }
+    if (!type) {
+        return 0;
+    }
+    PyErr_Restore(type, value, traceback);
+    return -1;
+}
+
+inline int queue_wake_others(QueueCore *q)
+{
+    return q->ready_head && (!q->waking || q->runs_again) ? queue_wake_ready(q, false) : 0;
+}
+
+/* Who waits for requests that completed on the way; nothing of it concerns the caller. */
+void queue_wake_others_quietly(QueueCore *q)
+{
+    if (queue_wake_others(q) < 0) {
+        (void)put_off_exception(q, (PyObject *)q);
+    }
 }
 
 int waking_module_init(void)

@@ -5,7 +5,7 @@
  * A part of a write_zeroes that has `address` or `bounce_length` is such a one. However long it is, it takes as much memory
  * as one piece: it is written piece by piece, and is shorter by one after each.
  */
-#include "queue.h"
+#include "rooms.h"
 
 #include <errno.h>
 #include <sys/mman.h>
@@ -78,12 +78,11 @@ __attribute__((noinline, cold)) bool zeroes_go_on(QueueCore *q, Part *part)
     part->length -= written;
     part->request->age = 0;
     q->counters.parts++;
-    queue_issue_once_more(q, part);
     return true;
 }
 
 /* Once it is over: of its parts, those that have not failed have zeroed what is zeroed once more. */
-__attribute__((noinline, cold)) bool zeroes_instead(QueueCore *q, Request *r)
+__attribute__((noinline, cold)) bool zeroes_instead(Request *r)
 {
     if (r->operation != OP_WRITE_ZEROES || r->item.error != ENOTSUP || (r->flags & BLKIO_REQ_NO_FALLBACK)) {
         return false;
@@ -95,8 +94,6 @@ __attribute__((noinline, cold)) bool zeroes_instead(QueueCore *q, Request *r)
     r->part_count = r->admitted = r->outstanding = r->item.left = 1;
     r->age = 0;
     zeroes_plan_part(&r->first_part);
-    queue_link(q, r);
-    queue_issue_once_more(q, &r->first_part); /* which gives it bounce memory first, should it need some */
     return true;
 }
 

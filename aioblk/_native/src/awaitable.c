@@ -6,136 +6,59 @@
  * stays until the device has finished. A request on the caller's memory stays PENDING until then, since the device may
  * still write there, and only then becomes CANCELLED.
  */
-#include "queue.h"
+#include "rooms.h"
 
 static PyObject *cancelled_error, *str_context, *str_anyio_backend;
 
-/* ---- making and unmaking --------------------------------------------------------------------------------- */
+/* ---- outcome --------------------------------------------------------------------------------------------- */
 
-/* Requests are made at the rate of the I/O: each queue keeps a few to save the allocator's time. */
-#ifndef FREE_MAX
-#define FREE_MAX 1024
-#endif
-
-Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t length)
+static PyObject *request_make_cancelled_error(Request *r, PyObject *Py_UNUSED(ignored))
 {
-    Request *r = queue->free_requests;
-    if (r) {
-        queue->free_requests = r->ready_next;
-        queue->free_count--;
-        (void)PyObject_Init((PyObject *)r, &Request_Type);
-    } else {
-        r = PyObject_GC_New(Request, &Request_Type);
-        if (!r) {
-            return NULL;
-        }
-    }
-    memset((char *)r + sizeof(PyObject), 0, offsetof(Request, item.pin) - sizeof(PyObject));
-    r->item.pin.obj = NULL;
-    r->queue = (QueueCore *)Py_NewRef(queue);
-    r->operation = op;
-    r->weight = 1;
-    r->item.offset = offset;
-    r->item.length = length;
-    return r;
+    return r->cancel_message ? PyObject_CallOneArg(cancelled_error, r->cancel_message)
+                             : PyObject_CallNoArgs(cancelled_error);
 }
 
-void request_publish(Request *r)
+static PyObject *raise_cancelled(Request *r)
 {
-    if (!PyObject_GC_IsTracked((PyObject *)r)) {
-        PyObject_GC_Track(r);
+    PyObject *exception = request_make_cancelled_error(r, NULL);
+    if (exception) {
+        PyErr_SetObject(cancelled_error, exception);
+        Py_DECREF(exception);
+    }
+    return NULL;
+}
+
+static void mark_retrieved(Request *r)
+{
+    PUBLISH(r->log_traceback, false);
+    if (OBSERVE(r->inline_completion)) {
+        PUBLISH(r->inline_completion, false);
+        request_forget_inline(r);
     }
 }
 
-static void part_drop(Request *r, Part *part)
+/* The result of a request that is done: a new reference, or NULL with its exception. */
+static PyObject *outcome(Request *r)
 {
-    if (part->bounce_offset >= 0) {
-        allocator_give(r->queue->bounce, part->bounce_offset);
-        part->bounce_offset = NO_BOUNCE;
-        r->queue->room_made = true;
+    mark_retrieved(r);
+    State state = OBSERVE(r->state);
+    if (state == FINISHED) {
+        return Py_NewRef(r->item.result ? r->item.result : Py_None);
     }
-    if (part->region) {
-        Region *region = part->region;
-        part->region = NULL;
-        device_leave_region(r->queue, region);
+    if (state == CANCELLED) {
+        return raise_cancelled(r);
     }
-    if (part->vector) {
-        Vector *vector = part->vector;
-        part->vector = NULL;
-        for (size_t i = 0; i < vector->segment_count; i++) {
-            if (!vector->segments[i].bounced && vector->segments[i].region) {
-                device_leave_region(r->queue, vector->segments[i].region);
-            }
-        }
-        PyMem_Free(vector);
+    PyObject *exception = item_exception(r, &r->item);
+    if (exception) { /* as it was at first, or it would grow with each time, and keep the frames of all */
+        (void)PyException_SetTraceback(exception, r->traceback ? r->traceback : Py_None);
+        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
+        Py_DECREF(exception);
     }
-}
-
-void request_drop_parts(Request *r, uint32_t first)
-{
-    uint32_t count = r->part_count;
-    for (uint32_t i = first; r->has_plan && i < count; i++) {
-        part_drop(r, request_part(r, i));
-    }
-    r->part_count = first;
-    if (first == 0 && r->more_parts) {
-        PyMem_Free(r->more_parts);
-        r->more_parts = NULL;
-        r->part_capacity = 0;
-    }
-}
-
-static int item_traverse(Item *item, visitproc visit, void *arg)
-{
-    Py_VISIT(item->result);
-    Py_VISIT(item->exception);
-    Py_VISIT(item->pin.obj);
-    return 0;
-}
-
-static int request_traverse(Request *self, visitproc visit, void *arg)
-{
-    Py_VISIT(self->queue);
-    Py_VISIT(self->callback);
-    Py_VISIT(self->context);
-    Py_VISIT(self->more_callbacks);
-    Py_VISIT(self->cancel_message);
-    Py_VISIT(self->thrown);
-    Py_VISIT(self->traceback);
-    int stopped = item_traverse(&self->item, visit, arg);
-    for (uint32_t i = 0; !stopped && self->batch && i < self->count; i++) {
-        stopped = item_traverse(&self->items[i], visit, arg);
-    }
-    for (uint32_t i = 0; !stopped && !self->batch && i < self->count; i++) {
-        Py_VISIT(self->pins[i].obj);
-    }
-    return stopped;
-}
-
-/* Both at once, since dropping either may run code that adds another. */
-static void drop_first_callback(Request *r)
-{
-    PyObject *callback = r->callback, *context = r->context;
-    r->callback = r->context = NULL;
-    Py_XDECREF(callback);
-    Py_XDECREF(context);
-}
-
-/* Only what the Future owns: a request in flight is never garbage, since its queue owns it. */
-static int request_clear(Request *self)
-{
-    drop_first_callback(self);
-    Py_CLEAR(self->more_callbacks);
-    Py_CLEAR(self->item.result);
-    Py_CLEAR(self->item.exception);
-    Py_CLEAR(self->cancel_message);
-    Py_CLEAR(self->thrown);
-    Py_CLEAR(self->traceback);
-    return 0;
+    return NULL;
 }
 
 /* As asyncio does for futures: an error that nobody has looked at goes to the loop's exception handler. */
-static void request_report(Request *r)
+static void request_finalize(Request *r)
 {
     if (!r->log_traceback || !r->queue || !r->queue->loop || !queue_has_loop(r->queue)) {
         return;
@@ -161,137 +84,6 @@ static void request_report(Request *r)
         queue_put_off(r->queue);
     }
     PyErr_Restore(type, value, traceback);
-}
-
-static void request_finalize(Request *r) { request_report(r); }
-
-/* In the queue's thread or, for a request that is over, in any other. */
-static void forget_inline(Request *r)
-{
-    QueueCore *q = r->queue;
-    if (OBSERVE(q->inline_request) != r) {
-        return;
-    }
-    if (may_touch(q->thread)) {
-        PUBLISH(q->inline_request, NULL);
-    } else {
-        Request *expected = r; /* the queue may be putting another there */
-        __atomic_compare_exchange_n(&q->inline_request, &expected, NULL, false, __ATOMIC_RELAXED, __ATOMIC_RELAXED);
-    }
-}
-
-static void request_dealloc(Request *r)
-{
-    if (r->log_traceback && PyObject_CallFinalizerFromDealloc((PyObject *)r) < 0) {
-        return; /* resurrected by the exception handler */
-    }
-    assert(!r->linked && r->issued == 0);
-    PyObject_GC_UnTrack(r);
-    CLEAR_WEAK_REFERENCES(r);
-    forget_inline(r);
-    request_clear(r);
-    request_drop_parts(r, 0);
-    request_drop_pins(r);
-    batch_drop_items(r);
-    PyMem_Free(r->item.message);
-    QueueCore *q = r->queue;
-    r->queue = NULL;
-    if (may_touch(q->thread) && q->free_count < FREE_MAX && !PyObject_GC_IsFinalized((PyObject *)r)) {
-        r->ready_next = q->free_requests;
-        q->free_requests = r;
-        q->free_count++;
-    } else {
-        PyObject_GC_Del(r);
-    }
-    Py_DECREF(q);
-}
-
-void request_free_kept(QueueCore *q)
-{
-    Request *r;
-    while ((r = q->free_requests) != NULL) {
-        q->free_requests = r->ready_next;
-        PyObject_GC_Del(r);
-    }
-    q->free_count = 0;
-}
-
-/* ---- outcome --------------------------------------------------------------------------------------------- */
-
-void request_settle(Request *r, State state)
-{
-    if (state == FAILED) {
-        r->log_traceback = true;
-        if (r->item.exception) {
-            r->traceback = PyException_GetTraceback(r->item.exception);
-        }
-    }
-    PUBLISH(r->state, state); /* result and exception are there by now */
-    if (r->callback) {
-        queue_ready(r->queue, r);
-    }
-}
-
-PyObject *item_exception(Request *r, Item *item)
-{
-    if (!OBSERVE(item->exception)) {
-        bool whole = r->operation == OP_FLUSH || r->operation >= OP_OPEN_ALL_ZONES;
-        PyObject *none = NULL;
-        PyObject *made = device_make_error(r->queue->device, r->operation, item->error, item->message,
-                                           whole ? UINT64_MAX : item->offset, whole ? UINT64_MAX : item->length);
-        if (!made) {
-            return NULL;
-        }
-        if (!__atomic_compare_exchange_n(&item->exception, &none, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-            Py_DECREF(made); /* another thread asked as well, or the code that made it */
-        }
-    }
-    return Py_NewRef(item->exception);
-}
-
-static PyObject *request_make_cancelled_error(Request *r, PyObject *Py_UNUSED(ignored))
-{
-    return r->cancel_message ? PyObject_CallOneArg(cancelled_error, r->cancel_message)
-                             : PyObject_CallNoArgs(cancelled_error);
-}
-
-static PyObject *raise_cancelled(Request *r)
-{
-    PyObject *exception = request_make_cancelled_error(r, NULL);
-    if (exception) {
-        PyErr_SetObject(cancelled_error, exception);
-        Py_DECREF(exception);
-    }
-    return NULL;
-}
-
-static void mark_retrieved(Request *r)
-{
-    PUBLISH(r->log_traceback, false);
-    if (OBSERVE(r->inline_completion)) {
-        PUBLISH(r->inline_completion, false);
-        forget_inline(r);
-    }
-}
-
-/* The result of a request that is done: a new reference, or NULL with its exception. */
-static PyObject *outcome(Request *r)
-{
-    mark_retrieved(r);
-    State state = OBSERVE(r->state);
-    if (state == FINISHED) {
-        return Py_NewRef(r->item.result ? r->item.result : Py_None);
-    }
-    if (state == CANCELLED) {
-        return raise_cancelled(r);
-    }
-    PyObject *exception = item_exception(r, &r->item);
-    if (exception) { /* as it was at first, or it would grow with each time, and keep the frames of all */
-        (void)PyException_SetTraceback(exception, r->traceback ? r->traceback : Py_None);
-        PyErr_SetObject((PyObject *)Py_TYPE(exception), exception);
-        Py_DECREF(exception);
-    }
-    return NULL;
 }
 
 /* ---- the Future's methods -------------------------------------------------------------------------------- */
@@ -487,31 +279,13 @@ static PyObject *request_remove_done_callback(Request *r, PyObject *callback)
         }
         if (same && r->callback == first) {
             removed++;
-            drop_first_callback(r);
+            request_drop_first_callback(r);
         }
     }
     return promote_callback(r) < 0 ? NULL : PyLong_FromSsize_t(removed);
 }
 
 /* ---- cancellation ---------------------------------------------------------------------------------------- */
-
-bool request_cancel_io(Request *r, PyObject *message)
-{
-    if (r->state != PENDING) {
-        return false;
-    }
-    r->queue->counters.cancelled += r->cancel_requested ? 0 : r->weight;
-    r->cancel_requested = true;
-    Py_XSETREF(r->cancel_message, Py_XNewRef(message));
-    queue_cancelled(r);
-    if (!r->lends_memory && r->state == PENDING && given_up_can_be(r) && !given_up_begin(r)) {
-        r->lends_memory = true; /* who waits for it goes on when it is over */
-    }
-    if (!r->lends_memory && r->state == PENDING) {
-        request_settle(r, CANCELLED);
-    }
-    return true;
-}
 
 /*
  * Where anyio is in use, a task that waits although it is cancelled does so in a shielded scope, since anyio would cancel it
@@ -805,43 +579,25 @@ static PyAsyncMethods request_async = {
     .am_send = (sendfunc)request_send_slot,
 };
 
-PyTypeObject Future_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "aioblk._native._core.Request",
-    .tp_doc = "A submitted request: awaitable like a Future, accepted where asyncio wants a coroutine.",
-    .tp_basicsize = sizeof(Request),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_dealloc = (destructor)request_dealloc,
-    .tp_finalize = (destructor)request_finalize,
-    .tp_traverse = (traverseproc)request_traverse,
-    .tp_clear = (inquiry)request_clear,
-    .tp_weaklistoffset = offsetof(Request, weak_references),
-    .tp_repr = (reprfunc)request_repr,
-    .tp_hash = request_hash,
-    .tp_getattro = request_getattro,
-    .tp_setattro = request_setattro,
-    .tp_as_async = &request_async,
-    .tp_iternext = (iternextfunc)request_next,
-    .tp_as_sequence = &request_as_sequence,
-    .tp_as_mapping = &request_as_mapping,
-    .tp_methods = future_methods,
-    .tp_members = request_members,
-    .tp_getset = request_getset,
-};
+/* What record.c has begun. */
+static void fill_types(void)
+{
+    Future_Type.tp_finalize = (destructor)request_finalize;
+    Future_Type.tp_repr = (reprfunc)request_repr;
+    Future_Type.tp_hash = request_hash;
+    Future_Type.tp_getattro = request_getattro;
+    Future_Type.tp_setattro = request_setattro;
+    Future_Type.tp_as_async = &request_async;
+    Future_Type.tp_iternext = (iternextfunc)request_next;
+    Future_Type.tp_as_sequence = &request_as_sequence;
+    Future_Type.tp_as_mapping = &request_as_mapping;
+    Future_Type.tp_methods = future_methods;
+    Future_Type.tp_members = request_members;
+    Future_Type.tp_getset = request_getset;
+    Request_Type.tp_methods = request_methods;
+}
 
-PyTypeObject Request_Type = {
-    PyVarObject_HEAD_INIT(NULL, 0)
-    .tp_name = "aioblk._native._core.Request",
-    .tp_basicsize = sizeof(Request),
-    .tp_flags = Py_TPFLAGS_DEFAULT | Py_TPFLAGS_HAVE_GC,
-    .tp_base = &Future_Type,
-    .tp_dealloc = (destructor)request_dealloc,
-    .tp_traverse = (traverseproc)request_traverse,
-    .tp_clear = (inquiry)request_clear,
-    .tp_methods = request_methods,
-};
-
-int request_module_init(void)
+int awaitable_module_init(void)
 {
     PyObject *asyncio = PyImport_ImportModule("asyncio");
     if (!asyncio) {
@@ -857,5 +613,6 @@ int request_module_init(void)
     if (!cancelled_error || !str_context || !str_anyio_backend) {
         return -1;
     }
+    fill_types();
     return PyType_Ready(&Future_Type) < 0 || PyType_Ready(&Request_Type) < 0 ? -1 : 0;
 }
