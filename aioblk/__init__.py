@@ -11,7 +11,7 @@ What lies below it, from the top down; each wing knows those under it, and none 
 
     addresses.py   open() by a name and options: above all that can be opened
     drivers/       what a user names: a class for each driver of libblkio, with its options
-    layers/        what lies over any block device: any bytes, zones
+    layers/        what a block device is, and what lies over any: any bytes, zones
     services/      what services have beside devices: limits of what is in flight, streams of messages
     _device/       a device's life: connecting, closing, losing, coming back
     _queues/       a queue on an event loop, one in a thread, and all that a device has

@@ -151,13 +151,17 @@ class Ending:
 
     def _give_up(self) -> None:
         device = self._device
-        if isinstance(device, aioblk.Device) and device.closed and device.lost is not None:
-            return
+        if isinstance(device, aioblk.Device):
+            if not device.closed or device.lost is None:
+                self._complain()
+                device.abandon("the server ends")
+        elif self.serving is not None and not self.serving.done():
+            self._complain()
+            os._exit(1)
+
+    def _complain(self) -> None:
         log.error("the device does not finish what it has been given: the server ends without it")
         self.status = 1
-        if not isinstance(device, aioblk.Device):
-            os._exit(1)
-        device.abandon("the server ends")
 
 
 def announcement(export: Export, listener: socket.socket) -> str:

@@ -295,7 +295,7 @@ class Arena(AsyncClosing):
             if self._locked:
                 raise UsageError("the arena's memory is locked", operation="trim")
             for attachment in self.attachments:
-                if attachment.may_pin:
+                if attachment._may_pin:
                     raise UsageError(
                         f"{attachment.device!r} may pin pages of the arena, and would go on using those "
                         "that were given back; detach it first",

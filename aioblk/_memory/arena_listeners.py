@@ -98,7 +98,7 @@ class ArenaAttachment:
         return self._error
 
     @property
-    def may_pin(self) -> bool:
+    def _may_pin(self) -> bool:
         """Whether the device may have pinned pages of the arena."""
         return self.attached and self._pins
 

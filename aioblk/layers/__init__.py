@@ -1,1 +1,1 @@
-"""What lies over any block device: any bytes, zones."""
+"""What a block device is, and what lies over any: any bytes, zones."""

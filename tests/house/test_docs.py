@@ -173,7 +173,21 @@ def test_what_a_public_class_shows_is_told_of(kind: type) -> None:
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
-        (aioblk.Queue, {"aclose", "close", "drain", "in_flight", "loop", "spin", "statistics"}),
+        (
+            aioblk.Queue,
+            {
+                "aclose",
+                "capacity",
+                "close",
+                "drain",
+                "in_flight",
+                "limits",
+                "loop",
+                "read_only",
+                "spin",
+                "statistics",
+            },
+        ),
         (aioblk.BlockingQueue, {"close", "in_flight", "statistics", "wait"}),
         (aioblk.BouncePool, {"statistics"}),
         (aioblk.ArenaBlock, {"buffers", "in_use", "size"}),

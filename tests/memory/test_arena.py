@@ -558,7 +558,7 @@ class ArenaMachine(RuleBasedStateMachine):
 
     @rule()
     def trim(self) -> None:
-        if any(attachment.may_pin for _, attachment in self.attached):
+        if any(attachment._may_pin for _, attachment in self.attached):
             with pytest.raises(aioblk.UsageError):
                 self.run(self.arena.trim())
         else:

@@ -1,0 +1,98 @@
+"""The services among the examples, on devices that aioblk knows nothing of."""
+
+import asyncio
+import inspect
+import random
+import struct
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import nbd_server
+import pytest
+from log_store import LogInUseError, LogStore, OccupiedError
+from ram_device import RamDevice
+
+import aioblk
+
+from ..support.nbd_server import EXAMPLES, TIME_LIMIT
+from . import wire
+
+SIZE = 8 << 20
+
+DEVICES: dict[str, Callable[[], aioblk.BlockDevice]] = {
+    "our own": lambda: RamDevice(SIZE),
+    "a layer over it": lambda: aioblk.ByteView(RamDevice(SIZE)),
+}
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> aioblk.BlockDevice:
+    device = DEVICES[request.param]()
+    assert not isinstance(device, aioblk.Device)
+    return device
+
+
+def test_the_documentation_shows_it() -> None:
+    page = (EXAMPLES.parent / "docs" / "own-devices.md").read_text()
+    assert inspect.getsource(RamDevice) in page
+
+
+async def test_the_log_store(device: aioblk.BlockDevice) -> None:
+    await LogStore.format(device)
+    records = [random.randbytes(random.randrange(20_000)) for _ in range(200)]
+    async with LogStore(device) as log:
+        assert await asyncio.gather(*map(log.append, records)) == list(range(1, 201))
+        with pytest.raises(LogInUseError):
+            await LogStore(device).__aenter__()
+    with pytest.raises(OccupiedError):
+        await LogStore.format(device)
+    async with LogStore(device) as log:
+        assert log.last == 200
+        assert await log.append(b"one more") == 201
+        assert [record.data async for record in log.records()] == [*records, b"one more"]
+
+
+async def test_the_log_store_beside_its_writer(device: aioblk.BlockDevice) -> None:
+    await LogStore.format(device)
+    async with LogStore(device) as log, LogStore(device, read_only=True) as reader:
+        await log.append(b"later")
+        assert reader.last == 0
+        async with LogStore(device, read_only=True) as later:
+            assert [record.data async for record in later.records()] == [b"later"]
+
+
+async def test_the_nbd_server(
+    device: aioblk.BlockDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = tmp_path / "nbd.sock"
+    monkeypatch.setattr(sys, "argv", ["nbd_server.py", "io_uring", f"--unix={place}"])
+    options = nbd_server.parse_options()
+    ending = nbd_server.Ending(device, options.drain)
+    serving = asyncio.create_task(nbd_server.serve(device, options, ending))
+    async with asyncio.timeout(TIME_LIMIT):
+        while not place.exists():  # noqa: ASYNC110 (the server says so on its standard output only)
+            await asyncio.sleep(0)
+        await asyncio.to_thread(use, place)
+        assert await device.read(0, 4096) == bytes(1000) + b"x" * 3000 + bytes(96)
+        ending.begin()
+        await serving
+    assert ending.status == 0
+
+
+def use(place: Path) -> None:
+    """Every command there is, at offsets that suit no block."""
+    with wire.Client(place).connect(allocation=True) as client:
+        assert client.call(wire.WRITE, 1000, 5000, flags=wire.FUA, data=b"x" * 5000).error == 0
+        assert client.call(wire.READ, 999, 5002).data == b"\0" + b"x" * 5000 + b"\0"
+        assert client.call(wire.WRITE_ZEROES, 4000, 3000).error == 0
+        assert client.call(wire.READ, 0, 8192).data == bytes(1000) + b"x" * 3000 + bytes(4192)
+        for kind in (wire.CACHE, wire.FLUSH):
+            assert client.call(kind, 0, 0).error == 0
+        assert client.call(wire.TRIM, SIZE // 2, SIZE // 2).error == 0
+        status = client.call(wire.BLOCK_STATUS, 0, SIZE)
+        assert struct.unpack_from(">II", status.data, 4) == (SIZE, 0)  # all data: it does not know better
+        assert client.call(wire.READ, SIZE - 1, 1).data == b"\0"
+        assert client.call(wire.READ, SIZE, 1).error
+        client.send_command(wire.DISC)
+        assert client.is_closed_by_server()
