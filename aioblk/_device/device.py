@@ -5,6 +5,7 @@ What there is while a device is open is its Life.
 """
 
 import asyncio
+import weakref
 from collections.abc import AsyncGenerator
 from typing import NoReturn, Self
 
@@ -61,7 +62,7 @@ class Device(Submitter):
         _ = running_loop("open", self._subject.driver, self._subject.filename)
         self._life = Unopened(self._subject, Stage.OPENING)
         try:
-            self._life = await open_device(self._options, self._subject)
+            self._life = await open_device(self._options, self._subject, weakref.ref(self))
         except BaseException:
             self._life = Unopened(self._subject, Stage.CLOSED)
             raise

@@ -15,7 +15,6 @@ from .._libblkio.subject import Subject
 from .._sync.blocking import BlockingCall
 from .._sync.loops import running_loop
 from .._sync.scopes import shielded_if_cancelled
-from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceLostError
 from .loss import Loss
 from .session import Session
@@ -149,7 +148,7 @@ class Life:
                     "detach", f"still bound: {others}; close these queues first"
                 )
             self.stage = Stage.DETACHING
-            detaching = self._detaching = start_steadfast_task(self.session.loop, self._detach())
+            detaching = self._detaching = self.session.start_task(self._detach())
         return detaching
 
     async def _detach(self) -> None:
@@ -216,7 +215,7 @@ class Life:
         if self.lost is None:
             session.queue.close()
         self.loss.end_vain_recovery()
-        return start_steadfast_task(session.loop, self._close())
+        return session.start_task(self._close())
 
     async def _close(self) -> None:
         try:

@@ -17,7 +17,6 @@ from types import MappingProxyType
 from typing import Any, TypeAlias, final
 
 from .._sync.blocking import call_elsewhere, run_blocking
-from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceLostError
 from .connection import Connection
 from .peer import Peer
@@ -386,7 +385,7 @@ class Loss:
         self.watch()
 
     def _start_going_on(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = start_steadfast_task(self._session.loop, work)
+        task = self._session.start_task(work)
         self._going_on.add(task)
         task.add_done_callback(self._going_on.discard)
         return task

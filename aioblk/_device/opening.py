@@ -5,6 +5,7 @@ import contextlib
 import errno
 import functools
 import logging
+import weakref
 
 from .._libblkio.options import DriverOptions
 from .._libblkio.properties import VHOST_USER
@@ -26,8 +27,8 @@ CONNECT_NOTICE = 1.0  # seconds that opening may take without a word
 log: logging.Logger = logging.getLogger("aioblk")
 
 
-async def open_device(options: DriverOptions, subject: Subject) -> Life:
-    """Connect, and begin a device's life on the running loop. From the connection on, in one turn.
+async def open_device(options: DriverOptions, subject: Subject, device: weakref.ref[object]) -> Life:
+    """Connect, and begin *device*'s life on the running loop. From the connection on, in one turn.
 
     Whatever fails, and a task that is cancelled, leaves nothing open, and no file that was to be created.
     """
@@ -36,7 +37,7 @@ async def open_device(options: DriverOptions, subject: Subject) -> Life:
     try:
         _require_visible_backend(options, subject, connection)
         alarm = Alarm()
-        session = Session(options, subject, connection, queues, alarm)
+        session = Session(options, subject, connection, queues, alarm, device)
         loss = Loss(session, connection.peer)
         alarm.is_heard_by(loss)
         life = Life(session, loss)

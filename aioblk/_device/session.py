@@ -12,8 +12,8 @@ import functools
 import operator
 import threading
 import weakref
-from collections.abc import AsyncGenerator, Callable
-from typing import Protocol, cast, final
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from typing import Any, Protocol, cast, final
 
 from .._libblkio.descriptor import LARGEST_FILE, size_of
 from .._libblkio.handle import Blkio
@@ -28,6 +28,7 @@ from .._queues.bound import BoundQueues
 from .._queues.discard import BlockDiscard, discard_method, growing_file
 from .._queues.queue import HasCapacity, Queue, QueueContext
 from .._sync.loops import running_loop
+from .._sync.tasks import start_steadfast_task
 from ..errors import request_error
 from .connection import Connection, add_queue
 from .extents import Extent, find_extents
@@ -89,10 +90,12 @@ class Session:
         connection: Connection,
         queues: BoundQueues,
         alarm: Alarm,
+        device: weakref.ref[object],
     ) -> None:
         """*queues*: none is bound yet. What fails here leaves bound what was: the caller's to dispose of."""
         handle, limits = connection.handle, connection.limits
         handle.filename = subject.filename
+        self._device = device
         self.options = options
         self.subject = subject
         self.handle = handle
@@ -184,6 +187,11 @@ class Session:
     def begin_closing(self) -> None:
         """From now on what is refused is refused for that."""
         self.refusals.closed = True
+
+    def start_task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Finish *work* on the device's loop, whoever is cancelled. It keeps the device, which would be given
+        back with its last reference, in the middle of it."""
+        return start_steadfast_task(self.loop, _keeping(self._device(), work))
 
     # --- queues ---------------------------------------------------------------------------------------------
 
@@ -299,6 +307,10 @@ class SessionProperties:
         if name == "capacity" and self.state is State.STARTED:
             return self._capacity()
         return self._handle.get(name)
+
+
+async def _keeping(_device: object, work: Coroutine[Any, Any, None]) -> None:
+    await work
 
 
 def _asked_weakly(method: Callable[[], int | None]) -> Callable[[], int | None]:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,6 +20,8 @@ import aioblk
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, LATENCY, Target, held, pattern
 from ..support.storage_daemon import StorageDaemon
+
+PATIENCE = 20  # seconds
 
 # --- opening and closing ------------------------------------------------------------------------------------
 
@@ -394,6 +397,21 @@ async def test_an_unclosed_device_warns_and_gives_everything_back(target: Target
     await device.read(0, BLOCK)
     with pytest.warns(ResourceWarning, match="unclosed"):
         device = None
+
+
+async def test_a_device_that_is_dropped_while_it_is_closed_is_closed(target: Target) -> None:
+    device = target.device()
+    await device.open()
+    closing = asyncio.create_task(device.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    ended = asyncio.Event()
+    weakref.finalize(device, ended.set)
+    del device, closing
+    async with asyncio.timeout(PATIENCE):
+        await ended.wait()  # no ResourceWarning
 
 
 def test_a_device_that_was_never_opened_warns_of_nothing(scratch_file: Path) -> None:

@@ -8,7 +8,7 @@ import mmap
 import os
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sized
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,12 @@ async def device(daemon: StorageDaemon) -> AsyncIterator[aioblk.Device]:
     async with aioblk.VirtioBlkVhostUser(daemon.socket, num_queues=2, reconnect_for=PATIENCE) as device:
         await device.read(0, BLOCK)
         yield device
+
+
+async def until_told(told: Sized) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while not told:  # noqa: ASYNC110 (there is no event)
+            await asyncio.sleep(0.001)
 
 
 async def until_reconnecting(device: aioblk.Device) -> None:
@@ -324,6 +330,19 @@ async def test_detaching_meanwhile_waits(device: aioblk.Device, daemon: StorageD
     assert request.exception() is None
     await device.attach()
     assert await device.read(0, BLOCK) == pattern(BLOCK)
+
+
+async def test_a_device_that_is_dropped_meanwhile_comes_back_before_it_ends(daemon: StorageDaemon) -> None:
+    device = await aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=PATIENCE).open()
+    await device.read(0, BLOCK)
+    daemon.kill()
+    await until_reconnecting(device)
+    del device
+    daemon.restart()
+    with pytest.warns(ResourceWarning, match="unclosed .* open>") as told:
+        await until_told(told)
+    async with asyncio.timeout(PATIENCE), aioblk.VirtioBlkVhostUser(daemon.socket):  # the backend is free
+        pass
 
 
 async def test_time_runs_out(daemon: StorageDaemon) -> None:
