@@ -9,6 +9,7 @@ import errno
 import hashlib
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -85,7 +86,12 @@ class Injector:
             self._call.argtypes = [ctypes.py_object, ctypes.py_object]
             self._call.restype = ctypes.py_object
         bound = partial(function, *args, **kwargs)
-        result: T = self._call(bound, ())
+        tracer = sys.gettrace()  # which allocates as well
+        sys.settrace(None)
+        try:
+            result: T = self._call(bound, ())
+        finally:
+            sys.settrace(tracer)
         return result
 
     def arm(self, kind: Kind, first: int, times: int = 1) -> None:

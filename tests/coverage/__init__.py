@@ -1,0 +1,1 @@
+"""What `./run coverage` measures, and which branches of the C core need no test."""
