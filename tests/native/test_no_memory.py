@@ -4,9 +4,11 @@ Each time somebody is told (MemoryError, or an error of the device), nothing sta
 called once and in order, regions and queues come to their ends, and what the request used is let go of.
 """
 
+from aioblk._native import _core
+
 from ..support.devices import Target
 from ..support.injector import preloaded
-from ..support.scripts import run_script
+from ..support.scripts import run_module, run_script
 
 SCRIPT = """
 import asyncio, faulthandler, gc, select, sys, weakref
@@ -145,3 +147,11 @@ asyncio.run(main())
 
 def test_each_allocation_on_the_way_of_a_request_may_fail(target: Target) -> None:
     run_script(SCRIPT, target.driver, target.path, environment=preloaded())
+
+
+def test_each_allocation_of_whatever_else_the_core_is_asked_may_fail(target: Target) -> None:
+    run_module("tests.support.refused_memory", target.driver, target.path, environment=preloaded())
+
+
+def test_each_allocation_of_importing_the_core_may_fail() -> None:
+    run_module("tests.support.refused_import", _core.__file__, environment=preloaded())

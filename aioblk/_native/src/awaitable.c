@@ -610,7 +610,7 @@ int awaitable_module_init(void)
     str_blocking = PyUnicode_InternFromString("_asyncio_future_blocking");
     str_get_loop = PyUnicode_InternFromString("get_loop");
     str_add_done_callback = PyUnicode_InternFromString("add_done_callback");
-    if (!cancelled_error || !str_context || !str_anyio_backend) {
+    if (PyErr_Occurred()) {
         return -1;
     }
     fill_types();

@@ -216,6 +216,8 @@ static void unlock_table(DeviceCore *device)
     UNLOCK(&device->lock);
 }
 
+static const char no_room[] = "does not fit into memory";
+
 /* NULL, or what is wrong. The new region takes the place of `*region`, which is then NULL. */
 static const char *insert_region(DeviceCore *self, Region **region)
 {
@@ -227,7 +229,7 @@ static const char *insert_region(DeviceCore *self, Region **region)
         size_t capacity = self->region_capacity ? 2 * self->region_capacity : 8;
         Region **grown = PyMem_Realloc(self->regions, capacity * sizeof(*grown));
         if (!grown) {
-            return "does not fit into memory";
+            return no_room;
         }
         self->regions = grown;
         self->region_capacity = capacity;
@@ -258,6 +260,9 @@ static PyObject *device_add_region(DeviceCore *self, PyObject *args)
     const char *wrong = insert_region(self, &region);
     unlock_table(self);
     PyMem_Free(region);
+    if (wrong == no_room) {
+        return PyErr_NoMemory();
+    }
     if (wrong) {
         return PyErr_Format(PyExc_ValueError, "region %llu+%llu %s", start, length, wrong);
     }
