@@ -160,8 +160,6 @@ READS_WHILE_OTHERS_WRITE static PyObject *queue_statistics(QueueCore *q, PyObjec
 
 /* ---- the type -------------------------------------------------------------------------------------------- */
 
-bool queues_in_several_threads;
-
 static void note_thread(unsigned long thread)
 {
     static unsigned long first;

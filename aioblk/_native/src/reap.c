@@ -20,6 +20,8 @@
 #define SPIN_PENALTY_MAX 1023 /* flushes without spinning after spinning in vain, at most */
 #define SPIN_DEPTH_MAX 64     /* parts with the device, beyond which spinning gains nothing: see spin() */
 
+bool queues_in_several_threads;
+
 void queue_reset_event(QueueCore *q)
 {
     uint64_t ignored;

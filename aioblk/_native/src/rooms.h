@@ -79,7 +79,6 @@ RUNS_PYTHON int parse_flag(PyObject *object, uint32_t flag, uint32_t *flags);
  * Its methods are those of the rooms below, and what the bounce pool asks of them.
  */
 extern PyTypeObject QueueCore_Type;
-extern bool queues_in_several_threads; /* have been bound, since the process began */
 RUNS_PYTHON int queue_module_init(void);
 
 /*
@@ -96,6 +95,7 @@ RUNS_PYTHON int queue_submit_external(QueueCore *q, Request *r, PyObject *hook);
  *
  * The entrances from the loop are here, flush and on_event, and wait() for a thread that has no loop.
  */
+extern bool queues_in_several_threads; /* have been bound, since the process began */
 /* Submits what was issued and takes what has completed; returns how many completions. */
 RUNS_PYTHON int queue_reap(QueueCore *q);
 void queue_reset_event(QueueCore *q); /* read the eventfd; do_io must follow, unless libblkio has nothing left */
