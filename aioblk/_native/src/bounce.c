@@ -42,6 +42,7 @@ static bool take_memory(QueueCore *q, Part *part)
         if (!q->bounce) {
             return false;
         }
+        assert(part->bounce_offset == NO_BOUNCE);
         part->bounce_offset = allocator_take(q->bounce, part->bounce_length);
         if (part->bounce_offset < 0) {
             return false;
@@ -73,7 +74,7 @@ void bounce_copy_to_caller(QueueCore *q, const Part *part)
 
 void bounce_give_back(QueueCore *q, Part *part)
 {
-    allocator_give(q->bounce, part->bounce_offset);
+    ENSURE(q->bounce && allocator_give(q->bounce, part->bounce_offset));
     part->bounce_offset = NO_BOUNCE;
     q->room_made = true;
 }

@@ -36,6 +36,12 @@ typedef struct device_core DeviceCore;
 typedef struct queue_core QueueCore;
 typedef struct submitter Submitter;
 
+/*
+ * Invariants. assert() is for builds that are tested, which cost what they may. ENSURE() stays in a release, where it costs
+ * next to nothing: what it stops would write to memory that is not ours.
+ */
+#define ENSURE(condition) (__builtin_expect(!!(condition), 1) ? (void)0 : Py_FatalError("aioblk: " #condition " does not hold"))
+
 /* The kernel's limit on one vector. */
 #define IOV_MAX_SEGMENTS 1024
 

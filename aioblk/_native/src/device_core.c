@@ -148,6 +148,7 @@ static bool tell_region_idle(QueueCore *q, uintptr_t start)
 void device_leave_region(QueueCore *q, Region *region)
 {
     uintptr_t start = region->start;
+    assert(OBSERVE(region->state) >= REGION_USER);
     if (SHARED_ADD(region->state, -REGION_USER) == (REGION_USER | REGION_RETIRED) && !tell_region_idle(q, start)) {
         queue_tell_later(q, UNTOLD_REGIONS);
     }

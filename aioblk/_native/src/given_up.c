@@ -75,6 +75,7 @@ bool given_up_begin(Request *r)
     if (!given_up) {
         return false;
     }
+    assert(r->linked && !r->given_up);
     given_up->request = r;
     given_up->count = count;
     for (uint32_t i = 0; i < count; i++) {
@@ -168,9 +169,11 @@ static GivenUp **place_of(DeviceCore *device, const Request *r)
 void given_up_end(Request *r)
 {
     DeviceCore *device = r->queue->device;
+    assert(r->given_up && !r->linked);
     r->given_up = false;
     LOCK(&device->lock);
     GivenUp **place = place_of(device, r), *given_up = *place;
+    ENSURE(given_up);
     PUBLISH(*place, given_up->next);
     UNLOCK(&device->lock);
     PyMem_Free(given_up);
@@ -180,9 +183,12 @@ void given_up_end(Request *r)
 void given_up_leave(Request *r)
 {
     DeviceCore *device = r->queue->device;
+    assert(r->given_up && !r->linked);
     r->given_up = false;
     LOCK(&device->lock);
-    (*place_of(device, r))->request = NULL;
+    GivenUp *given_up = *place_of(device, r);
+    ENSURE(given_up);
+    given_up->request = NULL;
     UNLOCK(&device->lock);
 }
 

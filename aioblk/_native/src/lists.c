@@ -8,6 +8,8 @@
 
 void queue_link(QueueCore *q, Request *r)
 {
+    assert(r->queue == q && !r->linked);
+    assert(!q->in_flight || !q->in_flight->previous);
     Py_INCREF(r);
     r->linked = true;
     r->previous = NULL;
@@ -22,6 +24,8 @@ void queue_link(QueueCore *q, Request *r)
 /* Nobody else can reach the request from here on, whatever Python code runs. Its reference goes to the caller. */
 void queue_unlink(QueueCore *q, Request *r)
 {
+    assert(r->queue == q && r->linked);
+    assert(q->in_flight_count >= r->weight);
     *(r->previous ? &r->previous->following : &q->in_flight) = r->following;
     if (r->following) {
         r->following->previous = r->previous;
@@ -35,6 +39,8 @@ void queue_unlink(QueueCore *q, Request *r)
 
 void queue_append_backlog(QueueCore *q, Part *part)
 {
+    assert(part->request->queue == q && part->request->linked);
+    assert(!q->backlog_head == !q->backlog_tail);
     part->next = NULL;
     if (q->backlog_tail) {
         q->backlog_tail->next = part;
@@ -47,6 +53,7 @@ void queue_append_backlog(QueueCore *q, Part *part)
 /* The first one leaves it. */
 void queue_take_backlog(QueueCore *q)
 {
+    assert(q->backlog_head && !q->backlog_tail->next);
     q->backlog_head = q->backlog_head->next;
     if (!q->backlog_head) {
         q->backlog_tail = NULL;
@@ -91,6 +98,8 @@ void queue_forget_parts(QueueCore *q)
 
 void queue_hold(QueueCore *q, Request *r)
 {
+    assert(r->queue == q && r->linked && r->admitted == 0);
+    assert(!q->held_head == (q->held_count == 0));
     Py_INCREF(r);
     r->first_part.next = NULL;
     if (q->held_tail) {
@@ -106,6 +115,7 @@ void queue_hold(QueueCore *q, Request *r)
 Request *queue_take_held(QueueCore *q)
 {
     Part *part = q->held_head;
+    assert(!part == (q->held_count == 0));
     if (!part) {
         return NULL;
     }
@@ -119,6 +129,8 @@ Request *queue_take_held(QueueCore *q)
 
 void queue_ready(QueueCore *q, Request *r)
 {
+    assert(r->queue == q && r->state != PENDING);
+    assert(!r->ready_next && q->ready_tail != r); /* it lies there once */
     Py_INCREF(r);
     r->ready_next = NULL;
     if (q->ready_tail) {

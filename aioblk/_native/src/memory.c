@@ -52,6 +52,7 @@ static void release(MemoryObject *self)
 
 void memory_unuse(MemoryObject *self)
 {
+    assert(SHARED_LOAD(self->uses) > 0);
     if (SHARED_ADD(self->uses, -1) == 1 && SHARED_LOAD(self->closed)) {
         release(self);
     }

@@ -51,6 +51,7 @@ PyObject *make_certainly(PyObject *(*make)(Request *, Item *), Request *r, Item 
 
 void request_settle(Request *r, State state)
 {
+    assert(r->state == PENDING && state != PENDING);
     if (state == FAILED) {
         r->log_traceback = true;
         if (r->item.exception) {
@@ -134,7 +135,9 @@ void batch_settle(Request *batch)
     } else if (!(whole->result = collect(batch))) {
         whole->exception = take_exception();
     }
-    request_settle(batch, has_failed(whole) ? FAILED : FINISHED);
+    if (batch->state == PENDING) { /* making exceptions may have run code that has cancelled it */
+        request_settle(batch, has_failed(whole) ? FAILED : FINISHED);
+    }
 }
 
 /* ---- the end of a request ---------------------------------------------------------------------------------- */
@@ -166,6 +169,7 @@ void queue_outcome(Request *r)
 {
     QueueCore *q = r->queue;
     bool linked = r->linked;
+    assert(r->outstanding == 0 && r->issued == 0);
     if (linked) {
         queue_unlink(q, r);
     }

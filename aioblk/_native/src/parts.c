@@ -22,7 +22,8 @@ void queue_issue(QueueCore *q, Part *part)
     struct blkioq *b = q->blkioq;
     Request *r = part->request;
     Vector *vector = part->vector;
-    assert(b && r->linked && r->outstanding > r->issued);
+    assert(b && r->queue == q && r->linked);
+    assert(r->outstanding > r->issued && part->bounce_offset != PART_OVER);
     switch ((Operation)r->operation) {
     case OP_READ:
         if (vector) {
@@ -148,7 +149,8 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
 {
     Request *r = part->request;
     Item *item = part_item(part);
-    assert(r->queue == q && r->linked && r->outstanding > r->issued && item->left > 0);
+    assert(r->queue == q && r->linked && part->bounce_offset != PART_OVER);
+    assert(r->outstanding > r->issued && item->left > 0);
     if (ret < 0) {
         item_fail(item, -ret, message);
     } else if (r->operation == OP_READ) {
@@ -189,6 +191,8 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
 void request_drop_unadmitted(Request *r)
 {
     uint32_t left = r->part_count - r->admitted;
+    assert(r->admitted <= r->part_count);
+    assert(r->outstanding >= left);
     for (uint32_t i = r->admitted; i < r->part_count; i++) {
         request_part(r, i)->bounce_offset = PART_OVER;
     }
@@ -283,6 +287,8 @@ int request_admit(QueueCore *q, Request *r)
 /* Links the request and starts its parts; the caller flushes. -1: as request_admit. */
 int request_start(QueueCore *q, Request *r)
 {
+    assert(r->state == PENDING && r->part_count > 0);
+    assert(r->admitted == 0 && r->issued == 0);
     q->counters.submitted += r->weight;
     r->outstanding = r->part_count;
     queue_link(q, r);
@@ -371,6 +377,8 @@ bool request_cancel_io(Request *r, PyObject *message)
     if (!r->lends_memory && r->state == PENDING) {
         request_settle(r, CANCELLED);
     }
+    assert(r->cancel_requested);
+    assert(r->state != PENDING || r->lends_memory);
     return true;
 }
 

@@ -263,7 +263,8 @@ static void queue_finalize(QueueCore *self)
 
 static void queue_dealloc(QueueCore *self)
 {
-    assert(!self->in_flight && !self->ready_head && !self->backlog_head && !self->dropped && self->device_count == 0);
+    ENSURE(!self->in_flight && self->device_count == 0);
+    ENSURE(!self->ready_head && !self->backlog_head && !self->dropped && !self->held_head);
     if (PyObject_CallFinalizerFromDealloc((PyObject *)self) < 0) {
         return; /* an exception that could not be passed on was shown to code that kept the queue */
     }

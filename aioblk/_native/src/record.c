@@ -77,6 +77,7 @@ static void part_drop(Request *r, Part *part)
 void request_drop_parts(Request *r, uint32_t first)
 {
     uint32_t count = r->part_count;
+    assert(first <= count && r->issued == 0);
     for (uint32_t i = first; r->has_plan && i < count; i++) {
         part_drop(r, request_part(r, i));
     }
@@ -147,7 +148,8 @@ static void request_dealloc(Request *r)
     if (r->log_traceback && PyObject_CallFinalizerFromDealloc((PyObject *)r) < 0) {
         return; /* resurrected by the exception handler */
     }
-    assert(!r->linked && r->issued == 0);
+    assert(!r->linked && r->issued == 0 && !r->given_up);
+    assert(!r->ready_next);
     PyObject_GC_UnTrack(r);
     CLEAR_WEAK_REFERENCES(r);
     request_forget_inline(r);

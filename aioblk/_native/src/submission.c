@@ -73,6 +73,8 @@ static void submit_batch_now(QueueCore *q, Request *batch)
 
 int queue_submit(QueueCore *q, Request *r)
 {
+    assert(r->queue == q && !r->linked);
+    assert(r->state == PENDING && r->part_count > 0);
     if (given_up_keeps(q, r)) {
         return 0;
     }

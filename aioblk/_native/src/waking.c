@@ -199,6 +199,7 @@ int queue_wake_ready(QueueCore *q, bool direct)
     PyObject *context = direct && q->ready_head ? leave_context(q) : NULL;
     q->waking = true;
     for (int count = 0; (count < WAKE_MAX || !direct) && (r = queue_take_ready(q)) != NULL; count++) {
+        assert(r->queue == q && r->state != PENDING);
         int status = request_wake(r, direct);
         if (r->callback || r->more_callbacks) {
             queue_put_back_ready(q, r); /* the loop did not take it, and would not take others */
