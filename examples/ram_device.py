@@ -16,16 +16,29 @@ BLOCK = 512
 class RamDevice(aioblk.BlockDevice):
     """So many bytes of memory. Every request is over when its method returns."""
 
-    limits = aioblk.Limits(request_alignment=BLOCK)
-    read_only = False
-    capacity = 0
-
     def __init__(self, size: int, *, read_only: bool = False) -> None:
-        self.capacity = size
-        self.read_only = read_only
         self._bytes = bytearray(size)
+        self._read_only = read_only
         self._submitted = 0
         self._closed = False
+
+    @property
+    def limits(self) -> aioblk.Limits:
+        return aioblk.Limits(request_alignment=BLOCK)
+
+    @property
+    def capacity(self) -> int:
+        return len(self._bytes)
+
+    @property
+    def read_only(self) -> bool:
+        return self._read_only
+
+    def statistics(self) -> aioblk.QueueStatistics:
+        return aioblk.QueueStatistics(submitted=self._submitted)
+
+    async def aclose(self) -> None:
+        self._closed = True
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
         return self._do("read", offset, length, lambda place: bytes(self._bytes[place]))
@@ -44,7 +57,7 @@ class RamDevice(aioblk.BlockDevice):
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
         data = b"".join(map(memoryview, buffers))
-        return self._change("write", offset, len(data), lambda place: self._bytes.__setitem__(place, data))
+        return self._put("write", offset, len(data), lambda: data)
 
     def write_zeroes(
         self,
@@ -55,21 +68,22 @@ class RamDevice(aioblk.BlockDevice):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
-        zero = lambda place: self._bytes.__setitem__(place, bytes(length))  # noqa: E731
-        return self._change("write_zeroes", offset, length, zero)
+        return self._put("write_zeroes", offset, length, lambda: bytes(length))
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
-        return self._change("discard", offset, length, lambda _: None)
+        return self.write_zeroes(offset, length)
 
     def flush(self) -> Awaitable[None]:
         return self._do("flush", 0, 0, lambda _: None)
 
-    def _change(
-        self, operation: str, offset: int, length: int, work: Callable[[slice], None]
-    ) -> Awaitable[None]:
-        if self.read_only:
+    def _put(self, operation: str, offset: int, length: int, data: Callable[[], bytes]) -> Awaitable[None]:
+        if self._read_only:
             raise aioblk.BlkioError(errno=errno.EBADF, operation=operation)
-        return self._do(operation, offset, length, work)
+
+        def put(place: slice) -> None:
+            self._bytes[place] = data()
+
+        return self._do(operation, offset, length, put)
 
     def _do(self, operation: str, offset: int, length: int, work: Callable[[slice], T]) -> Awaitable[T]:
         """Refuse what is wrong; do the rest now, and give a future of what came of it."""
@@ -86,12 +100,6 @@ class RamDevice(aioblk.BlockDevice):
         else:
             outcome.set_result(work(slice(offset, offset + length)))
         return outcome
-
-    def statistics(self) -> aioblk.QueueStatistics:
-        return aioblk.QueueStatistics(submitted=self._submitted)
-
-    async def aclose(self) -> None:
-        self._closed = True
 
 
 async def main() -> None:

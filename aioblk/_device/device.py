@@ -14,7 +14,8 @@ from .._libblkio.options import DriverOptions
 from .._libblkio.properties import Properties
 from .._libblkio.subject import Subject
 from .._memory.bounce import BouncePool
-from .._memory.regions import DeviceMemory, MemoryRegion
+from .._memory.device_memory import DeviceMemory
+from .._memory.regions import MemoryRegion
 from .._native._core import Submitter
 from .._native.buffers import BytesLike
 from .._queues.blocking import BlockingQueue

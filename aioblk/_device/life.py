@@ -291,7 +291,7 @@ class Life:
         if self.stage is Stage.CLOSED or os.getpid() != self._pid:
             return
         warnings.warn(f"unclosed {device!r}", ResourceWarning, source=device, stacklevel=3)
-        if self.session.queues.are_idle_here and not self.session.memory.busy:
+        if self.session.queues.are_idle_here and not self.session.memory.calls.are_busy:
             self.loss.forget_peer()  # or its answer would be waited for
             self.session.queues.dispose()
             self.session.handle.destroy(in_use=self.loss.left_in_use)

@@ -244,7 +244,7 @@ class Loss:
         recovering = Recovering(Recovery(session, peer, seconds, self._is_worth_recovering))
         self._become(Event.DIED, recovering)
         peer.hang_up()  # a thread may be waiting for an answer
-        session.memory.hold_calls()
+        session.memory.calls.hold()
         session.queues.note_death()
         _ = self._start_going_on(self._recover(recovering, peer, set(self._going_on)))
 
@@ -273,7 +273,7 @@ class Loss:
         session.queues.exclusively(functools.partial(session.handle.exchange, connection.handle))
         call_elsewhere(connection.handle.destroy)
         recovery.end_loan()
-        session.memory.release_calls()
+        session.memory.calls.release()
         self._go_on_with(connection)  # what happens from here on happens to the new one
         await session.queues.resume()
 
@@ -286,7 +286,7 @@ class Loss:
                 return False
         elif not isinstance(presence, Recovering):
             return False
-        self._session.memory.hold_calls()
+        self._session.memory.calls.hold()
         with contextlib.suppress(RuntimeError):  # the device's loop is closed
             self._session.loop.call_soon_threadsafe(self._on_suspicion)
         return True
@@ -294,7 +294,7 @@ class Loss:
     def _on_suspicion(self) -> None:
         self.look()
         if not self.is_recovering:
-            self._session.memory.release_calls()
+            self._session.memory.calls.release()
 
     # --- coming back on request -----------------------------------------------------------------------------
 
@@ -337,7 +337,7 @@ class Loss:
             if attempt == self._attempts:  # otherwise given up, and another one has been made meanwhile
                 release_old(handle)
 
-        await run_blocking(functools.partial(memory.after_calls, release))
+        await run_blocking(functools.partial(memory.calls.make_here, release))
         memory.end_limbo()
         self._require_still_open()
         regions = {*memory.withdraw_regions(), *session.queues.bounce_regions()}

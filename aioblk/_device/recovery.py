@@ -192,7 +192,7 @@ class Recovery:
             problem = "its queues were not told in time"
             await self._within(start_steadfast_task(self._loop, self._session.queues.recall()))
             problem = "a call to it has not returned"
-            await self._within(start_steadfast_task(self._loop, self._session.memory.until_idle()))
+            await self._within(start_steadfast_task(self._loop, self._session.memory.calls.until_idle()))
             pause = _FIRST_PAUSE
             while True:
                 try:

@@ -21,7 +21,7 @@ from .._libblkio.options import DriverOptions
 from .._libblkio.properties import IO_URING, VHOST_VDPA, VIRTIO, PropertyValue, State
 from .._libblkio.refusals import Refusals
 from .._libblkio.subject import Subject
-from .._memory.regions import DeviceMemory
+from .._memory.device_memory import DeviceMemory
 from .._native._core import DeviceCore
 from .._queues.blocking import BlockingQueue
 from .._queues.bound import BoundQueues
@@ -144,9 +144,9 @@ class Session:
         # Queues may have a bounce pool of their own, and with it a memory region.
         pools = cast(int, self.handle.get("num-queues")) + cast(int, self.handle.get("num-poll-queues"))
         memory = DeviceMemory(self.handle, self.core, self.limits, reserved=pools)
-        memory.call_limit = self.options.lost_after
-        memory.on_silence = alarm.silent
-        memory.is_coming_back = alarm.is_coming_back
+        memory.calls.limit = self.options.lost_after
+        memory.calls.on_silence = alarm.silent
+        memory.calls.is_coming_back = alarm.is_coming_back
         return memory
 
     def _make_context(self, alarm: Alarm) -> QueueContext:
@@ -212,13 +212,13 @@ class Session:
     async def add_queue(self) -> int:
         """Of those that are not for polling; its index."""
         make = functools.partial(add_queue, self.handle)
-        return await self.memory.call(make, undo=self.handle.remove_queue)
+        return await self.memory.calls.make(make, undo=self.handle.remove_queue)
 
     async def remove_queue(self, index: int) -> None:
         """One that is not bound, nor the default one."""
         if (self.queue.poll, self.queue.index) == (False, index):
             raise self.subject.misuse("remove_queue", f"{self.queue!r} is the default queue, which stays")
-        await self.memory.call(functools.partial(self.handle.remove_queue, index))
+        await self.memory.calls.make(functools.partial(self.handle.remove_queue, index))
 
     # --- what is behind the device --------------------------------------------------------------------------
 
@@ -241,7 +241,7 @@ class Session:
         if self.options.driver == IO_URING:
             return self.present_capacity()
         ask = functools.partial(self.handle.get, "capacity")
-        self.capacity = cast(int, await self.memory.call(ask))
+        self.capacity = cast(int, await self.memory.calls.make(ask))
         return self.capacity
 
     def _end(self) -> int | None:
@@ -268,7 +268,7 @@ class Session:
 
     async def truncate(self, size: int) -> None:
         """Cut or extend the file."""
-        await self.memory.call(functools.partial(self.handle.truncate, size))
+        await self.memory.calls.make(functools.partial(self.handle.truncate, size))
 
     def extents(
         self, offset: int, length: int | None, file: Callable[[], int | None]

@@ -14,7 +14,7 @@ from typing import Any, final
 from .._libblkio.handle import Blkio, MemRegion
 from .._native._core import QueueCore, Request
 from .._sync.tasks import start_steadfast_task
-from .regions import DeviceMemory
+from .device_memory import DeviceMemory
 
 __all__ = ["BouncePool", "BounceStatistics"]
 
@@ -226,7 +226,7 @@ class BouncePool:
             self._old, self._region = self._region, None
         problem: Exception | None = None
         try:
-            self._region = await self._memory.call(partial(self._replace_region, size))
+            self._region = await self._memory.calls.make(partial(self._replace_region, size))
             if self._region is not None:
                 self._core.attach_bounce(self._region.address, self._region.length, self._granule)
         except Exception as error:  # whatever it is, nobody may be left waiting

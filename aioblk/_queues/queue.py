@@ -11,7 +11,7 @@ from .._libblkio.handle import Blkio
 from .._libblkio.limits import Limits
 from .._libblkio.properties import Properties
 from .._memory.bounce import BouncePool
-from .._memory.regions import DeviceMemory
+from .._memory.device_memory import DeviceMemory
 from .._native._core import DeviceCore, QueueCore, Submitter
 from .._sync.loops import running_loop
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled

@@ -10,7 +10,7 @@ from typing_extensions import Buffer, Protocol, runtime_checkable
 from .._device.extents import Extent
 from .._libblkio.limits import Limits
 from .._queues.statistics import QueueStatistics
-from .begun import begin_all
+from ._begun import begin_all
 
 __all__ = ["BlockDevice", "KnowsExtents"]
 

@@ -14,9 +14,9 @@ from .._native.buffers import BytesLike, as_memoryview
 from .._queues.statistics import QueueStatistics
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ..errors import BlkioError, DeviceClosedError, OptionError, UnsupportedError
-from .begun import begin, begin_all, begun, future_of
+from ._begun import begin, begin_all, begun, future_of
+from ._edits import Edits, Span
 from .block_device import BlockDevice
-from .edits import Edits, Span
 
 __all__ = ["ByteView"]
 

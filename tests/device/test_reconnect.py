@@ -16,7 +16,7 @@ import pytest
 
 import aioblk
 from aioblk._device.recovery import incompatibility
-from aioblk._memory.regions import DeviceMemory
+from aioblk._memory.handle_calls import HandleCalls
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, held, pattern
@@ -705,19 +705,19 @@ async def test_an_attempt_that_was_given_up_spoils_no_later_one(
 ) -> None:
     """Its thread comes to letting go of the lost instance when the device has another one."""
     entered, goes_on, through = threading.Event(), threading.Event(), threading.Event()
-    after_calls = DeviceMemory.after_calls
+    make_here = HandleCalls.make_here
 
-    def late(memory: DeviceMemory, function: Callable[[], Any]) -> Any:
+    def late(calls: HandleCalls, function: Callable[[], Any]) -> Any:
         entered.set()
         goes_on.wait(PATIENCE)
         try:
-            return after_calls(memory, function)
+            return make_here(calls, function)
         finally:
             through.set()
 
     plain.abandon()
     with monkeypatch.context() as patch:
-        patch.setattr(DeviceMemory, "after_calls", late)
+        patch.setattr(HandleCalls, "make_here", late)
         first = asyncio.create_task(plain.reconnect())
         await asyncio.to_thread(entered.wait)
         first.cancel()

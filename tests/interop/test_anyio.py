@@ -13,7 +13,7 @@ import anyio
 import pytest
 
 import aioblk
-from aioblk.layers.edits import Edits
+from aioblk.layers._edits import Edits
 
 from ..support.devices import BLOCK, LATENCY, held, pattern
 from ..support.scripts import run_script

@@ -172,11 +172,12 @@ class FakeDeviceMemory:
         self.limits = FakeLimits(needs_mem_regions)
         self.pending: list[asyncio.Future[None]] = []
         self.loop = loop
+        self.calls = self
 
     def round_up(self, length: int) -> int:
         return -(-length // self.PAGE) * self.PAGE
 
-    async def call(self, function: Callable[[], Any]) -> Any:
+    async def make(self, function: Callable[[], Any]) -> Any:
         turn = self.loop.create_future()
         self.pending.append(turn)
         await turn

@@ -13,7 +13,7 @@ from typing_extensions import Buffer
 from .._device.device import Device
 from .._native._core import Request
 from .._native.buffers import BytesLike, as_memoryview
-from .begun import Begun, begin, begun
+from ._begun import Begun, begin, begun
 from .block_device import BlockDevice
 
 __all__ = ["Edits", "Span"]

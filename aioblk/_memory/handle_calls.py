@@ -1,0 +1,145 @@
+"""Calls of a device's handle, made in worker threads: one at a time, and none while the device comes back.
+
+Such a call may block for as long as the device's other side takes to answer; the loop must not.
+"""
+
+import asyncio
+import contextlib
+import threading
+from collections.abc import Callable
+from typing import Any, TypeVar, final
+
+from .._libblkio.handle import Blkio
+from .._sync.blocking import BlockingCall
+from ..errors import BlkioError, DeviceLostError
+
+__all__ = ["HandleCalls"]
+
+T = TypeVar("T")
+
+_MOMENT = 0.005  # seconds
+
+
+@final
+class HandleCalls:
+    """The calls of one device, from any loop."""
+
+    def __init__(self, handle: Blkio) -> None:
+        self._handle = handle
+        self._turn = threading.Lock()
+        self._calls: set[BlockingCall[Any]] = set()  # of any loop, until their threads are back
+        self._losses = 0  # a call that was to be made before one of them is not made any more
+        self._held = False
+        self._held_calls: set[asyncio.Future[None]] = set()  # of any loop
+        self._holding = threading.Lock()
+        self.lost: DeviceLostError | None = None
+        """Why the device is lost, when it is."""
+        self.limit: float | None = None
+        """Seconds that a call may take before :attr:`on_silence` is told."""
+        self.on_silence: Callable[[str], object] = lambda _: None
+        self.is_coming_back: Callable[[], bool] = lambda: False
+        """Asked when a call has failed: whether the device is being reconnected, so that it should be tried
+        again."""
+
+    @property
+    def are_busy(self) -> bool:
+        """Whether a worker thread is using the handle."""
+        return self._turn.locked()
+
+    async def make(self, function: Callable[[], T], *, undo: Callable[[T], object] | None = None) -> T:
+        """Call a function that uses the handle in a worker thread, after whoever does so now.
+
+        *undo* is called there, too, with a result that comes when the caller has been cancelled.
+
+        Raises DeviceLostError as soon as the device is lost: the thread may then go on by itself.
+        """
+
+        def take_turn() -> T:
+            with self._turn:
+                if losses != self._losses:  # the handle may have another instance of libblkio by now
+                    raise DeviceLostError("the device was lost meanwhile", driver=self._handle.driver)
+                return function()
+
+        def take_undoing_turn(result: T) -> None:
+            with self._turn, contextlib.suppress(BlkioError):  # lost or closed meanwhile: it went with that
+                if undo is not None and losses == self._losses:
+                    undo(result)
+
+        while True:
+            await self._until_released()
+            if self.lost is not None:
+                raise DeviceLostError(self.lost.message, driver=self._handle.driver) from self.lost
+            losses = self._losses
+            try:
+                return await self._watched(BlockingCall(take_turn, undo=take_undoing_turn))
+            except BlkioError as error:
+                if isinstance(error, DeviceLostError) or not self.is_coming_back():
+                    raise
+
+    async def _watched(self, call: BlockingCall[T]) -> T:
+        for other in list(self._calls):
+            if other.returned:
+                self._calls.discard(other)
+        self._calls.add(call)
+        timer = None
+        if self.limit is not None:
+            told = f"a call to the device has not returned for {self.limit:g} seconds (lost_after)"
+            timer = call.done.get_loop().call_later(self.limit, self.on_silence, told)
+        try:
+            return await call.outcome()
+        finally:
+            if call.returned:
+                self._calls.discard(call)
+            if timer is not None:
+                timer.cancel()
+
+    def make_here(self, function: Callable[[], T]) -> T:
+        """Call it in this thread, after whoever calls the handle now."""
+        with self._turn:
+            return function()
+
+    async def until_idle(self) -> None:
+        """Wait until no call is being made, not even one that was given up: those to come are held."""
+        while any(not call.returned for call in list(self._calls)):  # noqa: ASYNC110 (of several loops)
+            await asyncio.sleep(_MOMENT)
+
+    def lose(self, error: DeviceLostError) -> None:
+        """The device is lost. Nobody waits for it."""
+        self.lost = error
+        self.release()
+        self._losses += 1
+        for call in list(self._calls):
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                call.done.get_loop().call_soon_threadsafe(
+                    call.abort, DeviceLostError(error.message, driver=error.driver)
+                )
+
+    # --- while the device is being reconnected --------------------------------------------------------------
+
+    def hold(self) -> None:
+        """Let calls wait from now on, those that fail now included. From any thread."""
+        with self._holding:
+            self._held = True
+
+    def release(self) -> None:
+        """Let them go on."""
+        with self._holding:
+            self._held = False
+            waiting, self._held_calls = self._held_calls, set()
+        for call in waiting:
+            with contextlib.suppress(RuntimeError):  # its loop is closed
+                call.get_loop().call_soon_threadsafe(_settle, call)
+
+    async def _until_released(self) -> None:
+        while True:
+            with self._holding:
+                if not self._held:
+                    return
+                released = asyncio.get_running_loop().create_future()
+                self._held_calls.add(released)
+            await released
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
