@@ -1,5 +1,6 @@
 #include "allocator.h"
 
+#include <assert.h>
 #include <stdlib.h>
 
 /* Free ranges are kept in lists by length ("classes"), as in TLSF: the first level is the power of two, the second
@@ -176,7 +177,8 @@ void allocator_free(allocator_t *a)
 
 int64_t allocator_take(allocator_t *a, size_t bytes)
 {
-    if (bytes == 0 || bytes > allocator_size(a)) {
+    assert(bytes > 0);
+    if (bytes > allocator_size(a)) {
         return -1;
     }
     granules wanted = round_up_to_granules(a, bytes);

@@ -71,7 +71,7 @@ inline bool memory_use(MemoryObject *memory)
 static PyObject *memory_from_range(PyTypeObject *type, char *address, size_t length, bool readonly, PyObject *owner,
                                    PyObject *on_release)
 {
-    if (length > PY_SSIZE_T_MAX || (uintptr_t)address + length < (uintptr_t)address) {
+    if ((uintptr_t)address + length < (uintptr_t)address) {
         PyErr_SetString(PyExc_OverflowError, "the memory does not fit into the address space");
         return NULL;
     }
@@ -514,15 +514,12 @@ static PyObject *view_richcompare(ViewObject *self, PyObject *other, int operati
         Py_RETURN_NOTIMPLEMENTED;
     }
     Py_buffer theirs;
-    if (is_closed(self)) {
+    if (!memory_use(self->memory)) {
         return raise_closed();
     }
     if (PyObject_GetBuffer(other, &theirs, PyBUF_SIMPLE) < 0) {
+        memory_unuse(self->memory);
         return NULL;
-    }
-    if (!memory_use(self->memory)) {
-        PyBuffer_Release(&theirs);
-        return raise_closed();
     }
     bool equal = (size_t)theirs.len == self->length && memcmp(theirs.buf, self->address, self->length) == 0;
     memory_unuse(self->memory);
@@ -590,7 +587,7 @@ static PyObject *view_item(ViewObject *self, Py_ssize_t index)
     if (is_closed(self)) {
         return raise_closed();
     }
-    if (index < 0 || index >= (Py_ssize_t)self->length) {
+    if ((size_t)index >= self->length) { /* or it is negative */
         PyErr_SetString(PyExc_IndexError, "view index out of range");
         return NULL;
     }

@@ -73,11 +73,7 @@ typedef struct {
 #define CRITICAL_SECTION(object) {
 #define END_CRITICAL_SECTION() }
 
-static inline bool may_touch(unsigned long owner)
-{
-    (void)owner;
-    return true;
-}
+#define may_touch(owner) true
 
 #define CLEAR_WEAK_REFERENCES(object) \
     ((object)->weak_references ? PyObject_ClearWeakRefs((PyObject *)(object)) : (void)0)
