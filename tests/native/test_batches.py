@@ -1,10 +1,12 @@
 """Batches: many requests, one await."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
 import aioblk
+from aioblk.errors import request_error
 
 from ..support.devices import BLOCK, LATENCY, held, pattern, settled
 from ..support.storage_daemon import StorageDaemon
@@ -82,6 +84,23 @@ async def test_errors_can_be_results(slow_device: aioblk.Device) -> None:
     results = await slow_device.write_many([(0, bytes(BLOCK)), (end, bytes(BLOCK))], return_exceptions=True)
     assert results[0] is None
     assert isinstance(results[1], aioblk.BlkioError)
+
+
+async def test_a_batch_that_is_cancelled_while_its_exceptions_are_made_stays_cancelled(
+    slow_device: aioblk.Device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    accepted = []
+
+    def cancel_and_make(*args: Any, **options: Any) -> aioblk.BlkioError:
+        accepted.append(batch.cancel())
+        return request_error(*args, **options)
+
+    monkeypatch.setattr("aioblk._libblkio.refusals.request_error", cancel_and_make)
+    batch = slow_device.read_many([(0, BLOCK), (slow_device.capacity, BLOCK)], return_exceptions=True)
+    with pytest.raises(asyncio.CancelledError):
+        await batch
+    assert accepted == [True]
+    assert batch.cancelled()
 
 
 async def test_a_batch_counts_as_its_items(device: aioblk.Device) -> None:

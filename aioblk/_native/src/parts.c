@@ -11,10 +11,9 @@
 /* ---- issuing --------------------------------------------------------------------------------------------- */
 
 /* What the next do_io transfers of it. */
-/* What the next do_io transfers of it. */
 static inline uint64_t bytes_of(const Part *part)
 {
-    return part->request->operation <= OP_WRITE ? part->length : zeroes_to_transfer(part);
+    return part->request->operation <= OP_WRITE ? part->length : zeroes_at_once(part);
 }
 
 void queue_issue(QueueCore *q, Part *part)
@@ -41,7 +40,7 @@ void queue_issue(QueueCore *q, Part *part)
         break;
     case OP_WRITE_ZEROES:
         if (zeroes_are_written(part)) {
-            zeroes_issue(b, part);
+            blkioq_write(b, part->offset, part->address, zeroes_at_once(part), part, r->flags & BLKIO_REQ_FUA);
             break;
         }
         blkioq_write_zeroes(b, part->offset, part->length, part, r->flags);

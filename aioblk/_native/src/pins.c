@@ -32,7 +32,6 @@ static int explain_refusal(PyObject *object)
 }
 
 /* Everything but a view that can be used. */
-/* Everything but a view that can be used. */
 static int pin_any(Py_buffer *pin, PyObject *object, bool writable)
 {
     if (PyBytes_CheckExact(object) && !writable) {

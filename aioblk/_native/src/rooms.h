@@ -343,9 +343,8 @@ RUNS_PYTHON int zeroes_module_init(void);
 void zeroes_plan_part(Part *part);
 /* The last bytes of a range of zeroes, that must be written so that the file grows as far; 0: none. */
 uint64_t zeroes_beyond_the_end(DeviceCore *device, const Request *r);
-uint64_t zeroes_at_once(const Part *part);     /* bytes, of the next piece of such a part */
-uint64_t zeroes_to_transfer(const Part *part); /* the same, or 0: it is none, nor a read or a write */
-void zeroes_issue(struct blkioq *b, Part *part);
+/* How many bytes the next piece of such a part has; 0: it is none. */
+uint64_t zeroes_at_once(const Part *part);
 /* A piece has been written. True: the part is shorter by it, and to be issued once more. */
 bool zeroes_go_on(QueueCore *q, Part *part);
 /* A request is over and unlinked. True: not supported, it begins again, with zeroes that are written. */

@@ -52,20 +52,13 @@ uint64_t zeroes_beyond_the_end(DeviceCore *device, const Request *r)
     return unit(device);
 }
 
-uint64_t zeroes_at_once(const Part *part)
+__attribute__((noinline, cold)) uint64_t zeroes_at_once(const Part *part)
 {
+    if (!zeroes_are_written(part)) {
+        return 0;
+    }
     uint64_t most = part->bounce_length ? part->bounce_length : piece_of(part->request->queue->device, PIECE);
     return smaller(part->length, most);
-}
-
-__attribute__((noinline, cold)) uint64_t zeroes_to_transfer(const Part *part)
-{
-    return zeroes_are_written(part) ? zeroes_at_once(part) : 0;
-}
-
-__attribute__((noinline, cold)) void zeroes_issue(struct blkioq *b, Part *part)
-{
-    blkioq_write(b, part->offset, part->address, zeroes_at_once(part), part, part->request->flags & BLKIO_REQ_FUA);
 }
 
 __attribute__((noinline, cold)) bool zeroes_go_on(QueueCore *q, Part *part)
