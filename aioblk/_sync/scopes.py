@@ -64,7 +64,9 @@ def _is_cancelled() -> bool:
 
 def outcome_of(task: asyncio.Future[T]) -> Generator[Any, None, T]:
     """Await what may go on for long after it was cancelled; cancelling who awaits it cancels it."""
-    return _shielded_outcome(task).__await__() if _USED_BY in sys.modules else task.__await__()
+    if _USED_BY in sys.modules and not task.done():
+        return _shielded_outcome(task).__await__()
+    return task.__await__()
 
 
 async def _shielded_outcome(task: asyncio.Future[T]) -> T:

@@ -1,7 +1,8 @@
 """ByteView: any byte of a device, and writers that do not undo each other."""
 
 import asyncio
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +14,9 @@ import aioblk
 from aioblk.layers.byte_view import ByteView
 
 from ..conftest import StorageDaemonFactory
+from ..support.devices import held
 from ..support.fake_backend import WRITE, FakeBackend
+from ..support.storage_daemon import StorageDaemon
 
 BLOCK = 512
 SLOW = 20_000_000  # nanoseconds
@@ -242,6 +245,81 @@ async def test_a_cancelled_write_of_whole_blocks_is_over_before_a_part_is_read(
         daemon.resume()
         await part
         assert (await view.read(0, 512))[:6] == b"wpartw"
+
+
+async def test_a_change_of_parts_of_blocks_reads_them_in_the_call(view: ByteView) -> None:
+    requests: list[Awaitable[object]] = []
+    for submitted, change in (
+        (1, partial(view.write, 1, b"x")),
+        (3, partial(view.write_zeroes, 1000, 5000)),  # its first block and its last
+        (4, partial(view.write_many, [(7000, b"y")])),
+        (4, partial(view.write, 2, b"z")),  # which waits for its turn
+    ):
+        requests.append(change())
+        assert view.device.statistics().submitted == submitted
+    await asyncio.gather(*requests)
+    assert await view.read(0, 4) == b"\0xz\0"
+
+
+async def test_a_read_that_is_cancelled_before_its_first_step_is_cancelled_at_the_device(
+    slow_device: aioblk.Device, slow_daemon: StorageDaemon
+) -> None:
+    view = ByteView(slow_device)
+    with held(slow_daemon):
+        requests = [view.read(1, 10), view.write(1, b"x"), view.read_many([(1, 10), (600, 10)])]
+        assert slow_device.statistics().in_flight == 4
+        tasks = [asyncio.ensure_future(request) for request in requests]
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        assert all(task.cancelled() for task in tasks)
+        assert slow_device.statistics().cancelled == 4
+
+
+async def test_closing_ends_the_view_and_not_its_device(view: ByteView) -> None:
+    async with view:
+        changes = [view.write(place, b"x" * 300) for place in range(0, 3000, 300)]
+    assert await view.device.read(0, 3072) == b"x" * 3000 + bytes(72)
+    for change in changes:
+        await change  # which it has done long since
+    with pytest.raises(aioblk.DeviceClosedError, match="the view is closed"):
+        _ = view.write(1, b"y")
+    await view.aclose()
+    await view.device.write(0, bytes(512))
+
+
+async def test_who_is_cancelled_while_closing_leaves_the_changes_alone(view: ByteView) -> None:
+    change = view.write(1, b"x")
+    closing = asyncio.ensure_future(view.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    await change
+    await view.aclose()
+    assert await view.device.read(0, 512) == b"\0x" + bytes(510)
+
+
+async def test_batches_of_any_bytes(view: ByteView) -> None:
+    pieces = [(3, b"abc"), (511, b"de"), (512, b"F" * 512), (2000, b""), (5, b"gh")]
+    assert await view.write_many(pieces) is None
+    assert await view.read(0, 1024) == bytes(3) + b"abgh" + bytes(504) + b"d" + b"F" * 512
+    places = [(3, 4), (511, 2), (512, 512)]
+    assert await view.read_many(places) == [b"abgh", b"dF", b"F" * 512]
+    buffers = [(place, bytearray(length)) for place, length in places]
+    assert await view.read_into_many(buffers, return_exceptions=True) == [None, None, None]
+    assert [bytes(buffer) for _, buffer in buffers] == [b"abgh", b"dF", b"F" * 512]
+
+
+async def test_a_batch_of_whole_blocks_is_one_request_unless_it_shares_a_block(view: ByteView) -> None:
+    whole = view.write_many([(0, bytes(512)), (512, bytes(512))])
+    assert isinstance(whole, aioblk.Request)
+    await whole
+    part = view.write(1, b"part")
+    waits = view.write_many([(512, b"w" * 512), (0, b"w" * 512)])
+    assert not isinstance(waits, aioblk.Request)
+    again = view.write(2, b"PART")
+    await asyncio.gather(part, waits, again)
+    assert await view.read(0, 1024) == b"wwPART" + b"w" * 1018
 
 
 async def test_what_a_request_may_be_handed_to(view: ByteView) -> None:
