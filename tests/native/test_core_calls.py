@@ -573,3 +573,102 @@ async def test_an_attribute_that_tasks_set(file_device: aioblk.Device) -> None:
 def test_device_cores_need_all_limits() -> None:
     with pytest.raises(TypeError):
         DeviceCore()  # type: ignore[call-arg]
+
+
+async def test_no_context_is_the_present_one(file_device: aioblk.Device) -> None:
+    request = file_device.read(0, BLOCK)
+    called: list[object] = []
+    request.add_done_callback(called.append, context=None)
+    await settled(request)
+    await asyncio.sleep(0)
+    assert called == [request]
+
+
+def test_a_child_has_nothing_to_submit_and_nothing_to_reap(scratch_file: Any) -> None:
+    """What a queue holds when its process forks is the parent's alone, though the child's loop may call."""
+    run_script(
+        """
+        import asyncio, os, sys
+        import aioblk
+
+        BLOCK = 4096
+
+        async def main():
+            async with aioblk.IoUring(sys.argv[1], num_entries=1) as device:
+                core = device.queue()._compiled
+                written = device.write(0, bytearray(4 << 20))
+                requests = [device.write(0, bytearray(4 << 20)) for _ in range(4)]
+                requests[2].cancel()
+                before = core.statistics()
+                child = os.fork()
+                if child == 0:
+                    core.flush()
+                    core.on_event()
+                    after = core.statistics()
+                    same = all(before[name] == after[name] for name in ("do_io_calls", "events", "in_flight"))
+                    os._exit(0 if same else 1)
+                assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+                await asyncio.wait([written, *requests])
+                assert [request.cancelled() for request in requests] == [False, False, True, False]
+
+        asyncio.run(main())
+        """,
+        scratch_file,
+    )
+
+
+@pytest.mark.parametrize(
+    "change", ["del coroutines._iscoroutine_typecache", "coroutines._iscoroutine_typecache = ()"]
+)
+def test_an_asyncio_that_keeps_its_types_otherwise_is_left_alone(scratch_file: Any, change: str) -> None:
+    run_script(
+        f"""
+        import asyncio, sys
+        from asyncio import coroutines
+        import aioblk
+
+        async def main():
+            async with aioblk.IoUring(sys.argv[1]) as device:
+                request = device.read(0, 4096)
+                await request
+                before = coroutines._iscoroutine_typecache
+                {change}
+                assert hash(request) == hash(request)
+                coroutines._iscoroutine_typecache = before
+
+        asyncio.run(main())
+        """,
+        scratch_file,
+    )
+
+
+async def test_a_collection_may_change_the_callbacks_that_are_being_added(file_device: aioblk.Device) -> None:
+    """Making room for a second callback runs the collector, and by way of that any code."""
+    first = file_device.read(0, BLOCK)
+    called: list[object] = []
+
+    def add(change: Callable[[aioblk.Request[None]], object]) -> aioblk.Request[None]:
+        request = file_device.read_into(0, bytearray(BLOCK))
+        request.add_done_callback(print)
+
+        def collecting(_phase: str, _info: object) -> None:
+            gc.callbacks.remove(collecting)
+            change(request)
+
+        gc.callbacks.append(collecting)
+        thresholds = gc.get_threshold()
+        gc.set_threshold(1)
+        try:
+            request.add_done_callback(called.append)
+        finally:
+            gc.set_threshold(*thresholds)
+        assert collecting not in gc.callbacks
+        return request
+
+    requests = [
+        add(lambda request: request.remove_done_callback(print)),
+        add(lambda request: request.remove_done_callback(print)),
+    ]
+    await settled(first, *requests)
+    await asyncio.sleep(0)
+    assert called == requests

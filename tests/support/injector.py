@@ -94,11 +94,14 @@ class Injector:
             sys.settrace(tracer)
         return result
 
-    def arm(self, kind: Kind, first: int, times: int = 1) -> None:
-        """Let the calls from number *first* on fail, *times* of them. Counting starts anew, from 1."""
+    def arm(self, kind: Kind, first: int, times: int = 1, error: int | None = None) -> None:
+        """Let the calls from number *first* on fail, *times* of them. Counting starts anew, from 1.
+
+        *error* is the errno that they fail with, if not the usual one.
+        """
         first_call, last_call = ctypes.c_long(first), ctypes.c_long(first + times - 1)
         self._library.injector_arm(
-            list(Kind).index(kind), first_call, last_call, ERRORS.get(kind, errno.ENOMEM)
+            list(Kind).index(kind), first_call, last_call, error or ERRORS.get(kind, errno.ENOMEM)
         )
 
     def disarm(self) -> None:

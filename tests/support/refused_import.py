@@ -25,7 +25,7 @@ def import_core() -> ModuleType:
     spec = importlib.util.spec_from_loader(NAME, ExtensionFileLoader(NAME, sys.argv[1]))
     assert spec is not None
     assert spec.loader is not None
-    core = importlib.util.module_from_spec(spec)
+    core = sys.modules[NAME] = importlib.util.module_from_spec(spec)
     injector.call(spec.loader.exec_module, core)
     return core
 

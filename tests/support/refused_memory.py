@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any
 
 import aioblk
-from aioblk._native._core import Allocator, DeviceCore, Memory, QueueCore, View
+from aioblk._native._core import Allocator, DeviceCore, Memory, QueueCore, Submitter, View
 
 from .injector import Injector, Kind
 
@@ -41,12 +41,14 @@ def case(make: Callable[[aioblk.Device], Case]) -> Callable[[aioblk.Device], Cas
 async def attempt(steps: Case, first: int, times: int) -> int:
     """Let *times* allocations of the call fail, from the *first* on; returns how many did."""
     call = await anext(steps)
-    gc.collect()  # which empties Python's own lists of free objects
+    gc.collect()  # which empties Python's own lists of free objects; `kept` takes what is freed since
+    kept = [((number,), (number, None), (number, None, None), [number]) for number in range(20)]
     injector.arm(Kind.PYTHON, first, times)
     with suppress(*EXPECTED):
         injector.call(call)
     refusals = injector.refusals
     injector.disarm()
+    kept.clear()
     async for _ in steps:
         raise AssertionError("a case yields once")
     return refusals
@@ -264,7 +266,8 @@ async def removed_callbacks(device: aioblk.Device) -> Case:
 async def words(device: aioblk.Device) -> Case:
     request, first = pending(device)
     batch = device.read_many([(0, BLOCK)])
-    yield lambda: (repr(request), repr(batch), request.get_loop(), hash(first))
+    format_coroutine = asyncio.coroutines._format_coroutine  # type: ignore[attr-defined]
+    yield lambda: (repr(request), repr(batch), request.get_loop(), hash(first), format_coroutine(first))
     await over(request, first, batch)
 
 
@@ -294,6 +297,8 @@ async def awaiting_by_hand(device: aioblk.Device) -> Case:
         for step in (request.__await__().__next__, lambda: request.__await__().send(None)):
             with suppress(StopIteration):
                 step()
+        with suppress(ValueError):
+            request.__await__().throw(ValueError())
 
     yield call
     assert await request == bytes(BLOCK)
@@ -341,6 +346,20 @@ async def items(device: aioblk.Device) -> Case:
 
     yield call
     await over(request)
+
+
+@case
+async def a_callback_in_the_place_of_another(device: aioblk.Device) -> Case:
+    request, first = pending(device)
+    called: list[object] = []
+    request.add_done_callback(print)
+    request.add_done_callback(called.append)
+    request.add_done_callback(called.append)
+    yield lambda: request.remove_done_callback(print)
+    request.remove_done_callback(print)
+    await over(request, first)
+    await asyncio.sleep(0)
+    assert called == [request, request]
 
 
 # --- requests that need more --------------------------------------------------------------------------------
@@ -414,6 +433,33 @@ def a_barrier(device: aioblk.Device) -> Case:
 @case
 def a_long_range(device: aioblk.Device) -> Case:
     return submitting(device.write_zeroes, 0, 4 << 20, no_unmap=True)
+
+
+def first_of_a_queue(name: str, *arguments: Any) -> None:
+    """A request of a queue that has kept none for reuse. It is suspended, so nothing is issued."""
+
+    async def steps(_: aioblk.Device) -> Case:
+        queue = QueueCore(new_device_core(), 1, -1, None, 1)
+        queue.suspend()
+        submitter = Submitter()
+        submitter._core = queue
+        yield lambda: getattr(submitter, name)(*arguments)
+        queue.abandon(OSError())
+        assert queue.in_flight == 0
+
+    steps.__name__ = f"first_{name}"
+    CASES.append(steps)
+
+
+first_of_a_queue("read", 0, 512)
+first_of_a_queue("write", 0, bytes(512))
+first_of_a_queue("writev", 0, [bytes(512), bytes(512)])
+first_of_a_queue("write_zeroes", 0, 512)
+first_of_a_queue("discard", 0, 512)
+first_of_a_queue("flush")
+first_of_a_queue("read_many", [(0, 512), (512, 512)])
+first_of_a_queue("_report_zones", 0, 1)
+first_of_a_queue("_until_landed")
 
 
 @case

@@ -223,28 +223,29 @@ static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py
     Py_RETURN_NONE;
 }
 
-/* The next callback becomes the first, if there is none. */
-static int promote_callback(Request *r)
+/*
+ * The next callback becomes the first, if there is none. In the list, None stands for one that has been taken, here or by the
+ * loop: see schedule_more.
+ */
+static void promote_callback(Request *r)
 {
-    /* None stands for one that the loop has taken: see schedule_more. */
-    while (r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) > 0 &&
-           PyList_GET_ITEM(r->more_callbacks, 0) == Py_None) {
-        if (PyList_SetSlice(r->more_callbacks, 0, 1, NULL) < 0) {
-            return -1;
-        }
+    PyObject *list = r->more_callbacks;
+    Py_ssize_t taken = 0, count = list ? PyList_GET_SIZE(list) : 0;
+    while (taken < count && PyList_GET_ITEM(list, taken) == Py_None) {
+        taken++;
     }
-    if (!r->callback && r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) > 0) {
-        PyObject *pair = PyList_GET_ITEM(r->more_callbacks, 0);
+    if (!r->callback && taken < count) {
+        PyObject *pair = PyList_GET_ITEM(list, taken);
         r->callback = Py_NewRef(PyTuple_GET_ITEM(pair, 0));
         r->context = Py_NewRef(PyTuple_GET_ITEM(pair, 1));
-        if (PyList_SetSlice(r->more_callbacks, 0, 1, NULL) < 0) {
-            return -1;
-        }
+        (void)PyList_SetItem(list, taken, Py_NewRef(Py_None));
+        taken++;
     }
-    if (r->more_callbacks && PyList_GET_SIZE(r->more_callbacks) == 0) {
+    if (taken == count) {
         Py_CLEAR(r->more_callbacks);
+    } else if (PyList_SetSlice(list, 0, taken, NULL) < 0) {
+        PyErr_Clear(); /* without memory, a list does not become shorter either */
     }
-    return 0;
 }
 
 /* Comparing may run anything: whatever else has happened to the callbacks by then, it sees and leaves them whole. */
@@ -282,7 +283,8 @@ static PyObject *request_remove_done_callback(Request *r, PyObject *callback)
             request_drop_first_callback(r);
         }
     }
-    return promote_callback(r) < 0 ? NULL : PyLong_FromSsize_t(removed);
+    promote_callback(r);
+    return PyLong_FromSsize_t(removed);
 }
 
 /* ---- cancellation ---------------------------------------------------------------------------------------- */
@@ -324,9 +326,10 @@ static void rouse_tasks(Request *r)
         PyObject *callback = r->callback, *context = r->context;
         r->callback = r->context = NULL;
         roused = waking_rouse(r, callback, context);
-        if ((!roused && add_callback(r, callback, Py_NewRef(context)) < 0) || promote_callback(r) < 0) {
+        if (!roused && add_callback(r, callback, Py_NewRef(context)) < 0) {
             (void)put_off_exception(r->queue, (PyObject *)r);
         }
+        promote_callback(r);
         Py_DECREF(callback);
         Py_DECREF(context);
     }
@@ -538,7 +541,7 @@ static PyObject *request_getattro(PyObject *self, PyObject *name)
     if (name == str_blocking) {
         return PyBool_FromLong(r->blocking);
     }
-    if (name == str_get_loop && r->queue->get_loop) {
+    if (name == str_get_loop) {
         return Py_NewRef(r->queue->get_loop);
     }
     if (name == str_add_done_callback) {

@@ -109,8 +109,7 @@ static void teach_asyncio(PyObject *request)
 Py_hash_t request_hash(PyObject *object)
 {
     static bool taught;
-    Request *r = (Request *)object;
-    if (may_touch(r->queue->thread)) {
+    if (may_touch(((Request *)object)->queue->thread)) {
         Py_SET_TYPE(object, &Future_Type);
         if (!OBSERVE(taught)) {
             PUBLISH(taught, true);

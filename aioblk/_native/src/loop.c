@@ -183,14 +183,13 @@ PyObject *loop_finished_future(PyObject *loop)
 {
     PyObject *asyncio = PyImport_ImportModule("asyncio");
     PyObject *type = asyncio ? PyObject_GetAttrString(asyncio, "Future") : NULL;
-    PyObject *names = type ? Py_BuildValue("{s:O}", "loop", loop) : NULL, *none = PyTuple_New(0);
-    PyObject *future = names && none ? PyObject_Call(type, none, names) : NULL;
+    PyObject *names = type ? Py_BuildValue("{s:O}", "loop", loop) : NULL;
+    PyObject *future = names ? PyObject_VectorcallDict(type, NULL, 0, names) : NULL;
     PyObject *answer = future ? PyObject_CallMethod(future, "set_result", "O", Py_None) : NULL;
     if (!answer) {
         Py_CLEAR(future);
     }
     Py_XDECREF(answer);
-    Py_XDECREF(none);
     Py_XDECREF(names);
     Py_XDECREF(type);
     Py_XDECREF(asyncio);
