@@ -265,6 +265,10 @@ def test_what_is_listed_under_a_room_is_there_and_all_that_others_call_is_listed
     assert not core.wrongly_listed()
 
 
+def test_no_source_declares_what_is_elsewhere(core: Core) -> None:
+    assert not {room: found for room in core.sources if (found := PROTOTYPE.findall(core.tables[room]))}
+
+
 def test_calls_go_down(core: Core) -> None:
     """So there is no circle, and no header calls a source, as none has a floor."""
     assert not core.upward()

@@ -1,5 +1,5 @@
 /*
- * The structures of the request path, and the questions that they answer by themselves. What is done with them, rooms.h lists.
+ * The structures of the request path, and the questions that they answer by themselves. rooms.h lists what is done with them.
  *
  * Ownership. A request in flight is owned by its queue (one reference from link to unlink) and owns what the
  * device may touch: the pins on the caller's buffers, its bounce memory and its vectors. All of that is let go
@@ -40,7 +40,8 @@ typedef struct submitter Submitter;
  * Invariants. assert() is for builds that are tested, which cost what they may. ENSURE() stays in a release, where it costs
  * next to nothing: what it stops would write to memory that is not ours.
  */
-#define ENSURE(condition) (__builtin_expect(!!(condition), 1) ? (void)0 : Py_FatalError("aioblk: " #condition " does not hold"))
+#define ENSURE(condition) \
+    (__builtin_expect(!!(condition), 1) ? (void)0 : Py_FatalError("aioblk: " #condition " does not hold"))
 
 /* The kernel's limit on one vector. */
 #define IOV_MAX_SEGMENTS 1024

@@ -1,6 +1,6 @@
 /*
- * Lists: every chain hangs on its queue, where loss and recall see it whole. Pointers only: nothing in here runs Python code,
- * and so nothing changes while a list is being changed.
+ * Lists: every chain hangs on its queue, where loss and recall see it whole. Pointers only: nothing in here runs Python
+ * code, and so nothing else changes a list that is being changed.
  */
 #include "rooms.h"
 

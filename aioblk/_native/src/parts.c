@@ -311,7 +311,10 @@ static __attribute__((noinline, cold)) void admit_late(QueueCore *q, Request *r)
     Py_DECREF(r);
 }
 
-/* Ending one may run Python code, which may give the device up, or end others of them: those that are left hang on the queue. */
+/*
+ * Ending one may run Python code, which may give the device up, or end others of them: those that are left hang on the
+ * queue.
+ */
 static void sweep_backlog(QueueCore *q)
 {
     Part *part;

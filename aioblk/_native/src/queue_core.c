@@ -1,4 +1,4 @@
-/* QueueCore: one blkioq bound to one loop. Its work is done in the rooms of queue.h; here are its methods and its type. */
+/* QueueCore: one blkioq bound to one loop. Its work is done in the rooms below; here are its methods and its type. */
 #include "rooms.h"
 
 #include <errno.h>

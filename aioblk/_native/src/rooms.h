@@ -1,6 +1,6 @@
 /*
- * The rooms of the request path, from the top floor down: a table of contents. Each source is a room. It calls those that come
- * after it here, and none before; what it does for others is listed under its name, and all else in it is its own.
+ * The rooms of the request path, from the top floor down: a table of contents. Each source is a room. It calls those that
+ * come after it here, and none before; what it does for others is listed under its name, and all else in it is its own.
  *
  * RUNS_PYTHON marks what may run Python code: by calling it, by letting go of an object, by taking memory for which the
  * collector may run, or by leaving the GIL to another thread. That code may do anything: cancel, submit, close, give the

@@ -1,6 +1,6 @@
 /*
- * Submitter: the request methods of Device and Queue. Each checks what it is given, before libblkio sees anything:
- * libblkio and its backends hang, crash or corrupt on some of what is refused here. Then it plans and submits.
+ * Submitter: the request methods of Device and Queue. Each checks where it is called and what it is given, before libblkio
+ * sees anything: libblkio and its backends hang, crash or corrupt on some of what is refused here. Then it plans and submits.
  */
 #include "rooms.h"
 
@@ -8,17 +8,11 @@ static PyObject *get_running_loop;
 
 /* ---- checks ---------------------------------------------------------------------------------------------- */
 
-int loop_module_init(void);
 /* Whether the caller is in the step of a task that this queue has woken directly, and not in a loop that the task runs. */
 static bool woke_caller(const QueueCore *q)
 {
     return q->woken_context && q->waker->context == q->woken_context;
 }
-/* A bound method that returns the loop, and a future that is done and asyncio's own: see step_task. */
-PyObject *loop_getter(PyObject *loop);
-PyObject *loop_finished_future(PyObject *loop);
-/* Raises what was put off: 0, or -1. */
-int queue_raise_put_off(QueueCore *q);
 
 static bool on_own_loop(QueueCore *q)
 {

@@ -154,7 +154,7 @@ bool waking_rouse(Request *r, PyObject *callback, PyObject *context)
 
 /* ---- all that are ready ------------------------------------------------------------------------------------ */
 
-/* Whether asyncio has been patched so that a task may run the loop that runs it: nest_asyncio and its successor leave this mark. */
+/* Whether a task may run the loop that runs it: nest_asyncio and its successor leave this mark in asyncio. */
 static bool loops_nest(void) { return PyDict_Contains(asyncio_names, str_nest_patched) != 0; }
 
 /*
