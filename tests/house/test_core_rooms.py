@@ -288,6 +288,11 @@ def test_some_rooms_run_no_python_code(core: Core, room: str) -> None:
     assert not [key for key in core.run_python if key[0] == room]
 
 
+def test_the_chains_of_a_queue_are_changed_in_one_room(core: Core) -> None:
+    changes = re.compile(r"->(in_flight|previous|following|dropped|(backlog|held|ready)_(head|tail)) =[^=]")
+    assert {key[0] for key, each in core.functions.items() if changes.search(each.body)} == {"lists.c"}
+
+
 def test_time_is_asked_in_one_room(core: Core) -> None:
     asks = re.compile(r"\b(clock_gettime|clock_nanosleep|nanosleep|gettimeofday|time|usleep|sleep)\(")
     assert {key[0] for key, each in core.functions.items() if asks.search(each.body)} == {"clock.c"}
