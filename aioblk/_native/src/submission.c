@@ -31,6 +31,9 @@ static void submit_inline(QueueCore *q, Request *r)
 {
     int cost = q->unflushed_parts + q->unflushed_bytes / BYTES_PER_UNIT;
     queue_reap(q);
+    if (q->more_to_reap) {
+        queue_go_on_next_turn(q); /* of what an interrupted do_io has not submitted, no event will tell */
+    }
     if (r->state == PENDING) {
         return;
     }
