@@ -6,14 +6,14 @@ tests/faults runs scenarios under it; injector.c says what it stands before.
 import ctypes
 import enum
 import errno
-import hashlib
 import os
-import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, ParamSpec, Self, TypeVar
+
+from .compiled import shared_library
 
 __all__ = ["FOR_EVER", "Injector", "Kind", "preloaded"]
 
@@ -21,7 +21,6 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 SOURCE = Path(__file__).with_name("injector.c")
-BUILD = SOURCE.parents[2] / "build"
 FOR_EVER = 2**62
 
 
@@ -48,18 +47,8 @@ ERRORS = {
 }
 
 
-@cache
 def _library() -> Path:
-    """Compiled when its source has changed."""
-    name = f"injector-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:16]}.so"
-    path = BUILD / name
-    if not path.exists():
-        BUILD.mkdir(exist_ok=True)
-        unfinished = BUILD / f"{name}.{os.getpid()}"
-        command = ["cc", "-shared", "-fPIC", "-O1", "-Wall", "-Wextra", "-Werror"]
-        subprocess.run([*command, "-o", str(unfinished), str(SOURCE), "-ldl"], check=True)
-        unfinished.rename(path)
-    return path
+    return shared_library("injector", (SOURCE,))
 
 
 def preloaded() -> dict[str, str]:

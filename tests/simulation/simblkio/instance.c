@@ -1,0 +1,505 @@
+/* Instances: their life, their memory regions, and which queues they have. */
+#include "simblkio.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <linux/io_uring.h>
+#include <poll.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+static _Thread_local char message[256];
+
+int refuse(int error, const char *text)
+{
+    snprintf(message, sizeof(message), "%s", text);
+    return -error;
+}
+
+EXPORT const char *blkio_get_error_msg(void) { return message; }
+
+static const char *const DRIVER_NAMES[] = {"io_uring", "virtio-blk-vhost-user", "virtio-blk-vhost-vdpa", "virtio-blk-vfio-pci"};
+
+/* With which errno the call fails that may: a test wants it, or the seed. */
+static int failure(struct blkio *b, const char *call, unsigned permille)
+{
+    static const int ERRORS[] = {EIO, ENOMEM, EINVAL, ETIMEDOUT, EBUSY};
+    int error = armed_failure(call);
+    if (!error && random_chance(&b->random, permille)) {
+        error = ERRORS[random_below(&b->random, sizeof(ERRORS) / sizeof(*ERRORS))];
+    }
+    if (error) {
+        trace(EVENT_REFUSE, b, NULL, NULL, error);
+    }
+    return error;
+}
+
+/* ---- life ------------------------------------------------------------------------------------------------ */
+
+EXPORT int blkio_create(const char *driver, struct blkio **result)
+{
+    enum driver which = 0;
+    while (which < DRIVERS && strcmp(DRIVER_NAMES[which], driver) != 0) {
+        which++;
+    }
+    if (which == DRIVERS) {
+        return refuse(ENOENT, "simblkio has no such driver");
+    }
+    pthread_mutex_lock(&sim.lock);
+    struct blkio *b = calloc(1, sizeof(*b));
+    b->number = sim.last_instance++;
+    b->pid = getpid();
+    b->driver = which;
+    b->socket = b->served = b->ring_memory = -1;
+    b->random = random_seed(sim.config.seed, (uint64_t)b->number, 0);
+    int error = failure(b, "create", sim.config.open);
+    if (error) {
+        free(b);
+        pthread_mutex_unlock(&sim.lock);
+        return refuse(error, "the simulated system is out of something");
+    }
+    properties_begin(b);
+    property_put_text(b, "driver", driver);
+    b->next = sim.instances;
+    sim.instances = b;
+    trace(EVENT_CREATE, b, NULL, NULL, which);
+    pthread_mutex_unlock(&sim.lock);
+    *result = b;
+    return 0;
+}
+
+static int open_file(struct blkio *b)
+{
+    const char *path = property_text(b, "path");
+    int flags = (property(b, "read-only") ? O_RDONLY : O_RDWR) | (property(b, "direct") ? O_DIRECT : 0) | O_CLOEXEC;
+    int fd = (int)property(b, "fd");
+    if (*path) {
+        fd = open(path, flags);
+        if (fd < 0) {
+            return refuse(errno, "Failed to open device");
+        }
+        property_put(b, "fd", (uint64_t)fd);
+    } else {
+        flags = fcntl(fd, F_GETFL);
+        property_put(b, "direct", (flags & O_DIRECT) != 0);
+        property_put(b, "read-only", (flags & O_ACCMODE) == O_RDONLY);
+    }
+    b->disk = disk_of_file(fd);
+    return b->disk ? 0 : refuse(EINVAL, "simblkio makes disks of regular files only");
+}
+
+/* As a backend does, it takes one client at a time; the next one waits for as long as there is one. */
+static int connect_to_backend(struct blkio *b)
+{
+    struct sockaddr_un address = {.sun_family = AF_UNIX};
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", property_text(b, "path"));
+    b->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (b->socket < 0 || connect(b->socket, (struct sockaddr *)&address, sizeof(address)) != 0) {
+        return refuse(errno, "Failed to connect to vhost socket");
+    }
+    struct disk *disk = disk_find(VHOST_USER, property_text(b, "path"));
+    if (!disk || disk->listener < 0) {
+        return refuse(ECONNREFUSED, "simblkio has no such backend");
+    }
+    b->served = accept4(disk->listener, NULL, NULL, SOCK_CLOEXEC);
+    while (disk->client) {
+        device_look(disk->client);
+        struct pollfd ours = {b->socket, POLLRDHUP, 0};
+        if (disk->client->death == ALIVE && poll(&ours, 1, 0) == 0) {
+            doze();
+        } else if (disk->client->death == ALIVE || disk->listener < 0) {
+            return refuse(EIO, "the connection has ended");
+        } else {
+            disk->client = NULL;
+        }
+    }
+    b->disk = disk;
+    disk->client = b;
+    b->ring_memory = memfd_create("virtio-ring", 0);
+    return 0;
+}
+
+static int find_device(struct blkio *b)
+{
+    char name[256];
+    if (b->driver == VHOST_VDPA) {
+        character_name((int)property(b, "fd"), name);
+    } else {
+        snprintf(name, sizeof(name), "%s", property_text(b, "path"));
+    }
+    b->disk = disk_find(b->driver, name);
+    return b->disk ? 0 : refuse(ENOENT, "simblkio has no such device");
+}
+
+EXPORT int blkio_connect(struct blkio *b)
+{
+    int result = -EINVAL;
+    if (enter(b, "blkio_connect")) {
+        int error;
+        if (b->stage != CREATED) {
+            result = b->stage == CONNECTED ? 0 : refuse(EBUSY, "Device is already started");
+        } else if ((*property_text(b, "path") != 0) == ((int)property(b, "fd") >= 0) && b->driver != VHOST_USER && b->driver != VFIO_PCI) {
+            result = refuse(EINVAL, "Exactly one of path and fd must be set");
+        } else if (!block_if_told(b, "connect")) {
+            result = refuse(EIO, "the connection has ended");
+        } else if ((error = failure(b, "connect", sim.config.open)) != 0) {
+            result = refuse(error, "the simulated device cannot be reached");
+        } else {
+            result = b->driver == IO_URING     ? open_file(b)
+                     : b->driver == VHOST_USER ? connect_to_backend(b)
+                                               : find_device(b);
+        }
+        if (result == 0 && b->stage == CREATED) {
+            b->disk->clients++;
+            b->stage = CONNECTED;
+            properties_connect(b);
+        }
+        trace(EVENT_CONNECT, b, NULL, NULL, result);
+    }
+    leave(b);
+    return result;
+}
+
+/* Regular files are registered with the ring, as libblkio does it, so that there is something to take out of it. */
+static int ring_new(int file)
+{
+    struct io_uring_params parameters = {0};
+    int ring = (int)syscall(SYS_io_uring_setup, 1, &parameters);
+    if (ring >= 0) {
+        syscall(SYS_io_uring_register, ring, IORING_REGISTER_FILES, &file, 1);
+    }
+    return ring;
+}
+
+static int add_queue(struct blkio *b, bool poll)
+{
+    int index = b->queue_count[poll];
+    struct blkioq *q = queue_new(b, poll, index);
+    if (!q) {
+        return refuse(EMFILE, "no descriptor is left for a queue");
+    }
+    b->queues[poll] = realloc(b->queues[poll], sizeof(q) * (size_t)(index + 1));
+    b->queues[poll][index] = q;
+    b->queue_count[poll]++;
+    q->ring = b->driver == IO_URING ? ring_new((int)property(b, "fd")) : -1;
+    return index;
+}
+
+static int start(struct blkio *b)
+{
+    int counts[2] = {(int)property(b, "num-queues"), (int)property(b, "num-poll-queues")}, error;
+    if (counts[1] > 0 && !property(b, "supports-poll-queues")) {
+        return refuse(EINVAL, "Poll queues are not supported");
+    }
+    if (counts[0] + counts[1] > (int)property(b, "max-queues")) {
+        return refuse(EINVAL, "The device has not so many queues");
+    }
+    if (!block_if_told(b, "start") || b->death == HUNG_UP || b->death == KILLED) {
+        return refuse(EIO, "the connection has ended");
+    }
+    if ((error = failure(b, "start", sim.config.open)) != 0) {
+        return refuse(error, "the simulated device does not start");
+    }
+    for (int poll = 0; poll < 2; poll++) {
+        while (b->queue_count[poll] < counts[poll]) {
+            int index = add_queue(b, poll);
+            if (index < 0) {
+                return index;
+            }
+        }
+    }
+    return 0;
+}
+
+EXPORT int blkio_start(struct blkio *b)
+{
+    int result = -EINVAL;
+    if (enter(b, "blkio_start")) {
+        if (b->stage != CONNECTED) {
+            result = b->stage == STARTED ? 0 : refuse(ENODEV, "Device must be connected");
+        } else if ((result = start(b)) == 0) {
+            b->stage = STARTED;
+        }
+        trace(EVENT_START, b, NULL, NULL, result);
+    }
+    leave(b);
+    return result;
+}
+
+static void close_one(int fd)
+{
+    if (fd >= 0) {
+        close(fd);
+    }
+}
+
+/* What a device had that may be living still is not forgotten: it may write to memory that nobody thinks of any more. */
+static void leave_orphans(struct blkioq *q)
+{
+    bool lives = q->instance->death != KILLED;
+    for (int place = 0; place < PLACES; place++) {
+        struct request *r;
+        while ((r = q->at[place].first) != NULL) {
+            requests_remove(&q->at[place], r);
+            if (lives && place != DONE) {
+                requests_append(&sim.orphans, r);
+            } else {
+                request_free(r);
+            }
+        }
+    }
+}
+
+static void end_queue(struct blkioq *q)
+{
+    size_t left = queue_in_flight(q);
+    if (q->inside) {
+        violation("queue %d of instance %d is destroyed while it is being called", q->index, q->instance->number);
+    }
+    if (left > 0) {
+        device_look(q->instance);
+        trace(EVENT_ORPHAN, q->instance, q, NULL, (int64_t)left);
+        if (q->instance->death == ALIVE && !sim.config.abandons) {
+            violation("queue %d of instance %d, whose device is alive, is destroyed with %zu requests in flight", q->index,
+                      q->instance->number, left);
+        }
+    }
+    leave_orphans(q);
+    close_one(q->ring);
+    q->ring = -1;
+    queue_end(q);
+}
+
+static void destroy(struct blkio *b)
+{
+    for (int poll = 0; poll < 2; poll++) {
+        for (int i = 0; i < b->queue_count[poll]; i++) {
+            if (!b->queues[poll][i]->removed) {
+                end_queue(b->queues[poll][i]);
+            }
+        }
+    }
+    close_one(b->socket);
+    close_one(b->served);
+    close_one(b->ring_memory);
+    b->socket = b->served = b->ring_memory = -1;
+    if (b->driver == IO_URING || b->driver == VHOST_VDPA) {
+        close_one((int)property(b, "fd"));
+    }
+    while (b->allocated_count > 0) {
+        const struct blkio_mem_region *region = &b->allocated[--b->allocated_count];
+        munmap(region->addr, region->len);
+        close(region->fd);
+    }
+    b->region_count = 0;
+    if (b->disk && b->stage >= CONNECTED) {
+        b->disk->clients--;
+    }
+    if (b->disk && b->disk->client == b) {
+        b->disk->client = NULL;
+    }
+    properties_end(b);
+    b->stage = DESTROYED;
+}
+
+EXPORT void blkio_destroy(struct blkio **pointer)
+{
+    struct blkio *b = *pointer;
+    if (enter(b, "blkio_destroy")) {
+        block_if_told(b, "destroy");
+        trace(EVENT_DESTROY, b, NULL, NULL, b->death);
+        destroy(b);
+    }
+    leave(b);
+    *pointer = NULL;
+}
+
+/* ---- memory regions -------------------------------------------------------------------------------------- */
+
+static bool is_same(const struct blkio_mem_region *a, const struct blkio_mem_region *b)
+{
+    return a->addr == b->addr && a->len == b->len && a->iova == b->iova && a->fd_offset == b->fd_offset && a->fd == b->fd
+           && a->flags == b->flags;
+}
+
+static bool take_out(struct blkio_mem_region *regions, size_t *count, const struct blkio_mem_region *region)
+{
+    for (size_t i = 0; i < *count; i++) {
+        if (is_same(&regions[i], region)) {
+            regions[i] = regions[--*count];
+            return true;
+        }
+    }
+    return false;
+}
+
+static void put_in(struct blkio_mem_region **regions, size_t *count, const struct blkio_mem_region *region)
+{
+    *regions = realloc(*regions, sizeof(*region) * (*count + 1));
+    (*regions)[(*count)++] = *region;
+}
+
+/* What no libblkio refuses, and some device does not survive. */
+static void check_region(const struct blkio *b, const struct blkio_mem_region *region)
+{
+    uint64_t alignment = property(b, "mem-region-alignment"), most = property(b, "max-mem-regions");
+    uint64_t own = b->driver == IO_URING ? 0 : 1; /* of the virtqueues */
+    if (region->len == 0 || (uintptr_t)region->addr % alignment || region->len % alignment) {
+        violation("a region of %zu bytes is mapped, mem-region-alignment is %lu", region->len, alignment);
+    }
+    if (b->region_count + own >= most) {
+        violation("%zu regions are mapped, and another one; max-mem-regions is %lu", b->region_count, most);
+    }
+    if (region->fd < 0 && property(b, "needs-mem-region-fd")) {
+        violation("a region without a descriptor is mapped");
+    }
+    if (region->fd >= 0 && fcntl(region->fd, F_GETFD) < 0) {
+        violation("a region with a closed descriptor is mapped");
+    }
+    for (size_t i = 0; i < b->region_count; i++) {
+        const char *other = b->regions[i].addr, *new = region->addr;
+        if (new < other + b->regions[i].len && other < new + region->len) {
+            violation("a region is mapped that overlaps another");
+        }
+    }
+}
+
+EXPORT int blkio_map_mem_region(struct blkio *b, const struct blkio_mem_region *region)
+{
+    int result = -EINVAL;
+    if (enter(b, "blkio_map_mem_region")) {
+        int error;
+        check_region(b, region);
+        if (b->stage != STARTED) {
+            result = refuse(ENODEV, "Device must be started");
+        } else if (!block_if_told(b, "map") || b->death == HUNG_UP || b->death == KILLED) {
+            result = refuse(EIO, "the connection has ended");
+        } else if ((error = failure(b, "map", sim.config.map)) != 0) {
+            result = refuse(error, "the simulated device cannot map the region");
+        } else {
+            put_in(&b->regions, &b->region_count, region);
+            result = 0;
+        }
+        trace(EVENT_MAP, b, NULL, NULL, result);
+    }
+    leave(b);
+    return result;
+}
+
+EXPORT void blkio_unmap_mem_region(struct blkio *b, const struct blkio_mem_region *region)
+{
+    if (enter(b, "blkio_unmap_mem_region")) {
+        check_unmap(b, region);
+        block_if_told(b, "unmap");
+        if (!take_out(b->regions, &b->region_count, region)) {
+            violation("a region is unmapped that is not mapped, or was mapped with other values");
+        }
+        trace(EVENT_UNMAP, b, NULL, NULL, (int64_t)region->len);
+    }
+    leave(b);
+}
+
+EXPORT int blkio_alloc_mem_region(struct blkio *b, struct blkio_mem_region *region, size_t length)
+{
+    int result = -EINVAL;
+    if (enter(b, "blkio_alloc_mem_region")) {
+        int error = b->stage == STARTED ? failure(b, "alloc", sim.config.map) : ENODEV, fd = -1;
+        void *memory = MAP_FAILED;
+        if (!error && (fd = memfd_create("simblkio", MFD_CLOEXEC)) >= 0 && ftruncate(fd, (off_t)length) == 0) {
+            memory = mmap(NULL, length, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+        }
+        if (memory == MAP_FAILED) {
+            close_one(fd);
+            result = refuse(error ? error : errno, "no memory");
+        } else {
+            *region = (struct blkio_mem_region){.addr = memory, .len = length, .fd = fd};
+            put_in(&b->allocated, &b->allocated_count, region);
+            result = 0;
+        }
+    }
+    leave(b);
+    return result;
+}
+
+EXPORT void blkio_free_mem_region(struct blkio *b, const struct blkio_mem_region *region)
+{
+    if (enter(b, "blkio_free_mem_region")) {
+        check_unmap(b, region);
+        if (!take_out(b->allocated, &b->allocated_count, region)) {
+            violation("a region is freed that was not allocated here");
+        } else {
+            munmap(region->addr, region->len);
+            close(region->fd);
+        }
+    }
+    leave(b);
+}
+
+/* ---- queues ---------------------------------------------------------------------------------------------- */
+
+static struct blkioq *find_queue(struct blkio *b, bool poll, int index)
+{
+    if (b->stage != STARTED || index < 0 || index >= b->queue_count[poll] || b->queues[poll][index]->removed) {
+        violation("instance %d is asked for %squeue %d, which it does not have", b->number, poll ? "poll " : "", index);
+        return NULL;
+    }
+    return b->queues[poll][index];
+}
+
+static struct blkioq *get_queue(struct blkio *b, bool poll, int index)
+{
+    struct blkioq *q = enter(b, "blkio_get_queue") ? find_queue(b, poll, index) : NULL;
+    leave(b);
+    return q;
+}
+
+EXPORT struct blkioq *blkio_get_queue(struct blkio *b, int index) { return get_queue(b, false, index); }
+EXPORT struct blkioq *blkio_get_poll_queue(struct blkio *b, int index) { return get_queue(b, true, index); }
+
+static int add(struct blkio *b, bool poll)
+{
+    int result = -EINVAL;
+    if (enter(b, "blkio_add_queue")) {
+        int error;
+        if (b->stage != STARTED) {
+            result = refuse(EBUSY, "Device must be started");
+        } else if (!property(b, "can-add-queues") || (poll && !property(b, "supports-poll-queues"))) {
+            result = refuse(ENOTSUP, "Queues cannot be added");
+        } else if ((error = failure(b, "add_queue", sim.config.open)) != 0) {
+            result = refuse(error, "the simulated system is out of something");
+        } else {
+            result = add_queue(b, poll);
+        }
+        trace(EVENT_ADD_QUEUE, b, NULL, NULL, result);
+    }
+    leave(b);
+    return result;
+}
+
+EXPORT int blkio_add_queue(struct blkio *b) { return add(b, false); }
+EXPORT int blkio_add_poll_queue(struct blkio *b) { return add(b, true); }
+
+static int remove_queue(struct blkio *b, bool poll, int index)
+{
+    int result = -EINVAL;
+    if (enter(b, "blkio_remove_queue")) {
+        if (index < 0 || index >= b->queue_count[poll] || b->queues[poll][index]->removed) {
+            result = refuse(ENOENT, "There is no such queue");
+        } else {
+            end_queue(b->queues[poll][index]);
+            result = 0;
+        }
+        trace(EVENT_REMOVE_QUEUE, b, NULL, NULL, result);
+    }
+    leave(b);
+    return result;
+}
+
+EXPORT int blkio_remove_queue(struct blkio *b, int index) { return remove_queue(b, false, index); }
+EXPORT int blkio_remove_poll_queue(struct blkio *b, int index) { return remove_queue(b, true, index); }

@@ -1,0 +1,252 @@
+#include "simblkio.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum type { BOOL, INT, UINT64, STR };
+
+#define RING (1u << IO_URING)
+#define USER (1u << VHOST_USER)
+#define VDPA (1u << VHOST_VDPA)
+#define VFIO (1u << VFIO_PCI)
+#define VIRTIO (USER | VDPA | VFIO)
+#define ALL (RING | VIRTIO)
+#define NEVER -1
+
+/* As libblkio 1.5 has them, with a file through the page cache, QEMU's vhost-user backend, VDUSE and an emulated PCI device. */
+static const struct property {
+    const char *name;
+    enum type type;
+    enum stage readable; /* from it on */
+    int writable;        /* in it only */
+    unsigned drivers;
+    uint64_t values[DRIVERS];
+} TABLE[] = {
+    {"can-add-queues", BOOL, CREATED, NEVER, ALL, {1, 0, 0, 0}},
+    {"driver", STR, CREATED, NEVER, ALL, {0}},
+    {"path", STR, CREATED, CREATED, ALL, {0}},
+    {"fd", INT, CREATED, CREATED, RING | VDPA, {-1, -1, -1, -1}},
+    {"read-only", BOOL, CREATED, CREATED, ALL, {0}},
+    {"direct", BOOL, CREATED, CREATED, RING, {0}},
+    {"num-queues", INT, CONNECTED, CONNECTED, ALL, {1, 1, 1, 1}},
+    {"num-poll-queues", INT, CONNECTED, CONNECTED, ALL, {0}},
+    {"num-entries", INT, CONNECTED, CONNECTED, RING, {128}},
+    {"queue-size", INT, CONNECTED, CONNECTED, VIRTIO, {0, 256, 256, 256}},
+    {"max-queue-size", INT, CONNECTED, NEVER, VIRTIO, {0, 32768, 32768, 32768}},
+    {"max-queues", INT, CONNECTED, NEVER, ALL, {INT32_MAX, 4, 4, 4}},
+    {"supports-poll-queues", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 1}},
+    {"capacity", UINT64, CONNECTED, NEVER, ALL, {0}},
+    {"request-alignment", INT, CONNECTED, NEVER, ALL, {1, 512, 512, 512}},
+    {"optimal-io-alignment", INT, CONNECTED, NEVER, ALL, {4096, 512, 512, 512}},
+    {"optimal-io-size", INT, CONNECTED, NEVER, ALL, {0, 512, 512, 512}},
+    {"flush-needed", BOOL, CONNECTED, NEVER, ALL, {1, 0, 1, 1}},
+    {"buf-alignment", INT, CONNECTED, NEVER, ALL, {1, 1, 1, 1}},
+    {"optimal-buf-alignment", INT, CONNECTED, NEVER, ALL, {4096, 1, 1, 1}},
+    {"can-grow", BOOL, CONNECTED, NEVER, ALL, {1, 0, 0, 0}},
+    {"max-segments", INT, CONNECTED, NEVER, ALL, {1024, 126, 254, 254}},
+    {"max-segment-len", INT, CONNECTED, NEVER, ALL, {0}},
+    {"max-transfer", INT, CONNECTED, NEVER, ALL, {0}},
+    {"supports-fua-natively", BOOL, CONNECTED, NEVER, ALL, {0}},
+    {"max-write-zeroes-len", UINT64, CONNECTED, NEVER, ALL, {0, 16 << 20, 16 << 20, (2ul << 30) - 512}},
+    {"max-discard-len", UINT64, CONNECTED, NEVER, ALL, {0, 16 << 20, 16 << 20, (2ul << 30) - 512}},
+    {"discard-alignment", INT, CONNECTED, NEVER, ALL, {1, 512, 512, 512}},
+    {"discard-alignment-offset", INT, CONNECTED, NEVER, ALL, {0}},
+    {"needs-mem-regions", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 1}},
+    {"needs-mem-region-fd", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 0}},
+    {"may-pin-mem-regions", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 0}},
+    {"mem-region-alignment", UINT64, CONNECTED, NEVER, ALL, {1, 1, 4096, 4096}},
+    {"max-mem-regions", UINT64, CONNECTED, NEVER, ALL, {UINT64_MAX, 32, UINT64_MAX, UINT64_MAX}},
+};
+enum { COUNT = sizeof(TABLE) / sizeof(*TABLE) };
+_Static_assert(COUNT <= PROPERTIES_MAX, "room for each");
+
+static int find(const struct blkio *b, const char *name)
+{
+    for (int i = 0; i < COUNT; i++) {
+        if (strcmp(TABLE[i].name, name) == 0 && (TABLE[i].drivers & 1u << b->driver)) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+uint64_t property(const struct blkio *b, const char *name)
+{
+    int i = find(b, name);
+    return i < 0 ? 0 : b->values[i].number;
+}
+
+const char *property_text(const struct blkio *b, const char *name)
+{
+    int i = find(b, name);
+    return i < 0 || !b->values[i].text ? "" : b->values[i].text;
+}
+
+void property_put(struct blkio *b, const char *name, uint64_t number)
+{
+    int i = find(b, name);
+    if (i >= 0) {
+        b->values[i].number = number;
+    }
+}
+
+int property_put_text(struct blkio *b, const char *name, const char *text)
+{
+    char *copy = strdup(text);
+    int i = find(b, name);
+    if (!copy || i < 0) {
+        free(copy);
+        return -ENOMEM;
+    }
+    free(b->values[i].text);
+    b->values[i].text = copy;
+    return 0;
+}
+
+void properties_begin(struct blkio *b)
+{
+    for (int i = 0; i < COUNT; i++) {
+        b->values[i].number = TABLE[i].values[b->driver];
+    }
+}
+
+void properties_end(struct blkio *b)
+{
+    for (int i = 0; i < COUNT; i++) {
+        free(b->values[i].text);
+        b->values[i].text = NULL;
+    }
+}
+
+/* With direct I/O, all is in blocks; and then the disk's own. */
+void properties_connect(struct blkio *b)
+{
+    static const char *const BLOCKS[] = {"request-alignment", "buf-alignment", "discard-alignment", "mem-region-alignment"};
+    for (size_t i = 0; property(b, "direct") && i < sizeof(BLOCKS) / sizeof(*BLOCKS); i++) {
+        property_put(b, BLOCKS[i], SECTOR);
+    }
+    for (int i = 0; i < b->disk->override_count; i++) {
+        property_put(b, b->disk->overrides[i].name, strtoull(b->disk->overrides[i].value, NULL, 0));
+    }
+}
+
+/* ---- libblkio's ------------------------------------------------------------------------------------------ */
+
+static int get(struct blkio *b, const char *name, int type, struct value *value)
+{
+    int i = find(b, name), error = armed_failure(name);
+    if (error) {
+        return refuse(error, "a test wants it so");
+    }
+    if (i < 0) {
+        return refuse(ENOENT, "Unknown property name");
+    }
+    if (type != STR && TABLE[i].type != (enum type)type) {
+        return refuse(ENOTTY, "Property has another type");
+    }
+    if (b->stage < TABLE[i].readable) {
+        return refuse(ENODEV, "Device must be connected");
+    }
+    *value = b->values[i];
+    if (strcmp(name, "capacity") == 0) {
+        if (!block_if_told(b, "capacity") || b->death == HUNG_UP || b->death == KILLED) {
+            return refuse(EIO, "Failed to read the configuration");
+        }
+        disk_look(b->disk);
+        value->number = media_size(b->disk->media);
+    }
+    return i;
+}
+
+static int put(struct blkio *b, const char *name, int type, uint64_t number, const char *text)
+{
+    int i = find(b, name), error = armed_failure(name);
+    if (error) {
+        return refuse(error, "a test wants it so");
+    }
+    if (i < 0) {
+        return refuse(ENOENT, "Unknown property name");
+    }
+    if (TABLE[i].writable == NEVER) {
+        return refuse(EACCES, "Property is read-only");
+    }
+    if ((int)b->stage != TABLE[i].writable) {
+        return b->stage < (enum stage)TABLE[i].writable ? refuse(ENODEV, "Device must be connected")
+                                                        : refuse(EBUSY, "Device is already connected or started");
+    }
+    if (type != STR && TABLE[i].type != (enum type)type) {
+        return refuse(ENOTTY, "Property has another type");
+    }
+    if (TABLE[i].type == STR) {
+        return property_put_text(b, name, text);
+    }
+    if (type == STR) {
+        number = strcmp(text, "true") == 0 ? 1 : strcmp(text, "false") == 0 ? 0 : strtoull(text, NULL, 0);
+    }
+    if (TABLE[i].type == INT && (int)number < 0 && strcmp(name, "fd") != 0) {
+        return refuse(EINVAL, "Property value must not be negative");
+    }
+    b->values[i].number = number;
+    return 0;
+}
+
+#define GET(kind, c_type, type)                                                                                       \
+    EXPORT int blkio_get_##kind(struct blkio *b, const char *name, c_type *result)                                    \
+    {                                                                                                                 \
+        struct value value = {0};                                                                                     \
+        int found = -EINVAL;                                                                                          \
+        if (enter(b, "blkio_get_" #kind)) {                                                                           \
+            found = get(b, name, type, &value);                                                                       \
+            *result = (c_type)value.number;                                                                           \
+        }                                                                                                             \
+        leave(b);                                                                                                     \
+        return found < 0 ? found : 0;                                                                                 \
+    }
+
+GET(bool, bool, BOOL)
+GET(int, int, INT)
+GET(uint64, uint64_t, UINT64)
+
+EXPORT int blkio_get_str(struct blkio *b, const char *name, char **result)
+{
+    struct value value = {0};
+    char text[32];
+    int found = -EINVAL;
+    if (enter(b, "blkio_get_str")) {
+        found = get(b, name, STR, &value);
+        if (found >= 0 && TABLE[found].type == BOOL) {
+            snprintf(text, sizeof(text), "%s", value.number ? "true" : "false");
+        } else if (found >= 0 && TABLE[found].type == INT) {
+            snprintf(text, sizeof(text), "%d", (int)value.number);
+        } else {
+            snprintf(text, sizeof(text), "%lu", value.number);
+        }
+        if (found >= 0) {
+            *result = strdup(TABLE[found].type != STR ? text : value.text ? value.text : "");
+        }
+    }
+    leave(b);
+    return found < 0 ? found : 0;
+}
+
+#define SET(kind, c_type, type)                                                                                       \
+    EXPORT int blkio_set_##kind(struct blkio *b, const char *name, c_type value)                                      \
+    {                                                                                                                 \
+        int result = enter(b, "blkio_set_" #kind) ? put(b, name, type, (uint64_t)value, NULL) : -EINVAL;              \
+        leave(b);                                                                                                     \
+        return result;                                                                                                \
+    }
+
+SET(bool, bool, BOOL)
+SET(int, int, INT)
+SET(uint64, uint64_t, UINT64)
+
+EXPORT int blkio_set_str(struct blkio *b, const char *name, const char *value)
+{
+    int result = enter(b, "blkio_set_str") ? put(b, name, STR, 0, value) : -EINVAL;
+    leave(b);
+    return result;
+}
