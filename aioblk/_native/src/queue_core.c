@@ -68,7 +68,8 @@ static PyObject *queue_admit(QueueCore *q, PyObject *object)
     }
     bool admitted = true;
     if (r->linked && r->admitted < r->part_count) {
-        if (r->state != PENDING || r->cancel_requested || r->item.error) {
+        assert(r->state == PENDING && !r->cancel_requested); /* or else nothing of it would wait any more */
+        if (r->item.error) {
             request_drop_unadmitted(r);
         } else {
             admitted = queue_admit_parts(q, r);
@@ -109,7 +110,7 @@ static PyObject *queue_complete(QueueCore *q, PyObject *args)
     if (!r) {
         return NULL;
     }
-    if (r->linked && r->outstanding > 0) {
+    if (r->linked) {
         queue_part_done(q, &r->first_part, -error, message);
     }
     if (queue_wake_others(q) < 0) {
