@@ -4,8 +4,11 @@ The loop here does what a test says, and the queue is suspended: nothing reaches
 """
 
 import asyncio
+import ctypes
+import gc
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,6 +17,7 @@ import aioblk
 from aioblk._native._core import QueueCore, Submitter
 
 from ..support.refused_memory import new_device_core
+from ..support.scripts import run_script
 
 BLOCK = 512
 
@@ -49,11 +53,13 @@ class Loop:
 class Bench:
     """A suspended queue on the loop."""
 
-    def __init__(self, **options: Any) -> None:
+    def __init__(self, *, suspended: bool = True, **options: Any) -> None:
         self.loop = Loop()
         loop: Any = self.loop
-        self.core = QueueCore(new_device_core(**options), 1, -1, loop, 8)
-        self.core.suspend()
+        self.device = new_device_core(**options)
+        self.core = QueueCore(self.device, 1, -1, loop, 8)
+        if suspended:
+            self.core.suspend()
         self.submitter = Submitter()
         self.submitter._core = self.core
         self.called: list[object] = []
@@ -290,3 +296,325 @@ async def test_the_oldest_of_several(slow_device: aioblk.Device) -> None:
     assert await batch == [b"", bytes(4096), bytes(4096)]
     await later
     assert core.grow_older() is None
+
+
+# --- changes that are made outside libblkio -----------------------------------------------------------------
+
+
+@pytest.fixture
+def outside() -> Iterator[Bench]:
+    """Discards are made by a hook; nothing reaches libblkio but what is never issued."""
+    bench = Bench(suspended=False, discard_method=2)
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+    yield bench
+    bench.core.suspend()
+    bench.end()
+    asyncio._set_running_loop(None)
+
+
+def test_a_hook_for_discards_may_be_missing_or_fail(outside: Bench) -> None:
+    core: Any = outside.core
+    for hook in (None, lambda *_: 1 / 0):
+        core.on_discard = hook
+        with pytest.raises((RuntimeError, ZeroDivisionError)):
+            outside.submitter.discard(0, BLOCK)
+    assert core.in_flight == 0
+
+    def complete(request: aioblk.Request[None], *_: int) -> None:
+        core.complete(request, 0, None)
+        raise OSError("too late")
+
+    core.on_discard = complete
+    with pytest.raises(OSError, match="too late"):
+        outside.submitter.discard(0, BLOCK)
+    assert core.in_flight == 0
+
+
+def held(outside: Bench) -> aioblk.Request[None]:
+    """A discard that waits for one that was cancelled; the queue is suspended, the other one over."""
+    core: Any = outside.core
+    core.on_discard = lambda *_: None
+    first = outside.submitter.discard(0, BLOCK)
+    first.cancel()
+    second = outside.submitter.discard(0, BLOCK)
+    core.suspend()
+    core.complete(first, 0, None)
+    assert not second.done()
+    return second
+
+
+@pytest.mark.parametrize("hook", ["none", "an error", "an order", "over before", "lost"])
+def test_what_was_held_begins_as_if_it_were_submitted_now(outside: Bench, hook: str) -> None:
+    request = held(outside)
+    core: Any = outside.core
+
+    def fail(error: BaseException) -> None:
+        raise error
+
+    def complete(_request: object, *_: int) -> None:
+        core.complete(request, 0, None)
+        raise OSError("too late")
+
+    core.on_discard = {
+        "none": None,
+        "an error": lambda *_: fail(OSError("not now")),
+        "an order": lambda *_: fail(KeyboardInterrupt()),
+        "over before": complete,
+        "lost": lambda *_: core.abandon(OSError("lost")),
+    }[hook]
+    if hook == "an order":
+        with pytest.raises(KeyboardInterrupt):
+            core.flush()
+    core.flush()
+    assert request.done()
+    assert (request.exception() is None) == (hook == "over before")
+
+
+def test_one_of_several_that_were_held_may_give_up_the_device(outside: Bench) -> None:
+    request = held(outside)
+    core: Any = outside.core
+    core.on_discard = lambda *_: core.abandon(OSError("lost"))
+    core.flush()
+    assert request.done()
+
+
+def test_what_was_held_may_be_cancelled(outside: Bench) -> None:
+    request = held(outside)
+    request.cancel()
+    outside.core.flush()
+    assert request.cancelled()
+    assert outside.core.in_flight == 0
+
+
+def test_an_error_may_be_asked_for_while_it_is_made() -> None:
+    """Whoever asks gets the same one."""
+    asked: list[BaseException | None] = []
+
+    def make(*_: object) -> BaseException:
+        if not asked:
+            asked.append(None)
+            asked.append(request.exception())
+        return OSError("failed")
+
+    bench = Bench(suspended=False, discard_method=2, make_error=make)
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+    core: Any = bench.core
+    core.on_discard = lambda *_: None
+    request = bench.submitter.discard(0, BLOCK)
+    core.complete(request, 5, "failed")
+    assert request.exception() is asked[1]
+    core.suspend()
+    bench.end()
+    asyncio._set_running_loop(None)
+
+
+@pytest.mark.parametrize("orders", [1, 5])
+def test_an_order_while_an_error_is_made(orders: int) -> None:
+    """Who waits is told in other words, if need be."""
+    left = [KeyboardInterrupt()] * orders
+
+    def make(*_: object) -> BaseException:
+        if left:
+            raise left.pop()
+        return OSError("lost")
+
+    bench = Bench(make_refusal=make)
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+    request = bench.read()
+    bench.core.abandon(OSError("lost"))
+    assert isinstance(request.exception(), OSError)
+    with pytest.raises(KeyboardInterrupt):
+        bench.core.flush()
+    left.clear()
+    bench.end()
+    asyncio._set_running_loop(None)
+
+
+# --- memory that requests use -------------------------------------------------------------------------------
+
+
+def test_regions_whose_end_could_not_be_told() -> None:
+    """It is told in a later turn, of each once more."""
+    bench = Bench(needs_regions=True)
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+    device: Any = bench.device
+    buffers = [bytearray(BLOCK) for _ in range(3)]
+    addresses = [ctypes.addressof(ctypes.c_char.from_buffer(buffer)) for buffer in buffers]
+    told: list[int] = []
+    refusals = [MemoryError(), MemoryError(), MemoryError(), MemoryError()]
+
+    def tell(address: int) -> None:
+        if refusals:
+            raise refusals.pop()
+        told.append(address)
+        device.remove_region(address)
+
+    device.on_region_idle = tell
+    requests = []
+    for buffer, address in zip(buffers, addresses, strict=True):
+        device.add_region(address, BLOCK)
+        requests.append(bench.submitter.read_into(0, buffer))
+        assert device.retire_region(address) == 1
+    bench.core.abandon(OSError("lost"))
+    for _ in range(6):
+        bench.core.flush()
+    assert sorted(told) == sorted(addresses)
+    assert device.region_count == 0
+    for request in requests:
+        request.exception()
+    bench.end()
+    asyncio._set_running_loop(None)
+
+
+def test_a_part_that_was_refused_and_one_that_is_lost() -> None:
+    """The first error counts."""
+    bench = Bench(needs_regions=True, bounce_cap=BLOCK)
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+    core: Any = bench.core
+    core.on_bounce = None
+    with pytest.raises(RuntimeError, match="no bounce pool"):
+        bench.submitter.read(0, BLOCK).result()
+    core.attach_bounce(1 << 20, BLOCK, BLOCK)
+    core.on_bounce = lambda *_: None
+    request = bench.submitter.read(0, 2 * BLOCK)
+    core.refuse(request, OSError("no room"))
+    assert not request.done()
+    core.abandon(OSError("lost"))
+    with pytest.raises(OSError, match="no room"):
+        request.result()
+    core.abandon_bounce()
+    core.abandon_bounce()
+    bench.end()
+    asyncio._set_running_loop(None)
+
+
+def test_who_refers_to_memory_of_requests_can_be_asked(bench: Bench) -> None:
+    buffers = [bytearray(BLOCK) for _ in range(3)]
+    batch = bench.submitter.write_many([(0, buffer) for buffer in buffers])
+    several = bench.submitter.readv(0, buffers)
+    for buffer in buffers:
+        referrers = gc.get_referrers(buffer)
+        assert any(each is batch for each in referrers)
+        assert any(each is several for each in referrers)
+
+
+# --- hooks --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [OSError, MemoryError, KeyboardInterrupt])
+def test_a_hook_that_fails(bench: Bench, error: type[BaseException], monkeypatch: pytest.MonkeyPatch) -> None:
+    printed: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", printed.append)
+    errors = [error("arrived")]
+    calls: list[int] = []
+
+    def idle() -> None:
+        calls.append(1)
+        if errors:
+            raise errors.pop()
+
+    bench.core.on_idle = idle
+    bench.read().cancel()
+    orders = 0
+    for _ in range(4):
+        try:
+            bench.core.flush()
+        except KeyboardInterrupt:
+            orders += 1
+    assert len(printed) == (error is OSError)
+    assert orders == (error is KeyboardInterrupt)
+    assert len(calls) == 1 + (error is not OSError)
+
+
+class Fleeting:
+    """A callback that is equal to all, and gone when that is found out."""
+
+    def __init__(self, request: aioblk.Request[Any]) -> None:
+        self._request: aioblk.Request[Any] | None = request
+        request.add_done_callback(self)
+
+    def __eq__(self, other: object) -> bool:
+        request, self._request = self._request, None
+        if request is not None:
+            request.remove_done_callback(self)
+        return True
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __call__(self, _request: object) -> None:
+        raise AssertionError
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_callbacks_that_go_while_they_are_compared(bench: Bench, count: int) -> None:
+    request = bench.submitter.read(0, BLOCK)
+    for _ in range(count):
+        Fleeting(request)
+    request.remove_done_callback(print)
+    assert request.remove_done_callback(print) == 0
+    request.cancel()
+
+
+class Answering(Submitter):
+    def _refuse_unopened(self, operation: str) -> None:
+        """It should raise."""
+
+
+def test_a_device_that_does_not_say_that_it_is_not_open() -> None:
+    with pytest.raises(RuntimeError, match="not open"):
+        Answering().read(0, BLOCK)
+
+
+def test_more_orders_for_the_main_thread_than_it_can_be_given_are_printed() -> None:
+    run_script(
+        """
+        import os, sys, threading
+        from aioblk._native._core import Memory
+
+        def release():
+            raise KeyboardInterrupt
+
+        def use():
+            for _ in range(40):
+                Memory.from_buffer(bytearray(8), on_release=release)
+            os._exit(not 0 < len(printed) < 40)  # before the main thread wakes up
+
+        printed = []
+        sys.unraisablehook = printed.append
+        thread = threading.Thread(target=use)
+        thread.start()
+        thread.join()
+        """
+    )
+
+
+def test_the_first_builtin_that_waits_is_no_task(scratch_file: Path) -> None:
+    run_script(
+        """
+        import asyncio, sys
+        import aioblk
+
+        async def main():
+            async with aioblk.IoUring(sys.argv[1]) as device:
+                called = []
+                request = device.read_into(0, bytearray(4096))
+                request = device.read_into(0, bytearray(4096))
+                request.add_done_callback(called.append)
+                request.add_done_callback(print)
+                request.add_done_callback(asyncio.current_task().set_name)
+                while not called:
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                assert called == [request]
+                assert asyncio.current_task().get_name() == str(request)
+
+        asyncio.run(main())
+        """,
+        scratch_file,
+    )

@@ -191,12 +191,10 @@ void device_remove_queue(DeviceCore *device, QueueCore *queue)
 {
     LOCK(&device->lock);
     QueueCore **place = &device->queues;
-    while (*place && *place != queue) {
+    while (*place != queue) {
         place = &(*place)->next_of_device;
     }
-    if (*place) {
-        *place = queue->next_of_device;
-    }
+    *place = queue->next_of_device;
     UNLOCK(&device->lock);
 }
 

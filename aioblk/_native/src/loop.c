@@ -149,11 +149,7 @@ bool put_off_exception(QueueCore *q, PyObject *where)
         PyErr_WriteUnraisable(where);
         return false;
     }
-    if (q) {
-        queue_put_off(q);
-    } else {
-        raise_in_main_thread();
-    }
+    queue_put_off(q);
     return true;
 }
 

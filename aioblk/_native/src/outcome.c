@@ -89,7 +89,7 @@ static void make_exceptions(Request *batch)
 {
     for (uint32_t i = 0; i < batch->count; i++) {
         Item *item = &batch->items[i];
-        if (item->error && !item->exception) {
+        if (item->error) {
             PyObject *exception = make_certainly(item_exception, batch, item, item->error);
             Py_XSETREF(item->exception, exception);
         }

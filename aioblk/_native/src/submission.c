@@ -110,8 +110,7 @@ int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
         return -1;
     }
     if (!queue_usable(q)) { /* since the caller was checked: what the hook would use may belong to somebody else by now */
-        return device_refuse(q->device, q->closed_reason ? q->closed_reason : "lost", r->operation, r->item.offset,
-                             r->item.length);
+        return device_refuse(q->device, "lost", r->operation, r->item.offset, r->item.length);
     }
     if (given_up_keeps(q, r)) {
         return 0;
