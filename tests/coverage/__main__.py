@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 ARGUED = Path(__file__).with_name("argued.toml")
+MOST_ARGUED = 40
 
 
 class Place(NamedTuple):

@@ -571,29 +571,6 @@ def test_a_device_that_does_not_say_that_it_is_not_open() -> None:
         Answering().read(0, BLOCK)
 
 
-def test_more_orders_for_the_main_thread_than_it_can_be_given_are_printed() -> None:
-    run_script(
-        """
-        import os, sys, threading
-        from aioblk._native._core import Memory
-
-        def release():
-            raise KeyboardInterrupt
-
-        def use():
-            for _ in range(40):
-                Memory.from_buffer(bytearray(8), on_release=release)
-            os._exit(not 0 < len(printed) < 40)  # before the main thread wakes up
-
-        printed = []
-        sys.unraisablehook = printed.append
-        thread = threading.Thread(target=use)
-        thread.start()
-        thread.join()
-        """
-    )
-
-
 def test_the_first_builtin_that_waits_is_no_task(scratch_file: Path) -> None:
     run_script(
         """
