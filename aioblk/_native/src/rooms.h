@@ -280,9 +280,14 @@ RUNS_PYTHON void pin_release(Py_buffer *pin);
 RUNS_PYTHON void request_drop_pins(Request *r);
 
 /*
- * ---- memory.c: memory that is handed out in views ----
+ * ---- view.c: a part of memory, with the buffer protocol ----
  */
-extern PyTypeObject Memory_Type, View_Type;
+extern PyTypeObject View_Type;
+
+/*
+ * ---- memory.c: memory that is handed out in views, and not released before nothing uses it any more ----
+ */
+extern PyTypeObject Memory_Type;
 /* Keeps the memory until the matching memory_unuse; the caller keeps the object. False: it is closed. */
 RUNS_PYTHON bool memory_use(MemoryObject *memory);
 /* Undoes memory_use. May run on_release. Keeps the current exception; raises nothing. */
