@@ -51,8 +51,8 @@ def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> pytest.Module
 
 @pytest.fixture
 def simulator(no_leaks: None) -> Iterator[Simulator]:
-    """The simulator, as new; a test in which aioblk has done something wrong fails. It clears what it
-    expects."""
+    """The simulator, as new; a test in which aioblk has done something wrong fails. What it expects
+    it forgives."""
     simulator = Simulator()
     simulator.configure(record=1)
     yield simulator

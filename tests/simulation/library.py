@@ -249,6 +249,12 @@ class Simulator:
         count = self.call("violations")
         return [self._library.simblkio_violation(index).decode() for index in range(count)]
 
+    def forgive(self) -> list[str]:
+        """Forget the violations; what they were."""
+        forgiven = self.violations
+        self._library.simblkio_forgive()
+        return forgiven
+
     @property
     def counts(self) -> dict[str, int]:
         """How often each kind of event has occurred."""

@@ -541,6 +541,9 @@ EXPORT unsigned simblkio_violations(void) { return violations(); }
 EXPORT const char *simblkio_violation(unsigned index);
 EXPORT const char *simblkio_violation(unsigned index) { return violation_text(index); }
 
+EXPORT void simblkio_forgive(void);
+EXPORT void simblkio_forgive(void) { violations_forget(); }
+
 __attribute__((constructor)) static void begin(void)
 {
     const char *text = getenv("SIMBLKIO");
