@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ..support.leaks import Holdings, join_threads
 from .devices import new_disk
 from .library import Disk, Driver, Simulator, is_preloaded, preloaded
 
@@ -55,7 +56,9 @@ def simulator(no_leaks: None) -> Iterator[Simulator]:
     it forgives."""
     simulator = Simulator()
     simulator.configure(record=1)
+    before = Holdings.now()
     yield simulator
+    join_threads(before)  # they may be giving back what nobody waits for any more
     wrong = simulator.violations
     trace = simulator.trace
     simulator.reset()

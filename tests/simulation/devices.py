@@ -46,10 +46,10 @@ def pattern(seed: int, length: int = BLOCK) -> bytes:
     return (seed.to_bytes(8, "little") * (length // 8 + 1))[:length]
 
 
-async def until(happened: Callable[[], bool]) -> None:
+async def until(happened: Callable[[], object]) -> None:
     """Let the loop take its turns until it is so."""
     async with asyncio.timeout(PATIENCE):
-        for _ in iter(happened, True):
+        for _ in iter(lambda: bool(happened()), True):
             await asyncio.sleep(0)
 
 

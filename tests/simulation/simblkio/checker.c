@@ -120,6 +120,13 @@ static void check_segments(const struct request *r)
     }
 }
 
+uint8_t *device_address(const struct blkio *b, void *address, size_t length)
+{
+    const struct blkio_mem_region *region = region_of(b, address, length);
+    const struct view *view = region ? &b->views[region - b->regions] : NULL;
+    return view && view->at ? view->at + ((uint8_t *)address - (uint8_t *)region->addr) : address;
+}
+
 static bool overlap(const void *a, size_t a_length, const void *b, size_t b_length)
 {
     return (uintptr_t)a < (uintptr_t)b + b_length && (uintptr_t)b < (uintptr_t)a + a_length;
@@ -155,6 +162,9 @@ static void each_in_flight(void (*look)(const struct request *other, const void 
 static void look_for_overlap(const struct request *other, const void *context)
 {
     const struct request *r = context;
+    if (other->queue->instance->death == KILLED) {
+        return;
+    }
     for (int i = 0; (r->operation == READ || other->operation == READ) && i < r->segment_count; i++) {
         if (uses(other, r->segments[i].iov_base, r->segments[i].iov_len)) {
             violation(NAMED ": segment %d is in use by " NAMED, NAME(r), i, NAME(other));
@@ -193,7 +203,7 @@ void check_request(struct request *r)
     each_in_flight(look_for_overlap, r);
 }
 
-static uint8_t scribble_of(const struct request *r) { return 0x80 | (r->id * 37 & 0x7F); }
+uint8_t scribble_of(const struct request *r) { return 0x80 | (r->id * 37 & 0x7F); }
 
 void check_memory_begin(struct request *r)
 {
@@ -203,13 +213,13 @@ void check_memory_begin(struct request *r)
     }
     r->data = malloc(r->length + 1);
     for (int i = 0; i < r->segment_count; i++) {
-        const struct iovec *s = &r->segments[i];
+        size_t length = r->segments[i].iov_len;
         if (r->operation == READ) {
-            memset(s->iov_base, scribble_of(r), s->iov_len);
+            memset(r->seen[i], scribble_of(r), length);
         } else {
-            memcpy(r->data + at, s->iov_base, s->iov_len);
+            memcpy(r->data + at, r->seen[i], length);
         }
-        at += s->iov_len;
+        at += length;
     }
 }
 
@@ -228,30 +238,34 @@ void check_memory_end(struct request *r)
         violation(NAMED ": its vector was changed while it was in flight", NAME(r));
     }
     for (int i = 0; i < r->segment_count; i++) {
-        const struct iovec *s = &r->segments[i];
-        bool same = r->operation == READ ? is_all(s->iov_base, s->iov_len, scribble_of(r))
-                                         : memcmp(s->iov_base, r->data + at, s->iov_len) == 0;
+        size_t length = r->segments[i].iov_len;
+        bool same = r->operation == READ ? is_all(r->seen[i], length, scribble_of(r))
+                                         : memcmp(r->seen[i], r->data + at, length) == 0;
         if (!same) {
             violation(NAMED ": segment %d was changed while it was in flight", NAME(r), i);
         }
-        at += s->iov_len;
+        at += length;
     }
 }
 
 static const struct blkio *unmapping;
+static bool in_use;
 
 static void look_for_use(const struct request *other, const void *context)
 {
     const struct blkio_mem_region *region = context;
     if (other->queue->instance == unmapping && uses(other, region->addr, region->len)) {
         violation(NAMED ": its memory is unmapped while it is in flight", NAME(other));
+        in_use = true;
     }
 }
 
-void check_unmap(struct blkio *b, const struct blkio_mem_region *region)
+bool check_unmap(struct blkio *b, const struct blkio_mem_region *region)
 {
     unmapping = b;
+    in_use = false;
     if (b->death != KILLED) {
         each_in_flight(look_for_use, region);
     }
+    return !in_use;
 }

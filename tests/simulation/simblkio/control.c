@@ -6,7 +6,6 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 struct simulation sim = {.lock = PTHREAD_MUTEX_INITIALIZER};
@@ -19,14 +18,41 @@ static const struct {
     size_t at;
 } KEYS[] = {
     KEY(seed), KEY(hold),     KEY(late), KEY(batch), KEY(reorder), KEY(fail), KEY(transient), KEY(broken),
-    KEY(spurious), KEY(full), KEY(map),  KEY(open),  KEY(die),     KEY(abandons), KEY(record),
+    KEY(spurious), KEY(full), KEY(map),  KEY(open),  KEY(die),     KEY(haunt), KEY(abandons), KEY(record),
 };
+
+void seed_instance(struct blkio *b) { b->random = random_seed(sim.config.seed, (uint64_t)b->number, 0); }
+void seed_disk(struct disk *disk) { disk->random = random_seed(sim.config.seed, (uint64_t)disk->number, 1); }
+
+void seed_queue(struct blkioq *q)
+{
+    q->random = random_seed(sim.config.seed, (uint64_t)q->instance->number, 2 + 2 * (uint64_t)q->index + q->poll);
+}
+
+/* Each has a stream of its own: what happens to one does not depend on when others are called. */
+static void seed_all(void)
+{
+    for (struct disk *disk = sim.disks; disk; disk = disk->next) {
+        seed_disk(disk);
+    }
+    for (struct blkio *b = sim.instances; b; b = b->next) {
+        seed_instance(b);
+        for (int poll = 0; poll < 2; poll++) {
+            for (int i = 0; i < b->queue_count[poll]; i++) {
+                seed_queue(b->queues[poll][i]);
+            }
+        }
+    }
+}
 
 static int set(const char *name, const char *value)
 {
     for (size_t i = 0; i < sizeof(KEYS) / sizeof(*KEYS); i++) {
         if (strcmp(KEYS[i].name, name) == 0) {
             *(unsigned *)((char *)&sim.config + KEYS[i].at) = (unsigned)strtoul(value, NULL, 0);
+            if (KEYS[i].at == offsetof(struct config, seed)) {
+                seed_all();
+            }
             return 0;
         }
     }
@@ -465,22 +491,13 @@ EXPORT void simblkio_signal(void)
 
 /* ---- what is left of instances that are gone ---------------------------------------------------------------------- */
 
-/* Devices that were given up write to the memory of reads that they had, late. How many bytes they could write. */
+/* Devices write once more to the memory of reads that they have not done, those of devices that were given up included. That
+   changes nothing, unless the memory has got another use. How many bytes there were to write to. */
 EXPORT int64_t simblkio_haunt(void);
 EXPORT int64_t simblkio_haunt(void)
 {
-    static uint8_t ghost[4096];
-    int64_t written = 0;
-    memset(ghost, 0xDB, sizeof(ghost));
     pthread_mutex_lock(&sim.lock);
-    for (struct request *r = sim.orphans.first; r; r = r->next) {
-        for (int i = 0; r->operation == READ && i < r->segment_count; i++) {
-            struct iovec from = {ghost, r->segments[i].iov_len < sizeof(ghost) ? r->segments[i].iov_len : sizeof(ghost)};
-            struct iovec to = {r->segments[i].iov_base, from.iov_len};
-            ssize_t done = process_vm_writev(getpid(), &from, 1, &to, 1, 0); /* where no memory is any more, an error */
-            written += done > 0 ? done : 0;
-        }
-    }
+    int64_t written = device_write_late();
     pthread_mutex_unlock(&sim.lock);
     return written;
 }
@@ -493,7 +510,11 @@ static void free_instance(struct blkio *b)
         }
         free(b->queues[poll]);
     }
+    for (size_t i = 0; i < b->region_count; i++) {
+        view_end(&b->views[i]);
+    }
     free(b->regions);
+    free(b->views);
     free(b->allocated);
     free(b);
 }

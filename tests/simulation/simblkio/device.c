@@ -2,6 +2,7 @@
 #include "simblkio.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -55,6 +56,7 @@ void request_free(struct request *r)
 {
     free(r->data);
     free(r->segments);
+    free(r->seen);
     free(r);
 }
 
@@ -140,6 +142,9 @@ static int carry_out(struct request *r)
 {
     struct media *m = r->queue->instance->disk->media;
     disk_look(r->queue->instance->disk);
+    if (r->queue->poll && r->queue->instance->driver == IO_URING && r->operation > WRITE) {
+        return -EOPNOTSUPP;
+    }
     switch (r->operation) {
     case READ: {
         int ret = make_room(r, false);
@@ -288,4 +293,48 @@ void device_power_failure(struct disk *disk)
     int64_t lost = (int64_t)media_power_failure(disk->media, &disk->random);
     disk_changed(disk, 0, media_size(disk->media));
     trace(EVENT_POWER_FAILURE, NULL, NULL, NULL, lost);
+}
+
+/* ---- memory that a device still has -------------------------------------------------------------------------- */
+
+/* /proc/self/mem gives an error, and not a signal, where no memory is any more. */
+static int64_t write_late(const struct request *r, int memory)
+{
+    static uint8_t scribbles[4096];
+    int64_t written = 0;
+    memset(scribbles, scribble_of(r), sizeof(scribbles));
+    for (int i = 0; r->operation == READ && i < r->segment_count; i++) {
+        for (size_t at = 0; at < r->segments[i].iov_len; at += sizeof(scribbles)) {
+            size_t left = r->segments[i].iov_len - at;
+            ssize_t done = pwrite(memory, scribbles, left < sizeof(scribbles) ? left : sizeof(scribbles),
+                                  (off_t)(uintptr_t)(r->seen[i] + at));
+            written += done > 0 ? done : 0;
+        }
+    }
+    return written;
+}
+
+int64_t device_write_late(void)
+{
+    int64_t written = 0;
+    int memory = open("/proc/self/mem", O_WRONLY | O_CLOEXEC);
+    if (memory < 0) {
+        return -errno;
+    }
+    for (const struct request *r = sim.orphans.first; r; r = r->next) {
+        written += write_late(r, memory);
+    }
+    for (const struct blkio *b = sim.instances; b; b = b->next) {
+        for (int poll = 0; poll < 2 && b->death != KILLED; poll++) {
+            for (int i = 0; i < b->queue_count[poll]; i++) {
+                for (int place = 0; place < PLACES; place++) {
+                    for (const struct request *r = b->queues[poll][i]->at[place].first; r; r = r->next) {
+                        written += write_late(r, memory);
+                    }
+                }
+            }
+        }
+    }
+    close(memory);
+    return written;
 }

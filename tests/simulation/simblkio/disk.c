@@ -29,7 +29,7 @@ struct disk *disk_new(enum driver driver, const char *name, uint64_t size)
     disk->number = sim.last_disk++;
     disk->driver = driver;
     snprintf(disk->name, sizeof(disk->name), "%s", name);
-    disk->random = random_seed(sim.config.seed, (uint64_t)disk->number, 1);
+    seed_disk(disk);
     disk->media = media_new(size, false);
     disk->file = disk->listener = disk->process = -1;
     disk->next = sim.disks;

@@ -57,7 +57,7 @@ EXPORT int blkio_create(const char *driver, struct blkio **result)
     b->pid = getpid();
     b->driver = which;
     b->socket = b->served = b->ring_memory = -1;
-    b->random = random_seed(sim.config.seed, (uint64_t)b->number, 0);
+    seed_instance(b);
     int error = failure(b, "create", sim.config.open);
     if (error) {
         free(b);
@@ -239,16 +239,19 @@ static void close_one(int fd)
     }
 }
 
-/* What a device had that may be living still is not forgotten: it may write to memory that nobody thinks of any more. */
+/* A backend that lives has mapped the memory itself, and a kernel goes on with what it has: they may write yet. A vDPA or PCI
+   device has been reset. */
 static void leave_orphans(struct blkioq *q)
 {
-    bool lives = q->instance->death != KILLED;
+    enum driver driver = q->instance->driver;
+    bool lives = driver == IO_URING || (driver == VHOST_USER && q->instance->death != KILLED);
     for (int place = 0; place < PLACES; place++) {
         struct request *r;
         while ((r = q->at[place].first) != NULL) {
             requests_remove(&q->at[place], r);
             if (lives && place != DONE) {
                 requests_append(&sim.orphans, r);
+                q->instance->orphans++;
             } else {
                 request_free(r);
             }
@@ -297,7 +300,9 @@ static void destroy(struct blkio *b)
         munmap(region->addr, region->len);
         close(region->fd);
     }
-    b->region_count = 0;
+    for (; b->orphans == 0 && b->region_count > 0; b->region_count--) {
+        view_end(&b->views[b->region_count - 1]);
+    }
     if (b->disk && b->stage >= CONNECTED) {
         b->disk->clients--;
     }
@@ -328,21 +333,42 @@ static bool is_same(const struct blkio_mem_region *a, const struct blkio_mem_reg
            && a->flags == b->flags;
 }
 
-static bool take_out(struct blkio_mem_region *regions, size_t *count, const struct blkio_mem_region *region)
+/* Where it was, and where the last one is now; -1: it was not there. */
+static int take_out(struct blkio_mem_region *regions, size_t *count, const struct blkio_mem_region *region)
 {
     for (size_t i = 0; i < *count; i++) {
         if (is_same(&regions[i], region)) {
             regions[i] = regions[--*count];
-            return true;
+            return (int)i;
         }
     }
-    return false;
+    return -1;
 }
 
 static void put_in(struct blkio_mem_region **regions, size_t *count, const struct blkio_mem_region *region)
 {
     *regions = realloc(*regions, sizeof(*region) * (*count + 1));
     (*regions)[(*count)++] = *region;
+}
+
+static struct view view_new(const struct blkio *b, const struct blkio_mem_region *region)
+{
+    struct view view = {0};
+    size_t before = (size_t)region->fd_offset % 4096;
+    if (b->driver == VHOST_USER) {
+        view.size = region->len + before;
+        view.base = mmap(NULL, view.size, PROT_READ | PROT_WRITE, MAP_SHARED, region->fd, region->fd_offset - (off_t)before);
+        view.at = view.base == MAP_FAILED ? NULL : (uint8_t *)view.base + before;
+    }
+    return view;
+}
+
+void view_end(struct view *view)
+{
+    if (view->at) {
+        munmap(view->base, view->size);
+        view->at = NULL;
+    }
 }
 
 /* What no libblkio refuses, and some device does not survive. */
@@ -384,6 +410,8 @@ EXPORT int blkio_map_mem_region(struct blkio *b, const struct blkio_mem_region *
             result = refuse(error, "the simulated device cannot map the region");
         } else {
             put_in(&b->regions, &b->region_count, region);
+            b->views = realloc(b->views, sizeof(*b->views) * b->region_count);
+            b->views[b->region_count - 1] = view_new(b, region);
             result = 0;
         }
         trace(EVENT_MAP, b, NULL, NULL, result);
@@ -395,10 +423,16 @@ EXPORT int blkio_map_mem_region(struct blkio *b, const struct blkio_mem_region *
 EXPORT void blkio_unmap_mem_region(struct blkio *b, const struct blkio_mem_region *region)
 {
     if (enter(b, "blkio_unmap_mem_region")) {
-        check_unmap(b, region);
+        bool is_free = check_unmap(b, region);
         block_if_told(b, "unmap");
-        if (!take_out(b->regions, &b->region_count, region)) {
+        int at = take_out(b->regions, &b->region_count, region);
+        if (at < 0) {
             violation("a region is unmapped that is not mapped, or was mapped with other values");
+        } else {
+            if (is_free) {
+                view_end(&b->views[at]);
+            }
+            b->views[at] = b->views[b->region_count];
         }
         trace(EVENT_UNMAP, b, NULL, NULL, (int64_t)region->len);
     }
@@ -431,7 +465,7 @@ EXPORT void blkio_free_mem_region(struct blkio *b, const struct blkio_mem_region
 {
     if (enter(b, "blkio_free_mem_region")) {
         check_unmap(b, region);
-        if (!take_out(b->allocated, &b->allocated_count, region)) {
+        if (take_out(b->allocated, &b->allocated_count, region) < 0) {
             violation("a region is freed that was not allocated here");
         } else {
             munmap(region->addr, region->len);
@@ -467,10 +501,12 @@ static int add(struct blkio *b, bool poll)
     int result = -EINVAL;
     if (enter(b, "blkio_add_queue")) {
         int error;
-        if (b->stage != STARTED) {
-            result = refuse(EBUSY, "Device must be started");
-        } else if (!property(b, "can-add-queues") || (poll && !property(b, "supports-poll-queues"))) {
+        if (!property(b, "can-add-queues")) {
             result = refuse(ENOTSUP, "Queues cannot be added");
+        } else if (b->stage != STARTED) {
+            result = refuse(EBUSY, "Device must be started");
+        } else if (poll && !property(b, "supports-poll-queues")) {
+            result = refuse(ENOTSUP, "Poll queues are not supported");
         } else if ((error = failure(b, "add_queue", sim.config.open)) != 0) {
             result = refuse(error, "the simulated system is out of something");
         } else {

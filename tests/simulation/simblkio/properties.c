@@ -128,6 +128,9 @@ void properties_connect(struct blkio *b)
     for (size_t i = 0; property(b, "direct") && i < sizeof(BLOCKS) / sizeof(*BLOCKS); i++) {
         property_put(b, BLOCKS[i], SECTOR);
     }
+    if (property(b, "direct")) {
+        property_put(b, "supports-poll-queues", 1);
+    }
     for (int i = 0; i < b->disk->override_count; i++) {
         property_put(b, b->disk->overrides[i].name, strtoull(b->disk->overrides[i].value, NULL, 0));
     }
@@ -170,15 +173,15 @@ static int put(struct blkio *b, const char *name, int type, uint64_t number, con
     if (i < 0) {
         return refuse(ENOENT, "Unknown property name");
     }
+    if (type != STR && TABLE[i].type != (enum type)type) {
+        return refuse(ENOTTY, "Property has another type");
+    }
     if (TABLE[i].writable == NEVER) {
         return refuse(EACCES, "Property is read-only");
     }
     if ((int)b->stage != TABLE[i].writable) {
         return b->stage < (enum stage)TABLE[i].writable ? refuse(ENODEV, "Device must be connected")
                                                         : refuse(EBUSY, "Device is already connected or started");
-    }
-    if (type != STR && TABLE[i].type != (enum type)type) {
-        return refuse(ENOTTY, "Property has another type");
     }
     if (TABLE[i].type == STR) {
         return property_put_text(b, name, text);

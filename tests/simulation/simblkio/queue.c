@@ -20,7 +20,7 @@ struct blkioq *queue_new(struct blkio *b, bool poll, int index)
     q->poll = poll;
     q->fd = fd;
     q->ring = -1;
-    q->random = random_seed(sim.config.seed, (uint64_t)b->number, 1 + 2 * (uint64_t)index + poll);
+    seed_queue(q);
     for (int place = 0; place < PLACES; place++) {
         requests_begin(&q->at[place]);
     }
@@ -60,8 +60,10 @@ static struct request *request_new(struct blkioq *q, enum operation operation, c
     r->mark = media_mark(q->instance->disk->media);
     r->segment_count = count;
     r->segments = malloc(sizeof(*segments) * (size_t)(count + 1));
+    r->seen = malloc(sizeof(*r->seen) * (size_t)(count + 1));
     for (int i = 0; i < count; i++) {
         r->segments[i] = segments[i];
+        r->seen[i] = device_address(q->instance, segments[i].iov_base, segments[i].iov_len);
         r->length += segments[i].iov_len;
     }
     return r;
@@ -175,7 +177,7 @@ static void deliver(const struct request *r)
 {
     size_t at = 0;
     for (int i = 0; i < r->segment_count; i++) {
-        memcpy(r->segments[i].iov_base, r->data + at, r->segments[i].iov_len);
+        memcpy(r->seen[i], r->data + at, r->segments[i].iov_len);
         at += r->segments[i].iov_len;
     }
 }
@@ -283,6 +285,9 @@ static int do_io(struct blkioq *q, struct blkio_completion *completions, int lea
         return refuse(EINVAL, "Invalid number of completions");
     }
     device_look(q->instance);
+    if (random_chance(&q->random, sim.config.haunt)) {
+        trace(EVENT_HAUNT, NULL, q, NULL, device_write_late());
+    }
     if ((error = failure(q)) != 0) {
         trace(EVENT_REFUSE, NULL, q, NULL, error);
         return refuse(error, "the simulated queue has failed");

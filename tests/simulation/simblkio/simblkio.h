@@ -50,6 +50,7 @@ struct request {
     void *user_data;
     const struct iovec *vector; /* the caller's; NULL: it gave none */
     struct iovec *segments;     /* a copy of it */
+    uint8_t **seen;             /* where the device has each of them */
     int segment_count;
     uint8_t *data;       /* what is written, or has been read */
     unsigned delay;      /* turns of the device */
@@ -78,6 +79,13 @@ struct blkioq {
 #define PROPERTIES_MAX 48
 #define OVERRIDES_MAX 16
 
+/* A backend's own mapping of a region's file, which outlives the caller's; without one, it uses the caller's addresses. */
+struct view {
+    uint8_t *at; /* NULL: it has none */
+    void *base;
+    size_t size;
+};
+
 struct value {
     uint64_t number;
     char *text;
@@ -98,6 +106,8 @@ struct blkio {
     int ring_memory;
     struct blkio_mem_region *regions, *allocated;
     size_t region_count, allocated_count;
+    struct view *views; /* of each region */
+    size_t orphans;     /* requests that are left of it */
     struct blkioq **queues[2]; /* by whether they poll */
     int queue_count[2];
     uint64_t random;
@@ -138,6 +148,7 @@ struct config {
     unsigned map;       /* a memory region cannot be mapped */
     unsigned open;      /* creating, connecting or starting fails */
     unsigned die;       /* the device dies, at any call */
+    unsigned haunt;     /* do_io: devices write to memory that they still have */
     unsigned abandons;  /* 1: a live device may be destroyed with requests in flight */
     unsigned record;    /* 1: what the caller does wrong is noted, and does not end the process */
 };
@@ -153,6 +164,11 @@ extern struct simulation {
     int last_instance, last_disk;
     uint64_t last_request;
 } sim;
+
+/* What comes from the seed begins. */
+void seed_instance(struct blkio *b);
+void seed_queue(struct blkioq *q);
+void seed_disk(struct disk *disk);
 
 /* A call begins and ends: the lock, who calls, and what may come with any call. False: it must not go on. */
 bool enter(struct blkio *b, const char *call);
@@ -176,6 +192,7 @@ int property_put_text(struct blkio *b, const char *name, const char *text);
 
 /* ---- instance.c: blkio_* of life, memory and queues --------------------------------------------------------- */
 
+void view_end(struct view *view);
 int refuse(int error, const char *message); /* the negative errno, and what blkio_get_error_msg() says of it */
 
 /* ---- queue.c: blkioq_* --------------------------------------------------------------------------------------- */
@@ -194,6 +211,7 @@ void device_look(struct blkio *b);   /* whether the client has ended a connectio
 bool device_owes(const struct blkioq *q); /* whether it has requests, and is alive */
 void device_power_failure(struct disk *disk);
 
+int64_t device_write_late(void); /* to the memory of reads that it has, or had; how many bytes */
 void requests_begin(struct requests *list);
 void requests_append(struct requests *list, struct request *r);
 void requests_remove(struct requests *list, struct request *r);
@@ -209,8 +227,10 @@ void violations_forget(void);
 
 void check_request(struct request *r);             /* as it is submitted */
 void check_memory_begin(struct request *r);        /* scribbles, or copies */
+uint8_t scribble_of(const struct request *r);
+uint8_t *device_address(const struct blkio *b, void *address, size_t length);
 void check_memory_end(struct request *r);          /* whether the caller has kept its hands off */
-void check_unmap(struct blkio *b, const struct blkio_mem_region *region);
+bool check_unmap(struct blkio *b, const struct blkio_mem_region *region); /* false: requests in flight use it */
 const char *operation_name(enum operation operation);
 
 /* ---- disk.c: disks, with a name ----------------------------------------------------------------------------- */
@@ -258,6 +278,7 @@ void character_name(int fd, char name[256]);
     X(POWER_FAILURE, "power failure")                                                                                 \
     X(TEAR, "request partly done")                                                                                    \
     X(ORPHAN, "destroyed in flight")                                                                                  \
+    X(HAUNT, "late write")                                                                                            \
     X(HAND_OVER, "another thread")                                                                                    \
     X(VIOLATION, "violation")
 
