@@ -8,7 +8,7 @@ from typing import Any, TypeVar, final
 from .._native._core import Request
 from .._sync.scopes import outcome_of
 
-__all__ = ["Begun", "begin", "begin_all", "begun", "future_of"]
+__all__ = ["Begun", "BegunRequests", "begin", "begin_all", "begun", "future_of"]
 
 T = TypeVar("T")
 
@@ -61,6 +61,25 @@ def begun(request: Awaitable[T]) -> Request[T] | Begun[T]:
     if isinstance(request, (Request, Begun)):
         return request
     return Begun(asyncio.ensure_future(request))
+
+
+@final
+class BegunRequests:
+    """A block device by way of which every request is a :class:`Begun`, whatever the device itself gives."""
+
+    _METHODS = frozenset(
+        {"read", "read_into", "readv", "read_many", "read_into_many", "discard", "flush"}
+        | {"write", "writev", "write_many", "write_zeroes"}
+    )
+
+    def __init__(self, device: object) -> None:
+        self._device = device
+
+    def __getattr__(self, name: str) -> Any:
+        member = getattr(self._device, name)
+        if name not in self._METHODS:
+            return member
+        return lambda *arguments, **options: begun(member(*arguments, **options))
 
 
 def future_of(request: Awaitable[T]) -> "asyncio.Future[T]":

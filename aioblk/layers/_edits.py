@@ -88,12 +88,12 @@ class Edits:
         )
 
     def pass_on(
-        self, start: int, end: int, submit: Callable[[], Awaitable[None]]
+        self, start: int, end: int, submit: Callable[[], Request[None] | Begun[None]]
     ) -> Request[None] | Begun[None]:
         """Submit a change of whole blocks: at once, unless it has to wait for its turn."""
         if self._turns and (earlier := _meeting(self._turns, start, end)):
             return self._take_turn(start, end, earlier, submit)
-        return self.remember(start, end, begun(submit()))
+        return self.remember(start, end, submit())
 
     def remember(self, start: int, end: int, request: Request[Any] | Begun[Any]) -> Request[Any] | Begun[Any]:
         """Have later changes of parts of blocks wait for this one."""

@@ -10,11 +10,12 @@ from typing_extensions import TypeVar
 
 from .._device.device import Device
 from .._libblkio.limits import Limits
+from .._native._core import Submitter
 from .._native.buffers import BytesLike, as_memoryview
 from .._queues.statistics import QueueStatistics
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ..errors import BlkioError, DeviceClosedError, OptionError, UnsupportedError
-from ._begun import begin, begin_all, begun, future_of
+from ._begun import BegunRequests, begin, begin_all, future_of
 from ._edits import Edits, Span
 from .block_device import BlockDevice
 
@@ -66,8 +67,10 @@ class ByteView(AsyncClosing, Generic[D_co]):
         """Of an open device."""
         limits = device.limits
         self._device = device
-        # Whom new requests go to. Types: before Python 3.12, only a Device says that it takes arrays.
-        self._to = cast(Device, device)
+        # Whom new requests go to: what gives coroutines, as a Device does.
+        self._to = cast(
+            Device, device if isinstance(device, (Submitter, ByteView)) else BegunRequests(device)
+        )
         self._block = limits.request_alignment
         self._edits = Edits(device)
         self._limits = replace(
@@ -124,7 +127,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
             OptionError: ``offset`` or ``length`` is negative.
         """
         if (offset | length) % self._block == 0:
-            return begun(self._to.read(offset, length))
+            return self._to.read(offset, length)
         span = self._span("read", offset, length)
         first = future_of(self._to.read(span.start, span.length))
         return begin(_cut(first, span.head, length), first)
@@ -132,17 +135,17 @@ class ByteView(AsyncClosing, Generic[D_co]):
     def read_into(self, offset: int, buffer: BytesLike) -> _Result[None]:
         """Fill the writable ``buffer`` from ``offset`` on; errors as by :meth:`read`."""
         if self._block == 1 or (offset | as_memoryview(buffer).nbytes) % self._block == 0:
-            return begun(self._to.read_into(offset, buffer))
+            return self._to.read_into(offset, buffer)
         return self.readv(offset, [buffer])
 
     def readv(self, offset: int, buffers: Sequence[BytesLike]) -> _Result[None]:
         """Fill several writable buffers, one after the other, from ``offset`` on; as :meth:`read_into`."""
         length = _length(buffers)
         if (offset | length) % self._block == 0:
-            return begun(self._to.readv(offset, buffers))
+            return self._to.readv(offset, buffers)
         span = self._span("read", offset, length)
         around = span.surround(bytearray(span.head), buffers, bytearray(span.tail))
-        return begun(self._to.readv(span.start, around))
+        return self._to.readv(span.start, around)
 
     @overload
     def read_many(
@@ -161,7 +164,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
         """
         pairs = list(requests)
         if self._are_whole_blocks(pairs):
-            return begun(self._to.read_many(pairs, return_exceptions=return_exceptions))
+            return self._to.read_many(pairs, return_exceptions=return_exceptions)
         if not return_exceptions:
             for offset, length in pairs:
                 self._span("read", offset, length)
@@ -176,7 +179,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
         """
         pairs = list(requests)
         if self._are_whole_blocks(_ranges(pairs)):
-            return begun(self._to.read_into_many(pairs, return_exceptions=return_exceptions))
+            return self._to.read_into_many(pairs, return_exceptions=return_exceptions)
         if not return_exceptions:
             for offset, buffer in pairs:
                 self._span("read", offset, _length([buffer], writable=True))
@@ -194,7 +197,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
         Raises as :meth:`read`.
         """
         if self._block == 1:  # nothing to align, and nobody to wait for
-            return begun(self._to.write(offset, data, fua=fua))
+            return self._to.write(offset, data, fua=fua)
         if (offset | (length := as_memoryview(data).nbytes)) % self._block == 0:
             return self._edits.pass_on(
                 offset, offset + length, partial(self._to.write, offset, data, fua=fua)
@@ -254,7 +257,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
 
     def flush(self) -> _Result[None]:
         """Make what changes that are done have written durable. Those in flight are not covered."""
-        return begun(self._to.flush())
+        return self._to.flush()
 
     def write_many(
         self, requests: Iterable[tuple[int, BytesLike]], *, fua: bool = False, return_exceptions: bool = False
@@ -264,7 +267,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
         pairs = list(requests)
         ranges = _ranges(pairs)
         if self._are_whole_blocks(ranges) and not self._edits.are_in_the_way(ranges):
-            request = begun(self._to.write_many(pairs, fua=fua, return_exceptions=return_exceptions))
+            request = self._to.write_many(pairs, fua=fua, return_exceptions=return_exceptions)
             for offset, length in ranges:
                 self._edits.remember(offset, offset + length, request)
             return request
