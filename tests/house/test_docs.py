@@ -92,7 +92,8 @@ def headings(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", WITH_README.values(), ids=WITH_README)
 def test_what_is_called_a_function_is_one(page: Path) -> None:
-    sources = [path for kind in ("py", "pyi", "c", "h") for path in (ROOT / "aioblk").rglob(f"*.{kind}")]
+    rooms = (ROOT / "aioblk", ROOT / "tests/simulation")
+    sources = [path for room in rooms for kind in ("py", "pyi", "c", "h") for path in room.rglob(f"*.{kind}")]
     words = set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources)))
     named = set(re.findall(r"`(\w+)\(\)`", page.read_text()))
     assert named <= words, f"{page.name} names {named - words}"
