@@ -76,7 +76,8 @@ build() {
 VENV=$work/venv-$(basename "$prefix")
 export PYTHON="$python" VENV
 if [ -n "$sanitize" ]; then
-    # In a copy: what ./run has built stays as it is.
+    # In a copy: what ./run has built stays as it is. A new one: sources that have gone would be compiled as well.
+    rm -rf "$work/project"
     mkdir -p "$work/project"
     git ls-files -z | tar -c --null -T - | tar -x -C "$work/project"
     [ ! -d .libblkio ] || ln -sfn "$PWD/.libblkio" "$work/project/.libblkio"
