@@ -51,6 +51,7 @@ class Watcher(Protocol):
 
     def is_coming_back(self) -> bool:
         """Whether a call that has failed should be made again, since the device is being reconnected."""
+        ...
 
 
 @final
