@@ -15,9 +15,10 @@ import pytest
 import aioblk
 from aioblk._native._core import Allocator, DeviceCore, Memory, QueueCore, Submitter, View
 
-from ..support.devices import BLOCK, settled
+from ..support.devices import BLOCK, held, settled
 from ..support.refused_memory import new_device_core
 from ..support.scripts import run_script
+from ..support.storage_daemon import StorageDaemon
 
 
 class Refuses:
@@ -280,12 +281,13 @@ def test_regions_that_are_none() -> None:
     core.remove_region(16384)
 
 
-async def test_a_region_that_is_in_use(slow_device: aioblk.Device) -> None:
+async def test_a_region_that_is_in_use(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
     core = slow_device._session("core").core
     async with slow_device.allocate(BLOCK) as region:
-        request = slow_device.read_into(0, region)
-        with pytest.raises(ValueError, match="1 requests in flight use the region"):
-            core.remove_region(region.address)
+        with held(slow_daemon):
+            request = slow_device.read_into(0, region)
+            with pytest.raises(ValueError, match="1 requests in flight use the region"):
+                core.remove_region(region.address)
         await request
 
 
@@ -332,15 +334,16 @@ def test_bounce_memory_that_is_none() -> None:
     assert queue.bounce_size == 0
 
 
-async def test_bounce_memory_that_is_in_use(slow_device: aioblk.Device) -> None:
+async def test_bounce_memory_that_is_in_use(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
     core = core_of(slow_device)
-    request = slow_device.read(0, BLOCK)
-    assert core.bounce_in_use == BLOCK
-    for change in (core.detach_bounce, lambda: core.attach_bounce(0, 4096, 512)):
-        with pytest.raises(ValueError, match="in use"):
-            change()
-    with pytest.raises(RuntimeError, match="1 requests are in flight"):
-        core.dispose()
+    with held(slow_daemon):
+        request = slow_device.read(0, BLOCK)
+        assert core.bounce_in_use == BLOCK
+        for change in (core.detach_bounce, lambda: core.attach_bounce(0, 4096, 512)):
+            with pytest.raises(ValueError, match="in use"):
+                change()
+        with pytest.raises(RuntimeError, match="1 requests are in flight"):
+            core.dispose()
     await request
 
 
@@ -529,6 +532,7 @@ async def test_callbacks_need_their_arguments(file_device: aioblk.Device) -> Non
         lambda: request.cancel(5, 6),
         lambda: request.throw(),
         lambda: request.throw(5),
+        lambda: request.throw(int),
     ]
     for call in calls:
         with pytest.raises(TypeError):

@@ -6,6 +6,9 @@ The loop here does what a test says, and the queue is suspended: nothing reaches
 import asyncio
 import ctypes
 import gc
+import importlib
+import os
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -14,10 +17,12 @@ from typing import Any
 import pytest
 
 import aioblk
-from aioblk._native._core import QueueCore, Submitter
+from aioblk._native._core import Memory, QueueCore, Submitter, View
 
+from ..support.devices import held as held_daemon
 from ..support.refused_memory import new_device_core
 from ..support.scripts import run_script
+from ..support.storage_daemon import StorageDaemon
 
 BLOCK = 512
 
@@ -285,14 +290,15 @@ def test_waiting_is_for_the_thread_of_a_usable_queue() -> None:
         thread.submit(core.wait, None, 0).result()
 
 
-async def test_the_oldest_of_several(slow_device: aioblk.Device) -> None:
+async def test_the_oldest_of_several(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
     """Of a batch, the first item that is not over is named."""
     core = slow_device.queue()._compiled
-    batch = slow_device.read_many([(0, 0), (4096, 4096), (8192, 4096)])
-    assert core.grow_older() == (1, "read", 4096, 4096)
-    later = slow_device.read(0, 4096)
-    core.flush()
-    assert core.grow_older() == (2, "read", 4096, 4096)
+    with held_daemon(slow_daemon):
+        batch = slow_device.read_many([(0, 0), (4096, 4096), (8192, 4096)])
+        assert core.grow_older() == (1, "read", 4096, 4096)
+        later = slow_device.read(0, 4096)
+        core.flush()
+        assert core.grow_older() == (2, "read", 4096, 4096)
     assert await batch == [b"", bytes(4096), bytes(4096)]
     await later
     assert core.grow_older() is None
@@ -595,3 +601,210 @@ def test_the_first_builtin_that_waits_is_no_task(scratch_file: Path) -> None:
         """,
         scratch_file,
     )
+
+
+# --- waiting although cancelled ---------------------------------------------------------------------------
+
+
+def test_shields_that_cannot_be_had(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where anyio is in use, who waits although it is cancelled is shielded; that fails, and is said."""
+    importlib.import_module("anyio._backends._asyncio")
+    monkeypatch.setitem(sys.modules, "aioblk._sync.scopes", None)
+    printed: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", printed.append)
+    request = bench.submitter.read_into(0, bytearray(BLOCK))
+    assert request.throw(asyncio.CancelledError) is request
+    request.add_done_callback(bench.called.append)
+    assert request.cancel()
+    assert len(printed) == 1
+    with pytest.raises(ValueError, match="thrown"):
+        request.throw(ValueError("thrown"))
+    request.close()
+    assert len(printed) == 3
+    bench.core.abandon(OSError("lost"))
+    bench.loop.run()
+    assert not request.cancel()
+    assert bench.called == [request]
+
+
+def test_a_request_without_a_loop_needs_no_shield() -> None:
+    importlib.import_module("anyio._backends._asyncio")
+    core = QueueCore(new_device_core(), 1, -1, None, 8)
+    core.suspend()
+    submitter = Submitter()
+    submitter._core = core
+    request = submitter.read_into(0, bytearray(BLOCK))
+    assert request.cancel()
+    assert not request.done()
+    core.abandon(OSError("lost"))
+    assert request.cancelled()
+
+
+# --- odds -------------------------------------------------------------------------------------------------
+
+
+def test_a_comparison_that_fails(bench: Bench) -> None:
+    class Unequal:
+        def __eq__(self, other: object) -> bool:
+            raise ArithmeticError
+
+        __hash__ = None  # type: ignore[assignment]
+
+        def __call__(self, _request: object) -> None: ...
+
+    request = bench.submitter.read(0, BLOCK)
+    for _ in range(2):
+        request.add_done_callback(Unequal())
+        with pytest.raises(ArithmeticError):
+            request.remove_done_callback(print)
+    request.cancel()
+
+
+def test_pairs_may_be_in_a_tuple(bench: Bench) -> None:
+    batch = bench.submitter.read_many(((0, BLOCK), (BLOCK, BLOCK)))
+    assert repr(batch) == "<Request batch of read, items=2 pending>"
+    batch.cancel()
+
+
+def test_lengths_beyond_all_memory(bench: Bench) -> None:
+    with pytest.raises(MemoryError, match="9223372036854775296 bytes of a read"):
+        bench.submitter.read(0, 2**63 - 512)
+    views = [View(Memory(4096, 1 << 62)) for _ in range(3)]
+    with pytest.raises(OSError, match="refused"):
+        bench.submitter.writev(0, views)
+
+
+def test_bounce_memory_that_holds_no_block() -> None:
+    bench = Bench(needs_regions=True, bounce_cap=BLOCK // 2)
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+    with pytest.raises(OSError, match="refused"):
+        bench.submitter.read(0, BLOCK)
+    bench.end()
+    asyncio._set_running_loop(None)
+
+
+def test_an_order_while_memory_is_sought() -> None:
+    bench = Bench(needs_regions=True)
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+
+    def arrive(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    bench.core.on_bounce = arrive
+    with pytest.raises(KeyboardInterrupt):
+        bench.submitter.read(0, BLOCK)
+    bench.core.flush()
+    assert bench.core.in_flight == 0
+    bench.end()
+    asyncio._set_running_loop(None)
+
+
+def test_an_order_while_memory_is_sought_for_what_was_held() -> None:
+    bench = Bench(suspended=False, needs_regions=True, discard_method=2)
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+    core: Any = bench.core
+    core.on_discard = lambda *_: None
+    discard = bench.submitter.discard(0, BLOCK)
+    discard.cancel()
+    read = bench.submitter.read(0, BLOCK)
+
+    def arrive(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    core.on_bounce = arrive
+    core.suspend()
+    core.complete(discard, 0, None)
+    with pytest.raises(KeyboardInterrupt):
+        core.flush()
+    assert isinstance(read.exception(), OSError)
+    bench.end()
+    asyncio._set_running_loop(None)
+
+
+def test_a_lost_queue_holds_nothing(outside: Bench) -> None:
+    """Not even for what another one has given up."""
+    core: Any = outside.core
+    core.on_discard = lambda *_: None
+    discard = outside.submitter.discard(0, BLOCK)
+    discard.cancel()
+    loop: Any = outside.loop
+    lost = QueueCore(outside.device, 1, -1, loop, 8)
+    lost.abandon(OSError("lost"))
+    submitter = Submitter()
+    submitter._core = lost
+    assert isinstance(submitter.read(0, BLOCK).exception(), OSError)
+    core.complete(discard, 0, None)
+
+
+def test_the_first_of_those_that_were_held_may_give_up_the_device(outside: Bench) -> None:
+    core: Any = outside.core
+    core.on_discard = lambda *_: None
+    first = outside.submitter.discard(0, BLOCK)
+    first.cancel()
+    others = [outside.submitter.discard(0, BLOCK) for _ in range(3)]
+    core.suspend()
+    core.complete(first, 0, None)
+    core.on_discard = lambda *_: core.abandon(OSError("lost"))
+    core.flush()
+    assert all(isinstance(each.exception(), OSError) for each in others)
+
+
+def test_a_hook_that_was_deleted(outside: Bench) -> None:
+    core: Any = outside.core
+    with pytest.raises(RuntimeError, match="no hook"):
+        outside.submitter.discard(0, BLOCK)
+    request = held(outside)
+    del core.on_discard
+    core.flush()
+    with pytest.raises(RuntimeError, match="no hook"):
+        request.result()
+
+
+def test_who_completes_is_told_of_a_closed_loop(outside: Bench) -> None:
+    core: Any = outside.core
+    core.on_discard = lambda *_: None
+    request = outside.submitter.discard(0, BLOCK)
+    request.add_done_callback(print)
+    outside.loop.errors += [closed() for _ in range(3)]
+    with pytest.raises(RuntimeError, match="closed"):
+        core.complete(request, 0, None)
+    assert request.done()
+
+
+@pytest.mark.parametrize("seconds", [-1.0, 0.0, 1e10])
+def test_waiting_for_nothing_takes_no_time(seconds: float) -> None:
+    core = QueueCore(new_device_core(), 1, -1, None, 8)
+    assert core.wait(None, seconds) is False
+    core.suspend()
+
+
+def test_a_loop_that_takes_no_call_is_woken_by_an_event() -> None:
+    """As by one of the device's; there is room for one more, or there are plenty."""
+    bench = Bench(suspended=False, discard_method=2)
+    loop: Any = bench.loop
+    event = os.eventfd(0, os.EFD_NONBLOCK)
+    core: Any = QueueCore(bench.device, 1, event, loop, 8)
+    submitter = Submitter()
+    submitter._core = core
+    asyncio._set_running_loop(loop)
+    core.on_discard = lambda *_: None
+    for content in (0, 2**64 - 2):
+        os.eventfd_write(event, content)
+        given_up = submitter.discard(0, BLOCK)
+        given_up.cancel()
+        waiting = submitter.discard(0, BLOCK)
+        bench.loop.errors.append(closed())
+        core.complete(given_up, 0, None)
+        bench.loop.errors.clear()
+        assert os.eventfd_read(event) == max(content, 1)
+        waiting.cancel()
+    core.suspend()
+    core.flush()
+    core.abandon(OSError("lost"))
+    os.close(event)
+    bench.core.suspend()
+    bench.end()
+    asyncio._set_running_loop(None)

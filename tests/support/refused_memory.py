@@ -435,11 +435,11 @@ def a_long_range(device: aioblk.Device) -> Case:
     return submitting(device.write_zeroes, 0, 4 << 20, no_unmap=True)
 
 
-def first_of_a_queue(name: str, *arguments: Any) -> None:
+def first_of_a_queue(name: str, *arguments: Any, **limits: int) -> None:
     """A request of a queue that has kept none for reuse. It is suspended, so nothing is issued."""
 
     async def steps(_: aioblk.Device) -> Case:
-        queue = QueueCore(new_device_core(), 1, -1, None, 1)
+        queue = QueueCore(new_device_core(**limits), 1, -1, None, 1)
         queue.suspend()
         submitter = Submitter()
         submitter._core = queue
@@ -454,7 +454,7 @@ def first_of_a_queue(name: str, *arguments: Any) -> None:
 first_of_a_queue("read", 0, 512)
 first_of_a_queue("write", 0, bytes(512))
 first_of_a_queue("writev", 0, [bytes(512), bytes(512)])
-first_of_a_queue("write_zeroes", 0, 512)
+first_of_a_queue("write_zeroes", 0, 4096, max_write_zeroes_len=512)
 first_of_a_queue("discard", 0, 512)
 first_of_a_queue("flush")
 first_of_a_queue("read_many", [(0, 512), (512, 512)])

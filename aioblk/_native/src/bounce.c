@@ -56,7 +56,7 @@ static bool take_memory(QueueCore *q, Part *part)
     }
     if (part->vector) {
         fill_iov(part->vector, bounce);
-    } else if (bounce) {
+    } else {
         part->address = bounce;
     }
     return true;

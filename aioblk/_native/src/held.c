@@ -108,7 +108,8 @@ static void release(QueueCore *q)
         if (!r) {
             break; /* what has gone on runs Python code, which may have given the device up */
         }
-        if (r->linked && r->admitted == 0 && r->outstanding > 0) { /* it has not been cancelled */
+        if (r->linked) { /* it has not been cancelled */
+            assert(r->admitted == 0 && r->outstanding > 0);
             if (must_be_held(q, r)) {
                 queue_hold(q, r);
             } else {
