@@ -222,7 +222,7 @@ class Device(Submitter):
         session.require_own_loop("truncate")
         size = session.length_of_file(size)
         await self._until_landed()  # what was given up may make the file grow again
-        await session.truncate(size)
+        await self._life.present("truncate").session.truncate(size)
 
     def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
         """What there is from ``offset`` on, up to the end or for ``length`` bytes, in order, without gaps::

@@ -166,8 +166,9 @@ class Session:
     # --- from loop to loop ----------------------------------------------------------------------------------
 
     def settle_here(self) -> None:
-        """The running loop is the device's from now on."""
-        self.loop, self.thread = asyncio.get_running_loop(), threading.get_ident()
+        """The running loop is the device's from now on. UsageError: there is none."""
+        self.loop = running_loop("attach", self.subject.driver, self.subject.filename)
+        self.thread = threading.get_ident()
         self.memory.attach_loop()
 
     def require_own_loop(self, operation: str) -> None:

@@ -3,7 +3,9 @@
 import asyncio
 import errno
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -162,6 +164,37 @@ async def test_a_lost_device_is_not_made_shorter(scratch_file: Path) -> None:
         await device.reconnect()
         await device.truncate(BLOCK)
         assert device.capacity == BLOCK
+
+
+@pytest.mark.parametrize(
+    ("how", "error"),
+    [
+        (aioblk.Device.aclose, aioblk.DeviceClosedError),
+        (aioblk.Device.detach, aioblk.UsageError),
+        (aioblk.Device.abandon, aioblk.DeviceLostError),
+    ],
+)
+async def test_what_is_not_there_any_more_is_not_made_shorter(
+    how: Callable[[aioblk.Device], Any],
+    error: type[aioblk.BlkioError],
+    scratch_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Truncating waits for changes that were given up; the device may have gone in the meantime."""
+    landed = asyncio.Event()
+    monkeypatch.setattr(aioblk.IoUring, "_until_landed", lambda _: landed.wait())
+    device = await aioblk.IoUring(scratch_file).open()
+    truncating = asyncio.create_task(device.truncate(BLOCK))
+    await asyncio.sleep(0)
+    going = how(device)
+    if going is not None:
+        await going
+    landed.set()
+    with pytest.raises(error) as caught:
+        await truncating
+    assert type(caught.value) is error
+    assert os.stat(scratch_file).st_size == SCRATCH_SIZE
+    await device.aclose()
 
 
 async def test_truncating_stops_no_loop(scratch_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:

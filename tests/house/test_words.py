@@ -1,6 +1,7 @@
 """What errors say: which device, which values, why, and what to do."""
 
 import asyncio
+import contextlib
 import copy
 import errno
 import logging
@@ -137,6 +138,24 @@ def test_opening_without_a_running_loop_leaves_the_device_unopened(scratch_file:
             return await device.read(0, BLOCK)
 
     assert asyncio.run(use()) == bytes(BLOCK)
+
+
+def test_attaching_without_a_running_loop_leaves_the_device_detached(scratch_file: Path) -> None:
+    device = aioblk.IoUring(scratch_file)
+
+    async def open_and_detach() -> None:
+        await device.open()
+        await device.detach()
+
+    async def attach_and_close() -> None:
+        async with contextlib.aclosing(await device.attach()):
+            assert await device.read(0, BLOCK) == bytes(BLOCK)
+
+    asyncio.run(open_and_detach())
+    with pytest.raises(aioblk.UsageError, match="no event loop is running here"):
+        device.attach().send(None)
+    assert "detached" in repr(device)
+    asyncio.run(attach_and_close())
 
 
 def test_under_trio_the_device_says_what_it_needs(
