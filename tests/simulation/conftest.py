@@ -16,6 +16,7 @@ from .devices import new_disk
 from .library import Disk, Driver, Simulator, is_preloaded, preloaded
 
 LIMIT = 100  # seconds for a module
+PATIENCE = 40  # seconds for a test of it
 
 
 class Elsewhere(pytest.Module):
@@ -27,7 +28,7 @@ class Elsewhere(pytest.Module):
 
 class Simulated(pytest.Item):
     def runtest(self) -> None:
-        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", f"faulthandler_timeout={PATIENCE}"]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, str(self.path)],
             env=preloaded(),
