@@ -120,17 +120,37 @@ def begin_all(
                 raise
             futures.append(asyncio.get_running_loop().create_future())
             futures[-1].set_exception(refusal)
-    outcomes = asyncio.gather(*futures, return_exceptions=True)
     if return_exceptions:
-        return Begun(outcomes)
-    return begin(_without_errors(outcomes, results=results), outcomes)
+        return Begun(asyncio.gather(*futures, return_exceptions=True))
+    return Begun(_Together(futures, results=results))
 
 
-async def _without_errors(
-    gathered: "asyncio.Future[list[Any | BaseException]]", *, results: bool
-) -> list[Any] | None:
-    outcomes = await gathered
-    for outcome in outcomes:
-        if isinstance(outcome, BaseException):
-            raise outcome
-    return outcomes if results else None
+@final
+class _Together(asyncio.Future[list[Any] | None]):
+    """Over when all requests are, also where one has failed.
+
+    To cancel it is to cancel them. No task could do that: one that is cancelled before its first step is over
+    at once, while they still use the caller's memory.
+    """
+
+    def __init__(self, requests: list[asyncio.Future[Any]], *, results: bool) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self._has_results = results
+        self._requests = asyncio.gather(*requests, return_exceptions=True)
+        self._requests.add_done_callback(self._settle)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        return self._requests.cancel(msg)
+
+    def _settle(self, requests: "asyncio.Future[list[Any]]") -> None:
+        try:
+            outcomes = requests.result()
+            for outcome in outcomes:
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        except asyncio.CancelledError as error:
+            super().cancel(*error.args)
+        except BaseException as error:
+            self.set_exception(error)
+        else:
+            self.set_result(outcomes if self._has_results else None)

@@ -1,6 +1,7 @@
 """What the package calls block devices, and one of our own, hold the contract of BlockDevice."""
 
-from collections.abc import AsyncIterator, Awaitable, Sequence
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
 
@@ -9,9 +10,10 @@ from ram_device import RamDevice
 from typing_extensions import Buffer
 
 import aioblk
+from aioblk._sync import scopes
 
 from ..conftest import StorageDaemonFactory
-from .block_device_contract import BLOCK, BlockDeviceContract, Opener
+from .block_device_contract import BLOCK, TURNS, BlockDeviceContract, Opener
 
 SIZE = 1 << 20
 
@@ -153,6 +155,65 @@ def vhost_user(
     storage_daemon: StorageDaemonFactory, file: Path, read_only: bool
 ) -> AbstractAsyncContextManager[aioblk.Device]:
     return aioblk.VirtioBlkVhostUser(storage_daemon(file, writable=not read_only).socket, read_only=read_only)
+
+
+# --- batches that are made of other requests ----------------------------------------------------------------
+
+
+class Transfer(asyncio.Future[None]):
+    """A read that the device has: cancelled or not, it is over when the device is through."""
+
+    is_cancelled = False
+
+    def cancel(self, msg: object = None) -> bool:
+        self.is_cancelled = True
+        return True
+
+
+class Slow(RamDevice):
+    def __init__(self) -> None:
+        super().__init__(SIZE)
+        self.transfers: list[Transfer] = []
+
+    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        self.transfers.append(Transfer())
+        return self.transfers[-1]
+
+
+@pytest.mark.parametrize("over", [lambda device: device, aioblk.ByteView])
+async def test_a_batch_that_is_cancelled_as_it_begins_is_over_when_its_requests_are(
+    over: Callable[[aioblk.BlockDevice], aioblk.BlockDevice], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        scopes, "_USED_BY", "nobody"
+    )  # with anyio's scopes, it is a turn later that this is heard
+    device = Slow()
+
+    async def read() -> None:
+        await over(device).read_into_many([(0, bytearray(BLOCK)), (BLOCK, bytearray(BLOCK))])
+
+    reading = asyncio.create_task(read())
+    asyncio.get_running_loop().call_soon(reading.cancel)  # after its first step, in the same turn
+    for transfer in (0, 1):
+        for _ in range(TURNS):
+            await asyncio.sleep(0)
+        assert all(other.is_cancelled for other in device.transfers)
+        assert not reading.done()
+        device.transfers[transfer].set_result(None)
+    with pytest.raises(asyncio.CancelledError):
+        await reading
+
+
+async def test_a_batch_with_an_error_is_over_when_all_of_it_is() -> None:
+    device = Slow()
+    reading = asyncio.ensure_future(device.read_into_many([(0, bytearray(BLOCK)), (0, bytearray(BLOCK))]))
+    device.transfers[0].set_exception(aioblk.BlkioError("as an example"))
+    for _ in range(TURNS):
+        await asyncio.sleep(0)
+    assert not reading.done()
+    device.transfers[1].set_result(None)
+    with pytest.raises(aioblk.BlkioError, match="as an example"):
+        await reading
 
 
 # --- types --------------------------------------------------------------------------------------------------
