@@ -95,7 +95,8 @@ if [ -n "$sanitize" ]; then
     fi
 fi
 status=0
-steady ./run test -p no:cacheprovider "$@" || status=$?
+# Watched, everything takes twenty times as long.
+steady ./run test -p no:cacheprovider ${sanitize:+-o faulthandler_timeout=1800} "$@" || status=$?
 if [ -n "$sanitize" ] && grep -l _core "$log".* 2>/dev/null; then
     echo "free_threaded.sh: ThreadSanitizer has reports that name aioblk's compiled part" >&2
     status=1
