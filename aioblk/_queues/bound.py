@@ -237,9 +237,9 @@ class BoundQueues:
         return self._on_each(Queue._reopen)
 
     async def _on_each(self, act: Callable[[Queue], None]) -> None:
-        acts = [self._on_loop_of(queue, act) for queue in self if isinstance(queue, Queue)]
-        for done in acts:
-            await done
+        for queue in self:
+            if isinstance(queue, Queue):
+                await self._on_loop_of(queue, act)
 
     async def _on_loop_of(self, queue: Queue, act: Callable[[Queue], None]) -> None:
         loop = asyncio.get_running_loop()

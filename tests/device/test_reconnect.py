@@ -586,6 +586,19 @@ async def test_memory_that_the_lost_device_may_write_to_is_not_used_again(
     assert not region.memory.released
 
 
+async def test_cancelling_it_while_several_queues_are_told_of_the_loss(scratch_file: Path) -> None:
+    async with aioblk.IoUring(scratch_file, num_queues=2) as device, device.queue(1) as other:
+        device.abandon()
+        returning = asyncio.create_task(device.reconnect())
+        await asyncio.sleep(0)
+        returning.cancel()
+        await asyncio.wait([returning])
+        assert returning.cancelled()
+        assert device.lost
+        await device.reconnect()
+        assert await other.read(0, BLOCK) == bytes(BLOCK)
+
+
 async def test_cancelling_it_leaves_the_device_lost(
     plain: aioblk.Device, daemon: StorageDaemon, storage_daemon: StorageDaemonFactory
 ) -> None:
