@@ -318,7 +318,13 @@ class Arena(AsyncClosing):
             RegistrationError: the device could not take a block; it is left as it was.
             DeviceClosedError: the device is closed.
             UsageError: the arena is closed, or the device is attached already.
+            TypeError: it cannot be told of memory; its requests take the arena's buffers all the same.
         """
+        if not isinstance(device, MapsMemory):
+            raise TypeError(
+                f"an arena is attached to what is a MapsMemory, and {device!r} is not; its requests take the "
+                "arena's buffers without that"
+            )
         return await self._work.finish(self._attach(device))
 
     async def _attach(self, device: MapsMemory) -> ArenaAttachment:

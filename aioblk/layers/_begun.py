@@ -2,13 +2,14 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar, final
 
 from .._native._core import Request
 from .._sync.scopes import outcome_of
 
-__all__ = ["Begun", "BegunRequests", "begin", "begin_all", "begun", "future_of"]
+__all__ = ["Begun", "BegunRequests", "begin", "begin_all", "begun", "calls_of", "future_of"]
 
 T = TypeVar("T")
 
@@ -99,6 +100,21 @@ def _give_up(request: "asyncio.Future[Any]") -> None:
     """Cancel it; if it is over, nobody wants to know how."""
     if not request.cancel() and not request.cancelled():
         request.exception()
+
+
+def calls_of(
+    method: Callable[[int, Any], Awaitable[Any]], pairs: Iterable[Any], what: str
+) -> list[Callable[[], Awaitable[Any]]]:
+    """For :func:`begin_all`: a call for each (offset, *what*) pair; what is no pair, its call refuses."""
+    return [partial(_call, method, pair, what) for pair in pairs]
+
+
+def _call(method: Callable[[int, Any], Awaitable[Any]], pair: Any, what: str) -> Awaitable[Any]:
+    if not isinstance(pair, Iterable):
+        raise TypeError(f"an (offset, {what}) pair is needed, not {type(pair).__name__}")
+    if len(values := tuple(pair)) != 2:
+        raise ValueError(f"an (offset, {what}) pair is needed, not {len(values)} values")
+    return method(*values)
 
 
 def begin_all(

@@ -10,7 +10,7 @@ from typing_extensions import Buffer, Protocol, runtime_checkable
 from .._device.extents import Extent
 from .._libblkio.limits import Limits
 from .._queues.statistics import QueueStatistics
-from ._begun import begin_all
+from ._begun import begin_all, calls_of
 
 __all__ = ["BlockDevice", "KnowsExtents"]
 
@@ -152,9 +152,8 @@ class BlockDevice(Protocol):
         The first error, in the order of the pairs, is raised when all are over. With ``return_exceptions``
         both are in the list instead.
         """
-        return begin_all(
-            [partial(self.read, *pair) for pair in requests], return_exceptions=return_exceptions
-        )
+        calls = calls_of(self.read, requests, "length")
+        return begin_all(calls, return_exceptions=return_exceptions)
 
     def read_into_many(
         self, requests: Iterable[tuple[int, Buffer]], *, return_exceptions: bool = False
@@ -163,14 +162,14 @@ class BlockDevice(Protocol):
 
         Gives None or, with ``return_exceptions``, a list with an exception or None for each pair.
         """
-        calls = [partial(self.read_into, *pair) for pair in requests]
+        calls = calls_of(self.read_into, requests, "buffer")
         return begin_all(calls, results=False, return_exceptions=return_exceptions)
 
     def write_many(
         self, requests: Iterable[tuple[int, Buffer]], *, fua: bool = False, return_exceptions: bool = False
     ) -> Awaitable[Any]:
         """Write many (offset, buffer) pairs, in any order; otherwise as :meth:`read_into_many`."""
-        calls = [partial(self.write, *pair, fua=fua) for pair in requests]
+        calls = calls_of(partial(self.write, fua=fua), requests, "buffer")
         return begin_all(calls, results=False, return_exceptions=return_exceptions)
 
 

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ram_device import RamDevice
@@ -216,6 +217,32 @@ async def test_a_batch_with_an_error_is_over_when_all_of_it_is() -> None:
         await reading
 
 
+@pytest.mark.parametrize(
+    ("wrong", "error", "words"),
+    [
+        (3, TypeError, "pair is needed, not int"),
+        ((0,), ValueError, "pair is needed, not 1 values"),
+        ((0, BLOCK, 1), ValueError, "pair is needed, not 3 values"),
+    ],
+)
+async def test_what_is_no_pair_is_refused_as_by_a_device(
+    scratch_file: Path, wrong: object, error: type[Exception], words: str
+) -> None:
+    items: list[Any] = [wrong, (0, BLOCK)]
+    async with aioblk.IoUring(scratch_file) as device:
+        devices: list[aioblk.BlockDevice] = [device, RamDevice(SIZE)]
+        for any_device in devices:
+            refusal, content = await any_device.read_many(items, return_exceptions=True)
+            assert isinstance(refusal, error)
+            assert isinstance(content, bytes)
+            with pytest.raises(error, match=rf"\(offset, length\) {words}"):
+                any_device.read_many(items)
+            with pytest.raises(error, match=rf"\(offset, buffer\) {words}"):
+                any_device.read_into_many(items)
+            with pytest.raises(error, match=rf"\(offset, buffer\) {words}"):
+                any_device.write_many(items)
+
+
 # --- types --------------------------------------------------------------------------------------------------
 
 
@@ -250,6 +277,16 @@ def test_what_derives_from_it_must_have_all_of_it() -> None:
 
     with pytest.raises(TypeError, match="abstract"):
         Half()  # type: ignore[abstract]
+
+
+async def test_an_arena_is_attached_to_what_maps_memory_only() -> None:
+    device = RamDevice(SIZE)
+    async with aioblk.Arena(1 << 20) as arena:
+        with pytest.raises(
+            TypeError, match=r"a MapsMemory, and .*RamDevice.* is not; its requests take the arena's"
+        ):
+            await arena.attach(device)  # type: ignore[arg-type]
+        assert arena.attachments == ()
 
 
 async def test_memory_may_come_from_anywhere(tmp_path: Path) -> None:
