@@ -89,16 +89,25 @@ def future_of(request: Awaitable[T]) -> "asyncio.Future[T]":
 
 
 def begin(work: Coroutine[Any, Any, T], first: asyncio.Future[Any] | None = None) -> Begun[T]:
-    """Have a task do the rest. *first* is the step that was made by the call, and that the work awaits."""
+    """Have a task do the rest. *first* is the step that was made by the call, and that the work awaits,
+    unless it ends before."""
     task = asyncio.get_running_loop().create_task(work)
     if first is not None:
-        task.add_done_callback(lambda task: _give_up(first) if task.cancelled() else None)
+        task.add_done_callback(lambda _: _give_up(first))
     return Begun(task)
 
 
 def _give_up(request: "asyncio.Future[Any]") -> None:
-    """Cancel it; if it is over, nobody wants to know how."""
-    if not request.cancel() and not request.cancelled():
+    """Cancel it, if it is not over and lets itself be cancelled; nobody wants to know how it ends."""
+    if request.done():
+        _forget(request)
+    else:
+        request.cancel()
+        request.add_done_callback(_forget)
+
+
+def _forget(request: "asyncio.Future[Any]") -> None:
+    if not request.cancelled():
         request.exception()
 
 

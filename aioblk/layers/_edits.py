@@ -13,7 +13,7 @@ from typing_extensions import Buffer
 from .._device.device import Device
 from .._native._core import Request
 from .._native.buffers import BytesLike, as_memoryview
-from ._begun import Begun, begin, begun
+from ._begun import Begun, begin, begin_all, begun
 from .block_device import BlockDevice
 
 __all__ = ["Edits", "Span"]
@@ -122,14 +122,13 @@ class Edits:
             return self.write(span, [bytes(span.length - span.head - span.tail)], fua=fua)
 
         async def put(edges: _Edges) -> None:
-            parts = [zero(first, last - first)]
+            write = partial(self._device.write, fua=fua)
+            parts = [partial(zero, first, last - first)]
             if edges.before:
-                parts.append(self._device.write(span.start, edges.before.ljust(block, b"\0"), fua=fua))
+                parts.append(partial(write, span.start, edges.before.ljust(block, b"\0")))
             if edges.after:
-                parts.append(self._device.write(last, edges.after.rjust(block, b"\0"), fua=fua))
-            for outcome in await asyncio.gather(*parts, return_exceptions=True):
-                if outcome is not None:
-                    raise outcome
+                parts.append(partial(write, last, edges.after.rjust(block, b"\0")))
+            await begin_all(parts, results=False, return_exceptions=False)
 
         return self._edit(span, put, fua=fua)
 

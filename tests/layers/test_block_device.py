@@ -1,6 +1,7 @@
 """What the package calls block devices, and one of our own, hold the contract of BlockDevice."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from pathlib import Path
@@ -241,6 +242,64 @@ async def test_what_is_no_pair_is_refused_as_by_a_device(
                 any_device.read_into_many(items)
             with pytest.raises(error, match=rf"\(offset, buffer\) {words}"):
                 any_device.write_many(items)
+
+
+# --- calls that a device refuses when it has others of them -------------------------------------------------
+
+
+class Full(Slow):
+    """Its reads and zeroing take as long as a test wants. It has room for so many reads and writes."""
+
+    room = 2
+
+    def write_zeroes(self, offset: int, length: int, **options: object) -> Awaitable[None]:
+        self.transfers.append(Transfer())
+        return self.transfers[-1]
+
+    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        self._take_room()
+        return super().readv(offset, buffers)
+
+    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
+        self._take_room()
+        return super().writev(offset, buffers, fua=fua)
+
+    def _take_room(self) -> None:
+        if self.room == 0:
+            raise aioblk.BlkioError("it is full")
+        self.room -= 1
+
+
+async def nobody_is_told(device: Full) -> None:
+    """What was begun has been given up; how it ends, nobody wants to know."""
+    unheard: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unheard.append(context))
+    assert all(transfer.is_cancelled for transfer in device.transfers)
+    while device.transfers:
+        device.transfers.pop().set_exception(aioblk.BlkioError("as an example"))
+    await asyncio.sleep(0)
+    gc.collect()
+    assert not unheard
+
+
+async def test_a_batch_that_is_refused_gives_up_what_it_has_begun() -> None:
+    device = Full()
+    device.room = 1
+    with pytest.raises(aioblk.BlkioError, match="it is full"):
+        device.read_into_many([(0, bytearray(BLOCK)), (BLOCK, bytearray(BLOCK))])
+    assert len(device.transfers) == 1
+    await nobody_is_told(device)
+
+
+async def test_zeroing_that_is_refused_in_part_gives_up_the_rest() -> None:
+    """The whole blocks are being zeroed when writing the edges is refused."""
+    device = Full()
+    zeroing = asyncio.ensure_future(aioblk.ByteView(device).write_zeroes(1, 3 * BLOCK))
+    device.room = 0
+    with pytest.raises(aioblk.BlkioError, match="it is full"):
+        await zeroing
+    assert len(device.transfers) == 1
+    await nobody_is_told(device)
 
 
 # --- types --------------------------------------------------------------------------------------------------
