@@ -9,7 +9,7 @@ import mmap
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self, final
+from typing import Self, cast, final
 
 from .._sync.blocking import run_blocking
 from .._sync.loops import running_loop
@@ -83,8 +83,10 @@ class Arena(AsyncClosing):
         self._huge_page = HUGE_PAGE if huge_pages is True else int(huge_pages)
         if self._huge_page & (self._huge_page - 1):
             raise ValueError(f"the size of a huge page is a power of two, not {huge_pages}")
-        if size < 0 or block_size <= 0:
-            raise ValueError(f"sizes must be positive, not {min(size, block_size)}")
+        if size < 0:
+            raise ValueError(f"size must be positive, or 0 for no block yet, not {size}")
+        if block_size <= 0:
+            raise ValueError(f"block_size must be positive, not {block_size}")
         self._first_size = size
         self._block_size = block_size
         self._alignment = alignment
@@ -320,7 +322,7 @@ class Arena(AsyncClosing):
             UsageError: the arena is closed, or the device is attached already.
             TypeError: it cannot be told of memory; its requests take the arena's buffers all the same.
         """
-        if not isinstance(device, MapsMemory):
+        if not isinstance(cast(object, device), MapsMemory):
             raise TypeError(
                 f"an arena is attached to what is a MapsMemory, and {device!r} is not; its requests take the "
                 "arena's buffers without that"

@@ -80,7 +80,11 @@ class BegunRequests:
         member = getattr(self._device, name)
         if name not in self._METHODS:
             return member
-        return lambda *arguments, **options: begun(member(*arguments, **options))
+
+        def begin_it(*arguments: Any, **options: Any) -> Request[Any] | Begun[Any]:
+            return begun(member(*arguments, **options))
+
+        return begin_it
 
 
 def future_of(request: Awaitable[T]) -> "asyncio.Future[T]":
@@ -119,9 +123,11 @@ def calls_of(
 
 
 def _call(method: Callable[[int, Any], Awaitable[Any]], pair: Any, what: str) -> Awaitable[Any]:
-    if not isinstance(pair, Iterable):
-        raise TypeError(f"an (offset, {what}) pair is needed, not {type(pair).__name__}")
-    if len(values := tuple(pair)) != 2:
+    try:
+        values = tuple[Any, ...](pair)
+    except TypeError:
+        raise TypeError(f"an (offset, {what}) pair is needed, not {type(pair).__name__}") from None
+    if len(values) != 2:
         raise ValueError(f"an (offset, {what}) pair is needed, not {len(values)} values")
     return method(*values)
 

@@ -68,9 +68,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
         limits = device.limits
         self._device = device
         # Whom new requests go to: what gives coroutines, as a Device does.
-        self._to = cast(
-            Device, device if isinstance(device, (Submitter, ByteView)) else BegunRequests(device)
-        )
+        self._to = cast(Device, _with_coroutines(device))
         self._block = limits.request_alignment
         self._edits = Edits(device)
         self._limits = replace(
@@ -336,3 +334,7 @@ def _length(buffers: Iterable[BytesLike], *, contiguous: bool = False, writable:
 
 async def _cut(request: Awaitable[bytes], start: int, length: int) -> bytes:
     return (await request)[start : start + length]
+
+
+def _with_coroutines(device: object) -> object:
+    return device if isinstance(device, (Submitter, ByteView)) else BegunRequests(device)

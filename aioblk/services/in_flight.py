@@ -40,8 +40,9 @@ class InFlight:
         Raises:
             ValueError: one of them is not positive.
         """
-        if requests < 1 or bytes < 1:
-            raise ValueError(f"limits must be positive, not {min(requests, bytes)}")
+        for name, limit in (("requests", requests), ("bytes", bytes)):
+            if limit < 1:
+                raise ValueError(f"{name} must be positive, not {limit}")
         self._most_requests = requests
         self._most_bytes = bytes
         self._requests = 0
