@@ -118,12 +118,13 @@ async def test_timeout(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -
         await read_in_time()
 
 
-async def test_shield(slow_device: aioblk.Device) -> None:
-    request = slow_device.read(0, BLOCK)
-    shielded = asyncio.shield(request)
-    shielded.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await shielded
+async def test_shield(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
+    with held(slow_daemon):
+        request = slow_device.read(0, BLOCK)
+        shielded = asyncio.shield(request)
+        shielded.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await shielded
     assert await request == ZEROES
     assert await asyncio.shield(slow_device.read(0, BLOCK)) == ZEROES
 
@@ -469,15 +470,18 @@ async def test_done_callbacks_of_a_done_request_are_called_soon(slow_device: aio
     assert calls == [request]
 
 
-async def test_removed_callbacks_are_not_called(slow_device: aioblk.Device) -> None:
+async def test_removed_callbacks_are_not_called(
+    slow_device: aioblk.Device, slow_daemon: StorageDaemon
+) -> None:
     removed: list[object] = []
     kept: list[object] = []
-    request = slow_device.read(0, BLOCK)
     remove = removed.append
-    for callback in (remove, kept.append, remove):
-        request.add_done_callback(callback)
-    assert request.remove_done_callback(remove) == 2
-    assert request.remove_done_callback(remove) == 0
+    with held(slow_daemon):
+        request = slow_device.read(0, BLOCK)
+        for callback in (remove, kept.append, remove):
+            request.add_done_callback(callback)
+        assert request.remove_done_callback(remove) == 2
+        assert request.remove_done_callback(remove) == 0
     await request
     await asyncio.sleep(0)
     assert (removed, kept) == ([], [request])
@@ -604,9 +608,17 @@ def test_an_interrupt_out_of_a_woken_task_loses_no_other_completion(slow_daemon:
     loop.close()
 
 
-async def test_tasks_are_woken_from_the_loop_without_a_detour(slow_device: aioblk.Device) -> None:
+async def test_tasks_are_woken_from_the_loop_without_a_detour(
+    slow_device: aioblk.Device, slow_daemon: StorageDaemon
+) -> None:
+    async def read() -> None:
+        await slow_device.read(0, BLOCK)
+
     before = slow_device.statistics().direct_wakes
-    await slow_device.read(0, BLOCK)
+    with held(slow_daemon):
+        task = asyncio.create_task(read())
+        await asyncio.sleep(0)
+    await task
     assert slow_device.statistics().direct_wakes == before + 1
 
 

@@ -4,13 +4,18 @@ The loop here does what a test says, and the queue is suspended: nothing reaches
 """
 
 import asyncio
+import contextvars
 import ctypes
+import functools
 import gc
 import importlib
 import os
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -33,12 +38,16 @@ class Loop:
     def __init__(self) -> None:
         self.calls: list[tuple[Callable[..., object], tuple[Any, ...]]] = []
         self.errors: list[BaseException] = []
+        self.before: Callable[[], object] | None = None  # called within the next call_soon
         self.reported: list[dict[str, Any]] = []
 
     def get_debug(self) -> bool:
         return False
 
     def call_soon(self, callback: Callable[..., object], *arguments: Any, context: Any = None) -> object:
+        before, self.before = self.before, None
+        if before:
+            before()
         if self.errors:
             raise self.errors.pop(0)
         self.calls.append((callback, arguments))
@@ -163,6 +172,23 @@ def test_an_error_that_nobody_retrieved_and_nobody_takes(
         assert not printed
 
 
+def test_an_order_in_another_thread_is_raised_in_the_main_one(bench: Bench) -> None:
+    """Of a request that goes there, with an error that nobody retrieved."""
+    requests = [bench.submitter.read(0, BLOCK)]
+    bench.core.abandon(OSError("lost"))
+    bench.loop.errors.append(KeyboardInterrupt("arrived"))
+    thread = threading.Thread(target=requests.clear)
+
+    def let_go() -> None:
+        thread.start()
+        thread.join()
+        str(bench)  # an order arrives between two steps of a program
+
+    with pytest.raises(KeyboardInterrupt):
+        let_go()
+    thread.join()
+
+
 def test_several_orders_are_one_context(bench: Bench) -> None:
     """The second is raised, and says that the first came before it."""
     for _ in range(2):
@@ -246,6 +272,12 @@ def test_admission_tells_who_waits(bench: Bench, ending: str) -> None:
     assert isinstance(request.exception(), OSError)
     batch.cancel()
     assert other.core.admit(batch)
+    late = other.read()
+    other.loop.errors += [MemoryError(), MemoryError()]
+    late.cancel()
+    other.loop.errors[:] = [closed()]
+    with pytest.raises(RuntimeError, match="closed"):
+        other.core.admit(batch)
     other.end()
 
 
@@ -461,6 +493,8 @@ def test_regions_whose_end_could_not_be_told() -> None:
 
     device.on_region_idle = tell
     requests = []
+    for other in (4096, 2**60):  # which nobody uses, and nobody gives back
+        device.add_region(other, BLOCK)
     for buffer, address in zip(buffers, addresses, strict=True):
         device.add_region(address, BLOCK)
         requests.append(bench.submitter.read_into(0, buffer))
@@ -469,7 +503,7 @@ def test_regions_whose_end_could_not_be_told() -> None:
     for _ in range(6):
         bench.core.flush()
     assert sorted(told) == sorted(addresses)
-    assert device.region_count == 0
+    assert device.region_count == 2
     for request in requests:
         request.exception()
     bench.end()
@@ -585,7 +619,13 @@ def test_the_first_builtin_that_waits_is_no_task(scratch_file: Path) -> None:
 
         async def main():
             async with aioblk.IoUring(sys.argv[1]) as device:
-                called = []
+                called, reported = [], []
+                asyncio.get_running_loop().set_exception_handler(lambda _, what: reported.append(what))
+                request = device.read_into(0, bytearray(4096))
+                request = device.read_into(0, bytearray(4096))
+                request.add_done_callback(str.maketrans)  # of no object, and content with no request
+                while not reported:
+                    await asyncio.sleep(0)
                 request = device.read_into(0, bytearray(4096))
                 request = device.read_into(0, bytearray(4096))
                 request.add_done_callback(called.append)
@@ -601,6 +641,112 @@ def test_the_first_builtin_that_waits_is_no_task(scratch_file: Path) -> None:
         """,
         scratch_file,
     )
+
+
+# --- callbacks --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", ["cancelled", "removed"])
+def test_the_collector_may_run_anything_while_a_callback_is_added(bench: Bench, change: str) -> None:
+    """Where making room for it collects, that may end the request, or remove the callback before it."""
+    request = bench.read()
+
+    class Garbage:
+        def __init__(self) -> None:
+            self.itself = self
+
+        def __del__(self) -> None:
+            if change == "cancelled":
+                request.cancel()
+            else:
+                request.remove_done_callback(bench.called.append)
+
+    add, callback = request.add_done_callback, bench.called.append
+    context, threshold = contextvars.copy_context(), gc.get_threshold()
+    gc.collect()
+    gc.disable()
+    Garbage()
+    kept = [[(number, None)] for number in range(3000)]  # more than Python keeps of what was freed
+    gc.set_threshold(1)
+    gc.enable()
+    add(callback, context=context)
+    gc.set_threshold(*threshold)
+    assert len(kept) == 3000
+    request.cancel()
+    bench.loop.run()
+    assert bench.called == [request] * (2 if change == "cancelled" else 1)
+
+
+def test_more_are_woken_than_a_turn_may_wake(bench: Bench) -> None:
+    """The others in the next one."""
+    requests = [bench.read() for _ in range(600)]
+    bench.core.abandon(OSError("lost"))
+    bench.loop.run()
+    assert bench.called == requests[::-1]
+    bench.called.clear()
+
+
+def test_those_that_a_turn_did_not_wake_are_woken_in_the_next() -> None:
+    bench = Bench()
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+    requests = [bench.read() for _ in range(600)]
+    for request in requests:
+        bench.loop.errors.append(MemoryError())
+        request.cancel()
+        bench.loop.errors.clear()
+    bench.loop.calls.clear()
+    bench.core.flush()
+    assert len(bench.loop.calls) == 512 + 1  # and the next turn
+    bench.loop.run()
+    assert bench.called == requests
+    bench.end()
+    asyncio._set_running_loop(None)
+
+
+def test_who_submits_is_not_concerned_with_others(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of those that were to be woken meanwhile, an error is printed."""
+    printed: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", printed.append)
+    request = bench.read()
+    bench.loop.errors.append(MemoryError())
+    request.cancel()
+    bench.loop.errors.append(closed())
+    bench.submitter.read(0, BLOCK).cancel()
+    assert len(printed) == 1
+    assert bench.called == []
+
+
+def waiting(bench: Bench, request: aioblk.Request[Any], **options: Any) -> asyncio.Task[None]:
+    """A task on the loop that waits for the request."""
+
+    async def wait() -> None:
+        await request
+
+    loop: Any = bench.loop
+    calls, bench.loop.calls = bench.loop.calls, []
+    task = asyncio.Task(wait(), loop=loop, **options)
+    bench.loop.run()
+    bench.loop.calls = calls
+    assert not task.done()
+    return task
+
+
+def test_a_task_in_whose_context_somebody_runs_is_woken_by_the_loop(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may enter a context twice."""
+    monkeypatch.delitem(sys.modules, "anyio._backends._asyncio", raising=False)
+    context, inner = contextvars.copy_context(), contextvars.copy_context()
+    request = bench.submitter.read_into(0, bytearray(BLOCK))
+    task = waiting(bench, request, context=context)
+    assert request.cancel()
+    bench.loop.calls.clear()
+    context.run(inner.run, bench.core.flush)
+    assert request.done()
+    assert not task.done()
+    bench.loop.run()
+    assert task.cancelled()
 
 
 # --- waiting although cancelled ---------------------------------------------------------------------------
@@ -625,6 +771,37 @@ def test_shields_that_cannot_be_had(bench: Bench, monkeypatch: pytest.MonkeyPatc
     bench.loop.run()
     assert not request.cancel()
     assert bench.called == [request]
+
+
+def test_a_task_that_cannot_be_shielded_goes_on_waiting(bench: Bench) -> None:
+    """The loop takes no call for it, nor would it take another."""
+    importlib.import_module("anyio._backends._asyncio")
+    request = bench.submitter.read_into(0, bytearray(BLOCK))
+    task = waiting(bench, request)
+    bench.loop.errors.append(closed())
+    assert request.cancel()
+    assert not bench.loop.errors
+    bench.end()
+    assert task.cancelled()
+
+
+def test_a_task_that_cannot_be_shielded_may_be_lost_meanwhile(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the loop looks for memory, the request ends; then the loop is closed."""
+    importlib.import_module("anyio._backends._asyncio")
+    printed: list[Any] = []
+    monkeypatch.setattr("sys.unraisablehook", printed.append)
+    request = bench.submitter.read_into(0, bytearray(BLOCK))
+    task: Any = waiting(bench, request)
+    bench.loop.before = lambda: bench.core.abandon(OSError("lost"))
+    bench.loop.errors += [MemoryError(), closed()]
+    assert request.cancel()
+    assert not bench.loop.errors
+    assert len(printed) == 1
+    assert request.cancelled()
+    assert not task.done()
+    task._log_destroy_pending = False
 
 
 def test_a_request_without_a_loop_needs_no_shield() -> None:
@@ -779,6 +956,101 @@ def test_waiting_for_nothing_takes_no_time(seconds: float) -> None:
     core = QueueCore(new_device_core(), 1, -1, None, 8)
     assert core.wait(None, seconds) is False
     core.suspend()
+
+
+def test_a_child_lets_go_of_nothing_that_was_held(outside: Bench) -> None:
+    request = held(outside)
+    called: list[object] = []
+    core: Any = outside.core
+    core.on_discard = lambda *_: called.append(1)
+    child = os.fork()
+    if child == 0:
+        with suppress(BaseException):
+            core.flush()
+        os._exit(bool(called) or request.done())
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    core.flush()
+    assert called
+
+
+class Waiting:
+    """A queue without a loop: it waits for what another has given up, and has a region's end to tell."""
+
+    def __init__(self) -> None:
+        self.other = Bench(suspended=False, discard_method=2, needs_regions=True)
+        self.device: Any = self.other.device
+        self.core: Any = QueueCore(self.device, 1, -1, None, 8)
+        submitter = Submitter()
+        submitter._core = self.core
+        loop: Any = self.other.loop
+        asyncio._set_running_loop(loop)
+        self._leave_a_region(submitter)
+        other: Any = self.other.core
+        self.core.on_discard = other.on_discard = lambda *_: None
+        self._given_up = self.other.submitter.discard(0, BLOCK)
+        self._given_up.cancel()
+        self.waits = submitter.discard(0, BLOCK)
+
+    def _leave_a_region(self, submitter: Submitter) -> None:
+        buffer = bytearray(BLOCK)
+        address = ctypes.addressof(ctypes.c_char.from_buffer(buffer))
+        self.device.add_region(address, BLOCK)
+        self.core.suspend()
+        request = submitter.read_into(0, buffer)
+        self.device.retire_region(address)
+        refusals = [MemoryError(), MemoryError()]
+
+        def refuse(_address: int) -> None:
+            raise refusals.pop()
+
+        self.device.on_region_idle = refuse
+        request.cancel()
+        self.core.flush()
+        assert request.cancelled()
+        assert not refusals
+        self.core.resume(1, -1, 8)
+
+    def end(self) -> None:
+        self.other.core.suspend()
+        self.other.end()
+        self.core.suspend()
+        self.core.abandon(OSError("lost"))
+        asyncio._set_running_loop(None)
+
+
+@pytest.fixture
+def waiting_queue() -> Iterator[Waiting]:
+    queue = Waiting()
+    yield queue
+    queue.end()
+
+
+def test_what_could_not_be_told_is_told_while_waiting(waiting_queue: Waiting) -> None:
+    told: list[int] = []
+    waiting_queue.device.on_region_idle = told.append
+    assert waiting_queue.core.wait(None, 0.0) is False
+    assert len(told) == 1
+
+
+def test_what_is_told_while_waiting_may_give_up_the_device(waiting_queue: Waiting) -> None:
+    core = waiting_queue.core
+    waiting_queue.device.on_region_idle = lambda _: core.abandon(OSError("lost"))
+    assert core.wait(None, -1.0) is False
+    assert isinstance(waiting_queue.waits.exception(), OSError)
+
+
+def test_a_signal_ends_waiting(waiting_queue: Waiting) -> None:
+    """Its handler runs in between, and may raise."""
+
+    def arrive(*_: object) -> None:
+        raise ArithmeticError("arrived")
+
+    before = signal.signal(signal.SIGUSR1, arrive)
+    waiting_queue.device.on_region_idle = functools.partial(ctypes.CDLL(None)["raise"], signal.SIGUSR1)
+    with pytest.raises(ArithmeticError, match="arrived"):
+        waiting_queue.core.wait(None, -1.0)
+    signal.signal(signal.SIGUSR1, before)
+    assert not waiting_queue.waits.done()
 
 
 def test_a_loop_that_takes_no_call_is_woken_by_an_event() -> None:

@@ -136,6 +136,22 @@ async def test_a_failed_part_fails_the_request_once_all_parts_are_over(
         assert caught.value.errno == errno.EIO
 
 
+async def test_once_a_part_has_failed_those_that_wait_for_memory_are_not_made(
+    backend: Disk, simulator: Simulator
+) -> None:
+    async with device_on(backend, bounce_pool_size=1 << 16) as dev:
+        await dev.read(0, BLOCK)
+        simulator.configure(hold=1)
+        read = asyncio.ensure_future(dev.read(0, 3 << 16))
+        held = await until_held(simulator, 1)
+        assert sum(request.length for request in held) < 3 << 16
+        simulator.complete(errno=errno.EIO)
+        with pytest.raises(aioblk.BlkioError, match="Input/output error"):
+            await read
+        assert dev.statistics().in_flight == 0
+        assert not simulator.requests()
+
+
 async def test_flags_reach_the_device_as_given(disk: Disk, simulator: Simulator) -> None:
     fua, no_unmap, no_fallback = 1, 2, 4
     async with device_on(disk) as dev:

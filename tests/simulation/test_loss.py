@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 import aioblk
+from aioblk._native._core import Memory, View
 
 from .devices import BLOCK, SIZE, device_on, new_disk, pattern, until, until_held
 from .library import Death, Disk, Driver, Simulator
@@ -259,3 +260,122 @@ async def test_limits_that_contradict_themselves_are_refused(backend: Disk, simu
     backend.override(request_alignment=3)
     with pytest.raises(aioblk.BlkioError, match="request-alignment is 3, but it must be a power of two"):
         await device_on(backend).open()
+
+
+# --- devices that are given up in the middle of something ---------------------------------------------------
+
+
+@pytest.mark.abandons_memory
+@pytest.mark.parametrize("driver", [Driver.IO_URING, Driver.VHOST_USER])
+async def test_memory_that_is_let_go_of_may_give_up_the_device(
+    driver: Driver, simulator: Simulator, tmp_path: Any
+) -> None:
+    """What has completed beside that is lost; what completed before it is not."""
+    simulator.configure(abandons=1)
+    async with device_on(new_disk(simulator, driver, tmp_path)) as dev:
+        await dev.read(0, BLOCK)
+        memory = Memory.from_buffer(bytearray(BLOCK), on_release=dev.abandon)
+        before = dev.read(0, BLOCK)  # what comes after it goes together
+        first = dev.read_into(0, View(memory))
+        memory.close()
+        others = [dev.read(0, BLOCK) for _ in range(3)]
+        await asyncio.wait([before, first, *others])  # type: ignore[type-var]
+        assert before.exception() is first.exception() is None
+        assert [type(other.exception()) for other in others] == [aioblk.DeviceLostError] * 3
+
+
+@pytest.mark.abandons_memory
+async def test_a_cancelled_batch_that_is_lost_is_cancelled(backend: Disk, simulator: Simulator) -> None:
+    simulator.configure(abandons=1)
+    async with device_on(backend) as dev, dev.allocate(2 * BLOCK) as region:
+        await dev.read(0, BLOCK)
+        simulator.configure(hold=1)
+        batch = dev.write_many([(0, region[:BLOCK]), (BLOCK, region[BLOCK:])])
+        await until_held(simulator, 2)
+        batch.cancel()
+        assert not batch.done()
+        dev.abandon()
+        assert batch.cancelled()
+
+
+async def test_who_is_not_told_that_a_queue_is_broken_is_told_again(disk: Disk, simulator: Simulator) -> None:
+    """For want of memory, that is."""
+    async with device_on(disk) as dev:
+        await dev.read(0, BLOCK)
+        core: Any = dev.queue()._compiled
+        told: list[int] = []
+        tell = core.on_broken
+
+        def refuse(number: int) -> None:
+            told.append(number)
+            core.on_broken = tell
+            raise MemoryError
+
+        core.on_broken = refuse
+        disk.die(Death.BROKEN, errno.ENXIO)
+        with pytest.raises(aioblk.DeviceLostError, match="the queue broke down"):
+            await dev.read(0, BLOCK)
+        assert told == [errno.ENXIO]
+
+
+# --- silence ------------------------------------------------------------------------------------------------
+
+
+async def test_a_request_of_which_a_part_was_heard_of_is_not_the_oldest(
+    backend: Disk, simulator: Simulator
+) -> None:
+    backend.override(max_transfer=BLOCK)
+    async with device_on(backend) as dev:
+        await dev.read(0, BLOCK)
+        simulator.configure(hold=1)
+        core = dev.queue()._compiled
+        older = asyncio.ensure_future(dev.read(0, 2 * BLOCK))
+        (part, _) = await until_held(simulator, 2)
+        newer = asyncio.ensure_future(dev.read(4 * BLOCK, BLOCK))
+        await until_held(simulator, 3)
+        assert core.grow_older() == (1, "read", 0, 2 * BLOCK)
+        assert core.grow_older() == (2, "read", 0, 2 * BLOCK)
+        completed = dev.statistics().parts
+        simulator.complete(part)
+        await until(lambda: dev.statistics().parts > completed)
+        assert core.grow_older() == (3, "read", 4 * BLOCK, BLOCK)
+        simulator.complete()
+        await asyncio.gather(older, newer)
+
+
+# --- spinning -----------------------------------------------------------------------------------------------
+
+
+async def test_spinning_in_vain_becomes_ever_rarer(backend: Disk, simulator: Simulator) -> None:
+    async with device_on(backend) as dev:
+        await dev.read(0, BLOCK)
+        simulator.configure(hold=1)
+        core = dev.queue()._compiled
+        read = asyncio.ensure_future(dev.read(0, BLOCK))
+        await until_held(simulator, 1)
+        core.spin_ns = 20_000
+        calls, flushes = dev.statistics().do_io_calls, 3200
+        for _ in range(flushes):
+            core.flush()
+        spun = dev.statistics().do_io_calls - calls - flushes
+        assert 1 <= spun < flushes
+        core.spin_ns = 0
+        simulator.complete()
+        assert await read == bytes(BLOCK)
+
+
+@pytest.mark.abandons_memory
+async def test_spinning_ends_where_the_device_is_given_up(backend: Disk, simulator: Simulator) -> None:
+    simulator.configure(abandons=1)
+    async with device_on(backend) as dev:
+        await dev.read(0, BLOCK)
+        simulator.configure(hold=1)
+        core: Any = dev.queue()._compiled
+        read = asyncio.ensure_future(dev.read(0, BLOCK))
+        await until_held(simulator, 1)
+        core.on_broken = lambda _: dev.abandon()
+        core.spin_ns = 10**15
+        simulator.die_at(2, Death.BROKEN)
+        core.flush()
+        with pytest.raises(aioblk.DeviceLostError):
+            await read

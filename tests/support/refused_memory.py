@@ -42,7 +42,7 @@ async def attempt(steps: Case, first: int, times: int) -> int:
     """Let *times* allocations of the call fail, from the *first* on; returns how many did."""
     call = await anext(steps)
     gc.collect()  # which empties Python's own lists of free objects; `kept` takes what is freed since
-    kept = [((number,), (number, None), (number, None, None), [number]) for number in range(20)]
+    kept = [((number,), (number, None), (number, None, None), [number]) for number in range(100)]
     injector.arm(Kind.PYTHON, first, times)
     with suppress(*EXPECTED):
         injector.call(call)
@@ -334,6 +334,16 @@ async def cancelling(device: aioblk.Device) -> Case:
     batch = device.read_many([(0, BLOCK), (BLOCK, BLOCK)])
     yield lambda: [each.cancel("enough") for each in (request, reading, batch)]
     await over(request, first, reading, batch)
+
+
+@case
+async def the_result_of_what_was_cancelled(device: aioblk.Device) -> Case:
+    request, first = pending(device)
+    reading = device.read(0, BLOCK)
+    reading.cancel()
+    yield reading.result
+    assert reading.cancelled()
+    await over(request, first)
 
 
 @case

@@ -60,7 +60,7 @@ static PyObject *outcome(Request *r)
 /* As asyncio does for futures: an error that nobody has looked at goes to the loop's exception handler. */
 static void request_finalize(Request *r)
 {
-    if (!r->log_traceback || !r->queue || !r->queue->loop || !queue_has_loop(r->queue)) {
+    if (!r->log_traceback || !queue_has_loop(r->queue)) {
         return;
     }
     r->log_traceback = false;

@@ -339,11 +339,12 @@ static inline Part *request_part(Request *r, uint32_t i) { return i == 0 ? &r->f
 static inline Item *request_item(Request *r, uint32_t i) { return r->batch ? &r->items[i] : &r->item; }
 static inline Item *part_item(const Part *part) { return request_item(part->request, part->item); }
 
-/* Nobody wants it any more. */
+/* Nobody wants it any more. Of a request in flight, only cancelling settles the state before the parts are over. */
 static inline bool part_is_pointless(const Part *part)
 {
     const Request *r = part->request;
-    return r->cancel_requested || r->state != PENDING || part_item(part)->error;
+    assert(r->cancel_requested || r->state == PENDING);
+    return r->cancel_requested || part_item(part)->error;
 }
 
 static inline bool zeroes_are_written(const Part *part)

@@ -149,7 +149,8 @@ PyObject *queue_grow_older(QueueCore *q, PyObject *Py_UNUSED(ignored))
         Py_RETURN_NONE;
     }
     const Item *item = request_item(oldest, 0);
-    for (uint32_t i = 1; oldest->batch && i < oldest->count && item->left == 0; i++) {
+    for (uint32_t i = 1; oldest->batch && item->left == 0; i++) { /* what was issued is of an item that is not over */
+        assert(i < oldest->count);
         item = &oldest->items[i];
     }
     const char *name = operation_names[oldest->operation];
@@ -188,7 +189,8 @@ PyObject *queue_recall(QueueCore *q, PyObject *Py_UNUSED(ignored))
     for (; r; r = r->previous) {
         r->issued = 0;
         r->age = 0;
-        for (uint32_t i = 0; i < r->admitted && i < r->part_count; i++) {
+        assert(r->admitted <= r->part_count);
+        for (uint32_t i = 0; i < r->admitted; i++) {
             if (request_part(r, i)->bounce_offset != PART_OVER) {
                 queue_append_backlog(q, request_part(r, i));
             }

@@ -256,9 +256,8 @@ static void queue_finalize(QueueCore *self)
     }
     PyObject *type, *value, *traceback;
     PyErr_Fetch(&type, &value, &traceback);
-    if (queue_raise_put_off(self) < 0) {
-        raise_in_main_thread();
-    }
+    (void)queue_raise_put_off(self);
+    raise_in_main_thread();
     PyErr_Restore(type, value, traceback);
 }
 

@@ -25,7 +25,7 @@ bool queues_in_several_threads;
 void queue_reset_event(QueueCore *q)
 {
     uint64_t ignored;
-    if (q->completion_fd >= 0 && read(q->completion_fd, &ignored, sizeof(ignored)) < 0 && errno == EAGAIN) {
+    if (q->completion_fd >= 0 && read(q->completion_fd, &ignored, sizeof(ignored)) < 0) {
         q->counters.empty_events++;
     }
 }
@@ -34,11 +34,11 @@ void queue_reset_event(QueueCore *q)
 static void queue_broken(QueueCore *q, int error)
 {
     PyObject *number = PyLong_FromLong(error);
-    bool told = number ? call_hook(q, q->on_broken, number) : !put_off_exception(q, (PyObject *)q);
-    if (!told) {
+    ENSURE(number); /* numbers as small as an errno exist already */
+    if (!call_hook(q, q->on_broken, number)) {
         queue_go_on_next_turn(q); /* which finds the device as broken */
     }
-    Py_XDECREF(number);
+    Py_DECREF(number);
 }
 
 /* Whether the memory map has been changed since the part was issued, or is being changed. */

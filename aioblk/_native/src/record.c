@@ -36,9 +36,8 @@ Request *request_new(QueueCore *queue, Operation op, uint64_t offset, uint64_t l
 
 void request_publish(Request *r)
 {
-    if (!PyObject_GC_IsTracked((PyObject *)r)) {
-        PyObject_GC_Track(r);
-    }
+    assert(!PyObject_GC_IsTracked((PyObject *)r));
+    PyObject_GC_Track(r);
 }
 
 Request *queue_own_request(QueueCore *q, PyObject *object)
