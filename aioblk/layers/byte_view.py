@@ -337,4 +337,5 @@ async def _cut(request: Awaitable[bytes], start: int, length: int) -> bytes:
 
 
 def _with_coroutines(device: object) -> object:
-    return device if isinstance(device, (Submitter, ByteView)) else BegunRequests(device)
+    has_them = issubclass(type(device), (Submitter, ByteView))
+    return device if has_them else BegunRequests(device)
