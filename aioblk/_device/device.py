@@ -129,7 +129,8 @@ class Device(Submitter):
 
     def __repr__(self) -> str:
         where = self._options.before_connect.get("path", self._options.before_connect.get("fd"))
-        state = "lost" if self.lost else "being reconnected" if self.reconnecting else self._life.stage
+        now = "lost" if self.lost else "being reconnected" if self.reconnecting else self._life.stage
+        state = self._life.stage if self.closed else now
         return f"<aioblk.{type(self).__name__} {where!r} {state}>"
 
     # --- loss -----------------------------------------------------------------------------------------------

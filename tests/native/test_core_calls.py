@@ -314,6 +314,7 @@ async def test_factories_that_make_no_exceptions() -> None:
 
 def test_queues_that_are_none() -> None:
     core = new_device_core()
+    arguments: tuple[Any, ...]
     for arguments in ((), (5, 1, -1, None, 1), (core, 0, -1, None, 1), (core, 1, -1, None, 0)):
         with pytest.raises((TypeError, ValueError)):
             QueueCore(*arguments)
@@ -543,6 +544,7 @@ async def test_callbacks_need_their_arguments(file_device: aioblk.Device) -> Non
 async def test_what_may_be_thrown_into_a_request(file_device: aioblk.Device) -> None:
     request = file_device.read(0, BLOCK)
     await request
+    thrown: tuple[Any, ...]
     for thrown, words in (
         ((ValueError("an instance"),), "an instance"),
         ((ValueError, ValueError("a value")), "a value"),
