@@ -167,7 +167,7 @@ class Life:
             raise self.session.subject.misuse("attach", text)
         if self.stage is not Stage.DETACHED:
             self.opened("attach")
-        self._settle_here()
+        self._settle_here("attach")
         self.stage = Stage.OPEN
         try:
             if self.lost is None:
@@ -177,7 +177,10 @@ class Life:
             self.stage = Stage.DETACHED
             raise
 
-    def _settle_here(self) -> None:
+    def _settle_here(self, operation: str) -> None:
+        if os.getpid() != self._pid:  # it would end the parent's connection, or share its queues
+            text = "the device was opened before fork(); only the parent can use it, open it anew here"
+            raise self.session.subject.misuse(operation, text)
         self.session.settle_here()
         self.loss.watch()
 
@@ -195,7 +198,7 @@ class Life:
         if self.stage is Stage.DETACHING and self.session.loop is loop and self._detaching is not None:
             await asyncio.wait([self._detaching])
         if self.stage is Stage.DETACHED:
-            self._settle_here()
+            self._settle_here("close")
         self.session.require_own_loop("close")
         closing = self._closing
         if closing is None or closing.done():

@@ -12,6 +12,7 @@ a future would drop the result then, and a connection that nobody knows of holds
 import asyncio
 import enum
 import errno
+import sys
 import threading
 from collections.abc import Callable
 from typing import Generic, TypeVar, cast, final
@@ -137,6 +138,9 @@ async def run_blocking(function: Callable[[], T], *, undo: Callable[[T], object]
 
 def call_elsewhere(function: Callable[[], object]) -> None:
     """Call what gives something back, and hardly blocks, in a thread of its own; here, if there is none."""
+    if sys.is_finalizing():  # no thread would come to run, and starting one waits for that
+        function()
+        return
     try:
         _start_thread(function)
     except BlkioError:

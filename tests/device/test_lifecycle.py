@@ -1,6 +1,7 @@
 """The life of a device: opening, closing, and every order in which the two may go wrong."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import os
@@ -9,8 +10,9 @@ import sys
 import textwrap
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
+from typing import Any
 
 import anyio
 import pytest
@@ -377,6 +379,36 @@ async def test_a_forked_child_is_refused_and_harms_nothing(device: aioblk.Device
     assert os.waitpid(pid, 0) == (pid, 0)  # noqa: ASYNC222 (the child ends at once)
     await request
     assert await device.read(0, BLOCK) == pattern(BLOCK)
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+@pytest.mark.parametrize("use", [aioblk.Device.attach, aioblk.Device.aclose])
+def test_a_forked_child_does_not_take_a_device_that_is_detached(
+    use: Callable[[aioblk.Device], Coroutine[Any, Any, object]], target: Target
+) -> None:
+    """It would end the connection that its parent goes on with."""
+    device = target.device()
+
+    async def open_and_detach() -> None:
+        await device.open()
+        await device.detach()
+
+    async def attach_and_read() -> bytes:
+        async with contextlib.aclosing(await device.attach()):
+            return await device.read(0, BLOCK)
+
+    asyncio.run(open_and_detach())
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            asyncio.run(use(device))
+        except aioblk.UsageError as error:
+            status = 0 if "fork" in str(error) else 2
+        finally:
+            os._exit(status)
+    assert os.waitpid(pid, 0) == (pid, 0)
+    assert asyncio.run(attach_and_read()) == bytes(BLOCK)
 
 
 def test_a_device_whose_loop_is_closed_gives_everything_back(scratch_file: Path) -> None:

@@ -17,6 +17,7 @@ from aioblk._sync.blocking import BlockingCall, call_elsewhere, run_blocking
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, Target
+from ..support.scripts import run_script
 from ..support.storage_daemon import StorageDaemon
 
 PATIENCE = 15  # seconds; more than enough
@@ -260,3 +261,23 @@ async def test_without_a_thread_nothing_is_called(monkeypatch: pytest.MonkeyPatc
         assert called == []
         call_elsewhere(lambda: called.append("here"))
     assert called == ["here"]
+
+
+def test_what_is_given_back_when_the_interpreter_ends_is_given_back_at_once() -> None:
+    """No thread comes to run any more then: who starts one waits for ever."""
+    done = run_script(
+        """
+        import functools, os
+        from aioblk._sync.blocking import call_elsewhere
+
+        class Owner:
+            def __init__(self):
+                self.give_back = functools.partial(call_elsewhere, functools.partial(os.write, 1, b"done"))
+
+            def __del__(self):
+                self.give_back()
+
+        owner = Owner()
+        """
+    )
+    assert done.stdout == "done"
