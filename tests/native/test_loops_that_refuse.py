@@ -749,6 +749,32 @@ def test_a_task_in_whose_context_somebody_runs_is_woken_by_the_loop(
     assert task.cancelled()
 
 
+def test_a_task_that_runs_its_loop_may_end_what_others_wait_for(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They are woken meanwhile, by the loop: the task may be waiting for them."""
+    monkeypatch.delitem(sys.modules, "anyio._backends._asyncio", raising=False)
+    request, other = bench.submitter.read_into(0, bytearray(BLOCK)), bench.read()
+
+    async def wait() -> None:
+        with suppress(asyncio.CancelledError):
+            await request
+        bench.core.flush()  # as the loop does when it is run from here
+        bench.loop.calls.clear()
+        other.cancel()
+        bench.loop.run()
+        assert bench.called == [other]
+
+    loop: Any = bench.loop
+    bench.loop.calls.clear()
+    task = asyncio.Task(wait(), loop=loop)
+    bench.loop.run()
+    request.cancel()
+    bench.core.flush()
+    assert task.done()
+    task.result()
+
+
 # --- waiting although cancelled ---------------------------------------------------------------------------
 
 
@@ -1053,26 +1079,30 @@ def test_a_signal_ends_waiting(waiting_queue: Waiting) -> None:
     assert not waiting_queue.waits.done()
 
 
-def test_a_loop_that_takes_no_call_is_woken_by_an_event() -> None:
-    """As by one of the device's; there is room for one more, or there are plenty."""
+@pytest.mark.parametrize("content", [None, 0, 2**64 - 2])
+def test_a_loop_that_takes_no_call_is_woken_by_an_event(content: int | None) -> None:
+    """As by one of the device's, if that has events; there is room for one more, or there are plenty."""
     bench = Bench(suspended=False, discard_method=2)
     loop: Any = bench.loop
     event = os.eventfd(0, os.EFD_NONBLOCK)
-    core: Any = QueueCore(bench.device, 1, event, loop, 8)
+    core: Any = QueueCore(bench.device, 1, -1 if content is None else event, loop, 8)
     submitter = Submitter()
     submitter._core = core
     asyncio._set_running_loop(loop)
     core.on_discard = lambda *_: None
-    for content in (0, 2**64 - 2):
-        os.eventfd_write(event, content)
-        given_up = submitter.discard(0, BLOCK)
-        given_up.cancel()
-        waiting = submitter.discard(0, BLOCK)
-        bench.loop.errors.append(closed())
-        core.complete(given_up, 0, None)
-        bench.loop.errors.clear()
+    os.eventfd_write(event, content or 0)
+    given_up = submitter.discard(0, BLOCK)
+    given_up.cancel()
+    waiting = submitter.discard(0, BLOCK)
+    bench.loop.errors.append(closed())
+    core.complete(given_up, 0, None)
+    assert not bench.loop.errors
+    if content is None:
+        with pytest.raises(BlockingIOError):
+            os.eventfd_read(event)
+    else:
         assert os.eventfd_read(event) == max(content, 1)
-        waiting.cancel()
+    waiting.cancel()
     core.suspend()
     core.flush()
     core.abandon(OSError("lost"))

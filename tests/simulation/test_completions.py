@@ -152,6 +152,63 @@ async def test_once_a_part_has_failed_those_that_wait_for_memory_are_not_made(
         assert not simulator.requests()
 
 
+async def test_once_a_part_has_failed_those_that_wait_for_the_device_are_not_made(
+    backend: Disk, simulator: Simulator
+) -> None:
+    backend.override(max_transfer=BLOCK)
+    async with device_on(backend, queue_size=4) as dev:
+        await dev.read(0, BLOCK)
+        simulator.configure(hold=1)
+        read = asyncio.ensure_future(dev.read(0, 3 * BLOCK))
+        (held,) = await until_held(simulator, 1)
+        simulator.complete(held, errno=errno.EIO)
+        with pytest.raises(aioblk.BlkioError):
+            await read
+        assert not simulator.requests()
+
+
+async def test_zeroes_that_the_device_refuses_are_written(virtio_disk: Disk, simulator: Simulator) -> None:
+    async with device_on(virtio_disk) as dev:
+        await dev.write(0, pattern(1, 4 * BLOCK))
+        simulator.configure(hold=1)
+        zeroes = [asyncio.ensure_future(dev.write_zeroes(i * BLOCK, BLOCK)) for i in (0, 2)]
+        await until_held(simulator, 2)
+        simulator.configure(hold=0)
+        simulator.complete(errno=errno.EOPNOTSUPP)
+        await asyncio.gather(*zeroes)
+        assert await dev.read(0, BLOCK) == await dev.read(2 * BLOCK, BLOCK) == bytes(BLOCK)
+        assert await dev.read(BLOCK, BLOCK) == pattern(1, 4 * BLOCK)[BLOCK : 2 * BLOCK]
+
+
+@pytest.mark.parametrize("turns", [1, 2])
+async def test_what_fails_while_the_memory_map_changes_is_made_again(
+    turns: int, backend: Disk, simulator: Simulator
+) -> None:
+    """As requests of vDPA devices do; whatever fails later has failed."""
+    async with device_on(backend) as dev:
+        await dev.write(0, pattern(1))
+        simulator.configure(hold=1)
+        core = dev._session("core").core
+        if turns == 1:
+            core.map_turn()  # while it is submitted, the map is being changed
+        reads = [asyncio.ensure_future(dev.read(0, BLOCK)) for _ in range(2)]
+        await until_held(simulator, 2)
+        if turns == 2:
+            core.map_turn()
+            core.map_turn()
+        assert simulator.complete(errno=errno.EIO) == 2
+        again = await until_held(simulator, 2)
+        if turns == 1:
+            core.map_turn()
+            simulator.complete()
+            assert await asyncio.gather(*reads) == [pattern(1)] * 2
+            return
+        simulator.complete(again[0], errno=errno.EIO)
+        simulator.complete(again[1])
+        found = await asyncio.gather(*reads, return_exceptions=True)
+        assert {type(each) for each in found} == {bytes, aioblk.BlkioError}
+
+
 async def test_flags_reach_the_device_as_given(disk: Disk, simulator: Simulator) -> None:
     fua, no_unmap, no_fallback = 1, 2, 4
     async with device_on(disk) as dev:

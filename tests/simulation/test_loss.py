@@ -298,6 +298,25 @@ async def test_a_cancelled_batch_that_is_lost_is_cancelled(backend: Disk, simula
         assert batch.cancelled()
 
 
+@pytest.mark.abandons_memory
+async def test_a_suspended_queue_goes_on_when_nothing_is_left_with_the_old_device(
+    backend: Disk, simulator: Simulator
+) -> None:
+    simulator.configure(abandons=1)
+    async with device_on(backend) as dev:
+        await dev.read(0, BLOCK)
+        simulator.configure(hold=1)
+        core = dev.queue()._compiled
+        read = asyncio.ensure_future(dev.read(0, BLOCK))
+        await until_held(simulator, 1)
+        core.suspend()
+        with pytest.raises(ValueError, match="recalled or abandoned"):
+            core.resume(1, -1, 8)
+        dev.abandon()
+        with pytest.raises(aioblk.DeviceLostError):
+            await read
+
+
 async def test_who_is_not_told_that_a_queue_is_broken_is_told_again(disk: Disk, simulator: Simulator) -> None:
     """For want of memory, that is."""
     async with device_on(disk) as dev:

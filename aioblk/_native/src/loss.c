@@ -50,9 +50,8 @@ static bool is_lost(const QueueCore *q) { return q->closed && strcmp(q->closed_r
  * The device is lost. Who waits is told so. What the device may still write to is never let go: such requests are
  * forgotten here but not released, and their memory lives as long as the process.
  */
-static PyObject *abandon(QueueCore *q, PyObject *exception)
+static int abandon(QueueCore *q, PyObject *exception, size_t *count)
 {
-    size_t count = 0;
     bool was_busy = q->in_flight != NULL;
     bool lost = is_lost(q);
     Request *r;
@@ -66,7 +65,7 @@ static PyObject *abandon(QueueCore *q, PyObject *exception)
             lost ? given_up_leave(r) : given_up_end(r);
         }
         if (r->state == PENDING) {
-            count += r->weight;
+            *count += r->weight;
             request_lose(r, exception);
         }
         if (!in_use) {
@@ -86,33 +85,32 @@ static PyObject *abandon(QueueCore *q, PyObject *exception)
     if (was_busy) {
         queue_tell_if_idle(q);
     }
-    if (queue_wake_others(q) < 0) {
-        return NULL;
-    }
-    return PyLong_FromSize_t(count);
+    return queue_wake_others(q);
 }
 
 /* A thread that has no loop is not interrupted, it may be within do_io: it abandons the queue itself, in wait(). */
 PyObject *queue_abandon(QueueCore *q, PyObject *exception)
 {
+    size_t count = 0;
     if (queue_has_loop(q) || q->thread == PyThread_get_thread_ident()) {
-        return abandon(q, exception);
+        return abandon(q, exception, &count) < 0 ? NULL : PyLong_FromSize_t(count);
     }
     PyObject *before = __atomic_exchange_n(&q->abandoned_for, Py_NewRef(exception), __ATOMIC_ACQ_REL);
     Py_XDECREF(before);
-    return PyLong_FromLong(0);
+    return PyLong_FromSize_t(count);
 }
 
-int queue_abandon_if_told(QueueCore *q)
+/* It does not fail: where there is no loop, nobody is to be woken. */
+bool queue_abandon_if_told(QueueCore *q)
 {
+    size_t count = 0;
     if (!OBSERVE(q->abandoned_for)) {
-        return 0;
+        return false;
     }
     PyObject *exception = __atomic_exchange_n(&q->abandoned_for, NULL, __ATOMIC_ACQ_REL);
-    PyObject *answer = abandon(q, exception);
+    ENSURE(abandon(q, exception, &count) == 0);
     Py_DECREF(exception);
-    Py_XDECREF(answer);
-    return answer ? 1 : -1;
+    return true;
 }
 
 /* Of a lost device: the memory stays where it is, for the requests that were abandoned with it. */

@@ -256,11 +256,8 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         return NULL;
     }
     bool here = !queue_has_loop(q) && q->thread == PyThread_get_thread_ident();
-    int told = here ? queue_abandon_if_told(q) : 0;
-    if (told < 0) {
-        return NULL;
-    }
-    if (here && (r ? r->state != PENDING : told > 0)) {
+    bool told = here && queue_abandon_if_told(q);
+    if (here && (r ? r->state != PENDING : told)) {
         Py_RETURN_TRUE;
     }
     if (!here || !queue_usable(q)) {
@@ -293,9 +290,8 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         if (q->untold) {
             queue_tell_untold(q);
         }
-        if (queue_abandon_if_told(q) < 0 || PyErr_CheckSignals() < 0) {
-            status = -1;
-        }
+        (void)queue_abandon_if_told(q);
+        status = PyErr_CheckSignals();
         done = r ? r->state != PENDING : count > 0;
     } while (status == 0 && !q->put_off && !done && queue_usable(q) && now < end);
     done = r ? r->state != PENDING : count > 0;

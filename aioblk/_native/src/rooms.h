@@ -129,7 +129,7 @@ RUNS_PYTHON int forms_module_init(void);
 /* Nothing is taken from libblkio any more, and nothing given to it, until the queue goes on with another blkioq. */
 void queue_set_blkioq(QueueCore *q, struct blkioq *blkioq, size_t depth);
 /* In the queue's own thread: 1 when another one had found the device lost, -1 with an exception. */
-RUNS_PYTHON int queue_abandon_if_told(QueueCore *q);
+RUNS_PYTHON bool queue_abandon_if_told(QueueCore *q);
 RUNS_PYTHON PyObject *queue_abandon(QueueCore *q, PyObject *exception);
 PyObject *queue_abandon_bounce(QueueCore *q, PyObject *ignored);
 RUNS_PYTHON PyObject *queue_grow_older(QueueCore *q, PyObject *ignored);
