@@ -264,7 +264,7 @@ struct queue_core {
     bool holds;                 /* that there are such; under the device's lock, as the next */
     uint8_t told;               /* that it is to look at them again: TOLD, or UNREACHED if only it does not come to know */
     Part *dropped;              /* have left the backlog, and are to be ended without having been issued */
-    size_t in_flight_count;     /* requests between submission and the end of their I/O */
+    size_t in_flight_count;     /* requests between submission and the end of their I/O; others may look */
     size_t device_count;        /* parts that libblkio has */
     size_t more_segments;       /* that they have, beyond one each */
     size_t depth;               /* entries, or descriptors, of libblkio's ring; 0 where there is no blkioq */
