@@ -6,6 +6,7 @@ Only the package calls them, so its own mistakes end here: with an exception, an
 import asyncio
 import ctypes
 import gc
+import io
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -74,6 +75,13 @@ def test_what_cannot_be_called_on_release() -> None:
     with pytest.raises(TypeError, match="callable"):
         Memory.from_buffer(buffer, on_release=5)  # type: ignore[arg-type]
     buffer.append(0)  # nothing exports it
+
+
+def test_a_buffer_that_was_released_is_no_memory() -> None:
+    buffer = memoryview(bytearray(8))
+    buffer.release()
+    with pytest.raises(ValueError, match="released"):
+        Memory.from_buffer(buffer)
 
 
 def test_memory_says_what_has_become_of_it() -> None:
@@ -152,6 +160,18 @@ def test_items_that_are_none() -> None:
     get_item.argtypes, get_item.restype = [ctypes.py_object, ctypes.c_ssize_t], ctypes.py_object
     with pytest.raises(IndexError):
         get_item(view, -9)
+
+
+def test_views_that_are_none() -> None:
+    memory = Memory.from_buffer(bytes(8))
+    for arguments in ((), (memory, "a"), (5,)):
+        with pytest.raises(TypeError):
+            View(*arguments)
+    view = View(memory)
+    with pytest.raises(TypeError):
+        io.BytesIO(bytes(8)).readinto(view)
+    assert memory.uses == 0
+    assert len(view[8:]) == len(view[5:3]) == 0
 
 
 def test_comparing() -> None:
@@ -465,6 +485,35 @@ async def test_what_is_closed_refuses(scratch_file: Any, name: str) -> None:
 
 
 # --- requests -----------------------------------------------------------------------------------------------
+
+
+async def test_requests_that_are_driven_by_hand(
+    slow_device: aioblk.Device, slow_daemon: StorageDaemon
+) -> None:
+    with held(slow_daemon):
+        flush, read = slow_device.flush(), slow_device.read(0, BLOCK)
+        for request in (flush, read):
+            assert request.send(None) is request
+            request._asyncio_future_blocking = False
+        read.close()
+        assert not read.done()
+    await settled(flush, read)
+    for request, result in ((flush, None), (read, bytes(BLOCK))):
+        with pytest.raises(StopIteration) as stopped:
+            request.send(None)
+        assert stopped.value.value == result
+    with pytest.raises(StopIteration):
+        flush.__next__()  # type: ignore[attr-defined]
+
+
+async def test_a_cancelled_request_knows_why(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
+    with held(slow_daemon):
+        request: Any = slow_device.read(0, BLOCK)
+        assert request._cancel_message is None
+        request.cancel("enough")
+        assert request._cancel_message == "enough"
+        with pytest.raises(asyncio.CancelledError, match="enough"):
+            request.result()
 
 
 class Untrue:

@@ -601,6 +601,37 @@ def test_callbacks_that_go_while_they_are_compared(bench: Bench, count: int) -> 
     request.cancel()
 
 
+class Leaving:
+    """A callback that goes when it is compared, and is equal to none."""
+
+    def __init__(self, request: aioblk.Request[Any]) -> None:
+        self._request: aioblk.Request[Any] | None = request
+        request.add_done_callback(self)
+
+    def __eq__(self, other: object) -> bool:
+        request, self._request = self._request, None
+        if request is not None:
+            request.remove_done_callback(self)
+        return False
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def __call__(self, _request: object) -> None:
+        raise AssertionError
+
+
+def test_who_goes_while_it_is_compared_takes_nobody_along(bench: Bench) -> None:
+    request = bench.read()
+    Leaving(request)
+    for _ in range(2):
+        request.add_done_callback(bench.called.append)
+    assert request.remove_done_callback(print) == 0
+    request.cancel()
+    bench.loop.run()
+    assert bench.called == [request] * 3
+
+
 class Answering(Submitter):
     def _refuse_unopened(self, operation: str) -> None:
         """It should raise."""

@@ -180,6 +180,27 @@ async def test_zeroes_that_the_device_refuses_are_written(virtio_disk: Disk, sim
         assert await dev.read(BLOCK, BLOCK) == pattern(1, 4 * BLOCK)[BLOCK : 2 * BLOCK]
 
 
+async def test_zeroes_that_are_written_wait_behind_others(backend: Disk, simulator: Simulator) -> None:
+    """They are given memory when it is their turn."""
+    async with device_on(backend, queue_size=16) as dev:
+        await dev.write(0, pattern(1, 8 * BLOCK))
+        simulator.configure(hold=1)
+        zeroes = asyncio.ensure_future(dev.write_zeroes(0, BLOCK))
+        reads = [asyncio.ensure_future(dev.read(i * BLOCK, BLOCK)) for i in range(1, 5)]
+        (first, *_) = await until_held(simulator, 5)
+        assert first.operation == "write_zeroes"
+        write = asyncio.ensure_future(dev.write(7 * BLOCK, pattern(2)))
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        simulator.configure(hold=0)
+        assert len(simulator.requests()) == 5
+        simulator.complete(first, errno=errno.EOPNOTSUPP)
+        simulator.complete()
+        await asyncio.gather(zeroes, write, *reads)
+        assert await dev.read(0, BLOCK) == bytes(BLOCK)
+        assert await dev.read(7 * BLOCK, BLOCK) == pattern(2)
+
+
 @pytest.mark.parametrize("turns", [1, 2])
 async def test_what_fails_while_the_memory_map_changes_is_made_again(
     turns: int, backend: Disk, simulator: Simulator
