@@ -145,6 +145,21 @@ def test_who_waits_is_told_later(bench: Bench, ending: str, error: type[BaseExce
     assert orders == (error is not MemoryError)
 
 
+def test_who_waits_is_told_in_order_although_the_loop_refused_the_first(bench: Bench) -> None:
+    for _ in range(3):
+        bench.read()
+    bench.loop.calls.clear()
+    bench.loop.errors.append(MemoryError())
+    bench.core.abandon(OSError("lost"))
+    told: list[object] = []
+    for _ in range(2):
+        bench.core.flush()
+        bench.loop.run()
+        told = told or list(bench.called)
+    assert len(told) == 3
+    assert bench.called == told
+
+
 def test_a_request_that_no_turn_is_taken_for_is_withdrawn(bench: Bench) -> None:
     bench.loop.errors.append(closed())
     with pytest.raises(RuntimeError, match="closed"):
@@ -254,6 +269,28 @@ def test_memory_that_is_not_there_is_told_of_when_it_is_asked_for(bench: Bench) 
     assert other.submitter.read(0, BLOCK).cancelled()
     other.end()
     asyncio._set_running_loop(loop)
+
+
+def test_memory_that_was_found_before_its_hook_failed_is_used() -> None:
+    bench = Bench(needs_regions=True)
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+    core: Any = bench.core
+
+    def find(request: aioblk.Request[Any], need: int) -> None:
+        core.attach_bounce(1 << 20, need, BLOCK)
+        assert core.admit(request)
+        raise OSError("too late")
+
+    core.on_bounce = find
+    request = bench.submitter.read(0, BLOCK)
+    assert not request.done()
+    assert core.bounce_in_use == BLOCK
+    core.abandon(OSError("lost"))
+    assert request.exception() is not None
+    core.abandon_bounce()
+    bench.end()
+    asyncio._set_running_loop(None)
 
 
 @pytest.mark.parametrize("ending", ["admit", "refuse"])
@@ -529,6 +566,23 @@ def test_a_part_that_was_refused_and_one_that_is_lost() -> None:
         request.result()
     core.abandon_bounce()
     core.abandon_bounce()
+    bench.end()
+    asyncio._set_running_loop(None)
+
+
+def test_a_part_that_was_refused_and_one_that_nobody_wants_any_more() -> None:
+    bench = Bench(needs_regions=True, bounce_cap=BLOCK)
+    loop: Any = bench.loop
+    asyncio._set_running_loop(loop)
+    core: Any = bench.core
+    core.attach_bounce(1 << 20, BLOCK, BLOCK)
+    core.on_bounce = lambda *_: None
+    request = bench.submitter.read(0, 2 * BLOCK)
+    core.refuse(request, OSError("no room"))
+    request.cancel()
+    core.flush()
+    assert request.cancelled()
+    assert (core.in_flight, core.bounce_in_use) == (0, 0)
     bench.end()
     asyncio._set_running_loop(None)
 
@@ -908,6 +962,14 @@ def test_lengths_beyond_all_memory(bench: Bench) -> None:
         bench.submitter.writev(0, views)
 
 
+def test_a_file_that_tells_no_length_is_zeroed_like_a_disk(bench: Bench) -> None:
+    bench.device.file_fd = 2**31 - 1
+    request = bench.submitter.write_zeroes(0, 2 * BLOCK)
+    assert not request.done()
+    bench.core.abandon(OSError("lost"))
+    assert isinstance(request.exception(), OSError)
+
+
 def test_bounce_memory_that_holds_no_block() -> None:
     bench = Bench(needs_regions=True, bounce_cap=BLOCK // 2)
     loop: Any = bench.loop
@@ -971,6 +1033,81 @@ def test_a_lost_queue_holds_nothing(outside: Bench) -> None:
     submitter._core = lost
     assert isinstance(submitter.read(0, BLOCK).exception(), OSError)
     core.complete(discard, 0, None)
+
+
+def test_a_lost_queue_refuses_each_part(outside: Bench) -> None:
+    bench = Bench(max_transfer=BLOCK)
+    loop: Any = outside.loop
+    lost = QueueCore(bench.device, 1, -1, loop, 8)
+    lost.abandon(OSError("lost"))
+    bench.submitter._core = lost
+    assert isinstance(bench.submitter.read(0, 3 * BLOCK).exception(), OSError)
+    assert lost.in_flight == 0
+
+
+def test_how_long_a_zone_is_nobody_knows(outside: Bench) -> None:
+    """So it meets whatever was given up."""
+    core: Any = outside.core
+    core.on_discard = lambda *_: None
+    given_up = outside.submitter.discard(0, BLOCK)
+    given_up.cancel()
+    waiting = [
+        outside.submitter._manage_zone("reset_zone", 1 << 20),
+        outside.submitter._report_zones(1 << 20, 1),
+    ]
+    for request in waiting:
+        assert not request.done()
+        request.cancel()
+        assert request.cancelled()
+    core.complete(given_up, 0, None)
+    assert core.in_flight == 0
+
+
+def test_a_report_of_zones_that_was_given_up_is_in_nobodys_way(bench: Bench) -> None:
+    report = bench.submitter._report_zones(0, 1)
+    report.cancel()
+    assert report.cancelled()
+    assert not bench.device.has_given_up
+
+
+class OtherLoop(Loop):
+    """Of another thread."""
+
+    def call_soon_threadsafe(self, callback: Callable[..., object], *arguments: Any) -> object:
+        return self.call_soon(callback, *arguments)
+
+
+def test_an_order_while_another_thread_is_told(outside: Bench) -> None:
+    """It is raised in the main thread, and the other one is told later."""
+    core: Any = outside.core
+    core.on_discard = lambda *_: None
+    given_up = outside.submitter.discard(0, BLOCK)
+    given_up.cancel()
+    loop: Any = OtherLoop()
+    submitter = Submitter()
+
+    def wait() -> aioblk.Request[None]:
+        asyncio._set_running_loop(loop)
+        submitter._core = other = QueueCore(outside.device, 1, -1, loop, 8)
+        resumed: Any = other
+        resumed.on_discard = lambda request, *_: other.complete(request, 0, None)
+        waiting = submitter.discard(0, BLOCK)
+        other.suspend()
+        return waiting
+
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(wait).result()
+        loop.calls.clear()
+        loop.errors.append(KeyboardInterrupt("arrived"))
+        core.suspend()
+        core.complete(given_up, 0, None)
+        assert not loop.calls
+        with pytest.raises(KeyboardInterrupt, match="arrived"):
+            core.flush()
+        core.flush()
+        assert not waiting.done()
+        thread.submit(loop.run).result()
+        assert waiting.done()
 
 
 def test_the_first_of_those_that_were_held_may_give_up_the_device(outside: Bench) -> None:

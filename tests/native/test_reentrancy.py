@@ -88,6 +88,35 @@ asyncio.run(main())
     )
 
 
+def test_memory_that_is_let_go_within_a_submission_may_submit(scratch_file: Path) -> None:
+    """What is read at once lets its buffer go, and the device has something else then."""
+    run_script(
+        PRELUDE
+        + """
+class Buffer(bytearray):
+    def __del__(self):
+        more.append(device.flush())
+
+async def main():
+    global device, more
+    more = []
+    async with aioblk.IoUring(sys.argv[1]) as device, asyncio.timeout(10):
+        await device.write(0, bytes(BLOCK))
+        for number in range(4):
+            read = device.readv(0, (Buffer(BLOCK) for _ in range(1)))
+            await read
+            await asyncio.wait(more)
+            assert len(more) == number + 1
+            assert over(more)
+        assert device.statistics().in_flight == 0
+
+asyncio.run(main())
+        """,
+        scratch_file,
+        environment=STRICT,
+    )
+
+
 def test_a_callback_that_is_removed_may_add_another(scratch_file: Path) -> None:
     run_script(
         PRELUDE

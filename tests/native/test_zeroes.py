@@ -1,7 +1,9 @@
 """Zeroes: by the device where it can, written where it cannot; and files that grow by them."""
 
 import asyncio
+import ctypes
 import os
+import select
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -35,15 +37,19 @@ async def in_memory() -> AsyncIterator[aioblk.Device]:
         os.close(fd)
 
 
+def change_limits(monkeypatch: pytest.MonkeyPatch, **changes: Any) -> None:
+    """Of devices that are opened from now on."""
+
+    def read(handle: Blkio) -> Limits:
+        return replace(Limits.read(handle), **changes)
+
+    monkeypatch.setattr(aioblk._device.connection, "Limits", type("_", (), {"read": staticmethod(read)}))
+
+
 @pytest.fixture
 async def behind_regions(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[aioblk.Device]:
     """The same as a device that reaches registered memory only: what is written there bounces."""
-
-    def read(handle: Blkio) -> Limits:
-        limits = Limits.read(handle)
-        return replace(limits, needs_mem_regions=True, max_mem_regions=100)
-
-    monkeypatch.setattr(aioblk._device.connection, "Limits", type("_", (), {"read": staticmethod(read)}))
+    change_limits(monkeypatch, needs_mem_regions=True, max_mem_regions=100)
     fd = os.memfd_create("disk")
     try:
         async with aioblk.IoUring(fd=fd, bounce_pool_size=1 << 20) as device:
@@ -206,6 +212,20 @@ async def test_many_at_once(in_memory: aioblk.Device) -> None:
     assert await in_memory.read(0, 64 * BLOCK) == (bytes(BLOCK) + b"x" * BLOCK) * 32
 
 
+async def test_zeroes_are_written_block_by_block_if_need_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    change_limits(monkeypatch, request_alignment=512, max_transfer=512)
+    fd = os.memfd_create("disk")
+    try:
+        async with aioblk.IoUring(fd=fd) as device:
+            await device.write(0, b"x" * BLOCK)
+            parts = device.statistics().parts
+            await device.write_zeroes(512, 2048, no_unmap=True)
+            assert device.statistics().parts >= parts + 4
+            assert await device.read(0, BLOCK) == b"x" * 512 + bytes(2048) + b"x" * (BLOCK - 2560)
+    finally:
+        os.close(fd)
+
+
 async def test_writing_zeroes_out_can_be_cancelled(in_memory: aioblk.Device) -> None:
     await in_memory.write(0, b"x" * (64 * MIB))
     zeroing = in_memory.write_zeroes(0, 64 * MIB, no_unmap=True)
@@ -256,6 +276,36 @@ async def test_a_virtio_device_need_not_offer_zeroes() -> None:
             assert {kind for kind, _, _ in disk.carried_out} == {WRITE}
 
 
+async def test_zeroes_that_the_device_does_not_make_go_on_among_others() -> None:
+    with FakeBackend(size=4 * MIB, write_zeroes=False) as disk:
+        async with aioblk.VirtioBlkVhostUser(disk.socket, bounce_pool_size=8 * MIB) as device:
+            disk.data[:] = b"x" * len(disk.data)
+            await device.read(0, 4 * MIB)  # there is bounce memory for all
+            await asyncio.gather(
+                device.read(0, BLOCK),
+                device.read(0, MIB),
+                device.write_zeroes(2 * MIB, MIB),
+                device.write(MIB, b"y" * MIB),  # too much for the same turn
+            )
+            assert disk.data == b"x" * MIB + b"y" * MIB + bytes(MIB) + b"x" * MIB
+
+
+async def test_zeroes_that_nobody_wants_any_more_end_with_the_piece_that_the_device_has() -> None:
+    with FakeBackend(size=4 * MIB, write_zeroes=False) as disk:
+        async with aioblk.VirtioBlkVhostUser(disk.socket) as device:
+            gate = disk.gate(WRITE, 0)
+            zeroing = device.write_zeroes(0, 4 * MIB)
+            await gate.reached()
+            zeroing.cancel()
+            gate.open()
+            async with asyncio.timeout(30):
+                await device.write(4 * MIB - BLOCK, b"x" * BLOCK)  # which waits for what may still land
+            first, last = disk.carried_out
+            assert first[:2] == (WRITE, 0)
+            assert first[2] < 4 * MIB
+            assert last == (WRITE, 4 * MIB - BLOCK, BLOCK)
+
+
 async def test_zeroes_wait_for_bounce_memory_as_others_do(behind_regions: aioblk.Device) -> None:
     device = behind_regions
     await device.write(0, b"x" * (16 * MIB))
@@ -285,3 +335,43 @@ async def test_zeroes_that_wait_for_bounce_memory_can_be_cancelled_or_lost(
     assert lost
     kinds = (aioblk.DeviceLostError, asyncio.CancelledError)
     assert all(outcome is None or isinstance(outcome, kinds) for outcome in outcomes)
+
+
+@pytest.mark.parametrize("meanwhile", ["nothing", "cancelled", "found"])
+async def test_an_order_while_zeroes_seek_bounce_memory(
+    behind_regions: aioblk.Device, meanwhile: str
+) -> None:
+    """It is raised in the loop. Memory is sought again, unless the request is over or has been given some."""
+    device = behind_regions
+    core: Any = device.queue()._compiled
+    memory = ctypes.create_string_buffer(MIB)
+    as_ever, sought = core.on_bounce, []
+
+    def seek(request: aioblk.Request[None], need: int) -> None:
+        sought.append(need)
+        core.on_bounce = as_ever
+        if meanwhile == "cancelled":
+            request.cancel()
+        elif meanwhile == "found":
+            core.attach_bounce(ctypes.addressof(memory), MIB, 512)
+            assert core.admit(request)
+        raise KeyboardInterrupt
+
+    def take_turns() -> None:
+        for _ in range(1000):
+            core.flush()
+            select.select([device.queue()._fd], [], [], 0.02)  # unless the flush has taken what it tells of
+            core.on_event()
+
+    core.on_bounce = seek
+    request = device.write_zeroes(0, BLOCK, no_unmap=True)
+    with pytest.raises(KeyboardInterrupt):
+        take_turns()
+    assert sought == [BLOCK]
+    assert request.cancelled() == (meanwhile == "cancelled")
+    await asyncio.wait([request])  # type: ignore[type-var]
+    if meanwhile == "found":
+        core.detach_bounce()
+    if meanwhile != "cancelled":
+        await request
+        assert await device.read(0, 2 * BLOCK) == bytes(2 * BLOCK)

@@ -447,6 +447,11 @@ def a_long_range(device: aioblk.Device) -> Case:
     return submitting(device.write_zeroes, 0, 4 << 20, no_unmap=True)
 
 
+@case
+def zeroes_past_the_end(device: aioblk.Device) -> Case:
+    return submitting(device.write_zeroes, device.capacity - BLOCK, 3 * BLOCK)
+
+
 def first_of_a_queue(name: str, *arguments: Any, **limits: int) -> None:
     """A request of a queue that has kept none for reuse. It is suspended, so nothing is issued."""
 
@@ -466,6 +471,7 @@ def first_of_a_queue(name: str, *arguments: Any, **limits: int) -> None:
 first_of_a_queue("read", 0, 512)
 first_of_a_queue("write", 0, bytes(512))
 first_of_a_queue("writev", 0, [bytes(512), bytes(512)])
+first_of_a_queue("write_many", [(0, bytes(1536)), (4096, bytes(512))], max_transfer=512)
 first_of_a_queue("write_zeroes", 0, 4096, max_write_zeroes_len=512)
 first_of_a_queue("discard", 0, 512)
 first_of_a_queue("flush")

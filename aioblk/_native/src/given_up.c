@@ -63,7 +63,8 @@ bool given_up_meets(const GivenUp *given_up, Request *r)
 
 bool given_up_can_be(const Request *r)
 {
-    bool external = r->operation == OP_DISCARD && r->queue->device->discard_method == DISCARD_BY_HOOK && r->admitted > 0;
+    bool external = r->operation == OP_DISCARD && r->queue->device->discard_method == DISCARD_BY_HOOK;
+    assert(!r->linked || r->admitted == r->part_count); /* or else there would be nothing to give up */
     return r->linked && changes_data(r->operation) && (r->issued > 0 || external);
 }
 
@@ -90,8 +91,8 @@ bool given_up_begin(Request *r)
 }
 
 /*
- * A queue that holds requests is to look at them again. Without a loop it does so by itself, in wait(). False: there is no
- * memory to have it do so.
+ * A queue that holds requests is to look at them again. Without a loop it does so by itself, in wait(). False: it has not come
+ * to know, for want of memory or since an order has arrived within.
  */
 static bool tell(QueueCore *q)
 {
@@ -105,19 +106,15 @@ static bool tell(QueueCore *q)
         return true;
     }
     PyErr_Fetch(&type, &value, &traceback);
-    for (int tries = 0; tries < 2; tries++) {
-        PyObject *answer = PyObject_CallMethod(q->loop, "call_soon_threadsafe", "O", q->flush_method);
-        if (answer) {
-            Py_DECREF(answer);
-            break;
-        }
-        if (PyErr_ExceptionMatches(PyExc_Exception)) {
-            reached = !PyErr_ExceptionMatches(PyExc_MemoryError); /* or else the loop is closed */
-            PyErr_Clear();
-            break;
-        }
+    PyObject *answer = PyObject_CallMethod(q->loop, "call_soon_threadsafe", "O", q->flush_method);
+    if (!answer && PyErr_ExceptionMatches(PyExc_Exception)) {
+        reached = !PyErr_ExceptionMatches(PyExc_MemoryError); /* or else the loop is closed */
+        PyErr_Clear();
+    } else if (!answer) {
+        reached = false;
         raise_in_main_thread();
     }
+    Py_XDECREF(answer);
     PyErr_Restore(type, value, traceback);
     return reached;
 }

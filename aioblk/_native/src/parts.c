@@ -112,16 +112,21 @@ static __attribute__((noinline)) bool virtqueue_holds(const QueueCore *q, const 
 }
 
 /* What libblkio is given beyond what its ring holds waits inside it, beyond recall, and grows old there. */
+static inline __attribute__((always_inline)) bool has_room(const QueueCore *q, const Part *part)
+{
+    return q->device_count < q->depth && (!q->virtqueue || virtqueue_holds(q, part));
+}
+
+bool queue_has_room(const QueueCore *q, const Part *part) { return has_room(q, part); }
+
 static inline __attribute__((always_inline)) bool may_issue(const QueueCore *q, const Part *part)
 {
-    if (q->device_count >= q->depth || (q->virtqueue && !virtqueue_holds(q, part))) {
+    if (!has_room(q, part)) {
         return false;
     }
     uint64_t bytes = q->unflushed_bytes == 0 ? 0 : bytes_of(part);
     return bytes == 0 || q->unflushed_bytes + bytes <= FLUSH_BYTES;
 }
-
-bool queue_may_issue(const QueueCore *q, const Part *part) { return may_issue(q, part); }
 
 static void enqueue(QueueCore *q, Part *part)
 {

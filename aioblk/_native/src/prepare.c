@@ -39,9 +39,7 @@ static int check_discard_alignment(DeviceCore *device, uint64_t offset, uint64_t
 /* Python's own error names no length, and is an OverflowError for the largest. */
 static __attribute__((noinline)) int refuse_length(uint64_t length)
 {
-    if (PyErr_ExceptionMatches(PyExc_MemoryError) || PyErr_ExceptionMatches(PyExc_OverflowError)) {
-        PyErr_Format(PyExc_MemoryError, "there is no memory for the %llu bytes of a read", (unsigned long long)length);
-    }
+    PyErr_Format(PyExc_MemoryError, "there is no memory for the %llu bytes of a read", (unsigned long long)length);
     return -1;
 }
 

@@ -184,7 +184,7 @@ static PyObject *finish_turn(QueueCore *q)
     int status = queue_wake_ready(q, true);
     /* Where the backlog waits for room in the device, an event tells; a flush per turn would be a busy loop. */
     bool silent = q->completion_fd < 0 && q->device_count > 0; /* a poll queue tells nothing by itself */
-    if (queue_usable(q) && (silent || q->more_to_reap || (q->backlog_head && queue_may_issue(q, q->backlog_head)))) {
+    if (queue_usable(q) && (silent || q->more_to_reap || (q->backlog_head && queue_has_room(q, q->backlog_head)))) {
         queue_go_on_next_turn(q);
     }
     if (status < 0 || queue_raise_put_off(q) < 0) {

@@ -165,7 +165,7 @@ bool queue_admit_parts(QueueCore *q, Request *r);
 /* Takes what has not been admitted out of the request's account; fails it first. */
 RUNS_PYTHON void request_drop_unadmitted(Request *r);
 RUNS_PYTHON void request_fail_unadmitted(Request *r, int error, PyObject *exception);
-bool queue_may_issue(const QueueCore *q, const Part *part);
+bool queue_has_room(const QueueCore *q, const Part *part); /* in the ring: if not, an event tells when there is */
 void queue_issue(QueueCore *q, Part *part);
 RUNS_PYTHON void queue_issue_backlog(QueueCore *q);
 RUNS_PYTHON void queue_part_done(QueueCore *q, Part *part, int ret, const char *message);
