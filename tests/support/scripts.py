@@ -7,7 +7,7 @@ import textwrap
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-PATIENCE = 60  # seconds
+PATIENCE = 60 if "TSAN_OPTIONS" not in os.environ else 1200  # seconds
 
 STRICT = {"PYTHONMALLOC": "debug"}
 """Memory that has been freed is filled with a pattern: who goes on using it crashes."""
