@@ -278,7 +278,7 @@ class Device(Submitter):
         self, buffer: BytesLike, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
     ) -> MemoryRegion:
         """Register existing memory: ``async with dev.register(buffer) as region``. See MemoryRegion."""
-        memory = self._session("register").memory
+        memory = self._life.unclosed("register").session.memory  # an arena may grow while it is detached
         region = memory.register(buffer, fd=fd, fd_offset=fd_offset, required=required)
         region.device = self
         return region

@@ -51,8 +51,7 @@ class Unopened:
     def opened(self, operation: str) -> NoReturn:
         raise _refusal(self.subject, self.stage, operation)
 
-    def present(self, operation: str) -> NoReturn:
-        raise _refusal(self.subject, self.stage, operation)
+    present = unclosed = opened
 
     def start_detaching(self) -> NoReturn:
         raise _refusal(self.subject, self.stage, "detach")
@@ -86,6 +85,12 @@ class Life:
     def opened(self, operation: str) -> "Life":
         """Itself, when it is open, be it lost."""
         if self.stage is not Stage.OPEN:
+            raise _refusal(self.session.subject, self.stage, operation)
+        return self
+
+    def unclosed(self, operation: str) -> "Life":
+        """Itself, until it is closed: also while it belongs to no loop."""
+        if self.stage in (Stage.CLOSING, Stage.CLOSED):
             raise _refusal(self.session.subject, self.stage, operation)
         return self
 

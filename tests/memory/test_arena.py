@@ -263,6 +263,18 @@ async def test_all_devices_reach_all_blocks(
             await arena.attach(vhost_device)
 
 
+async def test_an_arena_grows_while_a_device_is_detached_from_its_loop(vhost_device: aioblk.Device) -> None:
+    async with Arena(PAGE) as arena:
+        attachment = await arena.attach(vhost_device)
+        await vhost_device.detach()
+        await arena.add_block(PAGE)
+        assert attachment.attached
+        await vhost_device.attach()
+        buffers = [arena.allocate(PAGE) for _ in range(2)]
+        await asyncio.gather(*(vhost_device.read_into(0, buffer) for buffer in buffers))
+        assert bounced(vhost_device) == 0
+
+
 async def test_removing_a_block_unregisters_it(vhost_device: aioblk.Device) -> None:
     async with Arena(PAGE) as arena:
         await arena.attach(vhost_device)
