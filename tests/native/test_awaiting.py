@@ -86,8 +86,8 @@ async def test_wait_for_the_first_of_requests_and_tasks(slow_device: aioblk.Devi
 
 
 async def test_wait_with_a_timeout(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
-    request = slow_device.read(0, BLOCK)
     with held(slow_daemon):
+        request = slow_device.read(0, BLOCK)
         done, pending = await asyncio.wait([request], timeout=0)  # type: ignore[type-var]
         assert (done, pending) == (set(), {request})
     assert await request == ZEROES
@@ -261,7 +261,9 @@ async def test_coroutines_may_await_requests_at_any_depth(slow_device: aioblk.De
     assert await asyncio.wait_for(asyncio.shield(outer()), 60) == ZEROES
 
 
-async def test_generators_and_classes_may_await_by_hand(slow_device: aioblk.Device) -> None:
+async def test_generators_and_classes_may_await_by_hand(
+    slow_device: aioblk.Device, slow_daemon: StorageDaemon
+) -> None:
     @types.coroutine
     def read(offset: int) -> Generator[Any, None, bytes]:
         return (yield from slow_device.read(offset, BLOCK).__await__())
@@ -278,11 +280,12 @@ async def test_generators_and_classes_may_await_by_hand(slow_device: aioblk.Devi
     assert await types.coroutine(slow_device.read)(0, BLOCK) == ZEROES
     with pytest.raises(aioblk.BlkioError):
         await wait(slow_device.capacity)
-    cancelled = asyncio.create_task(wait(0))
-    await asyncio.sleep(0)
-    cancelled.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await cancelled
+    with held(slow_daemon):
+        cancelled = asyncio.create_task(wait(0))
+        await asyncio.sleep(0)
+        cancelled.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await cancelled
 
 
 if sys.version_info >= (3, 12):
@@ -337,13 +340,16 @@ async def test_a_request_is_not_what_it_will_give(
 # --- the methods of a future --------------------------------------------------------------------------------
 
 
-async def test_a_pending_request_has_no_outcome(slow_device: aioblk.Device) -> None:
-    request = slow_device.read(0, BLOCK)
-    assert (request.done(), request.cancelled()) == (False, False)
-    with pytest.raises(asyncio.InvalidStateError):
-        request.result()
-    with pytest.raises(asyncio.InvalidStateError):
-        request.exception()
+async def test_a_pending_request_has_no_outcome(
+    slow_device: aioblk.Device, slow_daemon: StorageDaemon
+) -> None:
+    with held(slow_daemon):
+        request = slow_device.read(0, BLOCK)
+        assert (request.done(), request.cancelled()) == (False, False)
+        with pytest.raises(asyncio.InvalidStateError):
+            request.result()
+        with pytest.raises(asyncio.InvalidStateError):
+            request.exception()
     await request
 
 
@@ -434,9 +440,12 @@ async def test_an_error_of_a_hook_keeps_what_it_came_with(slow_daemon: StorageDa
             assert len(names) == 2
 
 
-async def test_a_cancelled_request_raises_what_it_was_cancelled_with(slow_device: aioblk.Device) -> None:
-    request = slow_device.read(0, BLOCK)
-    assert request.cancel("enough") is True
+async def test_a_cancelled_request_raises_what_it_was_cancelled_with(
+    slow_device: aioblk.Device, slow_daemon: StorageDaemon
+) -> None:
+    with held(slow_daemon):
+        request = slow_device.read(0, BLOCK)
+        assert request.cancel("enough") is True
     assert request.cancel() is False
     assert (request.done(), request.cancelled()) == (True, True)
     for call in (request.result, request.exception):
@@ -588,18 +597,23 @@ def test_an_interrupt_out_of_a_woken_task_loses_no_other_completion(slow_daemon:
             raise KeyboardInterrupt
         return data
 
-    async def start() -> tuple[aioblk.Device, list["asyncio.Task[bytes]"]]:
+    async def open_device() -> aioblk.Device:
         device = aioblk.VirtioBlkVhostUser(slow_daemon.socket)
         await device.open()
         await device.read(0, BLOCK)
-        return device, [loop.create_task(read(device, i == 2)) for i in range(8)]
+        return device
+
+    async def start(device: aioblk.Device) -> list["asyncio.Task[bytes]"]:
+        return [loop.create_task(read(device, i == 2)) for i in range(8)]
 
     async def finish(device: aioblk.Device, tasks: list["asyncio.Task[bytes]"]) -> list[object]:
         results = await asyncio.wait_for(asyncio.gather(*tasks, return_exceptions=True), 60)
         await device.aclose()
         return list(results)
 
-    device, tasks = loop.run_until_complete(start())
+    device = loop.run_until_complete(open_device())
+    with held(slow_daemon):
+        tasks = loop.run_until_complete(start(device))
     with pytest.raises(KeyboardInterrupt):
         loop.run_forever()
     interrupted = tasks.pop(2)

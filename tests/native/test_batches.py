@@ -87,7 +87,7 @@ async def test_errors_can_be_results(slow_device: aioblk.Device) -> None:
 
 
 async def test_a_batch_that_is_cancelled_while_its_exceptions_are_made_stays_cancelled(
-    slow_device: aioblk.Device, monkeypatch: pytest.MonkeyPatch
+    slow_device: aioblk.Device, slow_daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     accepted = []
 
@@ -96,7 +96,8 @@ async def test_a_batch_that_is_cancelled_while_its_exceptions_are_made_stays_can
         return request_error(*args, **options)
 
     monkeypatch.setattr("aioblk._libblkio.refusals.request_error", cancel_and_make)
-    batch = slow_device.read_many([(0, BLOCK), (slow_device.capacity, BLOCK)], return_exceptions=True)
+    with held(slow_daemon):
+        batch = slow_device.read_many([(0, BLOCK), (slow_device.capacity, BLOCK)], return_exceptions=True)
     with pytest.raises(asyncio.CancelledError):
         await batch
     assert accepted == [True]

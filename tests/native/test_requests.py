@@ -11,7 +11,8 @@ import pytest
 
 import aioblk
 
-from ..support.devices import BLOCK, Target, pattern
+from ..support.devices import BLOCK, Target, held, pattern
+from ..support.storage_daemon import StorageDaemon
 
 # --- reading and writing ------------------------------------------------------------------------------------
 
@@ -285,9 +286,10 @@ async def test_a_read_only_device_refuses_to_write(target: Target) -> None:
 # --- the requests as objects --------------------------------------------------------------------------------
 
 
-async def test_a_request_describes_itself(slow_device: aioblk.Device) -> None:
-    request = slow_device.read(512, 1024)
-    assert repr(request) == "<Request read offset=512 length=1024 pending>"
+async def test_a_request_describes_itself(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
+    with held(slow_daemon):
+        request = slow_device.read(512, 1024)
+        assert repr(request) == "<Request read offset=512 length=1024 pending>"
     await request
     assert repr(request) == "<Request read offset=512 length=1024 finished>"
 
