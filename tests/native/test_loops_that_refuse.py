@@ -359,6 +359,20 @@ def test_waiting_is_for_the_thread_of_a_usable_queue() -> None:
         thread.submit(core.wait, None, 0).result()
 
 
+def test_who_waits_without_a_loop_is_told_first_that_the_device_is_lost() -> None:
+    """Another thread has found that, and left it to this one."""
+    core = QueueCore(new_device_core(), 1, -1, None, 8)
+    core.suspend()
+    submitter = Submitter()
+    submitter._core = core
+    request = submitter.read(0, BLOCK)
+    with ThreadPoolExecutor(1) as thread:
+        assert thread.submit(core.abandon, OSError("lost")).result() == 0
+    assert not request.done()
+    assert core.wait(request, 0) is True
+    assert isinstance(request.exception(), OSError)
+
+
 async def test_the_oldest_of_several(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
     """Of a batch, the first item that is not over is named."""
     core = slow_device.queue()._compiled
