@@ -164,6 +164,7 @@ def test_items_that_are_none() -> None:
 
 def test_views_that_are_none() -> None:
     memory = Memory.from_buffer(bytes(8))
+    arguments: tuple[Any, ...]
     for arguments in ((), (memory, "a"), (5,)):
         with pytest.raises(TypeError):
             View(*arguments)
