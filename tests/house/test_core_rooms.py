@@ -46,7 +46,7 @@ HARMLESS_BESIDE = frozenset(
     calloc free memcpy memmove memset memcmp strlen strcmp strerror read write fstat mmap
     clock_gettime nanosleep pthread_atfork assert ENSURE offsetof sizeof if for while switch return defined
     PUBLISH OBSERVE LOCK UNLOCK CRITICAL_SECTION END_CRITICAL_SECTION
-    SHARED_ADD SHARED_OR SHARED_EXCHANGE SHARED_STORE SHARED_LOAD FAST
+    COUNT SHARED_ADD SHARED_OR SHARED_EXCHANGE SHARED_STORE SHARED_LOAD FAST
     """.split()  # noqa: SIM905
 )
 HARMLESS_PREFIXES = ("blkioq_", "__atomic_", "__builtin_", "__attribute__")

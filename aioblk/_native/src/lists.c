@@ -18,7 +18,7 @@ void queue_link(QueueCore *q, Request *r)
         q->in_flight->previous = r;
     }
     q->in_flight = r;
-    PUBLISH(q->in_flight_count, q->in_flight_count + r->weight);
+    COUNT(q->in_flight_count, r->weight);
 }
 
 /* Nobody else can reach the request from here on, whatever Python code runs. Its reference goes to the caller. */
@@ -32,7 +32,7 @@ void queue_unlink(QueueCore *q, Request *r)
     }
     r->linked = false;
     r->previous = r->following = NULL;
-    PUBLISH(q->in_flight_count, q->in_flight_count - r->weight);
+    COUNT(q->in_flight_count, -(size_t)r->weight);
 }
 
 /* ---- the backlog: parts that wait for the device --------------------------------------------------------------- */

@@ -38,6 +38,9 @@
 #define SHARED_STORE(place, value) __atomic_store_n(&(place), (value), __ATOMIC_SEQ_CST)
 #define SHARED_LOAD(place) __atomic_load_n(&(place), __ATOMIC_SEQ_CST)
 
+/* By the one thread that writes it; another may read it at any time. */
+#define COUNT(place, value) PUBLISH(place, (place) + (value))
+
 typedef PyMutex Lock;
 #define LOCK(lock) PyMutex_Lock(lock)
 #define UNLOCK(lock) PyMutex_Unlock(lock)
@@ -57,6 +60,7 @@ static inline bool may_touch(unsigned long owner) { return owner == PyThread_get
 #define SHARED_EXCHANGE(place, value) exchange_bool(&(place), (value))
 #define SHARED_STORE(place, value) ((place) = (value))
 #define SHARED_LOAD(place) (place)
+#define COUNT(place, value) ((place) += (value))
 
 static inline bool exchange_bool(bool *place, bool value)
 {
