@@ -747,7 +747,7 @@ def test_the_first_builtin_that_waits_is_no_task(scratch_file: Path) -> None:
 
 @pytest.mark.parametrize("change", ["cancelled", "removed"])
 def test_the_collector_may_run_anything_while_a_callback_is_added(bench: Bench, change: str) -> None:
-    """Where making room for it collects, that may end the request, or remove the callback before it."""
+    """Where making room for it collects, that may end the request, or remove the callback."""
     request = bench.read()
 
     class Garbage:
@@ -773,7 +773,9 @@ def test_the_collector_may_run_anything_while_a_callback_is_added(bench: Bench, 
     assert len(kept) == 3000
     request.cancel()
     bench.loop.run()
-    assert bench.called == [request] * (2 if change == "cancelled" else 1)
+    # From 3.12 on the collector runs after the call, and finds the callback that it removes.
+    times = {"cancelled": 2, "removed": 1 if sys.version_info < (3, 12) else 0}[change]
+    assert bench.called == [request] * times
 
 
 def test_more_are_woken_than_a_turn_may_wake(bench: Bench) -> None:
