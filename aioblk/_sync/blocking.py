@@ -63,13 +63,15 @@ class BlockingCall(Generic[T]):
             result = self._function()
         except BaseException as caught:  # raised where the result is taken, whatever it is
             error = caught
+        failed = error is not None
         with self._turn:
             self.returned = True
             wanted = self._owner is _Owner.THREAD
             if wanted:
                 self._owner, self._result, self._error = _Owner.CALL, result, error
+        error = None  # which would otherwise keep this frame, and the frame it
         if not wanted:
-            if error is None and self._undo is not None:
+            if not failed and self._undo is not None:
                 self._undo(cast(T, result))
             return
         try:

@@ -13,6 +13,7 @@
 #include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <execinfo.h>
 #include <fcntl.h>
 #include <pthread.h>
 #include <signal.h>
@@ -20,6 +21,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
@@ -328,10 +330,34 @@ struct allocator {
     void (*free)(void *, void *);
 };
 enum { MEMORY_DOMAIN = 1, OBJECT_DOMAIN = 2 };
+enum { MOST_FRAMES = 5 }; /* from here to the core; two of them are ours */
 
 static struct allocator allocators[OBJECT_DOMAIN + 1];
 
-static bool refuse_object(void) { return in_call && refuse(PYTHON, "Python's allocator"); }
+static bool python_bears_it; /* being refused memory for its own work, in whatever Python code it runs */
+
+/*
+ * Whether the compiled core has asked for it, itself or by a function of Python's that hands it out, a few calls away. What
+ * is farther away is work of Python's own, such as readying a type: CPython 3.13 crashes where that is refused memory.
+ */
+static bool asked_by_core(void)
+{
+    void *frames[MOST_FRAMES];
+    int count = backtrace(frames, MOST_FRAMES);
+    for (int i = 0; i < count; i++) {
+        Dl_info place;
+        if (dladdr(frames[i], &place) != 0 && strstr(place.dli_fname, "/_core.") != NULL) {
+            return true;
+        }
+    }
+    return false;
+}
+
+static bool refuse_object(void)
+{
+    return in_call && fault.running && fault.kind == PYTHON && (python_bears_it || asked_by_core()) &&
+           refuse(PYTHON, "Python's allocator");
+}
 
 static void *object_malloc(void *context, size_t size)
 {
@@ -368,8 +394,10 @@ void *injector_call(void *function, void *arguments)
 }
 
 /* Stand before Python's allocators from now on. */
-void injector_watch_python(void)
+void injector_watch_python(bool bears_it)
 {
+    python_bears_it = bears_it;
+    backtrace((void *[1]){NULL}, 1); /* the first one loads what it needs */
     void (*get)(int, struct allocator *) = dlsym(RTLD_DEFAULT, "PyMem_GetAllocator");
     void (*set)(int, struct allocator *) = dlsym(RTLD_DEFAULT, "PyMem_SetAllocator");
     for (int domain = MEMORY_DOMAIN; domain <= OBJECT_DOMAIN; domain++) {

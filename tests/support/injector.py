@@ -47,6 +47,11 @@ ERRORS = {
 }
 
 
+PYTHON_BEARS_IT = sys.version_info < (3, 13)
+"""Being refused memory for what Python code does. From 3.13 on the interpreter crashes where it has none for
+a function: there only what the compiled core asks for is refused."""
+
+
 def _library() -> Path:
     return shared_library("injector", (SOURCE,))
 
@@ -70,7 +75,7 @@ class Injector:
     def call(self, function: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> T:
         """Call a function whose allocations of Python's memory are counted, and fail (Kind.PYTHON)."""
         if self._call is None:
-            self._library.injector_watch_python()
+            self._library.injector_watch_python(PYTHON_BEARS_IT)
             self._call = ctypes.PyDLL(str(_library())).injector_call
             self._call.argtypes = [ctypes.py_object, ctypes.py_object]
             self._call.restype = ctypes.py_object

@@ -35,7 +35,10 @@ def attempt(number: int) -> int:
     injector.arm(Kind.PYTHON, number)
     try:
         core = import_core()
-    except MemoryError:
+    except (MemoryError, SystemError) as error:
+        # CPython 3.13's own import may return with the MemoryError set, which becomes another's cause.
+        if isinstance(error, SystemError) and not isinstance(error.__cause__, MemoryError):
+            raise
         injector.disarm()
         core = import_core()
     else:

@@ -6,7 +6,10 @@ Tasks are made as asyncio.Task: an eager one would be a turn ahead, and might be
 """
 
 import asyncio
+import contextlib
+import gc
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -200,6 +203,28 @@ async def test_a_result_is_taken_or_undone() -> None:
 async def test_what_a_call_raises_comes_to_who_takes_it() -> None:
     with pytest.raises(ZeroDivisionError):
         await run_blocking(lambda: 1 // 0)
+
+
+async def test_an_error_of_a_thread_goes_with_who_has_caught_it() -> None:
+    """Its traceback has the frames of those who waited, and whatever they hold: a device, for one."""
+
+    class Held:
+        pass
+
+    async def wait(_held: Held) -> None:
+        with contextlib.suppress(ZeroDivisionError):
+            await run_blocking(lambda: 1 // 0)
+
+    held = Held()
+    reference = weakref.ref(held)
+    gc.disable()
+    try:
+        await wait(held)
+        del held
+        join_workers()
+        assert reference() is None
+    finally:
+        gc.enable()
 
 
 async def test_who_waits_can_be_met_by_an_error_and_the_result_is_undone() -> None:
