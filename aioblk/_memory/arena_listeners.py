@@ -117,8 +117,11 @@ class ArenaAttachment:
                 await registration.aclose()
             except BlkioError as error:  # the device unmaps it at the latest when it is closed
                 problem = problem or error
-        if problem is not None:
-            raise problem
+        try:
+            if problem is not None:
+                raise problem
+        finally:
+            problem = None  # which would otherwise keep this frame, and the frame it
 
     async def block_added(self, block: ArenaBlock, /) -> None:
         """Register the block; a failure detaches the device, so that it has all blocks or none."""

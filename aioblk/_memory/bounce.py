@@ -224,20 +224,18 @@ class BouncePool:
     async def _resize(self, before: int, size: int) -> None:
         if self._region is not None:
             self._old, self._region = self._region, None
-        problem: Exception | None = None
         try:
             self._region = await self._memory.calls.make(partial(self._replace_region, size))
             if self._region is not None:
                 self._core.attach_bounce(self._region.address, self._region.length, self._granule)
         except Exception as error:  # whatever it is, nobody may be left waiting
-            problem = error
-        self._resizing = None
-        self._emptying = False
-        if problem is None:
+            self._resizing, self._emptying = None, False
+            if self._waiters:
+                self._refuse_head(error)
+        else:
+            self._resizing, self._emptying = None, False
             self._count_resize(before, size)
             self._watch_for_idleness()
-        elif self._waiters:
-            self._refuse_head(problem)
         self._serve()
 
     def _replace_region(self, size: int) -> MemRegion | None:

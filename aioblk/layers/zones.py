@@ -268,25 +268,28 @@ class SequentialWriter:
         """The longest head of *data* that one zone has room for."""
         failed: BlkioError | None = None
         passed: set[int] = set()
-        while True:
-            zone = await self._current_zone(passed, failed)
-            # One part: a request that is divided may arrive out of order, off the write pointer.
-            longest = min(self._device.limits.max_transfer or LARGEST_PART, LARGEST_PART)
-            length = min(len(data), zone.start + zone.capacity - self._pointer, longest)
-            extent = Extent(self._pointer, length)
-            try:
-                await self._device.write(extent.offset, data[:length], fua=fua)
-            except BlkioError as error:
-                # The zone is not what it was, or one more could not be opened: look again, and elsewhere.
-                failed = error
-                passed.add(zone.start)
-                self._zone = None
-                continue
-            except BaseException:
-                self._zone = None  # cancelled: how far the zone was written must be asked
-                raise
-            self._pointer += length
-            return extent
+        try:
+            while True:
+                zone = await self._current_zone(passed, failed)
+                # One part: a request that is divided may arrive out of order, off the write pointer.
+                longest = min(self._device.limits.max_transfer or LARGEST_PART, LARGEST_PART)
+                length = min(len(data), zone.start + zone.capacity - self._pointer, longest)
+                extent = Extent(self._pointer, length)
+                try:
+                    await self._device.write(extent.offset, data[:length], fua=fua)
+                except BlkioError as error:
+                    # The zone is not what it was, or one more could not be opened: look again, and elsewhere.
+                    failed = error
+                    passed.add(zone.start)
+                    self._zone = None
+                    continue
+                except BaseException:
+                    self._zone = None  # cancelled: how far the zone was written must be asked
+                    raise
+                self._pointer += length
+                return extent
+        finally:
+            failed = None  # which would otherwise keep this frame, and the frame it and the data
 
     async def _current_zone(self, passed: set[int], failed: BlkioError | None) -> Zone:
         zone = self._zone
