@@ -14,9 +14,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
 
-from .._libblkio.handle import Blkio, MemRegion
+from .._libblkio.handle import Blkio
 from .._libblkio.limits import Limits
 from .._libblkio.loans import Loans
+from .._libblkio.mem_region import MemRegion
 from .._libblkio.options import DriverOptions
 from .._sync.blocking import BlockingCall
 from .._sync.tasks import start_steadfast_task

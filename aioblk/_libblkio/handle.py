@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import errno as errnos
 import fcntl
-import mmap
 import os
 import stat
 import sys
@@ -24,7 +23,7 @@ from dataclasses import dataclass
 from functools import partial, wraps
 from threading import Lock, RLock
 from types import TracebackType
-from typing import TYPE_CHECKING, Concatenate, NamedTuple, ParamSpec, Self, TypeVar, cast, final
+from typing import TYPE_CHECKING, Concatenate, ParamSpec, Self, TypeVar, cast, final
 
 from .._native._blkio import ffi, lib
 from ..errors import (
@@ -39,6 +38,7 @@ from ..errors import (
 from .descriptor import size_of
 from .hints import hint
 from .loans import Loans
+from .mem_region import MemRegion, address_of, allocate, free, to_struct
 from .properties import (
     IO_URING,
     PROPERTIES,
@@ -54,31 +54,12 @@ from .properties import (
 from .rings import Ring, close_some, find_new, note_end, release_files, wait_for_the_kernel
 
 if TYPE_CHECKING:  # cffi's own types; they have no names at run time
-    from .._native._blkio import Cell, MemRegionStruct, Pointer
+    from .._native._blkio import Cell, Pointer
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
-_MAP_FAILED = 2 ** (8 * ffi.sizeof("void *")) - 1
 VHOST_VDPA_GET_VRING_NUM = 0x8002AF76  # linux/vhost.h
-
-
-class MemRegion(NamedTuple):
-    """A memory region as libblkio describes it; unmapping and freeing need the very same values again."""
-
-    address: int
-    length: int  # bytes
-    iova: int = 0  # reserved
-    fd_offset: int = 0  # where in the file *fd* the region begins, bytes
-    fd: int = -1  # -1: memory without a file
-    flags: int = 0  # reserved
-
-    def __str__(self) -> str:
-        return f"region {self.address:#x} to {self.end:#x}"
-
-    @property
-    def end(self) -> int:
-        return self.address + self.length
 
 
 @dataclass(slots=True)
@@ -437,7 +418,7 @@ class Blkio:
         self._require_started("alloc_mem_region")
         self._require_alignment("alloc_mem_region", "length", length)
         try:
-            region = _allocate(length)
+            region = allocate(length)
         except OSError as error:
             raise request_error(
                 self._driver,
@@ -470,7 +451,7 @@ class Blkio:
             self.free_mem_region(region)
 
     def _free(self, region: MemRegion) -> None:
-        self.loans.once_given_back(region, partial(_free, region))
+        self.loans.once_given_back(region, partial(free, region))
 
     def abandon_mem_region(self, region: MemRegion) -> None:
         """Never free a region of ``alloc_mem_region()``: a lost device may write to it. Waits for nobody."""
@@ -492,7 +473,7 @@ class Blkio:
         self._require_room(region)
         self._require_file(region)
         with self._map_turn():
-            result = lib.blkio_map_mem_region(self._cell[0], _to_struct(region))
+            result = lib.blkio_map_mem_region(self._cell[0], to_struct(region))
         if result < 0:
             raise self._cannot_map(_error_text(), -result)
         insort(self._mapped, region)
@@ -504,7 +485,7 @@ class Blkio:
         if not self._is_mapped(region):
             raise self._refusal("unmap_mem_region", f"{region} is not mapped", errnos.ENOENT)
         with self._map_turn():
-            lib.blkio_unmap_mem_region(self._cell[0], _to_struct(region))
+            lib.blkio_unmap_mem_region(self._cell[0], to_struct(region))
         self._mapped.remove(region)
 
     @contextmanager
@@ -640,14 +621,10 @@ class Blkio:
         self._require_started("remove_queue")
         self.take_queue(index, poll=poll)  # from here on nobody can bind it
         remove = lib.blkio_remove_poll_queue if poll else lib.blkio_remove_queue
-        given_back = False
         try:
-            if self._rings is None:
-                self._check(remove(self._cell[0], index), "remove_queue")
-            else:
-                self._rings, given_back = close_some(
-                    self._rings, lambda: self._check(remove(self._cell[0], index), "remove_queue")
-                )
+            self._rings, given_back = close_some(
+                self._rings, lambda: self._check(remove(self._cell[0], index), "remove_queue")
+            )
         except BlkioError:
             self.give_queue(index, poll=poll)
             raise
@@ -659,9 +636,9 @@ class Blkio:
 
     def _find_slot(self, poll: bool, index: int) -> _Slot:
         if poll:
-            return _Slot(_address(lib.blkio_get_poll_queue(self._cell[0], index)), -1)
+            return _Slot(address_of(lib.blkio_get_poll_queue(self._cell[0], index)), -1)
         queue = lib.blkio_get_queue(self._cell[0], index)
-        return _Slot(_address(queue), lib.blkioq_get_completion_fd(queue))
+        return _Slot(address_of(queue), lib.blkioq_get_completion_fd(queue))
 
     # --- refusals -------------------------------------------------------------------------------------------
 
@@ -710,38 +687,3 @@ def _error_text() -> str:
 
 def _kind(poll: bool) -> str:
     return "poll queue" if poll else "queue"
-
-
-def _address(pointer: Pointer) -> int:
-    return int(ffi.cast("uintptr_t", pointer))
-
-
-def _to_struct(region: MemRegion) -> MemRegionStruct:
-    description = ffi.new("struct blkio_mem_region *")
-    description.addr = ffi.cast("void *", region.address)
-    description.len = region.length
-    description.iova = region.iova
-    description.fd_offset = region.fd_offset
-    description.fd = region.fd
-    description.flags = region.flags
-    return description
-
-
-def _allocate(length: int) -> MemRegion:
-    """New, zeroed memory with a file descriptor, which the devices want that are other processes."""
-    fd = os.memfd_create("aioblk", os.MFD_CLOEXEC)
-    try:
-        os.ftruncate(fd, length)
-        protection = mmap.PROT_READ | mmap.PROT_WRITE
-        address = _address(lib.mmap(ffi.NULL, length, protection, mmap.MAP_SHARED, fd, 0))
-        if address == _MAP_FAILED:
-            raise OSError(ffi.errno, os.strerror(ffi.errno))
-    except BaseException:
-        os.close(fd)
-        raise
-    return MemRegion(address, length, fd=fd)
-
-
-def _free(region: MemRegion) -> None:
-    lib.munmap(ffi.cast("void *", region.address), region.length)
-    os.close(region.fd)

@@ -79,12 +79,17 @@ def release_files(rings: frozenset[Ring] | None) -> bool:
     return all(_is_there(ring) and lib.io_uring_unregister_files(ring.fd) == 0 for ring in rings)
 
 
-def close_some(rings: frozenset[Ring], close: Callable[[], object]) -> tuple[frozenset[Ring], bool]:
+def close_some(
+    rings: frozenset[Ring] | None, close: Callable[[], object]
+) -> tuple[frozenset[Ring] | None, bool]:
     """Call *close*, which closes some of the rings, with nothing in flight, and take the file out of those.
 
     Which they are is known afterwards only, so each is held open until then. Those that are left, and whether
     it was done for all others; if not, :func:`wait_for_the_kernel` does it.
     """
+    if rings is None:
+        close()
+        return None, False
     with contextlib.ExitStack() as held:
         own: dict[Ring, int] = {}
         with contextlib.suppress(OSError):  # no descriptors are left

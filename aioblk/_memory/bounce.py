@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, final
 
-from .._libblkio.handle import Blkio, MemRegion
+from .._libblkio.handle import Blkio
+from .._libblkio.mem_region import MemRegion
 from .._native._core import QueueCore, Request
 from .._sync.tasks import start_steadfast_task
 from .device_memory import DeviceMemory

@@ -7,8 +7,9 @@ import os
 from functools import partial
 from typing import final
 
-from .._libblkio.handle import Blkio, MemRegion
+from .._libblkio.handle import Blkio
 from .._libblkio.limits import Limits
+from .._libblkio.mem_region import MemRegion
 from .._native._core import DeviceCore, Memory
 from .._native.buffers import BytesLike
 from .._sync.loops import running_loop

@@ -6,7 +6,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator
 from typing import final
 
-from .._libblkio.handle import MemRegion
+from .._libblkio.mem_region import MemRegion
 from .._native._core import Memory, View
 from .backing import Backing
 

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Coroutine, Iterator
 from typing import Any, TypeVar, final
 
-from .._libblkio.handle import MemRegion
+from .._libblkio.mem_region import MemRegion
 from .._libblkio.subject import Subject
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError

@@ -14,7 +14,8 @@ from typing import cast
 
 import pytest
 
-from aioblk._libblkio.handle import Blkio, MemRegion
+from aioblk._libblkio.handle import Blkio
+from aioblk._libblkio.mem_region import MemRegion
 from aioblk._libblkio.properties import State
 from aioblk._native._blkio import ffi
 from aioblk.errors import (

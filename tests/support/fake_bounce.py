@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from aioblk._libblkio.handle import MemRegion
+from aioblk._libblkio.mem_region import MemRegion
 from aioblk._native._core import Allocator
 from aioblk.errors import RegistrationError
 
