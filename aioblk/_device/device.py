@@ -14,14 +14,13 @@ from .._libblkio.options import DriverOptions
 from .._libblkio.properties import Properties
 from .._libblkio.subject import Subject
 from .._memory.bounce import BouncePool
-from .._memory.device_memory import DeviceMemory
 from .._memory.regions import MemoryRegion
 from .._native._core import Submitter
 from .._native.buffers import BytesLike
 from .._queues.blocking import BlockingQueue
 from .._queues.queue import Queue, QueueStatistics
 from .._sync.loops import running_loop
-from .._sync.scopes import shielded, shielded_if_cancelled
+from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ..errors import DeviceLostError
 from .extents import Extent
 from .life import Life, Stage, Unopened
@@ -31,7 +30,7 @@ from .session import Session, SessionProperties
 __all__ = ["Device"]
 
 
-class Device(Submitter):
+class Device(AsyncClosing, Submitter):
     """A block device on the running event loop.
 
     Open it with ``async with``, or with :meth:`open` and :meth:`aclose`. Request methods submit when they
@@ -116,10 +115,6 @@ class Device(Submitter):
 
     async def __aenter__(self) -> Self:
         return await self.open()
-
-    async def __aexit__(self, *failure: object) -> None:
-        with shielded():
-            await self.aclose()
 
     def __del__(self) -> None:
         # The interpreter may have taken the module's names away when it asks a device to end.
@@ -268,11 +263,6 @@ class Device(Submitter):
         return self._life.stage in (Stage.CLOSING, Stage.CLOSED)
 
     # --- memory ---------------------------------------------------------------------------------------------
-
-    @property
-    def _device_memory(self) -> DeviceMemory:
-        """Of an open device. An Arena attaches itself here."""
-        return self._session("memory").memory
 
     def register(
         self, buffer: BytesLike, *, fd: int | None = None, fd_offset: int = 0, required: bool = False

@@ -124,7 +124,9 @@ async def test_an_arenas_buffers_are_not_copied(device: aioblk.Device) -> None:
 async def test_more_regions_than_the_device_takes(device: aioblk.Device) -> None:
     async with AsyncExitStack() as stack:
         for number in range(40):
-            region = await stack.enter_async_context(device._device_memory.allocate(BLOCK, required=False))
+            region = await stack.enter_async_context(
+                device._session("memory").memory.allocate(BLOCK, required=False)
+            )
             region[:] = bytes([number]) * BLOCK
             await device.write(number * BLOCK, region)
         for number in range(40):

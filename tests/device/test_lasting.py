@@ -384,7 +384,7 @@ async def test_the_loop_does_not_wait_for_a_stopped_backend(
             region = device.allocate(BLOCK)
             mapping = asyncio.create_task(region.__aenter__())
             async with asyncio.timeout(PATIENCE):
-                while not device._device_memory.calls.are_busy:  # noqa: ASYNC110 (there is no event)
+                while not device._session("memory").memory.calls.are_busy:  # noqa: ASYNC110 (there is no event)
                     await asyncio.sleep(0.001)
             answered = threading.Event()
             resumer = threading.Timer(PATIENCE, daemon.resume)  # or the loop would stand still for ever

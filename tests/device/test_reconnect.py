@@ -668,7 +668,7 @@ async def test_a_region_left_meanwhile_keeps_its_file_for_as_long_as_a_thread_ma
     async with aioblk.VirtioBlkVhostUser(daemon.socket):  # who is served first
         returning = asyncio.create_task(plain.reconnect())
         async with asyncio.timeout(PATIENCE):
-            while plain._device_memory._withdrawal is None:  # noqa: ASYNC110
+            while plain._session("memory").memory._withdrawal is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
         async with asyncio.timeout(PATIENCE / 2):
             await region.aclose()
@@ -704,7 +704,7 @@ async def test_bounce_memory_lasts_for_as_long_as_a_thread_may_map_it(
     async with aioblk.VirtioBlkVhostUser(daemon.socket):  # who is served first
         returning = asyncio.create_task(plain.reconnect())
         async with asyncio.timeout(PATIENCE):
-            while plain._device_memory._withdrawal is None:  # noqa: ASYNC110
+            while plain._session("memory").memory._withdrawal is None:  # noqa: ASYNC110
                 await asyncio.sleep(0.001)
             await plain.aclose()
         assert os.fstat(region.fd).st_ino == inode
