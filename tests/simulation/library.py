@@ -237,6 +237,16 @@ class Simulator:
         """The device that is called dies within the *calls*-th call from now on."""
         self._library.simblkio_die_at(ctypes.c_long(calls), int(death), errno)
 
+    def clock(self, seconds: float | None) -> None:
+        """Have time.monotonic(), and aioblk's clock, begin at *seconds*, above 0, and pass by a microsecond with each
+        reading, and by what somebody sleeps; None: the machine's clock, as after reset().
+
+        It is so in all threads. A time-out of a lock is measured by the machine's clock all the same: it comes
+        at once where that is ahead of the virtual one, and late where it is behind."""
+        if seconds is not None and seconds <= 0:
+            raise ValueError(f"the time begins above 0, and not at {seconds}")
+        self._library.simblkio_clock(ctypes.c_uint64(0 if seconds is None else max(round(seconds * 1e9), 1)))
+
     def haunt(self) -> int:
         """Devices that were given up write to the memory of reads that they had. How many bytes."""
         return self.call("haunt")

@@ -138,9 +138,8 @@ EXPORT int simblkio_fail(const char *call, int error, int times)
 
 void doze(void)
 {
-    struct timespec moment = {0, 1000000};
     pthread_mutex_unlock(&sim.lock);
-    nanosleep(&moment, NULL);
+    clock_doze();
     pthread_mutex_lock(&sim.lock);
 }
 
@@ -519,8 +518,8 @@ static void free_instance(struct blkio *b)
     free(b);
 }
 
-/* Begin anew: forget disks, trace, violations, what was armed, and instances that were destroyed. The number of those that were
-   not, in which case nothing is forgotten. */
+/* Begin anew: forget disks, trace, violations, what was armed, the virtual time, and instances that were destroyed. The number of
+   those that were not, in which case nothing is forgotten. */
 EXPORT int simblkio_reset(void);
 EXPORT int simblkio_reset(void)
 {
@@ -549,6 +548,7 @@ EXPORT int simblkio_reset(void)
         sim.last_instance = sim.last_disk = 0;
         sim.last_request = 0;
         sim.config = (struct config){0};
+        simblkio_clock(0);
         trace_forget();
         violations_forget();
     }

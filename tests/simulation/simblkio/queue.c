@@ -240,9 +240,14 @@ static bool wait_for_more(struct blkioq *q, const struct timespec *end)
 {
     struct timespec now;
     bool moves = q->instance->death == ALIVE && !sim.config.hold;
-    clock_gettime(CLOCK_MONOTONIC, &now);
+    if (end) {
+        clock_gettime(CLOCK_MONOTONIC, &now);
+    }
     if (end && (now.tv_sec > end->tv_sec || (now.tv_sec == end->tv_sec && now.tv_nsec >= end->tv_nsec))) {
         return false;
+    }
+    if (!moves && clock_is_virtual()) {
+        clock_pass(DOZE);
     }
     if (!moves) {
         doze();

@@ -1,7 +1,7 @@
 /*
  * simblkio: libblkio's C interface over simulated disks, for LD_PRELOAD. A map of its rooms, from the top floor down.
  *
- * No threads are in here, and no clock. Whatever a device does, it does while somebody calls: within do_io, or where a
+ * No threads are in here, and nothing waits for time to pass. Whatever a device does, it does while somebody calls: within do_io, or where a
  * test asks for it by a simblkio_ function. One lock is held by every call; what blocks gives it back meanwhile.
  */
 #pragma once
@@ -244,6 +244,15 @@ void disk_end_process(struct disk *disk);
 void disk_changed(struct disk *disk, uint64_t at, uint64_t length); /* for the file behind it */
 void disk_look(struct disk *disk);              /* whether others have changed the size of its file */
 void character_name(int fd, char name[256]);
+
+/* ---- clock.c: the time, in place of the system's: clock_gettime of CLOCK_MONOTONIC, nanosleep, clock_nanosleep ------ */
+
+#define DOZE 1000000u /* nanoseconds */
+
+bool clock_is_virtual(void);
+void clock_pass(uint64_t nanoseconds); /* virtual ones */
+void clock_doze(void);                 /* real ones, so that other threads go on */
+EXPORT void simblkio_clock(uint64_t nanoseconds); /* how late it is; 0: the machine knows */
 
 /* ---- around.c: what is asked of the system about a simulated device: ioctl, getsockopt, pidfd_open ------------- */
 
