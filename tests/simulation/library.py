@@ -238,11 +238,11 @@ class Simulator:
         self._library.simblkio_die_at(ctypes.c_long(calls), int(death), errno)
 
     def clock(self, seconds: float | None) -> None:
-        """Have time.monotonic(), and aioblk's clock, begin at *seconds*, above 0, and pass by a microsecond with each
-        reading, and by what somebody sleeps; None: the machine's clock, as after reset().
+        """Have time.monotonic(), and aioblk's clock, begin at *seconds*, above 0, and pass by a microsecond
+        with each reading, and by what somebody sleeps; None: the machine's clock, as after reset().
 
-        It is so in all threads. A time-out of a lock is measured by the machine's clock all the same: it comes
-        at once where that is ahead of the virtual one, and late where it is behind."""
+        It is so in all threads. A time-out of a lock is measured by the machine's clock all the same: it
+        comes at once where that is ahead of the virtual one, and late where it is behind."""
         if seconds is not None and seconds <= 0:
             raise ValueError(f"the time begins above 0, and not at {seconds}")
         self._library.simblkio_clock(ctypes.c_uint64(0 if seconds is None else max(round(seconds * 1e9), 1)))
