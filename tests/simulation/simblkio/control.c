@@ -18,7 +18,8 @@ static const struct {
     size_t at;
 } KEYS[] = {
     KEY(seed), KEY(hold),     KEY(late), KEY(batch), KEY(reorder), KEY(fail), KEY(transient), KEY(broken),
-    KEY(spurious), KEY(full), KEY(map),  KEY(open),  KEY(die),     KEY(haunt), KEY(abandons), KEY(record),
+    KEY(spurious), KEY(full), KEY(map),  KEY(open),  KEY(die),     KEY(resize), KEY(floor),   KEY(props),
+    KEY(haunt), KEY(abandons), KEY(record),
 };
 
 void seed_instance(struct blkio *b) { b->random = random_seed(sim.config.seed, (uint64_t)b->number, 0); }
@@ -348,13 +349,7 @@ EXPORT int simblkio_disk(int driver, const char *path, uint64_t size)
 
 /* Of the disk's instances, once they connect next. */
 ON_DISK(int, override, (int number, const char *name, const char *value), {
-    if (disk->override_count == OVERRIDES_MAX) {
-        result = -ENOSPC;
-    } else {
-        struct override *one = &disk->overrides[disk->override_count++];
-        snprintf(one->name, sizeof(one->name), "%s", name);
-        snprintf(one->value, sizeof(one->value), "%s", value);
-    }
+    result = disk_override(disk, name, value);
 })
 
 /* A vhost-user backend begins to listen. */
@@ -368,10 +363,7 @@ ON_DISK(int, die, (int number, int how, int error), {
     }
 })
 
-ON_DISK(int, resize, (int number, uint64_t size), {
-    media_resize(disk->media, size);
-    trace(EVENT_RESIZE, NULL, NULL, NULL, (int64_t)size);
-})
+ON_DISK(int, resize, (int number, uint64_t size), { result = disk_resize(disk, size); })
 
 ON_DISK(int, power_failure, (int number), { device_power_failure(disk); })
 

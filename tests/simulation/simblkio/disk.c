@@ -30,11 +30,28 @@ struct disk *disk_new(enum driver driver, const char *name, uint64_t size)
     disk->driver = driver;
     snprintf(disk->name, sizeof(disk->name), "%s", name);
     seed_disk(disk);
+    disk->made_with = size;
     disk->media = media_new(size, false);
     disk->file = disk->listener = disk->process = -1;
     disk->next = sim.disks;
     sim.disks = disk;
     return disk;
+}
+
+/* In place of what was said of the property before. */
+int disk_override(struct disk *disk, const char *name, const char *value)
+{
+    int i = 0;
+    while (i < disk->override_count && strcmp(disk->overrides[i].name, name) != 0) {
+        i++;
+    }
+    if (i == OVERRIDES_MAX) {
+        return -ENOSPC;
+    }
+    snprintf(disk->overrides[i].name, sizeof(disk->overrides[i].name), "%s", name);
+    snprintf(disk->overrides[i].value, sizeof(disk->overrides[i].value), "%s", value);
+    disk->override_count += i == disk->override_count;
+    return 0;
 }
 
 static void close_one(int *fd)
@@ -124,6 +141,29 @@ void disk_changed(struct disk *disk, uint64_t at, uint64_t length)
     }
 }
 
+int disk_resize(struct disk *disk, uint64_t size)
+{
+    if (disk->file >= 0 && ftruncate(disk->file, (off_t)size) != 0) {
+        return -errno;
+    }
+    media_resize(disk->media, size);
+    trace(EVENT_RESIZE, NULL, NULL, NULL, (int64_t)size);
+    return 0;
+}
+
+/* In steps that suit any alignment; up to twice of what it was made with. */
+void disk_resize_by_chance(struct disk *disk, uint64_t *random)
+{
+    enum { STEP = 4096 };
+    if (random_chance(random, sim.config.resize)) {
+        uint64_t least = sim.config.floor ? sim.config.floor : disk->made_with;
+        uint64_t first = (least + STEP - 1) / STEP, last = 2 * disk->made_with / STEP;
+        if (first <= last) {
+            disk_resize(disk, STEP * (first + random_below(random, last - first + 1)));
+        }
+    }
+}
+
 void disk_look(struct disk *disk)
 {
     struct stat status;
@@ -165,7 +205,7 @@ struct disk *disk_of_file(int fd)
     snprintf(name, sizeof(name), "file:%lu:%lu", status.st_dev, status.st_ino);
     snprintf(link, sizeof(link), "/proc/self/fd/%d", fd);
     struct disk *disk = disk_find(IO_URING, name);
-    disk = disk ? disk : disk_new(IO_URING, name, 0);
+    disk = disk ? disk : disk_new(IO_URING, name, (uint64_t)status.st_size);
     if (disk->clients == 0) {
         close_one(&disk->file);
         disk->file = open(link, O_RDWR | O_CLOEXEC);

@@ -63,10 +63,10 @@ static const struct property {
 enum { COUNT = sizeof(TABLE) / sizeof(*TABLE) };
 _Static_assert(COUNT <= PROPERTIES_MAX, "room for each");
 
-static int find(const struct blkio *b, const char *name)
+static int find(enum driver driver, const char *name)
 {
     for (int i = 0; i < COUNT; i++) {
-        if (strcmp(TABLE[i].name, name) == 0 && (TABLE[i].drivers & 1u << b->driver)) {
+        if (strcmp(TABLE[i].name, name) == 0 && (TABLE[i].drivers & 1u << driver)) {
             return i;
         }
     }
@@ -75,19 +75,19 @@ static int find(const struct blkio *b, const char *name)
 
 uint64_t property(const struct blkio *b, const char *name)
 {
-    int i = find(b, name);
+    int i = find(b->driver, name);
     return i < 0 ? 0 : b->values[i].number;
 }
 
 const char *property_text(const struct blkio *b, const char *name)
 {
-    int i = find(b, name);
+    int i = find(b->driver, name);
     return i < 0 || !b->values[i].text ? "" : b->values[i].text;
 }
 
 void property_put(struct blkio *b, const char *name, uint64_t number)
 {
-    int i = find(b, name);
+    int i = find(b->driver, name);
     if (i >= 0) {
         b->values[i].number = number;
     }
@@ -96,7 +96,7 @@ void property_put(struct blkio *b, const char *name, uint64_t number)
 int property_put_text(struct blkio *b, const char *name, const char *text)
 {
     char *copy = strdup(text);
-    int i = find(b, name);
+    int i = find(b->driver, name);
     if (!copy || i < 0) {
         free(copy);
         return -ENOMEM;
@@ -121,6 +121,76 @@ void properties_end(struct blkio *b)
     }
 }
 
+/* ---- other properties at the next connection -------------------------------------------------------------------- */
+
+#define CHOICES 5
+
+/* None makes a request invalid that was valid, and each suits any of the others. 0 as a length: unlimited. A buffer's alignment
+   divides a region's, which is 1 on vhost-user. */
+static const struct choice {
+    const char *name;
+    unsigned drivers;
+    uint64_t values[CHOICES];
+} VARIED[] = {
+    {"max-segments", ALL, {2, 3, 7, 126, 254}},
+    {"max-segment-len", ALL, {4096, 8192, 65536, 1 << 20, 0}},
+    {"max-transfer", ALL, {4096, 8192, 65536, 1 << 20, 0}},
+    {"max-write-zeroes-len", ALL, {4096, 65536, 1 << 20, 16 << 20, (2ul << 30) - 512}},
+    {"max-discard-len", ALL, {4096, 65536, 1 << 20, 16 << 20, (2ul << 30) - 512}},
+    {"queue-size", VIRTIO, {8, 16, 64, 256, 1024}},
+    {"num-entries", RING, {4, 8, 32, 128, 256}},
+    {"buf-alignment", VDPA | VFIO, {1, 2, 4, 8, 512}},
+    {"max-mem-regions", VIRTIO, {8, 16, 24, 32, 1024}},
+    {"supports-fua-natively", ALL, {0, 1, 0, 1, 1}},
+};
+enum { VARIED_COUNT = sizeof(VARIED) / sizeof(*VARIED) };
+
+/* As the disk would show it to whoever connected now. */
+static uint64_t shown(const struct disk *disk, int property)
+{
+    for (int i = 0; i < disk->override_count; i++) {
+        if (strcmp(disk->overrides[i].name, TABLE[property].name) == 0) {
+            return strtoull(disk->overrides[i].value, NULL, 0);
+        }
+    }
+    return TABLE[property].values[disk->driver];
+}
+
+/* The more, the better. */
+static uint64_t goodness(const char *name, uint64_t value)
+{
+    if (strcmp(name, "buf-alignment") == 0) {
+        return UINT64_MAX - value;
+    }
+    return strncmp(name, "max-", 4) == 0 && value == 0 ? UINT64_MAX : value;
+}
+
+static void change(struct disk *disk, const struct choice *choice, uint64_t value, bool only_better)
+{
+    if (!(choice->drivers & 1u << disk->driver)) {
+        return;
+    }
+    uint64_t before = shown(disk, find(disk->driver, choice->name));
+    bool better = goodness(choice->name, value) > goodness(choice->name, before);
+    char text[32];
+    if (value != before && (better || !only_better)) {
+        snprintf(text, sizeof(text), "%lu", value);
+        if (disk_override(disk, choice->name, text) == 0) {
+            trace(better ? EVENT_BETTER : EVENT_WORSE, NULL, NULL, NULL, (int64_t)value);
+        }
+    }
+}
+
+/* Half of the time nothing gets worse, so that who comes back can go on. */
+static void change_some(struct disk *disk, uint64_t *random)
+{
+    bool only_better = random_below(random, 2) == 0;
+    for (uint64_t left = 1 + random_below(random, 3); left > 0; left--) {
+        const struct choice *choice = &VARIED[random_below(random, VARIED_COUNT)];
+        change(disk, choice, choice->values[random_below(random, CHOICES)], only_better);
+    }
+}
+
 /* With direct I/O, all is in blocks; and then the disk's own. */
 void properties_connect(struct blkio *b)
 {
@@ -131,6 +201,9 @@ void properties_connect(struct blkio *b)
     if (property(b, "direct")) {
         property_put(b, "supports-poll-queues", 1);
     }
+    if (random_chance(&b->random, sim.config.props)) {
+        change_some(b->disk, &b->random);
+    }
     for (int i = 0; i < b->disk->override_count; i++) {
         property_put(b, b->disk->overrides[i].name, strtoull(b->disk->overrides[i].value, NULL, 0));
     }
@@ -140,7 +213,7 @@ void properties_connect(struct blkio *b)
 
 static int get(struct blkio *b, const char *name, int type, struct value *value)
 {
-    int i = find(b, name), error = armed_failure(name);
+    int i = find(b->driver, name), error = armed_failure(name);
     if (error) {
         return refuse(error, "a test wants it so");
     }
@@ -159,6 +232,7 @@ static int get(struct blkio *b, const char *name, int type, struct value *value)
             return refuse(EIO, "Failed to read the configuration");
         }
         disk_look(b->disk);
+        disk_resize_by_chance(b->disk, &b->random);
         value->number = media_size(b->disk->media);
     }
     return i;
@@ -166,7 +240,7 @@ static int get(struct blkio *b, const char *name, int type, struct value *value)
 
 static int put(struct blkio *b, const char *name, int type, uint64_t number, const char *text)
 {
-    int i = find(b, name), error = armed_failure(name);
+    int i = find(b->driver, name), error = armed_failure(name);
     if (error) {
         return refuse(error, "a test wants it so");
     }

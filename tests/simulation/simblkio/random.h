@@ -12,13 +12,21 @@ static inline uint64_t random_next(uint64_t *state)
     return *state * 0x2545F4914F6CDD1Du;
 }
 
+/* Spreads a number's bits: splitmix64's last steps. Without that, neighbours begin alike. */
+static inline uint64_t random_spread(uint64_t bits)
+{
+    bits = (bits ^ bits >> 30) * 0xBF58476D1CE4E5B9u;
+    bits = (bits ^ bits >> 27) * 0x94D049BB133111EBu;
+    return bits ^ bits >> 31;
+}
+
 /* A state of its own for whoever the numbers name; never 0, where the stream would stand still. */
 static inline uint64_t random_seed(uint64_t seed, uint64_t first, uint64_t second)
 {
-    uint64_t state = (seed + 1) * 0x9E3779B97F4A7C15u ^ (first + 1) * 0xBF58476D1CE4E5B9u ^ (second + 1) * 0x94D049BB133111EBu;
-    state = state ? state : 1;
-    random_next(&state);
-    return state;
+    uint64_t state = random_spread(seed + 0x9E3779B97F4A7C15u);
+    state = random_spread(state + first + 0x9E3779B97F4A7C15u);
+    state = random_spread(state + second + 0x9E3779B97F4A7C15u);
+    return state ? state : 1;
 }
 
 /* From 0 to below, that excluded. */

@@ -77,7 +77,7 @@ struct blkioq {
 };
 
 #define PROPERTIES_MAX 48
-#define OVERRIDES_MAX 16
+#define OVERRIDES_MAX 32
 
 /* A backend's own mapping of a region's file, which outlives the caller's; without one, it uses the caller's addresses. */
 struct view {
@@ -128,6 +128,7 @@ struct disk {
     int process;  /* in place of a pidfd */
     struct blkio *client; /* the one that a vhost-user backend serves */
     uint64_t random;
+    uint64_t made_with;   /* bytes */
     int clients;          /* instances that are connected */
     struct override overrides[OVERRIDES_MAX];
     int override_count;
@@ -148,6 +149,9 @@ struct config {
     unsigned map;       /* a memory region cannot be mapped */
     unsigned open;      /* creating, connecting or starting fails */
     unsigned die;       /* the device dies, at any call */
+    unsigned resize;    /* do_io, or asking for the capacity: the capacity changes */
+    unsigned floor;     /* bytes below which it never falls; 0: what the disk was made with */
+    unsigned props;     /* connecting: the disk has other properties, from now on */
     unsigned haunt;     /* do_io: devices write to memory that they still have */
     unsigned abandons;  /* 1: a live device may be destroyed with requests in flight */
     unsigned record;    /* 1: what the caller does wrong is noted, and does not end the process */
@@ -243,6 +247,9 @@ int disk_serve(struct disk *disk); /* a backend begins to listen */
 void disk_end_process(struct disk *disk);
 void disk_changed(struct disk *disk, uint64_t at, uint64_t length); /* for the file behind it */
 void disk_look(struct disk *disk);              /* whether others have changed the size of its file */
+int disk_override(struct disk *disk, const char *name, const char *value);
+int disk_resize(struct disk *disk, uint64_t size);
+void disk_resize_by_chance(struct disk *disk, uint64_t *random);
 void character_name(int fd, char name[256]);
 
 /* ---- clock.c: the time, in place of the system's: clock_gettime of CLOCK_MONOTONIC, nanosleep, clock_nanosleep ------ */
@@ -284,6 +291,8 @@ EXPORT void simblkio_clock(uint64_t nanoseconds); /* how late it is; 0: the mach
     X(UNBLOCK, "call goes on")                                                                                        \
     X(DIE, "device dies")                                                                                             \
     X(RESIZE, "capacity changes")                                                                                     \
+    X(BETTER, "better property")                                                                                      \
+    X(WORSE, "worse property")                                                                                        \
     X(POWER_FAILURE, "power failure")                                                                                 \
     X(TEAR, "request partly done")                                                                                    \
     X(ORPHAN, "destroyed in flight")                                                                                  \
