@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-__all__ = ["blkio_cflags", "shared_library"]
+__all__ = ["BUILD", "blkio_cflags", "blkio_libs", "shared_library"]
 
 ROOT = Path(__file__).parents[2]
 BUILD = ROOT / "build"
@@ -33,10 +33,19 @@ def shared_library(name: str, sources: Sequence[Path], flags: Sequence[str] = ()
 
 def blkio_cflags() -> tuple[str, ...]:
     """Where blkio.h is: the system's, or the copy that ./run has fetched."""
+    return _pkg_config("--cflags")
+
+
+def blkio_libs() -> tuple[str, ...]:
+    """What links with libblkio, of the same."""
+    return _pkg_config("--libs")
+
+
+def _pkg_config(question: str) -> tuple[str, ...]:
     directories = [str(file.parent) for file in (ROOT / ".libblkio").glob("lib/**/blkio.pc")]
     path = ":".join([*directories, os.environ.get("PKG_CONFIG_PATH", "")])
     done = subprocess.run(
-        ["pkg-config", "--cflags", "blkio"],
+        ["pkg-config", question, "blkio"],
         env=os.environ | {"PKG_CONFIG_PATH": path},
         check=True,
         text=True,

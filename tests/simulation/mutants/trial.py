@@ -1,0 +1,126 @@
+"""Whether the search finds a mutant, and how it shows."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NotRequired, TypedDict, cast, final
+
+from .copies import Copies
+from .mutant import ROOT, Mutant
+
+__all__ = ["SEARCH", "SearchError", "Trial", "Verdict"]
+
+SEARCH = (sys.executable, "-m", "tests.simulation.simulate")
+
+
+class SearchError(Exception):
+    """The search itself failed, so that nothing is known."""
+
+
+class _Found(TypedDict):
+    """What the search tells."""
+
+    histories: int
+    seed: NotRequired[int | None]
+    kind: NotRequired[str]
+    what: NotRequired[str]
+
+
+@final
+@dataclass(frozen=True)
+class Verdict:
+    """What became of one mutant."""
+
+    name: str
+    caught: bool
+    histories: int
+    """That were run, the one that failed included."""
+    seed: int | None
+    kind: str
+    """How it showed; of one that was not caught, why the search ended."""
+    what: str
+    seconds: float
+
+
+@final
+class Trial:
+    """How mutants are tried: in copies of the package, which the search is given in its place."""
+
+    def __init__(
+        self,
+        copies: Copies,
+        *,
+        first: int = 1,
+        histories: int,
+        seconds: float,
+        search: Sequence[str] = SEARCH,
+    ) -> None:
+        """From the seed *first* on, at most so many histories, for at most so long."""
+        self._copies = copies
+        self._first = first
+        self._histories = histories
+        self._seconds = seconds
+        self._search = search
+
+    def verdict_on(self, mutant: Mutant) -> Verdict:
+        """SearchError: there is none."""
+        begun = time.monotonic()
+        with TemporaryDirectory(prefix="mutant-") as scratch:
+            directory = Path(scratch)
+            self._copies.make(directory, mutant)
+            found = self._run(directory, self._first, self._histories)
+        if found is None:
+            return Verdict(mutant.name, False, 0, None, "out of time", "", time.monotonic() - begun)
+        seed = found.get("seed")
+        if seed is not None and not self._passes_without(seed):
+            raise SearchError(f"{mutant.name}: seed {seed} fails without the mutant, too: {found}")
+        return Verdict(
+            mutant.name,
+            seed is not None,
+            found["histories"],
+            seed,
+            found.get("kind", "out of histories"),
+            found.get("what", ""),
+            time.monotonic() - begun,
+        )
+
+    def _passes_without(self, seed: int) -> bool:
+        with TemporaryDirectory(prefix="mutant-") as scratch:
+            self._copies.make(Path(scratch))
+            found = self._run(Path(scratch), seed, 1)
+        return found is not None and found.get("seed") is None
+
+    def _run(self, directory: Path, first: int, histories: int) -> _Found | None:
+        """What the search says of the copy in the directory; None: it took too long."""
+        told = directory / "found.json"
+        arguments = ["--first", str(first), "--histories", str(histories), "--jobs", "1", "--json", str(told)]
+        process = subprocess.Popen(
+            [*self._search, *arguments],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONPATH": f"{directory}:{ROOT}", "PYTHONSAFEPATH": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            said, _ = process.communicate(timeout=self._seconds)
+        except BaseException as error:
+            os.killpg(process.pid, signal.SIGKILL)  # with whatever it has started
+            process.communicate()
+            if isinstance(error, subprocess.TimeoutExpired):
+                return None
+            raise
+        if process.returncode not in (0, 1) or not told.exists():
+            raise SearchError(f"the search ended with status {process.returncode}:\n{said[-2000:]}")
+        found = cast(_Found, json.loads(told.read_text()))
+        if (process.returncode == 1) != (found.get("seed") is not None):
+            raise SearchError(f"the search ended with status {process.returncode}, and says {found}")
+        return found
