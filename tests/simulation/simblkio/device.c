@@ -164,6 +164,17 @@ static int carry_out(struct request *r)
     }
 }
 
+/* What a completion promises is so before the completion can be seen. */
+static void make_durable(const struct request *r)
+{
+    struct media *m = r->queue->instance->disk->media;
+    if (r->operation == FLUSH) {
+        media_flush(m, r->mark);
+    } else if (r->operation != READ && (r->flags & BLKIO_REQ_FUA)) {
+        media_persist(m, r->change);
+    }
+}
+
 void device_do(struct request *r, int ret)
 {
     struct blkioq *q = r->queue;
@@ -175,6 +186,8 @@ void device_do(struct request *r, int ret)
         do_partly(r, &q->random);
     } else if ((ret = carry_out(r)) < 0) {
         r->error = ret == -EOPNOTSUPP ? "not supported" : NULL;
+    } else {
+        make_durable(r);
     }
     r->ret = ret;
     move(r, DONE);

@@ -109,9 +109,14 @@ static int connect_to_backend(struct blkio *b)
     }
     b->served = accept4(disk->listener, NULL, NULL, SOCK_CLOEXEC);
     while (disk->client) {
-        device_look(disk->client);
+        device_look(disk->client); /* which may be its end */
+        if (!disk->client) {
+            break;
+        }
         struct pollfd ours = {b->socket, POLLRDHUP, 0};
-        if (disk->client->death == ALIVE && poll(&ours, 1, 0) == 0) {
+        if (disk->client->death == ALIVE && sim.config.impatient) {
+            return refuse(EBUSY, "the backend serves another client");
+        } else if (disk->client->death == ALIVE && poll(&ours, 1, 0) == 0) {
             doze();
         } else if (disk->client->death == ALIVE || disk->listener < 0) {
             return refuse(EIO, "the connection has ended");

@@ -182,20 +182,6 @@ static void deliver(const struct request *r)
     }
 }
 
-/* From now on the caller may rely on it. */
-static void acknowledge(const struct request *r)
-{
-    struct media *m = r->queue->instance->disk->media;
-    if (r->operation == FLUSH) {
-        media_flush(m, r->mark);
-    } else if (r->operation != READ) {
-        media_acknowledge(m, r->change);
-        if (r->flags & BLKIO_REQ_FUA) {
-            media_persist(m, r->change);
-        }
-    }
-}
-
 static int reap(struct blkioq *q, struct blkio_completion *completions, int most)
 {
     int count = 0;
@@ -203,8 +189,8 @@ static int reap(struct blkioq *q, struct blkio_completion *completions, int most
     while (count < most && (r = q->at[DONE].first) != NULL) {
         requests_remove(&q->at[DONE], r);
         check_memory_end(r);
-        if (r->ret >= 0) {
-            acknowledge(r);
+        if (r->ret >= 0 && r->operation != READ && r->operation != FLUSH) {
+            media_acknowledge(q->instance->disk->media, r->change); /* flushes to come cover it */
         }
         if (r->ret >= 0 && r->operation == READ) {
             deliver(r);

@@ -154,6 +154,7 @@ struct config {
     unsigned props;     /* connecting: the disk has other properties, from now on */
     unsigned haunt;     /* do_io: devices write to memory that they still have */
     unsigned abandons;  /* 1: a live device may be destroyed with requests in flight */
+    unsigned impatient; /* 1: connecting to a backend that is busy fails, where there is nobody else to end that */
     unsigned record;    /* 1: what the caller does wrong is noted, and does not end the process */
 };
 
