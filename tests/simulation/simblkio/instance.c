@@ -133,10 +133,16 @@ static int connect_to_backend(struct blkio *b)
 static int find_device(struct blkio *b)
 {
     char name[256];
-    if (b->driver == VHOST_VDPA) {
-        character_name((int)property(b, "fd"), name);
+    const char *path = property_text(b, "path");
+    if (b->driver == VFIO_PCI) {
+        snprintf(name, sizeof(name), "%s", path);
     } else {
-        snprintf(name, sizeof(name), "%s", property_text(b, "path"));
+        int fd = *path ? open(path, O_RDWR | O_CLOEXEC) : (int)property(b, "fd");
+        if (fd < 0) {
+            return refuse(errno, "Failed to open device");
+        }
+        property_put(b, "fd", (uint64_t)fd);
+        character_name(fd, name);
     }
     b->disk = disk_find(b->driver, name);
     return b->disk ? 0 : refuse(ENOENT, "simblkio has no such device");
@@ -159,6 +165,12 @@ EXPORT int blkio_connect(struct blkio *b)
             result = b->driver == IO_URING     ? open_file(b)
                      : b->driver == VHOST_USER ? connect_to_backend(b)
                                                : find_device(b);
+        }
+        if (result == 0 && b->stage == CREATED) {
+            die_if_due(b, &b->random);
+            if (b->death == HUNG_UP || b->death == KILLED) {
+                result = refuse(EIO, "the connection has ended");
+            }
         }
         if (result == 0 && b->stage == CREATED) {
             b->disk->clients++;

@@ -181,6 +181,7 @@ void leave(struct blkio *b);
 bool enter_queue(struct blkioq *q, const char *call);
 void leave_queue(struct blkioq *q);
 
+void die_if_due(struct blkio *b, uint64_t *random); /* the device, by chance or because a test wants it */
 int armed_failure(const char *call); /* the errno with which a test wants this call to fail; 0: none */
 bool block_if_told(struct blkio *b, const char *call); /* until it is let go; false: the connection has ended meanwhile */
 void doze(void);                     /* for a moment, without the lock */
