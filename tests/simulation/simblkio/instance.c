@@ -148,6 +148,16 @@ static int find_device(struct blkio *b)
     return b->disk ? 0 : refuse(ENOENT, "simblkio has no such device");
 }
 
+/* A device that is connected to anew has left its former clients' requests alone. A file is open to all; the kernel goes on. */
+static void take_over(struct blkio *b)
+{
+    for (struct blkio *other = sim.instances; other; other = other->next) {
+        if (other != b && other->disk == b->disk && other->death != ALIVE && !other->ended && b->driver != IO_URING) {
+            device_end(other);
+        }
+    }
+}
+
 EXPORT int blkio_connect(struct blkio *b)
 {
     int result = -EINVAL;
@@ -167,6 +177,7 @@ EXPORT int blkio_connect(struct blkio *b)
                                                : find_device(b);
         }
         if (result == 0 && b->stage == CREATED) {
+            take_over(b);
             die_if_due(b, &b->random);
             if (b->death == HUNG_UP || b->death == KILLED) {
                 result = refuse(EIO, "the connection has ended");
@@ -290,6 +301,7 @@ static void end_queue(struct blkioq *q)
                       q->instance->number, left);
         }
     }
+    device_end_queue(q);
     leave_orphans(q);
     close_one(q->ring);
     q->ring = -1;
@@ -319,6 +331,9 @@ static void destroy(struct blkio *b)
     }
     for (; b->orphans == 0 && b->region_count > 0; b->region_count--) {
         view_end(&b->views[b->region_count - 1]);
+    }
+    if (b->disk) {
+        device_end(b);
     }
     if (b->disk && b->stage >= CONNECTED) {
         b->disk->clients--;
