@@ -103,7 +103,7 @@ class Loss:
         self._presence: Presence = Present(peer)
         self._attempts = 0  # to reconnect
         self._going_on: set[asyncio.Task[None]] = set()  # queues of whatever loops, with a new connection
-        self._awaited: set[asyncio.Future[None]] = set()
+        self._awaited: dict[asyncio.Future[None], None] = {}  # in order
         self.reconnections = 0
 
     def _become(self, event: Event, presence: Presence) -> None:
@@ -139,8 +139,8 @@ class Loss:
     def occurrence(self) -> asyncio.Future[None]:
         """Is done when the device is lost next."""
         future: asyncio.Future[None] = self._session.loop.create_future()
-        self._awaited.add(future)
-        future.add_done_callback(self._awaited.discard)
+        self._awaited[future] = None
+        future.add_done_callback(lambda future: self._awaited.pop(future, None))
         return future
 
     async def until_settled(self) -> None:
@@ -340,8 +340,8 @@ class Loss:
         await run_blocking(functools.partial(memory.calls.make_here, release))
         memory.end_limbo()
         self._require_still_open()
-        regions = {*memory.withdraw_regions(), *session.queues.bounce_regions()}
-        wanted = Wanted(session.limits, session.capacity, lost.queues, tuple(sorted(regions)))
+        regions = [*memory.withdraw_regions(), *session.queues.bounce_regions()]
+        wanted = Wanted(session.limits, session.capacity, lost.queues, tuple(regions))
         again = connect_again(session.options, wanted, handle.loans)
         try:
             connection = await run_blocking(again.make, undo=again.undo)

@@ -100,7 +100,7 @@ class Blkio:
         self.filename: str | None = None
         """The device's, for errors. Who opens it by descriptor may know it."""
         self._mapped: list[MemRegion] = []  # sorted by address
-        self._allocated: set[MemRegion] = set()
+        self._allocated: dict[MemRegion, None] = {}  # in order
         self._facts: dict[str, PropertyValue] = {}  # once started: what cannot change any more
         self._slots: dict[tuple[bool, int], _Slot] = {}  # once started, by (poll, index)
         self._rings: frozenset[Ring] | None = None  # None: it is not certain which are ours
@@ -226,7 +226,7 @@ class Blkio:
                 if not in_use:
                     wait_for_the_kernel(self._last_removal if given_back else end)
             while self._allocated:
-                self._free(self._allocated.pop())
+                self._free(self._allocated.popitem()[0])
             self._close_fd()
 
     @_in_turn
@@ -234,7 +234,7 @@ class Blkio:
         """Free what was allocated and is not mapped, *regions* excepted: the device that knew it is gone."""
         for region in [region for region in self._allocated if region not in regions]:
             if not self._is_mapped(region):
-                self._allocated.discard(region)
+                self._allocated.pop(region, None)
                 self._free(region)
 
     def exchange(self, other: Blkio) -> None:
@@ -426,7 +426,7 @@ class Blkio:
                 error.errno or errnos.ENOMEM,
                 f"{length} bytes of memory with a file behind it cannot be had",
             ) from error
-        self._allocated.add(region)
+        self._allocated[region] = None
         return region
 
     @_in_turn
@@ -439,7 +439,7 @@ class Blkio:
             )
         if self._is_mapped(region):
             raise self._refusal("free_mem_region", f"{region} is mapped; unmap it first")
-        self._allocated.remove(region)
+        del self._allocated[region]
         self._free(region)
 
     @_in_turn
@@ -455,7 +455,7 @@ class Blkio:
 
     def abandon_mem_region(self, region: MemRegion) -> None:
         """Never free a region of ``alloc_mem_region()``: a lost device may write to it. Waits for nobody."""
-        self._allocated.discard(region)
+        self._allocated.pop(region, None)
 
     @_in_turn
     def map_mem_region(self, region: MemRegion) -> None:

@@ -47,7 +47,7 @@ class DeviceMemory:
         self._core = core
         self._most = max(limits.max_mem_regions - reserved, 0)
         self._loop = asyncio.get_running_loop()
-        self._memories: set[Memory] = set()  # of the regions in use
+        self._memories: dict[Memory, None] = {}  # of the regions in use, in order
         self._ranges = MappedRanges()
         self._in_limbo: list[Mapped] = []  # threads may still be telling a lost device of these
         self._tasks = SteadfastTasks("register")
@@ -163,7 +163,7 @@ class DeviceMemory:
         """Have the memory mapped; None where the device needs no regions. RegistrationError: it is not."""
         self.refuse_other_loops()
         self._refuse_if_closed()
-        self._memories.add(memory)
+        self._memories[memory] = None
         if self.calls.lost is not None:
             raise self._refusal("the device is lost", len(memory))
         if not self.limits.needs_mem_regions:
@@ -182,7 +182,7 @@ class DeviceMemory:
         self.refuse_other_loops()
         memory.close()
         if memory in self._memories:
-            self._memories.remove(memory)
+            del self._memories[memory]
             if mapped is not None:
                 mapped.holders -= 1
         if mapped is not None and mapped.holders == 0:

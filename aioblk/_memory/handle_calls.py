@@ -27,10 +27,11 @@ class HandleCalls:
     def __init__(self, handle: Blkio) -> None:
         self._handle = handle
         self._turn = threading.Lock()
-        self._calls: set[BlockingCall[Any]] = set()  # of any loop, until their threads are back
+        # Of any loop, in order, until their threads are back.
+        self._calls: dict[BlockingCall[Any], None] = {}
         self._losses = 0  # a call that was to be made before one of them is not made any more
         self._held = False
-        self._held_calls: set[asyncio.Future[None]] = set()  # of any loop
+        self._held_calls: dict[asyncio.Future[None], None] = {}  # of any loop, in order
         self._holding = threading.Lock()
         self.lost: DeviceLostError | None = None
         """Why the device is lost, when it is."""
@@ -79,8 +80,8 @@ class HandleCalls:
     async def _watched(self, call: BlockingCall[T]) -> T:
         for other in list(self._calls):
             if other.returned:
-                self._calls.discard(other)
-        self._calls.add(call)
+                self._calls.pop(other, None)
+        self._calls[call] = None
         timer = None
         if self.limit is not None:
             told = f"a call to the device has not returned for {self.limit:g} seconds (lost_after)"
@@ -89,7 +90,7 @@ class HandleCalls:
             return await call.outcome()
         finally:
             if call.returned:
-                self._calls.discard(call)
+                self._calls.pop(call, None)
             if timer is not None:
                 timer.cancel()
 
@@ -125,7 +126,7 @@ class HandleCalls:
         """Let them go on."""
         with self._holding:
             self._held = False
-            waiting, self._held_calls = self._held_calls, set()
+            waiting, self._held_calls = self._held_calls, {}
         for call in waiting:
             with contextlib.suppress(RuntimeError):  # its loop is closed
                 call.get_loop().call_soon_threadsafe(_settle, call)
@@ -136,7 +137,7 @@ class HandleCalls:
                 if not self._held:
                     return
                 released = asyncio.get_running_loop().create_future()
-                self._held_calls.add(released)
+                self._held_calls[released] = None
             await released
 
 
