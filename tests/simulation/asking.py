@@ -1,0 +1,225 @@
+"""What the user of a simulated history asks of devices: each request drawn from its dice, and made."""
+
+import asyncio
+import itertools
+from contextlib import suppress
+from typing import Any, Protocol, final
+
+import aioblk
+
+from .history import History
+from .library import Driver
+from .operations import Operation, Operations
+from .oracle import SECTOR, Oracle
+from .slots import Slot
+
+__all__ = ["MOST_SECTORS", "SLOT", "Asker", "Surroundings"]
+
+SLOT = 4 << 10  # bytes, of the longest request
+MOST_SECTORS = SLOT // SECTOR
+
+
+class Surroundings(Protocol):
+    """What there is to be asked, and memory."""
+
+    @property
+    def device(self) -> aioblk.Device: ...
+    @property
+    def queues(self) -> list[aioblk.Queue]: ...
+    @property
+    def arena(self) -> aioblk.Arena | None: ...
+    @property
+    def bounces(self) -> bool: ...
+    def usable_slots(self) -> list[Slot]: ...
+
+
+@final
+class Asker:
+    """Makes requests, and cancels them and waits for them."""
+
+    def __init__(self, history: History, around: Surroundings, operations: Operations) -> None:
+        self._history = history
+        self._around = around
+        self._operations = operations
+        self._oracle: Oracle = operations.oracle
+
+    def _target(self, dice: float) -> tuple[Any, aioblk.Queue | None]:
+        choice = int(dice * (len(self._around.queues) + 1))
+        if choice == 0 or not self._around.queues:
+            return self._around.device, None
+        return self._around.queues[choice - 1], self._around.queues[choice - 1]
+
+    def _range(self, dice: float, more: float, unit: int = 1) -> tuple[int, int]:
+        sectors = self._history.sectors
+        count = min(1 + int(more**3 * MOST_SECTORS), sectors)
+        first = int(dice * (sectors - count + 1)) // unit * unit
+        return first, max(count // unit * unit, unit)
+
+    def _memory(self, operation: Operation, length: int, dice: float) -> Any:
+        """For one request: its user's own, or registered."""
+        slots = self._around.usable_slots()
+        if self._around.arena is not None and dice > 0.8:
+            with suppress(MemoryError, aioblk.BlkioError):
+                buffer = self._around.arena.allocate(length)
+                slot = Slot(buffer, buffer.release)
+                operation.slots.append(slot)
+                operation.private = False
+                return slot
+        if slots and dice > 0.4:
+            slot = slots[int(dice * 1000) % len(slots)]
+            slot.usable = False
+            self._operations.watch.forget(slot.view)
+            operation.slots.append(slot)
+            operation.private = False
+            return slot
+        operation.private &= self._around.bounces
+        return bytearray(length)
+
+    def _pieces(self, memory: Any, length: int, dice: float) -> list[Any]:
+        """The memory as one buffer or several, cut anywhere."""
+        view = memory.view if isinstance(memory, Slot) else memoryview(memory)
+        pieces = 1 if dice < 0.6 else 2 + int((dice - 0.6) * 10)
+        cuts = sorted({0, length, *(int(length * ((dice * 7.3 * (i + 1)) % 1)) for i in range(pieces - 1))})
+        return [view[a:b] for a, b in itertools.pairwise(cuts)]
+
+    def _prepare_write(
+        self, operation: Operation, first: int, count: int, dice: float, cut: float
+    ) -> list[Any]:
+        change = self._oracle.begin(first, count, zeroes=False)
+        operation.changes.append(change)
+        data = change.data()
+        memory = self._memory(operation, len(data), dice)
+        if isinstance(memory, Slot):
+            memory.put(data)
+        else:
+            memory[:] = data
+        return self._pieces(memory, len(data), cut)
+
+    def _prepare_read(
+        self, operation: Operation, first: int, count: int, dice: float, cut: float
+    ) -> list[Any]:
+        operation.readings.append(self._oracle.begin_read(first, count))
+        pieces = self._pieces(self._memory(operation, count * SECTOR, dice), count * SECTOR, cut)
+        operation.buffers.append(
+            [memoryview(piece) for piece in pieces]
+        )  # valid when the region has been left
+        return pieces
+
+    async def do_read(self, dice: tuple[float, ...]) -> None:
+        target, queue = self._target(dice[0])
+        first, count = self._range(dice[1], dice[2])
+        operation = Operation(f"read {first}+{count}", private=True)
+        if dice[3] < 0.3:
+            operation.readings.append(self._oracle.begin_read(first, count))
+            self._operations.make(
+                operation, lambda: target.read(first * SECTOR, count * SECTOR), queue, dice[4]
+            )
+            return
+        pieces = self._prepare_read(operation, first, count, dice[3], dice[4])
+        if len(pieces) == 1 and dice[5] < 0.5:
+            self._operations.make(
+                operation, lambda: target.read_into(first * SECTOR, pieces[0]), queue, dice[5] * 2
+            )
+        else:
+            self._operations.make(operation, lambda: target.readv(first * SECTOR, pieces), queue, dice[4])
+
+    async def do_write(self, dice: tuple[float, ...]) -> None:
+        target, queue = self._target(dice[0])
+        first, count = self._range(dice[1], dice[2])
+        operation = Operation(f"write {first}+{count}", private=True, durable=dice[5] * 100 % 1 < 0.2)
+        pieces = self._prepare_write(operation, first, count, dice[3], dice[4])
+        fua = operation.durable
+        operation.name = f"{operation.name} #{operation.changes[0].number}{' fua' if fua else ''}"
+        if len(pieces) == 1 and dice[5] < 0.5:
+            self._operations.make(
+                operation, lambda: target.write(first * SECTOR, pieces[0], fua=fua), queue, dice[5] * 2
+            )
+        else:
+            self._operations.make(
+                operation, lambda: target.writev(first * SECTOR, pieces, fua=fua), queue, dice[4]
+            )
+
+    async def do_write_zeroes(self, dice: tuple[float, ...]) -> None:
+        target, queue = self._target(dice[0])
+        first, count = self._range(dice[1], dice[2])
+        change = self._oracle.begin(first, count, zeroes=True)
+        fua = dice[3] < 0.2
+        operation = Operation(
+            f"write_zeroes {first}+{count} #{change.number}{' fua' if fua else ''}",
+            [change],
+            private=True,
+            durable=fua,
+        )
+        flags = {"fua": fua, "no_unmap": dice[5] < 0.5}
+        self._operations.make(
+            operation, lambda: target.write_zeroes(first * SECTOR, count * SECTOR, **flags), queue, dice[4]
+        )
+
+    async def do_discard(self, dice: tuple[float, ...]) -> None:
+        if self._history.driver is Driver.IO_URING:
+            return  # it goes round libblkio
+        target, queue = self._target(dice[0])
+        unit = max(self._history.properties.get("discard_alignment", SECTOR) // SECTOR, 1)
+        first, count = self._range(dice[1], dice[2], unit)
+        change = self._oracle.begin(first, count, zeroes=True)
+        operation = Operation(f"discard {first}+{count} #{change.number}", [change], private=True)
+        self._operations.make(
+            operation, lambda: target.discard(first * SECTOR, count * SECTOR), queue, dice[4]
+        )
+
+    async def do_flush(self, dice: tuple[float, ...]) -> None:
+        target, queue = self._target(dice[0])
+        operation = Operation("flush", flush=self._oracle.begin_flush(), private=True)
+        self._operations.make(operation, target.flush, queue, dice[4])
+
+    async def do_read_many(self, dice: tuple[float, ...]) -> None:
+        target, queue = self._target(dice[0])
+        operation = Operation("read_into_many", private=True, is_batch=True)
+        pairs: list[tuple[int, Any]] = []
+        for each in _series(dice):
+            first, count = self._range(each, dice[2] * 0.7)
+            (piece,) = self._prepare_read(operation, first, count, each, 0)
+            pairs.append((first * SECTOR, piece))
+        operation.name += " " + ", ".join(f"{r.first}+{r.count}" for r in operation.readings)
+        self._operations.make(
+            operation, lambda: target.read_into_many(pairs, return_exceptions=True), queue, dice[4]
+        )
+
+    async def do_write_many(self, dice: tuple[float, ...]) -> None:
+        target, queue = self._target(dice[0])
+        fua = dice[5] * 100 % 1 < 0.2
+        operation = Operation("write_many", private=True, is_batch=True, durable=fua)
+        pairs: list[tuple[int, Any]] = []
+        for each in _series(dice):
+            first, count = self._range(each, dice[2] * 0.7)
+            (piece,) = self._prepare_write(operation, first, count, each, 0)
+            pairs.append((first * SECTOR, piece))
+        operation.name += " " + ", ".join(f"{c.first}+{c.count} #{c.number}" for c in operation.changes)
+        self._operations.make(
+            operation, lambda: target.write_many(pairs, fua=fua, return_exceptions=True), queue, dice[4]
+        )
+
+    async def do_cancel(self, dice: tuple[float, ...]) -> None:
+        pending = list(self._operations.pending)
+        if pending:
+            self._operations.cancel(pending[int(dice[0] * len(pending))])
+
+    async def do_await_some(self, dice: tuple[float, ...]) -> None:
+        """For a while: a device may be silent."""
+        waiters: Any = [each.waiter for each in self._operations.pending]
+        if waiters:
+            await asyncio.wait(
+                waiters[int(dice[0] * len(waiters)) :],
+                timeout=dice[1] * 3,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+
+    async def do_await_all(self, dice: tuple[float, ...]) -> None:
+        waiters: Any = [each.waiter for each in self._operations.pending]
+        if waiters:
+            await asyncio.wait(waiters, timeout=dice[1] * 10)
+
+
+def _series(dice: tuple[float, ...]) -> list[float]:
+    """As many numbers as the dice say."""
+    return [(dice[1] * (3.7 * index + 1)) % 1 for index in range(1 + int(dice[3] * 7))]

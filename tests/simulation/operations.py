@@ -1,0 +1,222 @@
+"""The requests of a simulated history: each is made, perhaps cancelled, and its outcome judged."""
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, final
+
+import aioblk
+
+from .oracle import Change, Flush, Oracle, Reading, Wrong
+from .slots import Slot, Watch
+
+__all__ = ["Circumstances", "Operation", "Operations"]
+
+Pair = tuple[int, Any]
+
+
+class Circumstances(Protocol):
+    """What may be met at present, as far as the user can know."""
+
+    def may_refuse(self, error: aioblk.BlkioError, queue: aioblk.Queue | None) -> bool:
+        """Whether a request may be refused at the call."""
+        ...
+
+    def may_fail(self, error: aioblk.BlkioError) -> bool:
+        """Whether a request that was made may fail so."""
+        ...
+
+    @property
+    def bounces(self) -> bool:
+        """Whether the device reaches registered memory only."""
+        ...
+
+
+@final
+@dataclass(eq=False)
+class Operation:
+    """One request, or a batch."""
+
+    name: str
+    changes: list[Change] = field(default_factory=list[Change])
+    readings: list[Reading] = field(default_factory=list[Reading])
+    flush: Flush | None = None
+    durable: bool = False
+    slots: list[Slot] = field(default_factory=list[Slot])
+    buffers: list[list[Any]] = field(default_factory=list[list[Any]])
+    """What each read fills, but for those whose result is the data."""
+    is_batch: bool = False
+    private: bool = False
+    """Whether who cancels it does not wait for the device."""
+    cancelled: bool = False
+    by_deadline: bool = False
+    begun: bool = True
+    """Whether a task that awaits it has had its first step."""
+    waiter: "aioblk.Request[Any] | asyncio.Task[Any] | None" = None
+
+    def done(self) -> bool:
+        return self.waiter is None or self.waiter.done()
+
+
+@final
+class Operations:
+    """Those of one history."""
+
+    def __init__(self, oracle: Oracle, circumstances: Circumstances, tell: Callable[[str], None]) -> None:
+        self.oracle = oracle
+        self.pending: dict[Operation, None] = {}
+        self.lost: list[Change] = []
+        """Whose device was lost: it may yet do something."""
+        self.watch = Watch()
+        self.wrong: BaseException | None = None
+        """The first thing that was."""
+        self.made = 0
+        self.outcomes: dict[str, int] = {}
+        self._circumstances = circumstances
+        self._tell = tell
+
+    # --- making ---------------------------------------------------------------------------------------------
+
+    def make(
+        self,
+        operation: Operation,
+        call: Callable[[], "aioblk.Request[Any]"],
+        queue: aioblk.Queue | None,
+        style: float,
+    ) -> None:
+        """Call what submits it, and have the outcome judged. *style*: how it is waited for."""
+        self.made += 1
+        operation.name = f"{operation.name} @{self.made}"
+        try:
+            request = call()
+        except aioblk.BlkioError as error:
+            for change in operation.changes:
+                self.oracle.withdraw(change)
+            for slot in operation.slots:
+                self._give(operation, slot)
+            self._tell(f"{operation.name}: refused, {type(error).__name__}: {error}")
+            self._count(f"refused: {type(error).__name__}")
+            if not self._circumstances.may_refuse(error, queue):
+                raise Wrong(f"{operation.name} was refused: {error!r}") from error
+            return
+        self._tell(operation.name)
+        self.pending[operation] = None
+        if style < 0.6:
+            operation.waiter = request
+        else:
+            operation.private = False  # when its request is cancelled is not known
+            operation.by_deadline = style > 0.85
+            work = (
+                _with_deadline(operation, request, (style - 0.85) * 5) if operation.by_deadline else request
+            )
+            operation.begun = not operation.by_deadline
+            operation.waiter = asyncio.get_running_loop().create_task(work)
+        operation.waiter.add_done_callback(lambda waiter: self._judge(operation, waiter))
+
+    def cancel(self, operation: Operation) -> None:
+        waiter = operation.waiter
+        if waiter is None or not operation.begun:
+            return  # its request would not be cancelled, nor be anybody's
+        self._tell(f"{operation.name}: cancel")
+        operation.cancelled = True
+        if waiter.cancel() and operation.private:
+            for change in operation.changes:
+                self.oracle.end(change)
+
+    # --- judging --------------------------------------------------------------------------------------------
+
+    def _judge(self, operation: Operation, waiter: Any) -> None:
+        try:
+            self._end(operation, waiter)
+        except BaseException as error:
+            self.wrong = self.wrong or error
+
+    def _end(self, operation: Operation, waiter: Any) -> None:
+        del self.pending[operation]
+        outcome: Any
+        try:
+            outcome = waiter.result()
+        except BaseException as error:
+            outcome = error
+        self._tell(f"{operation.name}: {_brief(outcome)}")
+        self._count(type(outcome).__name__ if isinstance(outcome, BaseException) else "ok")
+        if operation.is_batch and not isinstance(outcome, BaseException):
+            for index, each in enumerate(outcome):
+                self._end_item(operation, index, each)
+        else:
+            items = max(len(operation.changes), len(operation.readings), 1)
+            for index in range(items):
+                self._end_item(operation, index, outcome)
+        is_lost = isinstance(outcome, aioblk.DeviceLostError) or (
+            operation.is_batch
+            and isinstance(outcome, list)
+            and any(isinstance(each, aioblk.DeviceLostError) for each in outcome)
+        )
+        for slot in operation.slots:
+            if is_lost:
+                slot.usable = False  # the device may still write to it
+            else:
+                self._give(operation, slot)
+        if operation.private and operation.cancelled:
+            for buffers in operation.buffers:
+                for buffer in buffers:
+                    self.watch.keep(buffer, operation.name)
+        operation.waiter = None
+
+    def _end_item(self, operation: Operation, index: int, outcome: Any) -> None:
+        change = operation.changes[index] if operation.changes else None
+        if isinstance(outcome, BaseException):
+            if change is not None and isinstance(outcome, aioblk.DeviceLostError):
+                self.lost.append(change)
+            elif change is not None:
+                self.oracle.end(change)
+            self._require_right(operation, outcome)
+        elif change is not None:
+            self.oracle.acknowledge(change, durable=operation.durable)
+        elif operation.flush is not None:
+            self.oracle.end_flush(operation.flush)
+        elif operation.readings:
+            data = outcome
+            if operation.buffers:
+                data = b"".join(bytes(buffer) for buffer in operation.buffers[index])
+            self.oracle.end_read(operation.readings[index], data)
+
+    def _require_right(self, operation: Operation, error: BaseException) -> None:
+        if isinstance(error, asyncio.CancelledError) and operation.cancelled:
+            return
+        if (
+            isinstance(error, TimeoutError)
+            and not isinstance(error, aioblk.BlkioError)
+            and operation.by_deadline
+        ):
+            return
+        if isinstance(error, aioblk.BlkioError) and self._circumstances.may_fail(error):
+            return
+        raise Wrong(f"{operation.name} failed: {error!r}") from error
+
+    def end_lost(self) -> None:
+        """The device that had them is certain not to do anything any more."""
+        for change in self.lost:
+            self.oracle.end(change)
+        self.lost.clear()
+
+    def _give(self, operation: Operation, slot: Slot) -> None:
+        if operation.readings:
+            self.watch.keep(slot.view, operation.name)
+        slot.usable = True
+        slot.release()
+
+    def _count(self, outcome: str) -> None:
+        self.outcomes[outcome] = self.outcomes.get(outcome, 0) + 1
+
+
+def _brief(outcome: Any) -> str:
+    if isinstance(outcome, aioblk.BlkioError):
+        return f"{type(outcome).__name__} {outcome.errno}"
+    return type(outcome).__name__ if isinstance(outcome, BaseException) else "ok"
+
+
+async def _with_deadline(operation: Operation, request: "aioblk.Request[Any]", seconds: float) -> Any:
+    operation.begun = True
+    async with asyncio.timeout(seconds):
+        return await request

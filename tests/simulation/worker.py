@@ -1,0 +1,70 @@
+"""A process that plays histories for the search, one after the other; after one that failed it ends.
+
+It reads a line of JSON for each, {"seed": N} or {"history": ...}, and writes one: what came of it.
+"""
+
+import ctypes
+import faulthandler
+import json
+import os
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from .history import History, draw
+from .library import preloaded
+from .play import Player
+
+__all__ = ["command", "environment"]
+
+NO_RANDOM_ADDRESSES = 0x0040000  # ADDR_NO_RANDOMIZE, personality(2)
+HUNG = 60  # seconds, of the real clock, that no history takes
+
+
+def command() -> list[str]:
+    return [sys.executable, "-m", "tests.simulation.worker"]
+
+
+def environment() -> dict[str, str]:
+    """Nothing that differs from run to run."""
+    return preloaded() | {"PYTHONHASHSEED": "0"}
+
+
+def _fix_addresses() -> None:
+    """Memory lies where it lay the last time: the order of addresses decides about some things."""
+    libc = ctypes.CDLL(None)
+    if not libc.personality(0xFFFFFFFF) & NO_RANDOM_ADDRESSES:
+        libc.personality(NO_RANDOM_ADDRESSES)
+        os.execv(sys.executable, command())
+
+
+def main() -> None:
+    _fix_addresses()
+    player = Player()
+    length = int(os.environ.get("SIMULATE_LENGTH", "220"))
+    try:
+        for line in sys.stdin:
+            asked: dict[str, Any] = json.loads(line)
+            history = draw(asked["seed"], length) if "seed" in asked else History.from_json(asked["history"])
+            faulthandler.dump_traceback_later(HUNG, exit=True)
+            outcome = player.play(history)
+            faulthandler.cancel_dump_traceback_later()
+            print(
+                json.dumps(asdict(outcome) if outcome.kind else _brief(outcome.trace_hash, outcome.counts)),
+                flush=True,
+            )
+            if outcome.kind:
+                break
+    finally:
+        player.close()
+
+
+def _brief(trace_hash: int, counts: Any) -> dict[str, Any]:
+    return {"kind": None, "trace_hash": trace_hash, "counts": counts}
+
+
+if __name__ == "__main__":
+    faulthandler.enable()
+    _ = Path  # the scratch directory is the player's
+    main()

@@ -1,0 +1,505 @@
+"""A user of aioblk and a disk that live through a simulated history, action by action."""
+
+import asyncio
+import errno
+import gc
+from collections.abc import Coroutine
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, final
+
+import aioblk
+
+from .asking import MOST_SECTORS, SLOT, Asker
+from .devices import device_on, new_disk
+from .history import Action, History
+from .library import Death, Driver, Simulator
+from .loop import SimulatedLoop
+from .operations import Operations
+from .oracle import SECTOR, Oracle, Reading, Wrong
+from .slots import Slot
+
+__all__ = ["World"]
+
+SIZE = 256 << 10  # of the disk, in bytes
+REGION = 32 << 10
+MOST_PENDING = 64
+LONG = 10_000.0  # seconds after which nothing is under way any more
+CALM = dict.fromkeys(
+    (
+        "late",
+        "batch",
+        "reorder",
+        "fail",
+        "transient",
+        "broken",
+        "spurious",
+        "full",
+        "map",
+        "open",
+        "die",
+        "haunt",
+    ),
+    0,
+)
+DEADLY = {"die", "broken"}
+DEATHS = {"kill", "hang_up", "silence", "break_down", "abandon", "power_failure"}
+
+
+@final
+class World:
+    """What there is at one moment of a history."""
+
+    def __init__(self, history: History, simulator: Simulator, loop: SimulatedLoop, directory: Path) -> None:
+        self._history = history
+        self._simulator = simulator
+        self._loop = loop
+        self.events: list[str] = []
+        self.disk = new_disk(simulator, history.driver, directory, SIZE)
+        self.disk.override(**history.properties)
+        self.oracle = Oracle(history.sectors, repeats=bool(history.options.get("reconnect_for")))
+        self.operations = Operations(self.oracle, self, self.tell)
+        self._asker = Asker(history, self, self.operations)
+        kinds = {action.kind for action in history.actions}
+        self._may_be_lost = (
+            bool(kinds & DEATHS) or bool(DEADLY & set(history.weather)) or "slow_thread" in history.loop
+        )
+        self._device: aioblk.Device | None = None
+        self._bound = True
+        """Whether the device is attached to the loop, and nobody detaches or closes it."""
+        self._calm = True
+        self._serving = True
+        """Whether a vhost-user backend runs."""
+        self.queues: list[aioblk.Queue] = []
+        self._closing: set[aioblk.Queue] = set()
+        self._regions: list[tuple[aioblk.MemoryRegion, list[Slot]]] = []
+        self.arena: aioblk.Arena | None = None
+        self._jobs: dict[asyncio.Task[None], str] = {}
+
+    def tell(self, text: str) -> None:
+        self.events.append(f"{self._loop.time() - 1000:.4f} {text}")
+
+    # --- the whole ------------------------------------------------------------------------------------------
+
+    async def live(self) -> None:
+        """Raises Wrong, or whatever should not have been raised."""
+        await self._open()
+        self._change_weather(self._history.weather)
+        for action in self._history.actions:
+            whose = self if hasattr(self, f"do_{action.kind}") else self._asker
+            await getattr(whose, f"do_{action.kind}")(action.dice)
+            await self._pause(action)
+            self._require_right()
+        await self._finish()
+
+    def _require_right(self) -> None:
+        if self.operations.wrong is not None:
+            raise self.operations.wrong
+
+    async def _pause(self, action: Action) -> None:
+        how = action.dice[-1]
+        if how > 0.97:
+            await asyncio.sleep((how - 0.97) * 10)
+        elif how > 0.5:
+            for _ in range(int((how - 0.5) * 8)):
+                await asyncio.sleep(0)
+        while len(self.operations.pending) > MOST_PENDING and not self._is_stuck():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+
+    def _is_stuck(self) -> bool:
+        """Whether the device answers nothing, and nobody will notice."""
+        return self._may_be_lost and (self._history.options["lost_after"] is None or not self._serving)
+
+    def _change_weather(self, weather: dict[str, int] | Any) -> None:
+        self._calm = not weather
+        self._simulator.configure(**CALM)
+        if weather:
+            self._simulator.configure(**weather)
+
+    # --- what may be met ------------------------------------------------------------------------------------
+
+    @property
+    def bounces(self) -> bool:
+        return self._history.driver is not Driver.IO_URING
+
+    def may_refuse(self, error: aioblk.BlkioError, queue: aioblk.Queue | None) -> bool:
+        if isinstance(error, aioblk.DeviceLostError):
+            return self._may_be_lost
+        if isinstance(error, aioblk.DeviceClosedError):
+            return not self._bound or (queue is not None and queue in self._closing)
+        return isinstance(error, aioblk.UsageError) and not self._bound
+
+    def may_fail(self, error: aioblk.BlkioError) -> bool:
+        weather = self._history.weather
+        if isinstance(error, aioblk.DeviceLostError):
+            return self._may_be_lost
+        if isinstance(error, aioblk.RegistrationError) and "max_mem_regions" in self._history.properties:
+            return True
+        if isinstance(error, aioblk.UsageError | aioblk.OptionError | aioblk.AlignmentError):
+            return False
+        return bool(
+            weather.get("fail")
+            or weather.get("map")
+            or weather.get("open")
+            or self._history.loop.get("no_thread")
+            or self._may_be_lost
+        )
+
+    def may_be_told(self, context: dict[str, Any]) -> bool:
+        """Whether the loop's exception handler may be told of this."""
+        error = context.get("exception")
+        return (
+            context["message"].endswith("failed to follow an arena")
+            and isinstance(error, aioblk.BlkioError)
+            and self.may_fail(error)
+        )
+
+    @property
+    def device(self) -> aioblk.Device:
+        assert self._device is not None
+        return self._device
+
+    # --- background jobs ------------------------------------------------------------------------------------
+
+    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        task = self._loop.create_task(self._do(name, work))
+        self._jobs[task] = name
+        task.add_done_callback(self._end_job)
+
+    async def _do(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        self.tell(f"{name} ...")
+        try:
+            await work
+        except aioblk.BlkioError as error:
+            self.tell(f"{name}: {type(error).__name__}: {error}")
+            if not self.may_fail(error) and not self.may_refuse(error, None):
+                raise Wrong(f"{name} failed: {error!r}") from error
+        else:
+            self.tell(f"{name}: done")
+
+    def _end_job(self, task: asyncio.Task[None]) -> None:
+        del self._jobs[task]
+        if not task.cancelled() and task.exception() is not None:
+            self.operations.wrong = self.operations.wrong or task.exception()
+
+    async def _until_jobs_are_done(self) -> None:
+        if self._jobs:
+            await asyncio.wait(list(self._jobs), timeout=LONG / 10)
+        if self._jobs and self._may_be_lost and not self.device.lost:
+            self._give_up("it does not answer")
+            await asyncio.wait(list(self._jobs), timeout=LONG)
+        if self._jobs:
+            raise Wrong(f"never ended: {', '.join(self._jobs.values())}")
+
+    async def _inline(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+        """As a job, and wait for it."""
+        self._start(name, work)
+        await self._until_jobs_are_done()
+
+    # --- memory ---------------------------------------------------------------------------------------------
+
+    def usable_slots(self) -> list[Slot]:
+        return [slot for _, slots in self._regions for slot in slots if slot.usable]
+
+    async def do_enter_region(self, dice: tuple[float, ...]) -> None:
+        entering = list(self._jobs.values()).count("enter region")
+        if not self._bound or self.device.lost or len(self._regions) + entering >= 3:
+            return
+        self._start("enter region", self._enter(self.device.allocate(REGION)))
+
+    async def _enter(self, region: aioblk.MemoryRegion) -> None:
+        await region.__aenter__()
+        self._regions.append((region, [Slot(region[at : at + SLOT]) for at in range(0, REGION, SLOT)]))
+
+    async def do_leave_region(self, dice: tuple[float, ...]) -> None:
+        if self._regions and self._bound:
+            region, _ = self._regions.pop(int(dice[0] * len(self._regions)))
+            self._start("leave region", region.aclose())
+
+    async def _use_arena(self, arena: aioblk.Arena, dice: tuple[float, ...]) -> None:
+        choice = dice[0]
+        if not arena.attachments:
+            await arena.attach(self.device)
+        elif choice < 0.3:
+            await arena.detach(self.device)
+        elif choice < 0.7 and len(arena.blocks) < 3:
+            await arena.add_block(REGION)
+        elif arena.blocks:
+            with suppress(aioblk.UsageError):  # buffers of it are in use
+                await arena.remove_block(arena.blocks[0])
+
+    async def _begin_arena(self) -> None:
+        arena = aioblk.Arena(REGION, block_size=REGION, alignment=512)
+        await arena.__aenter__()
+        if self.arena is None:
+            self.arena = arena
+        else:
+            await arena.aclose()
+
+    async def do_arena(self, dice: tuple[float, ...]) -> None:
+        if self.arena is None:
+            await self._begin_arena()
+        elif self._bound and not self.device.lost and "arena" not in self._jobs.values():
+            self._start("arena", self._use_arena(self.arena, dice))
+
+    # --- queues ---------------------------------------------------------------------------------------------
+
+    async def do_bind_queue(self, dice: tuple[float, ...]) -> None:
+        count = self._history.options["num_queues"]
+        bound = {queue.index for queue in (*self.queues, *self._closing)}
+        free = [index for index in range(1, count) if index not in bound]
+        if not free or not self._bound or self.device.lost:
+            return
+        try:
+            self.queues.append(self.device.queue(free[int(dice[0] * len(free))]))
+        except aioblk.BlkioError as error:
+            self.tell(f"bind queue: {error}")
+            if not self.device.reconnecting and not self.may_fail(error):
+                raise
+        else:
+            self.tell(f"queue {self.queues[-1].index} is bound")
+
+    async def do_close_queue(self, dice: tuple[float, ...]) -> None:
+        if self.queues:
+            self._start("close queue", self._end_queue(self.queues[int(dice[0] * len(self.queues))]))
+
+    async def _end_queue(self, queue: aioblk.Queue) -> None:
+        if queue in self._closing:
+            return
+        self._closing.add(queue)
+        self.queues.remove(queue)
+        try:
+            await queue.aclose()
+        finally:
+            self._closing.discard(queue)
+
+    # --- life of the device ---------------------------------------------------------------------------------
+
+    async def _open(self) -> None:
+        for attempt in range(20):
+            self._serve_again()
+            device = device_on(self.disk, **self._history.options)
+            try:
+                await device.open()
+            except aioblk.BlkioError as error:
+                self.tell(f"open: {error}")
+                if not self.may_fail(error):
+                    raise
+                await asyncio.sleep(100)  # a slow thread may still be about to destroy the one before
+                if attempt == 10:
+                    self._change_weather({})
+            else:
+                self.tell("the device is open")
+                self._device, self._bound = device, True
+                return
+        raise Wrong("it can never be opened")
+
+    async def do_detach(self, dice: tuple[float, ...]) -> None:
+        if self._bound and not self.device.lost and not self._jobs:
+            self._bound = False
+            self._start("detach", self._let_go())
+
+    async def _let_go(self) -> None:
+        for queue in list(self.queues):
+            await self._end_queue(queue)
+        await self.device.detach()
+
+    async def do_attach(self, dice: tuple[float, ...]) -> None:
+        if not self._bound:
+            await self._bind_again()
+
+    async def _bind_again(self) -> None:
+        await self._until_jobs_are_done()
+        if not self._bound:
+            with suppress(aioblk.UsageError):  # detaching may have failed
+                await self.device.attach()
+            self._bound = True
+
+    async def do_close(self, dice: tuple[float, ...]) -> None:
+        if not self._bound:
+            return
+        await self._until_jobs_are_done()
+        self._bound = False
+        if dice[0] < 0.5:
+            await self._leave_all()
+        await self._inline("close", self._end_device())
+        await self._leave_all()
+        await self._open()
+
+    async def _end_device(self) -> None:
+        self._relieve()
+        try:
+            await self.device.aclose()
+        except aioblk.BlkioError as error:
+            if error.errno != errno.EAGAIN:  # no thread: it can be tried again
+                raise
+            self._loop.no_thread = 0
+            await self.device.aclose()
+
+    async def _leave_all(self) -> None:
+        for queue in list(self.queues):
+            await self._inline("close queue", self._end_queue(queue))
+        while self._regions:
+            region, _ = self._regions.pop()
+            await self._inline("leave region", region.aclose())
+
+    def _relieve(self) -> None:
+        """A device that will never answer, and that nobody watches, is given up."""
+        if self._may_be_lost and self._history.options["lost_after"] is None and not self.device.lost:
+            self._give_up("it may never answer")
+
+    def _give_up(self, why: str) -> None:
+        self._simulator.configure(abandons=1)
+        self.device.abandon(why)
+
+    async def do_abandon(self, dice: tuple[float, ...]) -> None:
+        if self._bound:
+            self.tell("abandon")
+            self._give_up("the user has given it up")
+
+    async def do_reconnect(self, dice: tuple[float, ...]) -> None:
+        if self._bound and self.device.lost and "reconnect" not in self._jobs.values():
+            for queue in list(self.queues):
+                if dice[0] < 0.3:
+                    await self._end_queue(queue)
+            self._start("reconnect", self._come_back())
+
+    async def _come_back(self) -> None:
+        if self.device.lost:
+            await self.device.reconnect()
+            self.operations.end_lost()
+
+    # --- the disk -------------------------------------------------------------------------------------------
+
+    def _die(self, death: Death) -> None:
+        self.tell(f"the disk: {death.name}")
+        self.disk.die(death, errno.EIO)
+
+    async def do_kill(self, dice: tuple[float, ...]) -> None:
+        if self._history.driver is Driver.VHOST_USER:
+            self._die(Death.KILLED)
+            self._serving = False
+            if dice[0] < 0.7:
+                self._loop.call_later(dice[1] * 4, self._serve_again)
+
+    async def do_hang_up(self, dice: tuple[float, ...]) -> None:
+        if self._history.driver is Driver.VHOST_USER:
+            self._die(Death.HUNG_UP)
+
+    async def do_silence(self, dice: tuple[float, ...]) -> None:
+        self._die(Death.SILENT)
+
+    async def do_break_down(self, dice: tuple[float, ...]) -> None:
+        self._die(Death.BROKEN)
+
+    async def do_serve(self, dice: tuple[float, ...]) -> None:
+        self._serve_again()
+
+    def _serve_again(self) -> None:
+        """Another backend, where there may be none, or one that serves somebody who is gone."""
+        if self._history.driver is Driver.VHOST_USER and (not self._serving or self._may_be_lost):
+            self.tell("another backend listens")
+            self.disk.restart()
+        self._serving = True
+
+    async def do_power_failure(self, dice: tuple[float, ...]) -> None:
+        self.tell("the power fails")
+        self.disk.power_failure()
+        self.oracle.power_failure()
+        if self._history.driver is not Driver.VHOST_USER:
+            return
+        self._serving = False
+        if dice[0] < 0.7:
+            self._loop.call_later(dice[1] * 4, self._serve_again)
+
+    # --- the rest -------------------------------------------------------------------------------------------
+
+    async def do_refresh_capacity(self, dice: tuple[float, ...]) -> None:
+        if self._bound and not self.device.lost:
+            self._start("refresh capacity", self._look_at_capacity())
+
+    async def _look_at_capacity(self) -> None:
+        size = await self.device.refresh_capacity()
+        if size != SIZE:
+            raise Wrong(f"the capacity is {SIZE}, and was told as {size}")
+
+    async def do_pass_time(self, dice: tuple[float, ...]) -> None:
+        await asyncio.sleep(dice[0] ** 4 * 100)
+
+    async def do_collect(self, dice: tuple[float, ...]) -> None:
+        gc.collect()
+
+    # --- the end --------------------------------------------------------------------------------------------
+
+    async def _finish(self) -> None:
+        """Have all of it end, and look at what is left."""
+        self.tell("the end: calm")
+        self._change_weather({})
+        self._loop.no_thread = self._loop.slow_thread = 0
+        self._serve_again()
+        await self._bind_again()
+        await self._until_all_is_done()
+        await self._come_back_surely()
+        await self._verify()
+        last = self._history.actions[-1].dice[0] if self._history.actions else 0
+        if last < 0.4:
+            await self.do_power_failure((1.0,) * 6)
+            self._serve_again()
+            if self.device.lost is None:
+                self._give_up("the power has failed")
+            await self._until_all_is_done()
+            await self._come_back_surely()
+            await self._verify()
+        await self._leave_all()
+        if self.arena is not None:
+            await self.arena.aclose()
+        await self.device.aclose()
+        await self._until_jobs_are_done()
+        self.operations.watch.look()
+        self._require_right()
+
+    async def _until_all_is_done(self) -> None:
+        waiters: Any = [each.waiter for each in self.operations.pending]
+        if waiters:
+            await asyncio.wait(waiters, timeout=LONG / 10)
+        if self.operations.pending:
+            if not self._may_be_lost:
+                raise Wrong(f"never ended: {', '.join(each.name for each in self.operations.pending)}")
+            self._give_up("it does not answer")
+            waiters = [each.waiter for each in self.operations.pending]
+            await asyncio.wait(waiters, timeout=LONG / 10)
+        await self._until_jobs_are_done()
+        await asyncio.sleep(1)
+        self._require_right()
+        if self.operations.pending:
+            raise Wrong(f"never ended: {', '.join(each.name for each in self.operations.pending)}")
+
+    async def _come_back_surely(self) -> None:
+        self._serve_again()
+        for _ in range(10):
+            if self.device.lost:
+                await self._inline("reconnect at the end", self._come_back())
+        if self.device.lost:
+            raise Wrong("the device does not come back")
+
+    async def _read_surely(self, first: int, count: int) -> tuple[Reading, bytes]:
+        """From a device that may have died without having noticed, or that answers no more."""
+        for _ in range(3):
+            reading = self.oracle.begin_read(first, count)
+            try:
+                async with asyncio.timeout(LONG / 10):
+                    return reading, await self.device.read(first * SECTOR, count * SECTOR)
+            except (aioblk.DeviceLostError, TimeoutError):
+                if not self._may_be_lost:
+                    raise
+                if not self.device.lost:
+                    self._give_up("it does not answer")
+                await self._come_back_surely()
+        raise Wrong("the device comes back, and is lost again")
+
+    async def _verify(self) -> None:
+        """What the disk holds is what it may hold."""
+        for first in range(0, self._history.sectors, MOST_SECTORS):
+            count = min(MOST_SECTORS, self._history.sectors - first)
+            reading, data = await self._read_surely(first, count)
+            self.oracle.end_read(reading, data)
