@@ -311,7 +311,7 @@ class DeviceMemory:
             _abandoned.append(mapped)  # in use for good: a lost device may still write there
             self._handle.loans.once_given_back(mapped.region, mapped.close_file)
             return
-        if not self.calls.lost:  # otherwise there is nobody to be told
+        if not (self.calls.lost or mapped.is_withdrawn):  # otherwise there is nobody to be told
             try:
                 await self.calls.make(partial(self._handle.unmap_mem_region, mapped.region))
             except BlkioError:
@@ -345,6 +345,7 @@ class DeviceMemory:
         self._withdrawal = self._loop.create_future()
         regions: list[MemRegion] = []
         for mapped in self._ranges:
+            mapped.is_withdrawn = mapped.unmapping is not None
             if mapped.known_to_core and mapped.unmapping is None:
                 mapped.abandoned = mapped.abandoned or self._core.retire_region(mapped.start) > 0
                 if not mapped.abandoned:

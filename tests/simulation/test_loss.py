@@ -112,6 +112,21 @@ async def test_a_lost_device_is_opened_again(virtio_disk: Disk, simulator: Simul
         assert await dev.read(0, BLOCK) == pattern(1)
 
 
+async def test_a_region_is_left_in_any_turn_of_reconnecting(virtio_disk: Disk, simulator: Simulator) -> None:
+    """It is unmapped once, where it is mapped: at the device that was lost, the one that is back, or neither."""
+    simulator.configure(abandons=1)
+    async with device_on(virtio_disk) as dev:
+        for turns in range(40):
+            region = await dev.allocate(4096).__aenter__()
+            dev.abandon()
+            reconnecting = asyncio.ensure_future(dev.reconnect())
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            await region.aclose()
+            await reconnecting
+            assert await dev.read(0, BLOCK) == bytes(BLOCK)
+
+
 async def test_requests_in_flight_are_made_again_at_another_backend(
     backend: Disk, simulator: Simulator
 ) -> None:
