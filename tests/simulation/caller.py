@@ -9,7 +9,7 @@ from aioblk._native._blkio import ffi, lib
 
 from .library import Disk, Driver
 
-__all__ = ["Caller"]
+__all__ = ["CONNECTED", "CREATED", "MAPPED", "MEMORY", "STARTED", "Caller"]
 
 NAMES = {
     Driver.IO_URING: "io_uring",
@@ -18,32 +18,45 @@ NAMES = {
     Driver.VFIO_PCI: "virtio-blk-vfio-pci",
 }
 MEMORY = 1 << 16
+CREATED, CONNECTED, STARTED, MAPPED = range(4)
 
 
 @final
 class Caller:
-    """One instance that is started, with a queue, and memory that is mapped."""
+    """One instance, by default started, with a queue, and with memory that is mapped."""
 
-    def __init__(self, disk: Disk, **before_start: int) -> None:
+    def __init__(self, disk: Disk, *, stage: int = MAPPED, **before_start: int) -> None:
         self.ffi = cast(Any, ffi)
         self.lib = cast(Any, lib)
         self._cell: Any = self.ffi.new("struct blkio **")
         self.must(self.lib.blkio_create(NAMES[disk.driver].encode(), self._cell))
         self.instance = self._cell[0]
         self.must(self.lib.blkio_set_str(self.instance, b"path", os.fsencode(disk.path)))
-        self.must(self.lib.blkio_connect(self.instance))
-        for name, value in before_start.items():
-            self.must(self.lib.blkio_set_int(self.instance, name.replace("_", "-").encode(), value))
-        self.must(self.lib.blkio_start(self.instance))
-        self.queue = self.lib.blkio_get_queue(self.instance, 0)
-        self.fd = self.lib.blkioq_get_completion_fd(self.queue)
-        self.lib.blkioq_set_completion_fd_enabled(self.queue, True)
+        self._vectors: list[Any] = []
         self._memfd = os.memfd_create("caller")
         os.ftruncate(self._memfd, MEMORY)
         self._mapping = mmap.mmap(self._memfd, MEMORY)
         self.memory: Any = self.ffi.from_buffer("char[]", self._mapping)
         self.region: Any = self.region_of(0, MEMORY)
-        self.must(self.lib.blkio_map_mem_region(self.instance, self.region))
+        self.queue = self.ffi.NULL
+        try:
+            self._go_to(stage, before_start)
+        except BaseException:
+            self.close()
+            raise
+
+    def _go_to(self, stage: int, before_start: dict[str, int]) -> None:
+        if stage >= CONNECTED:
+            self.must(self.lib.blkio_connect(self.instance))
+            for name, value in before_start.items():
+                self.must(self.lib.blkio_set_int(self.instance, name.replace("_", "-").encode(), value))
+        if stage >= STARTED:
+            self.must(self.lib.blkio_start(self.instance))
+            self.queue = self.lib.blkio_get_queue(self.instance, 0)
+            self.fd = self.lib.blkioq_get_completion_fd(self.queue)
+            self.lib.blkioq_set_completion_fd_enabled(self.queue, True)
+        if stage >= MAPPED:
+            self.must(self.lib.blkio_map_mem_region(self.instance, self.region))
 
     def must(self, result: int) -> int:
         assert result >= 0, (result, os.strerror(-result))
@@ -57,8 +70,10 @@ class Caller:
         return region
 
     def vector(self, *parts: tuple[int, int]) -> Any:
-        """Of (offset in the memory, length)."""
-        return self.ffi.new("struct iovec[]", [(self.memory + offset, length) for offset, length in parts])
+        """Of (offset in the memory, length). It stays for as long as the caller."""
+        vector = self.ffi.new("struct iovec[]", [(self.memory + offset, length) for offset, length in parts])
+        self._vectors.append(vector)
+        return vector
 
     def read(self, start: int, at: int, length: int, flags: int = 0) -> None:
         self.lib.blkioq_read(self.queue, start, self.memory + at, length, self.ffi.NULL, flags)
@@ -88,8 +103,13 @@ class Caller:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Destroy the instance, and give everything back."""
         self.destroy()
         self.memory = self.region = None
+        self._vectors.clear()
         self.ffi.release(self._cell)
         self._mapping.close()
         os.close(self._memfd)

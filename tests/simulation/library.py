@@ -121,7 +121,7 @@ class Disk:
         self._simulator.call("die", self.number, int(death), errno)
 
     def restart(self) -> None:
-        """The backend that was killed, or another one, listens again, with the same contents."""
+        """Another backend listens, with the same contents; the one that did is killed if it was not."""
         self._simulator.call("serve", self.number)
 
     def resize(self, size: int) -> None:

@@ -197,7 +197,7 @@ EXPORT int simblkio_blocked(const char *call)
     return waiting;
 }
 
-/* The device that is called then dies within the nth call from now on, whichever that is. */
+/* The device that is called then dies within the nth call from now on, whichever that is, connecting to it included. */
 EXPORT void simblkio_die_at(long calls, int how, int error);
 EXPORT void simblkio_die_at(long calls, int how, int error)
 {
@@ -208,9 +208,9 @@ EXPORT void simblkio_die_at(long calls, int how, int error)
     pthread_mutex_unlock(&sim.lock);
 }
 
-static void die_if_due(struct blkio *b, uint64_t *random)
+void die_if_due(struct blkio *b, uint64_t *random)
 {
-    if (b->stage < CONNECTED || b->death != ALIVE) {
+    if (!b->disk || b->death != ALIVE) {
         return;
     }
     if (fate.calls > 0 && --fate.calls == 0) {
@@ -352,16 +352,22 @@ ON_DISK(int, override, (int number, const char *name, const char *value), {
     result = disk_override(disk, name, value);
 })
 
-/* A vhost-user backend begins to listen. */
-ON_DISK(int, serve, (int number), { result = disk_serve(disk); })
-
-ON_DISK(int, die, (int number, int how, int error), {
+static void die(const struct disk *disk, enum death how, int error)
+{
     for (struct blkio *b = sim.instances; b; b = b->next) {
         if (b->disk == disk && b->stage != DESTROYED) {
-            device_die(b, (enum death)how, error);
+            device_die(b, how, error);
         }
     }
+}
+
+/* A vhost-user backend begins to listen, in place of the one that did, if any. */
+ON_DISK(int, serve, (int number), {
+    die(disk, KILLED, 0);
+    result = disk_serve(disk);
 })
+
+ON_DISK(int, die, (int number, int how, int error), { die(disk, (enum death)how, error); })
 
 ON_DISK(int, resize, (int number, uint64_t size), { result = disk_resize(disk, size); })
 

@@ -76,7 +76,8 @@ bool device_owes(const struct blkioq *q)
 static void do_partly(struct request *r, uint64_t *random)
 {
     struct media *m = r->queue->instance->disk->media;
-    if ((r->operation != WRITE && r->operation != WRITE_ZEROES) || r->start + r->length > media_size(m)) {
+    bool changes = r->operation == WRITE || r->operation == WRITE_ZEROES || r->operation == DISCARD;
+    if (!changes || property(r->queue->instance, "read-only") || r->start + r->length > media_size(m)) {
         return;
     }
     unsigned how = (unsigned)random_below(random, 3); /* nothing, all, any */
@@ -252,37 +253,88 @@ bool device_turn(struct blkioq *q)
 
 /* ---- death ----------------------------------------------------------------------------------------------- */
 
-/* Of what it had, a device that dies may have done anything, and told nobody. */
-static void do_some(struct blkioq *q)
+/* Of what it was given, a device that dies does anything, and tells nobody: now, or while it lingers, or never. */
+static void do_last(struct request *r)
+{
+    if (!r->spent) {
+        r->spent = true;
+        do_partly(r, &r->queue->random);
+    }
+}
+
+/* Each in its turn, with a chance of one in so many. */
+static void do_some(struct blkioq *q, unsigned odds, bool late)
 {
     for (int place = 0; place < DONE; place++) {
         for (struct request *r = q->at[place].first; r; r = r->next) {
-            do_partly(r, &q->random);
+            if (!r->spent && random_below(&q->random, odds) == 0) {
+                if (late) {
+                    trace(EVENT_LINGER, NULL, q, r, 0);
+                }
+                do_last(r);
+            }
+        }
+    }
+}
+
+void device_end_queue(struct blkioq *q)
+{
+    for (int place = 0; place < DONE && !q->instance->ended; place++) {
+        for (struct request *r = q->at[place].first; r; r = r->next) {
+            do_last(r);
+        }
+    }
+}
+
+static bool lingers(const struct blkio *b) { return b->death != ALIVE && !b->ended; }
+
+void device_end(struct blkio *b)
+{
+    for (int poll = 0; poll < 2; poll++) {
+        for (int i = 0; i < b->queue_count[poll]; i++) {
+            device_end_queue(b->queues[poll][i]);
+        }
+    }
+    b->disk->lingering -= lingers(b);
+    b->ended = true;
+}
+
+void device_linger(struct disk *disk)
+{
+    for (struct blkio *b = sim.instances; b && disk->lingering > 0; b = b->next) {
+        for (int poll = 0; b->disk == disk && lingers(b) && poll < 2; poll++) {
+            for (int i = 0; i < b->queue_count[poll]; i++) {
+                do_some(b->queues[poll][i], 4, true);
+            }
         }
     }
 }
 
 void device_die(struct blkio *b, enum death how, int error)
 {
-    if (b->death == KILLED || b->stage == DESTROYED) {
+    if (b->death == KILLED || b->stage == DESTROYED || !b->disk) {
         return;
     }
     trace(EVENT_DIE, b, NULL, NULL, how);
+    b->disk->lingering += b->death == ALIVE && !b->ended;
     b->death_error = error;
     b->death = how;
-    for (int poll = 0; poll < 2; poll++) {
+    for (int poll = 0; poll < 2 && !b->ended; poll++) {
         for (int i = 0; i < b->queue_count[poll]; i++) {
-            do_some(b->queues[poll][i]);
+            do_some(b->queues[poll][i], 2, false);
         }
+    }
+    if (how == KILLED) {
+        device_end(b);
     }
     if ((how == HUNG_UP || how == KILLED) && b->served >= 0) {
         close(b->served);
         b->served = -1;
     }
-    if (b->disk && b->disk->client == b && b->served < 0) {
+    if (b->disk->client == b && b->served < 0) {
         b->disk->client = NULL;
     }
-    if (b->disk && how == KILLED) {
+    if (how == KILLED) {
         disk_end_process(b->disk);
     }
 }
@@ -295,11 +347,27 @@ void device_look(struct blkio *b)
     }
 }
 
+/* What is done and was not told is not told any more: nobody has made sure of it. */
+static void forget_done(struct blkioq *q)
+{
+    struct request *r;
+    while ((r = q->at[DONE].first) != NULL) {
+        r->spent = true;
+        move(r, AT_DEVICE);
+    }
+}
+
 void device_power_failure(struct disk *disk)
 {
     for (struct blkio *b = sim.instances; b; b = b->next) {
         if (b->disk == disk && b->stage != DESTROYED) {
             device_die(b, disk->driver == VHOST_USER ? KILLED : disk->driver == IO_URING ? BROKEN : SILENT, EIO);
+            device_end(b);
+            for (int poll = 0; poll < 2; poll++) {
+                for (int i = 0; i < b->queue_count[poll]; i++) {
+                    forget_done(b->queues[poll][i]);
+                }
+            }
         }
     }
     disk_end_process(disk);

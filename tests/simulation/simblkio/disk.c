@@ -84,6 +84,7 @@ int disk_serve(struct disk *disk)
     if (strlen(disk->name) >= sizeof(address.sun_path)) {
         return -ENAMETOOLONG;
     }
+    disk_end_process(disk);
     strcpy(address.sun_path, disk->name);
     unlink(disk->name);
     close_one(&disk->process); /* one that still runs keeps its client, and has lost its name */

@@ -133,13 +133,29 @@ static int connect_to_backend(struct blkio *b)
 static int find_device(struct blkio *b)
 {
     char name[256];
-    if (b->driver == VHOST_VDPA) {
-        character_name((int)property(b, "fd"), name);
+    const char *path = property_text(b, "path");
+    if (b->driver == VFIO_PCI) {
+        snprintf(name, sizeof(name), "%s", path);
     } else {
-        snprintf(name, sizeof(name), "%s", property_text(b, "path"));
+        int fd = *path ? open(path, O_RDWR | O_CLOEXEC) : (int)property(b, "fd");
+        if (fd < 0) {
+            return refuse(errno, "Failed to open device");
+        }
+        property_put(b, "fd", (uint64_t)fd);
+        character_name(fd, name);
     }
     b->disk = disk_find(b->driver, name);
     return b->disk ? 0 : refuse(ENOENT, "simblkio has no such device");
+}
+
+/* A device that is connected to anew has left its former clients' requests alone. A file is open to all; the kernel goes on. */
+static void take_over(struct blkio *b)
+{
+    for (struct blkio *other = sim.instances; other; other = other->next) {
+        if (other != b && other->disk == b->disk && other->death != ALIVE && !other->ended && b->driver != IO_URING) {
+            device_end(other);
+        }
+    }
 }
 
 EXPORT int blkio_connect(struct blkio *b)
@@ -159,6 +175,13 @@ EXPORT int blkio_connect(struct blkio *b)
             result = b->driver == IO_URING     ? open_file(b)
                      : b->driver == VHOST_USER ? connect_to_backend(b)
                                                : find_device(b);
+        }
+        if (result == 0 && b->stage == CREATED) {
+            take_over(b);
+            die_if_due(b, &b->random);
+            if (b->death == HUNG_UP || b->death == KILLED) {
+                result = refuse(EIO, "the connection has ended");
+            }
         }
         if (result == 0 && b->stage == CREATED) {
             b->disk->clients++;
@@ -278,6 +301,7 @@ static void end_queue(struct blkioq *q)
                       q->instance->number, left);
         }
     }
+    device_end_queue(q);
     leave_orphans(q);
     close_one(q->ring);
     q->ring = -1;
@@ -307,6 +331,9 @@ static void destroy(struct blkio *b)
     }
     for (; b->orphans == 0 && b->region_count > 0; b->region_count--) {
         view_end(&b->views[b->region_count - 1]);
+    }
+    if (b->disk) {
+        device_end(b);
     }
     if (b->disk && b->stage >= CONNECTED) {
         b->disk->clients--;

@@ -276,6 +276,7 @@ static int do_io(struct blkioq *q, struct blkio_completion *completions, int lea
         return refuse(EINVAL, "Invalid number of completions");
     }
     device_look(q->instance);
+    device_linger(q->instance->disk);
     disk_resize_by_chance(q->instance->disk, &q->random);
     if (random_chance(&q->random, sim.config.haunt)) {
         trace(EVENT_HAUNT, NULL, q, NULL, device_write_late());

@@ -56,6 +56,7 @@ struct request {
     unsigned delay;      /* turns of the device */
     uint64_t change;     /* of the media, once made; 0: none */
     uint64_t mark;       /* what a flush covers */
+    bool spent;          /* it has had all its effects, whatever it was answered */
     int ret;
     const char *error;
 };
@@ -99,6 +100,7 @@ struct blkio {
     enum stage stage;
     enum death death;
     int death_error; /* of do_io, when it is BROKEN */
+    bool ended;      /* nothing that it has been given, or is given, has effects any more */
     atomic_int inside;
     struct value values[PROPERTIES_MAX];
     struct disk *disk;
@@ -130,6 +132,7 @@ struct disk {
     uint64_t random;
     uint64_t made_with;   /* bytes */
     int clients;          /* instances that are connected */
+    int lingering;        /* of them, those that are dead, and may have effects yet */
     struct override overrides[OVERRIDES_MAX];
     int override_count;
 };
@@ -181,6 +184,7 @@ void leave(struct blkio *b);
 bool enter_queue(struct blkioq *q, const char *call);
 void leave_queue(struct blkioq *q);
 
+void die_if_due(struct blkio *b, uint64_t *random); /* the device, by chance or because a test wants it */
 int armed_failure(const char *call); /* the errno with which a test wants this call to fail; 0: none */
 bool block_if_told(struct blkio *b, const char *call); /* until it is let go; false: the connection has ended meanwhile */
 void doze(void);                     /* for a moment, without the lock */
@@ -212,6 +216,9 @@ void device_take(struct blkioq *q);  /* what was submitted, as far as there is r
 bool device_turn(struct blkioq *q);  /* carries out what is due; whether that was anything */
 void device_do(struct request *r, int ret); /* one request; a negative ret: it fails so */
 void device_die(struct blkio *b, enum death how, int error);
+void device_linger(struct disk *disk); /* what the dead ones were given may be done, a little later */
+void device_end(struct blkio *b);    /* or now at the latest: from here on it has no effects */
+void device_end_queue(struct blkioq *q);
 void device_look(struct blkio *b);   /* whether the client has ended a connection */
 bool device_owes(const struct blkioq *q); /* whether it has requests, and is alive */
 void device_power_failure(struct disk *disk);
@@ -296,6 +303,7 @@ EXPORT void simblkio_clock(uint64_t nanoseconds); /* how late it is; 0: the mach
     X(WORSE, "worse property")                                                                                        \
     X(POWER_FAILURE, "power failure")                                                                                 \
     X(TEAR, "request partly done")                                                                                    \
+    X(LINGER, "done after death")                                                                                     \
     X(ORPHAN, "destroyed in flight")                                                                                  \
     X(HAUNT, "late write")                                                                                            \
     X(HAND_OVER, "another thread")                                                                                    \
