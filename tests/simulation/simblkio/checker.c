@@ -62,7 +62,7 @@ static void check_flags(const struct request *r)
 static void check_range(const struct request *r)
 {
     const struct blkio *b = r->queue->instance;
-    uint64_t alignment = property(b, "request-alignment");
+    uint64_t alignment = property(b, REQUEST_ALIGNMENT);
     if (r->operation == FLUSH || r->operation == ZONE) {
         return;
     }
@@ -72,14 +72,14 @@ static void check_range(const struct request *r)
     if (r->length == 0 && b->driver != IO_URING) {
         violation(NAMED ": a virtio device would never answer", NAME(r));
     }
-    const char *limit = r->operation == WRITE_ZEROES ? "max-write-zeroes-len"
-                        : r->operation == DISCARD    ? "max-discard-len"
-                                                     : "max-transfer";
+    enum property limit = r->operation == WRITE_ZEROES ? MAX_WRITE_ZEROES_LEN
+                          : r->operation == DISCARD    ? MAX_DISCARD_LEN
+                                                       : MAX_TRANSFER;
     uint64_t most = property(b, limit);
     if (most && r->length > most) {
-        violation(NAMED ": %s is %lu", NAME(r), limit, most);
+        violation(NAMED ": %s is %lu", NAME(r), property_name(limit), most);
     }
-    uint64_t step = property(b, "discard-alignment"), offset = property(b, "discard-alignment-offset");
+    uint64_t step = property(b, DISCARD_ALIGNMENT), offset = property(b, DISCARD_ALIGNMENT_OFFSET);
     if (r->operation == DISCARD && (!is_multiple(r->start - offset, step) || !is_multiple(r->length, step))) {
         violation(NAMED ": discard-alignment is %lu from %lu on", NAME(r), step, offset);
     }
@@ -101,8 +101,8 @@ static const struct blkio_mem_region *region_of(const struct blkio *b, const voi
 static void check_segments(const struct request *r)
 {
     const struct blkio *b = r->queue->instance;
-    uint64_t alignment = property(b, "buf-alignment"), longest = property(b, "max-segment-len");
-    uint64_t most = property(b, "max-segments");
+    uint64_t alignment = property(b, BUF_ALIGNMENT), longest = property(b, MAX_SEGMENT_LEN);
+    uint64_t most = property(b, MAX_SEGMENTS);
     if ((uint64_t)r->segment_count > most) {
         violation(NAMED ": it has %d segments, max-segments is %lu", NAME(r), r->segment_count, most);
     }
@@ -114,7 +114,7 @@ static void check_segments(const struct request *r)
         if (longest && s->iov_len > longest) {
             violation(NAMED ": segment %d has %zu bytes, max-segment-len is %lu", NAME(r), i, s->iov_len, longest);
         }
-        if (property(b, "needs-mem-regions") && !region_of(b, s->iov_base, s->iov_len)) {
+        if (property(b, NEEDS_MEM_REGIONS) && !region_of(b, s->iov_base, s->iov_len)) {
             violation(NAMED ": segment %d lies in no mapped region", NAME(r), i);
         }
     }
@@ -178,19 +178,15 @@ static size_t descriptors(const struct request *r)
     return r->operation == FLUSH ? 2 : r->segment_count ? 2 + (size_t)r->segment_count : 3;
 }
 
-static void check_ring(const struct request *r)
+static void check_ring(struct request *r)
 {
-    const struct blkioq *q = r->queue;
+    struct blkioq *q = r->queue;
     bool virtqueue = q->instance->driver != IO_URING;
-    size_t room = virtqueue ? property(q->instance, "queue-size") : 2 * property(q->instance, "num-entries");
-    size_t taken = virtqueue ? descriptors(r) : 1;
-    for (int place = 0; place < PLACES; place++) {
-        for (const struct request *other = q->at[place].first; other; other = other->next) {
-            taken += virtqueue ? descriptors(other) : 1;
-        }
-    }
-    if (taken > room) {
-        violation(NAMED ": the ring has room for %zu, and this makes %zu", NAME(r), room, taken);
+    size_t room = virtqueue ? property(q->instance, QUEUE_SIZE) : 2 * property(q->instance, NUM_ENTRIES);
+    r->descriptors = virtqueue ? descriptors(r) : 1;
+    q->descriptors += r->descriptors;
+    if (q->descriptors > room) {
+        violation(NAMED ": the ring has room for %zu, and this makes %zu", NAME(r), room, q->descriptors);
     }
 }
 
@@ -200,7 +196,9 @@ void check_request(struct request *r)
     check_range(r);
     check_segments(r);
     check_ring(r);
-    each_in_flight(look_for_overlap, r);
+    if (r->segment_count > 0) {
+        each_in_flight(look_for_overlap, r);
+    }
 }
 
 uint8_t scribble_of(const struct request *r) { return 0x80 | (r->id * 37 & 0x7F); }

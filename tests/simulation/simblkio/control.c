@@ -8,6 +8,7 @@
 #include <string.h>
 #include <unistd.h>
 
+unsigned process;
 struct simulation sim = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
 /* ---- configuration --------------------------------------------------------------------------------------- */
@@ -226,7 +227,7 @@ void die_if_due(struct blkio *b, uint64_t *random)
 
 static bool may_call(struct blkio *b, const char *call)
 {
-    if (b->pid != getpid()) {
+    if (b->process != process) {
         violation("%s: the instance is that of a parent process", call);
     }
     if (b->stage == DESTROYED) {
@@ -524,7 +525,7 @@ EXPORT int simblkio_reset(void)
     int living = 0;
     pthread_mutex_lock(&sim.lock);
     for (struct blkio *b = sim.instances; b; b = b->next) {
-        living += b->stage != DESTROYED && b->pid == getpid();
+        living += b->stage != DESTROYED && b->process == process;
     }
     if (living == 0) {
         struct request *r;
@@ -563,11 +564,14 @@ EXPORT const char *simblkio_violation(unsigned index) { return violation_text(in
 EXPORT void simblkio_forgive(void);
 EXPORT void simblkio_forgive(void) { violations_forget(); }
 
+static void count_fork(void) { process++; }
+
 __attribute__((constructor)) static void begin(void)
 {
     const char *text = getenv("SIMBLKIO");
     requests_begin(&sim.orphans);
     trace_forget();
+    pthread_atfork(NULL, NULL, count_fork);
     if (text && configure(text) < 0) {
         fprintf(stderr, "simblkio: SIMBLKIO: there is a word in it that says nothing: %s\n", text);
         abort();

@@ -13,36 +13,27 @@
 
 void requests_begin(struct requests *list)
 {
-    list->first = NULL;
-    list->end = &list->first;
+    *list = (struct requests){NULL, &list->first, 0};
 }
 
 void requests_append(struct requests *list, struct request *r)
 {
     r->next = NULL;
+    r->back = list->end;
     *list->end = r;
     list->end = &r->next;
+    list->count++;
 }
 
 void requests_remove(struct requests *list, struct request *r)
 {
-    struct request **at = &list->first;
-    while (*at != r) {
-        at = &(*at)->next;
+    *r->back = r->next;
+    if (r->next) {
+        r->next->back = r->back;
+    } else {
+        list->end = r->back;
     }
-    *at = r->next;
-    if (!*at) {
-        list->end = at;
-    }
-}
-
-static size_t length_of(const struct requests *list)
-{
-    size_t count = 0;
-    for (const struct request *r = list->first; r; r = r->next) {
-        count++;
-    }
-    return count;
+    list->count--;
 }
 
 static void move(struct request *r, enum place to)
@@ -62,7 +53,7 @@ void request_free(struct request *r)
 
 size_t queue_in_flight(const struct blkioq *q)
 {
-    return length_of(&q->at[SUBMITTED]) + length_of(&q->at[AT_DEVICE]) + length_of(&q->at[DONE]);
+    return q->at[SUBMITTED].count + q->at[AT_DEVICE].count + q->at[DONE].count;
 }
 
 bool device_owes(const struct blkioq *q)
@@ -77,7 +68,7 @@ static void do_partly(struct request *r, uint64_t *random)
 {
     struct media *m = r->queue->instance->disk->media;
     bool changes = r->operation == WRITE || r->operation == WRITE_ZEROES || r->operation == DISCARD;
-    if (!changes || property(r->queue->instance, "read-only") || r->start + r->length > media_size(m)) {
+    if (!changes || property(r->queue->instance, READ_ONLY) || r->start + r->length > media_size(m)) {
         return;
     }
     unsigned how = (unsigned)random_below(random, 3); /* nothing, all, any */
@@ -108,7 +99,7 @@ static int make_room(struct request *r, bool grows)
             return -EIO;
         }
         media_resize(b->disk->media, end);
-    } else if (end > media_size(b->disk->media) && !property(b, "can-grow")) {
+    } else if (end > media_size(b->disk->media) && !property(b, CAN_GROW)) {
         return -EIO;
     }
     return 0;
@@ -118,14 +109,14 @@ static int change(struct request *r)
 {
     struct disk *disk = r->queue->instance->disk;
     bool is_file = disk->file >= 0;
-    if (property(r->queue->instance, "read-only")) {
+    if (property(r->queue->instance, READ_ONLY)) {
         return -EBADF;
     }
     if (r->operation == DISCARD && is_file) {
         return -EOPNOTSUPP; /* as libblkio's, of current kernels */
     }
     /* Zeroes that need no blocks do not make a file longer. */
-    bool grows = property(r->queue->instance, "can-grow") && (r->operation == WRITE || (r->flags & BLKIO_REQ_NO_UNMAP));
+    bool grows = property(r->queue->instance, CAN_GROW) && (r->operation == WRITE || (r->flags & BLKIO_REQ_NO_UNMAP));
     uint64_t size = media_size(disk->media);
     if (is_file && r->operation == WRITE_ZEROES && !grows) {
         r->length = r->start >= size ? 0 : r->length < size - r->start ? r->length : size - r->start;
@@ -199,9 +190,9 @@ void device_do(struct request *r, int ret)
 
 void device_take(struct blkioq *q)
 {
-    size_t room = length_of(&q->at[SUBMITTED]);
+    size_t room = q->at[SUBMITTED].count;
     if (room > 0 && random_chance(&q->random, sim.config.full)) {
-        size_t busy = length_of(&q->at[AT_DEVICE]);
+        size_t busy = q->at[AT_DEVICE].count;
         size_t less = random_below(&q->random, room + (busy ? 1 : 0));
         room = busy ? less : less + 1; /* else nothing would ever go on */
         trace(EVENT_FULL, NULL, q, NULL, (int64_t)room);

@@ -87,9 +87,6 @@ int disk_serve(struct disk *disk)
     disk_end_process(disk);
     strcpy(address.sun_path, disk->name);
     unlink(disk->name);
-    close_one(&disk->process); /* one that still runs keeps its client, and has lost its name */
-    close_one(&disk->listener);
-    disk->client = NULL;
     disk->listener = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     disk->process = eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK);
     if (disk->listener < 0 || disk->process < 0 || bind(disk->listener, (struct sockaddr *)&address, sizeof(address)) != 0

@@ -54,7 +54,7 @@ EXPORT int blkio_create(const char *driver, struct blkio **result)
     pthread_mutex_lock(&sim.lock);
     struct blkio *b = calloc(1, sizeof(*b));
     b->number = sim.last_instance++;
-    b->pid = getpid();
+    b->process = process;
     b->driver = which;
     b->socket = b->served = b->ring_memory = -1;
     seed_instance(b);
@@ -65,7 +65,7 @@ EXPORT int blkio_create(const char *driver, struct blkio **result)
         return refuse(error, "the simulated system is out of something");
     }
     properties_begin(b);
-    property_put_text(b, "driver", driver);
+    property_put_text(b, DRIVER, driver);
     b->next = sim.instances;
     sim.instances = b;
     trace(EVENT_CREATE, b, NULL, NULL, which);
@@ -76,19 +76,19 @@ EXPORT int blkio_create(const char *driver, struct blkio **result)
 
 static int open_file(struct blkio *b)
 {
-    const char *path = property_text(b, "path");
-    int flags = (property(b, "read-only") ? O_RDONLY : O_RDWR) | (property(b, "direct") ? O_DIRECT : 0) | O_CLOEXEC;
-    int fd = (int)property(b, "fd");
+    const char *path = property_text(b, PATH);
+    int flags = (property(b, READ_ONLY) ? O_RDONLY : O_RDWR) | (property(b, DIRECT) ? O_DIRECT : 0) | O_CLOEXEC;
+    int fd = (int)property(b, FD);
     if (*path) {
         fd = open(path, flags);
         if (fd < 0) {
             return refuse(errno, "Failed to open device");
         }
-        property_put(b, "fd", (uint64_t)fd);
+        property_put(b, FD, (uint64_t)fd);
     } else {
         flags = fcntl(fd, F_GETFL);
-        property_put(b, "direct", (flags & O_DIRECT) != 0);
-        property_put(b, "read-only", (flags & O_ACCMODE) == O_RDONLY);
+        property_put(b, DIRECT, (flags & O_DIRECT) != 0);
+        property_put(b, READ_ONLY, (flags & O_ACCMODE) == O_RDONLY);
     }
     b->disk = disk_of_file(fd);
     return b->disk ? 0 : refuse(EINVAL, "simblkio makes disks of regular files only");
@@ -98,12 +98,12 @@ static int open_file(struct blkio *b)
 static int connect_to_backend(struct blkio *b)
 {
     struct sockaddr_un address = {.sun_family = AF_UNIX};
-    snprintf(address.sun_path, sizeof(address.sun_path), "%s", property_text(b, "path"));
+    snprintf(address.sun_path, sizeof(address.sun_path), "%s", property_text(b, PATH));
     b->socket = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0);
     if (b->socket < 0 || connect(b->socket, (struct sockaddr *)&address, sizeof(address)) != 0) {
         return refuse(errno, "Failed to connect to vhost socket");
     }
-    struct disk *disk = disk_find(VHOST_USER, property_text(b, "path"));
+    struct disk *disk = disk_find(VHOST_USER, property_text(b, PATH));
     if (!disk || disk->listener < 0) {
         return refuse(ECONNREFUSED, "simblkio has no such backend");
     }
@@ -133,15 +133,15 @@ static int connect_to_backend(struct blkio *b)
 static int find_device(struct blkio *b)
 {
     char name[256];
-    const char *path = property_text(b, "path");
+    const char *path = property_text(b, PATH);
     if (b->driver == VFIO_PCI) {
         snprintf(name, sizeof(name), "%s", path);
     } else {
-        int fd = *path ? open(path, O_RDWR | O_CLOEXEC) : (int)property(b, "fd");
+        int fd = *path ? open(path, O_RDWR | O_CLOEXEC) : (int)property(b, FD);
         if (fd < 0) {
             return refuse(errno, "Failed to open device");
         }
-        property_put(b, "fd", (uint64_t)fd);
+        property_put(b, FD, (uint64_t)fd);
         character_name(fd, name);
     }
     b->disk = disk_find(b->driver, name);
@@ -165,7 +165,7 @@ EXPORT int blkio_connect(struct blkio *b)
         int error;
         if (b->stage != CREATED) {
             result = b->stage == CONNECTED ? 0 : refuse(EBUSY, "Device is already started");
-        } else if ((*property_text(b, "path") != 0) == ((int)property(b, "fd") >= 0) && b->driver != VHOST_USER && b->driver != VFIO_PCI) {
+        } else if ((*property_text(b, PATH) != 0) == ((int)property(b, FD) >= 0) && b->driver != VHOST_USER && b->driver != VFIO_PCI) {
             result = refuse(EINVAL, "Exactly one of path and fd must be set");
         } else if (!block_if_told(b, "connect")) {
             result = refuse(EIO, "the connection has ended");
@@ -215,17 +215,17 @@ static int add_queue(struct blkio *b, bool poll)
     b->queues[poll] = realloc(b->queues[poll], sizeof(q) * (size_t)(index + 1));
     b->queues[poll][index] = q;
     b->queue_count[poll]++;
-    q->ring = b->driver == IO_URING ? ring_new((int)property(b, "fd")) : -1;
+    q->ring = b->driver == IO_URING ? ring_new((int)property(b, FD)) : -1;
     return index;
 }
 
 static int start(struct blkio *b)
 {
-    int counts[2] = {(int)property(b, "num-queues"), (int)property(b, "num-poll-queues")}, error;
-    if (counts[1] > 0 && !property(b, "supports-poll-queues")) {
+    int counts[2] = {(int)property(b, NUM_QUEUES), (int)property(b, NUM_POLL_QUEUES)}, error;
+    if (counts[1] > 0 && !property(b, SUPPORTS_POLL_QUEUES)) {
         return refuse(EINVAL, "Poll queues are not supported");
     }
-    if (counts[0] + counts[1] > (int)property(b, "max-queues")) {
+    if (counts[0] + counts[1] > (int)property(b, MAX_QUEUES)) {
         return refuse(EINVAL, "The device has not so many queues");
     }
     if (!block_if_told(b, "start") || b->death == HUNG_UP || b->death == KILLED) {
@@ -322,7 +322,7 @@ static void destroy(struct blkio *b)
     close_one(b->ring_memory);
     b->socket = b->served = b->ring_memory = -1;
     if (b->driver == IO_URING || b->driver == VHOST_VDPA) {
-        close_one((int)property(b, "fd"));
+        close_one((int)property(b, FD));
     }
     while (b->allocated_count > 0) {
         const struct blkio_mem_region *region = &b->allocated[--b->allocated_count];
@@ -406,7 +406,7 @@ void view_end(struct view *view)
 /* What no libblkio refuses, and some device does not survive. */
 static void check_region(const struct blkio *b, const struct blkio_mem_region *region)
 {
-    uint64_t alignment = property(b, "mem-region-alignment"), most = property(b, "max-mem-regions");
+    uint64_t alignment = property(b, MEM_REGION_ALIGNMENT), most = property(b, MAX_MEM_REGIONS);
     uint64_t own = b->driver == IO_URING ? 0 : 1; /* of the virtqueues */
     if (region->len == 0 || (uintptr_t)region->addr % alignment || region->len % alignment) {
         violation("a region of %zu bytes is mapped, mem-region-alignment is %lu", region->len, alignment);
@@ -414,7 +414,7 @@ static void check_region(const struct blkio *b, const struct blkio_mem_region *r
     if (b->region_count + own >= most) {
         violation("%zu regions are mapped, and another one; max-mem-regions is %lu", b->region_count, most);
     }
-    if (region->fd < 0 && property(b, "needs-mem-region-fd")) {
+    if (region->fd < 0 && property(b, NEEDS_MEM_REGION_FD)) {
         violation("a region without a descriptor is mapped");
     }
     if (region->fd >= 0 && fcntl(region->fd, F_GETFD) < 0) {
@@ -533,11 +533,11 @@ static int add(struct blkio *b, bool poll)
     int result = -EINVAL;
     if (enter(b, "blkio_add_queue")) {
         int error;
-        if (!property(b, "can-add-queues")) {
+        if (!property(b, CAN_ADD_QUEUES)) {
             result = refuse(ENOTSUP, "Queues cannot be added");
         } else if (b->stage != STARTED) {
             result = refuse(EBUSY, "Device must be started");
-        } else if (poll && !property(b, "supports-poll-queues")) {
+        } else if (poll && !property(b, SUPPORTS_POLL_QUEUES)) {
             result = refuse(ENOTSUP, "Poll queues are not supported");
         } else if ((error = failure(b, "add_queue", sim.config.open)) != 0) {
             result = refuse(error, "the simulated system is out of something");

@@ -1,9 +1,11 @@
+#define _GNU_SOURCE
 #include "media.h"
 #include "random.h"
 
 #include <assert.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 /* Whole sectors, as they were once it was made. */
 struct change {
@@ -30,6 +32,23 @@ static void *need(void *memory)
     return memory;
 }
 
+/* Zeroes that cost nothing until they are written to. There is a byte more than is asked for, since none is not possible. */
+static void *area_resize(void *area, size_t before, size_t size)
+{
+    void *found = area ? mremap(area, before + 1, size + 1, MREMAP_MAYMOVE)
+                       : mmap(NULL, size + 1, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    return need(found == MAP_FAILED ? NULL : found);
+}
+
+/* What has been cut off may come back, within the last page that was kept. */
+static void clear_cut(void *area, size_t kept, size_t before)
+{
+    size_t page_end = (kept | 4095) + 1;
+    if (kept < before) {
+        memset((uint8_t *)area + kept, 0, (page_end < before ? page_end : before) - kept);
+    }
+}
+
 static uint64_t sectors_of(uint64_t size) { return (size + SECTOR - 1) / SECTOR; }
 
 struct media *media_new(uint64_t size, bool write_through)
@@ -53,9 +72,9 @@ void media_free(struct media *m)
     if (m) {
         forget_changes(m);
         free(m->changes);
-        free(m->now);
-        free(m->certain);
-        free(m->covered);
+        munmap(m->now, m->sectors * SECTOR + 1);
+        munmap(m->certain, m->sectors * SECTOR + 1);
+        munmap(m->covered, m->sectors * sizeof(*m->covered) + 1);
         free(m);
     }
 }
@@ -64,14 +83,16 @@ uint64_t media_size(const struct media *m) { return m->size; }
 
 void media_resize(struct media *m, uint64_t size)
 {
-    uint64_t sectors = sectors_of(size), kept = size < m->size ? size : m->size;
-    m->now = need(realloc(m->now, sectors * SECTOR + 1));
-    m->certain = need(realloc(m->certain, sectors * SECTOR + 1));
-    m->covered = need(realloc(m->covered, (sectors + 1) * sizeof(*m->covered)));
-    memset(m->now + kept, 0, sectors * SECTOR - kept);
-    memset(m->certain + kept, 0, sectors * SECTOR - kept);
-    for (uint64_t i = kept / SECTOR; i < sectors; i++) {
-        m->covered[i] = i < m->sectors && i < sectors_of(kept) ? m->covered[i] : m->last;
+    uint64_t sectors = sectors_of(size), before = m->sectors, kept = size < m->size ? size : m->size;
+    if (m->now) {
+        clear_cut(m->now, kept, before * SECTOR);
+        clear_cut(m->certain, kept, before * SECTOR);
+    }
+    m->now = area_resize(m->now, before * SECTOR, sectors * SECTOR);
+    m->certain = area_resize(m->certain, before * SECTOR, sectors * SECTOR);
+    m->covered = area_resize(m->covered, before * sizeof(*m->covered), sectors * sizeof(*m->covered));
+    for (uint64_t i = m->last ? kept / SECTOR : sectors; i < sectors; i++) {
+        m->covered[i] = i < sectors_of(kept) && i < before ? m->covered[i] : m->last;
     }
     m->size = size;
     m->sectors = sectors;
@@ -194,13 +215,16 @@ void media_flush(struct media *m, uint64_t mark)
     drop_certain(m);
 }
 
+static bool is_possible(const struct media *m, const struct change *change, uint64_t sector)
+{
+    return change->first <= sector && sector - change->first < change->count && change->number > m->covered[sector];
+}
+
 static const struct change *possible(const struct media *m, uint64_t sector, unsigned index)
 {
     for (size_t i = 0; i < m->count; i++) {
-        const struct change *change = &m->changes[i];
-        bool here = change->first <= sector && sector - change->first < change->count;
-        if (here && change->number > m->covered[sector] && --index == 0) {
-            return change;
+        if (is_possible(m, &m->changes[i], sector) && --index == 0) {
+            return &m->changes[i];
         }
     }
     return NULL;
@@ -209,8 +233,8 @@ static const struct change *possible(const struct media *m, uint64_t sector, uns
 unsigned media_outcomes(const struct media *m, uint64_t sector)
 {
     unsigned count = 1;
-    while (possible(m, sector, count)) {
-        count++;
+    for (size_t i = 0; i < m->count; i++) {
+        count += is_possible(m, &m->changes[i], sector);
     }
     return count;
 }
@@ -221,19 +245,33 @@ void media_outcome(const struct media *m, uint64_t sector, unsigned index, void 
     memcpy(data, change ? change->data + (sector - change->first) * SECTOR : m->certain + sector * SECTOR, SECTOR);
 }
 
+/* Sectors in their order, so that chance meets them in the same one; all others are as they are certain to be. */
+static bool *changed_sectors(const struct media *m)
+{
+    bool *changed = need(calloc(m->sectors + 1, sizeof(*changed)));
+    for (size_t i = 0; i < m->count; i++) {
+        for (uint64_t k = 0; k < m->changes[i].count && m->changes[i].first + k < m->sectors; k++) {
+            changed[m->changes[i].first + k] = true;
+        }
+    }
+    return changed;
+}
+
 uint64_t media_power_failure(struct media *m, uint64_t *random_state)
 {
     uint64_t lost = 0;
+    bool *changed = changed_sectors(m);
     for (uint64_t sector = 0; sector < m->sectors; sector++) {
-        unsigned outcomes = m->count ? media_outcomes(m, sector) : 1;
+        unsigned outcomes = changed[sector] ? media_outcomes(m, sector) : 1;
         if (outcomes > 1) {
             uint8_t left[SECTOR];
             media_outcome(m, sector, (unsigned)random_below(random_state, outcomes), left);
             lost += memcmp(m->now + sector * SECTOR, left, SECTOR) != 0;
             memcpy(m->now + sector * SECTOR, left, SECTOR);
+            memcpy(m->certain + sector * SECTOR, left, SECTOR);
         }
     }
+    free(changed);
     forget_changes(m);
-    memcpy(m->certain, m->now, m->sectors * SECTOR);
     return lost;
 }

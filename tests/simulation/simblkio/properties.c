@@ -17,55 +17,53 @@ enum type { BOOL, INT, UINT64, STR };
 #define NEVER -1
 
 /* As libblkio 1.5 has them, with a file through the page cache, QEMU's vhost-user backend, VDUSE and an emulated PCI device. */
-static const struct property {
+static const struct fact {
     const char *name;
     enum type type;
     enum stage readable; /* from it on */
     int writable;        /* in it only */
     unsigned drivers;
     uint64_t values[DRIVERS];
-} TABLE[] = {
-    {"can-add-queues", BOOL, CREATED, NEVER, ALL, {1, 0, 0, 0}},
-    {"driver", STR, CREATED, NEVER, ALL, {0}},
-    {"path", STR, CREATED, CREATED, ALL, {0}},
-    {"fd", INT, CREATED, CREATED, RING | VDPA, {-1, -1, -1, -1}},
-    {"read-only", BOOL, CREATED, CREATED, ALL, {0}},
-    {"direct", BOOL, CREATED, CREATED, RING, {0}},
-    {"num-queues", INT, CONNECTED, CONNECTED, ALL, {1, 1, 1, 1}},
-    {"num-poll-queues", INT, CONNECTED, CONNECTED, ALL, {0}},
-    {"num-entries", INT, CONNECTED, CONNECTED, RING, {128}},
-    {"queue-size", INT, CONNECTED, CONNECTED, VIRTIO, {0, 256, 256, 256}},
-    {"max-queue-size", INT, CONNECTED, NEVER, VIRTIO, {0, 32768, 32768, 32768}},
-    {"max-queues", INT, CONNECTED, NEVER, ALL, {INT32_MAX, 4, 4, 4}},
-    {"supports-poll-queues", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 1}},
-    {"capacity", UINT64, CONNECTED, NEVER, ALL, {0}},
-    {"request-alignment", INT, CONNECTED, NEVER, ALL, {1, 512, 512, 512}},
-    {"optimal-io-alignment", INT, CONNECTED, NEVER, ALL, {4096, 512, 512, 512}},
-    {"optimal-io-size", INT, CONNECTED, NEVER, ALL, {0, 512, 512, 512}},
-    {"flush-needed", BOOL, CONNECTED, NEVER, ALL, {1, 0, 1, 1}},
-    {"buf-alignment", INT, CONNECTED, NEVER, ALL, {1, 1, 1, 1}},
-    {"optimal-buf-alignment", INT, CONNECTED, NEVER, ALL, {4096, 1, 1, 1}},
-    {"can-grow", BOOL, CONNECTED, NEVER, ALL, {1, 0, 0, 0}},
-    {"max-segments", INT, CONNECTED, NEVER, ALL, {1024, 126, 254, 254}},
-    {"max-segment-len", INT, CONNECTED, NEVER, ALL, {0}},
-    {"max-transfer", INT, CONNECTED, NEVER, ALL, {0}},
-    {"supports-fua-natively", BOOL, CONNECTED, NEVER, ALL, {0}},
-    {"max-write-zeroes-len", UINT64, CONNECTED, NEVER, ALL, {0, 16 << 20, 16 << 20, (2ul << 30) - 512}},
-    {"max-discard-len", UINT64, CONNECTED, NEVER, ALL, {0, 16 << 20, 16 << 20, (2ul << 30) - 512}},
-    {"discard-alignment", INT, CONNECTED, NEVER, ALL, {1, 512, 512, 512}},
-    {"discard-alignment-offset", INT, CONNECTED, NEVER, ALL, {0}},
-    {"needs-mem-regions", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 1}},
-    {"needs-mem-region-fd", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 0}},
-    {"may-pin-mem-regions", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 0}},
-    {"mem-region-alignment", UINT64, CONNECTED, NEVER, ALL, {1, 1, 4096, 4096}},
-    {"max-mem-regions", UINT64, CONNECTED, NEVER, ALL, {UINT64_MAX, 32, UINT64_MAX, UINT64_MAX}},
+} TABLE[PROPERTIES] = {
+    [CAN_ADD_QUEUES] = {"can-add-queues", BOOL, CREATED, NEVER, ALL, {1, 0, 0, 0}},
+    [DRIVER] = {"driver", STR, CREATED, NEVER, ALL, {0}},
+    [PATH] = {"path", STR, CREATED, CREATED, ALL, {0}},
+    [FD] = {"fd", INT, CREATED, CREATED, RING | VDPA, {-1, -1, -1, -1}},
+    [READ_ONLY] = {"read-only", BOOL, CREATED, CREATED, ALL, {0}},
+    [DIRECT] = {"direct", BOOL, CREATED, CREATED, RING, {0}},
+    [NUM_QUEUES] = {"num-queues", INT, CONNECTED, CONNECTED, ALL, {1, 1, 1, 1}},
+    [NUM_POLL_QUEUES] = {"num-poll-queues", INT, CONNECTED, CONNECTED, ALL, {0}},
+    [NUM_ENTRIES] = {"num-entries", INT, CONNECTED, CONNECTED, RING, {128}},
+    [QUEUE_SIZE] = {"queue-size", INT, CONNECTED, CONNECTED, VIRTIO, {0, 256, 256, 256}},
+    [MAX_QUEUE_SIZE] = {"max-queue-size", INT, CONNECTED, NEVER, VIRTIO, {0, 32768, 32768, 32768}},
+    [MAX_QUEUES] = {"max-queues", INT, CONNECTED, NEVER, ALL, {INT32_MAX, 4, 4, 4}},
+    [SUPPORTS_POLL_QUEUES] = {"supports-poll-queues", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 1}},
+    [CAPACITY] = {"capacity", UINT64, CONNECTED, NEVER, ALL, {0}},
+    [REQUEST_ALIGNMENT] = {"request-alignment", INT, CONNECTED, NEVER, ALL, {1, 512, 512, 512}},
+    [OPTIMAL_IO_ALIGNMENT] = {"optimal-io-alignment", INT, CONNECTED, NEVER, ALL, {4096, 512, 512, 512}},
+    [OPTIMAL_IO_SIZE] = {"optimal-io-size", INT, CONNECTED, NEVER, ALL, {0, 512, 512, 512}},
+    [FLUSH_NEEDED] = {"flush-needed", BOOL, CONNECTED, NEVER, ALL, {1, 0, 1, 1}},
+    [BUF_ALIGNMENT] = {"buf-alignment", INT, CONNECTED, NEVER, ALL, {1, 1, 1, 1}},
+    [OPTIMAL_BUF_ALIGNMENT] = {"optimal-buf-alignment", INT, CONNECTED, NEVER, ALL, {4096, 1, 1, 1}},
+    [CAN_GROW] = {"can-grow", BOOL, CONNECTED, NEVER, ALL, {1, 0, 0, 0}},
+    [MAX_SEGMENTS] = {"max-segments", INT, CONNECTED, NEVER, ALL, {1024, 126, 254, 254}},
+    [MAX_SEGMENT_LEN] = {"max-segment-len", INT, CONNECTED, NEVER, ALL, {0}},
+    [MAX_TRANSFER] = {"max-transfer", INT, CONNECTED, NEVER, ALL, {0}},
+    [SUPPORTS_FUA_NATIVELY] = {"supports-fua-natively", BOOL, CONNECTED, NEVER, ALL, {0}},
+    [MAX_WRITE_ZEROES_LEN] = {"max-write-zeroes-len", UINT64, CONNECTED, NEVER, ALL, {0, 16 << 20, 16 << 20, (2ul << 30) - 512}},
+    [MAX_DISCARD_LEN] = {"max-discard-len", UINT64, CONNECTED, NEVER, ALL, {0, 16 << 20, 16 << 20, (2ul << 30) - 512}},
+    [DISCARD_ALIGNMENT] = {"discard-alignment", INT, CONNECTED, NEVER, ALL, {1, 512, 512, 512}},
+    [DISCARD_ALIGNMENT_OFFSET] = {"discard-alignment-offset", INT, CONNECTED, NEVER, ALL, {0}},
+    [NEEDS_MEM_REGIONS] = {"needs-mem-regions", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 1}},
+    [NEEDS_MEM_REGION_FD] = {"needs-mem-region-fd", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 0}},
+    [MAY_PIN_MEM_REGIONS] = {"may-pin-mem-regions", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 0}},
+    [MEM_REGION_ALIGNMENT] = {"mem-region-alignment", UINT64, CONNECTED, NEVER, ALL, {1, 1, 4096, 4096}},
+    [MAX_MEM_REGIONS] = {"max-mem-regions", UINT64, CONNECTED, NEVER, ALL, {UINT64_MAX, 32, UINT64_MAX, UINT64_MAX}},
 };
-enum { COUNT = sizeof(TABLE) / sizeof(*TABLE) };
-_Static_assert(COUNT <= PROPERTIES_MAX, "room for each");
 
 static int find(enum driver driver, const char *name)
 {
-    for (int i = 0; i < COUNT; i++) {
+    for (int i = 0; i < PROPERTIES; i++) {
         if (strcmp(TABLE[i].name, name) == 0 && (TABLE[i].drivers & 1u << driver)) {
             return i;
         }
@@ -73,49 +71,42 @@ static int find(enum driver driver, const char *name)
     return -1;
 }
 
-uint64_t property(const struct blkio *b, const char *name)
+const char *property_name(enum property property) { return TABLE[property].name; }
+uint64_t property(const struct blkio *b, enum property property) { return b->values[property].number; }
+
+const char *property_text(const struct blkio *b, enum property property)
 {
-    int i = find(b->driver, name);
-    return i < 0 ? 0 : b->values[i].number;
+    return b->values[property].text ? b->values[property].text : "";
 }
 
-const char *property_text(const struct blkio *b, const char *name)
+void property_put(struct blkio *b, enum property property, uint64_t number)
 {
-    int i = find(b->driver, name);
-    return i < 0 || !b->values[i].text ? "" : b->values[i].text;
-}
-
-void property_put(struct blkio *b, const char *name, uint64_t number)
-{
-    int i = find(b->driver, name);
-    if (i >= 0) {
-        b->values[i].number = number;
+    if (TABLE[property].drivers & 1u << b->driver) {
+        b->values[property].number = number;
     }
 }
 
-int property_put_text(struct blkio *b, const char *name, const char *text)
+int property_put_text(struct blkio *b, enum property property, const char *text)
 {
     char *copy = strdup(text);
-    int i = find(b->driver, name);
-    if (!copy || i < 0) {
-        free(copy);
+    if (!copy) {
         return -ENOMEM;
     }
-    free(b->values[i].text);
-    b->values[i].text = copy;
+    free(b->values[property].text);
+    b->values[property].text = copy;
     return 0;
 }
 
 void properties_begin(struct blkio *b)
 {
-    for (int i = 0; i < COUNT; i++) {
-        b->values[i].number = TABLE[i].values[b->driver];
+    for (int i = 0; i < PROPERTIES; i++) {
+        property_put(b, i, TABLE[i].values[b->driver]);
     }
 }
 
 void properties_end(struct blkio *b)
 {
-    for (int i = 0; i < COUNT; i++) {
+    for (int i = 0; i < PROPERTIES; i++) {
         free(b->values[i].text);
         b->values[i].text = NULL;
     }
@@ -194,18 +185,21 @@ static void change_some(struct disk *disk, uint64_t *random)
 /* With direct I/O, all is in blocks; and then the disk's own. */
 void properties_connect(struct blkio *b)
 {
-    static const char *const BLOCKS[] = {"request-alignment", "buf-alignment", "discard-alignment", "mem-region-alignment"};
-    for (size_t i = 0; property(b, "direct") && i < sizeof(BLOCKS) / sizeof(*BLOCKS); i++) {
+    static const enum property BLOCKS[] = {REQUEST_ALIGNMENT, BUF_ALIGNMENT, DISCARD_ALIGNMENT, MEM_REGION_ALIGNMENT};
+    for (size_t i = 0; property(b, DIRECT) && i < sizeof(BLOCKS) / sizeof(*BLOCKS); i++) {
         property_put(b, BLOCKS[i], SECTOR);
     }
-    if (property(b, "direct")) {
-        property_put(b, "supports-poll-queues", 1);
+    if (property(b, DIRECT)) {
+        property_put(b, SUPPORTS_POLL_QUEUES, 1);
     }
     if (random_chance(&b->random, sim.config.props)) {
         change_some(b->disk, &b->random);
     }
     for (int i = 0; i < b->disk->override_count; i++) {
-        property_put(b, b->disk->overrides[i].name, strtoull(b->disk->overrides[i].value, NULL, 0));
+        int property = find(b->driver, b->disk->overrides[i].name);
+        if (property >= 0) {
+            property_put(b, (enum property)property, strtoull(b->disk->overrides[i].value, NULL, 0));
+        }
     }
 }
 
@@ -258,7 +252,7 @@ static int put(struct blkio *b, const char *name, int type, uint64_t number, con
                                                         : refuse(EBUSY, "Device is already connected or started");
     }
     if (TABLE[i].type == STR) {
-        return property_put_text(b, name, text);
+        return property_put_text(b, (enum property)i, text);
     }
     if (type == STR) {
         number = strcmp(text, "true") == 0 ? 1 : strcmp(text, "false") == 0 ? 0 : strtoull(text, NULL, 0);

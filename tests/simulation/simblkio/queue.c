@@ -188,6 +188,7 @@ static int reap(struct blkioq *q, struct blkio_completion *completions, int most
     struct request *r;
     while (count < most && (r = q->at[DONE].first) != NULL) {
         requests_remove(&q->at[DONE], r);
+        q->descriptors -= r->descriptors;
         check_memory_end(r);
         if (r->ret >= 0 && r->operation != READ && r->operation != FLUSH) {
             media_acknowledge(q->instance->disk->media, r->change); /* flushes to come cover it */

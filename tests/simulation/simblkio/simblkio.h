@@ -40,7 +40,7 @@ enum operation { READ, WRITE, WRITE_ZEROES, DISCARD, FLUSH, ZONE, OPERATIONS };
 enum place { SUBMITTED, AT_DEVICE, DONE, PLACES };
 
 struct request {
-    struct request *next;
+    struct request *next, **back;
     uint64_t id;
     struct blkioq *queue;
     enum operation operation;
@@ -52,6 +52,7 @@ struct request {
     struct iovec *segments;     /* a copy of it */
     uint8_t **seen;             /* where the device has each of them */
     int segment_count;
+    size_t descriptors;  /* in the ring */
     uint8_t *data;       /* what is written, or has been read */
     unsigned delay;      /* turns of the device */
     uint64_t change;     /* of the media, once made; 0: none */
@@ -63,6 +64,7 @@ struct request {
 
 struct requests {
     struct request *first, **end;
+    size_t count;
 };
 
 struct blkioq {
@@ -74,10 +76,48 @@ struct blkioq {
     pthread_t owner;
     atomic_int inside;
     struct requests at[PLACES];
+    size_t descriptors; /* that they take in the ring */
     uint64_t random;
 };
 
-#define PROPERTIES_MAX 48
+enum property {
+    CAN_ADD_QUEUES,
+    DRIVER,
+    PATH,
+    FD,
+    READ_ONLY,
+    DIRECT,
+    NUM_QUEUES,
+    NUM_POLL_QUEUES,
+    NUM_ENTRIES,
+    QUEUE_SIZE,
+    MAX_QUEUE_SIZE,
+    MAX_QUEUES,
+    SUPPORTS_POLL_QUEUES,
+    CAPACITY,
+    REQUEST_ALIGNMENT,
+    OPTIMAL_IO_ALIGNMENT,
+    OPTIMAL_IO_SIZE,
+    FLUSH_NEEDED,
+    BUF_ALIGNMENT,
+    OPTIMAL_BUF_ALIGNMENT,
+    CAN_GROW,
+    MAX_SEGMENTS,
+    MAX_SEGMENT_LEN,
+    MAX_TRANSFER,
+    SUPPORTS_FUA_NATIVELY,
+    MAX_WRITE_ZEROES_LEN,
+    MAX_DISCARD_LEN,
+    DISCARD_ALIGNMENT,
+    DISCARD_ALIGNMENT_OFFSET,
+    NEEDS_MEM_REGIONS,
+    NEEDS_MEM_REGION_FD,
+    MAY_PIN_MEM_REGIONS,
+    MEM_REGION_ALIGNMENT,
+    MAX_MEM_REGIONS,
+    PROPERTIES
+};
+
 #define OVERRIDES_MAX 32
 
 /* A backend's own mapping of a region's file, which outlives the caller's; without one, it uses the caller's addresses. */
@@ -95,14 +135,14 @@ struct value {
 struct blkio {
     struct blkio *next;
     int number;
-    pid_t pid;
+    unsigned process; /* the generation of forks that it is of */
     enum driver driver;
     enum stage stage;
     enum death death;
     int death_error; /* of do_io, when it is BROKEN */
     bool ended;      /* nothing that it has been given, or is given, has effects any more */
     atomic_int inside;
-    struct value values[PROPERTIES_MAX];
+    struct value values[PROPERTIES];
     struct disk *disk;
     int socket, served; /* the two ends of a vhost-user connection */
     int ring_memory;
@@ -163,6 +203,8 @@ struct config {
 
 /* ---- control.c: the state of all of it, and the simblkio_ functions ---------------------------------------- */
 
+extern unsigned process; /* how often has been forked on the way to this one */
+
 extern struct simulation {
     pthread_mutex_t lock;
     struct config config;
@@ -194,10 +236,11 @@ void doze(void);                     /* for a moment, without the lock */
 void properties_begin(struct blkio *b);   /* as created */
 void properties_connect(struct blkio *b); /* as the disk has them */
 void properties_end(struct blkio *b);
-uint64_t property(const struct blkio *b, const char *name);
-const char *property_text(const struct blkio *b, const char *name);
-void property_put(struct blkio *b, const char *name, uint64_t number);
-int property_put_text(struct blkio *b, const char *name, const char *text);
+const char *property_name(enum property property);
+uint64_t property(const struct blkio *b, enum property property); /* 0: its driver does not have it */
+const char *property_text(const struct blkio *b, enum property property);
+void property_put(struct blkio *b, enum property property, uint64_t number);
+int property_put_text(struct blkio *b, enum property property, const char *text);
 
 /* ---- instance.c: blkio_* of life, memory and queues --------------------------------------------------------- */
 

@@ -22,12 +22,11 @@ static uint64_t total, hash, counts[EVENT_COUNT];
 #define EVENT_TEXT(name, text) text,
 static const char *const NAMES[] = {EVENTS(EVENT_TEXT)};
 
-/* FNV-1a, of all that has happened, also of what is kept no more. */
+/* Of all that has happened, also of what is kept no more. */
 static void mix(uint64_t number)
 {
-    for (int i = 0; i < 8; i++) {
-        hash = (hash ^ (number >> 8 * i & 0xFF)) * 0x100000001B3u;
-    }
+    hash = (hash ^ number) * 0x9E3779B97F4A7C15u;
+    hash ^= hash >> 29;
 }
 
 void trace(enum event event, const struct blkio *b, const struct blkioq *q, const struct request *r, int64_t value)
