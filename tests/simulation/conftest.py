@@ -28,7 +28,7 @@ class Elsewhere(pytest.Module):
 
 class Simulated(pytest.Item):
     def runtest(self) -> None:
-        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist", "-o", f"faulthandler_timeout={PATIENCE}"]
+        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, str(self.path)],
             env=preloaded(),
@@ -57,8 +57,10 @@ def simulator(no_leaks: None) -> Iterator[Simulator]:
     it forgives."""
     simulator = Simulator()
     simulator.configure(record=1)
+    simulator.patience(PATIENCE)
     before = Holdings.now()
     yield simulator
+    simulator.patience(0)
     join_threads(before)  # they may be giving back what nobody waits for any more
     wrong = simulator.violations
     trace = simulator.trace

@@ -247,6 +247,11 @@ class Simulator:
             raise ValueError(f"the time begins above 0, and not at {seconds}")
         self._library.simblkio_clock(ctypes.c_uint64(0 if seconds is None else max(round(seconds * 1e9), 1)))
 
+    def patience(self, seconds: int) -> None:
+        """End the process with the last events, and by SIGABRT, unless another patience is asked for in so
+        many seconds of the machine's clock; 0: never."""
+        self._library.simblkio_patience(seconds)
+
     def haunt(self) -> int:
         """Devices that were given up write to the memory of reads that they had. How many bytes."""
         return self.call("haunt")

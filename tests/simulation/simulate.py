@@ -250,9 +250,7 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, metavar="FILE", help="write what came of it there, and do not explain it"
     )
-    parser.add_argument(
-        "--mutants", nargs="*", metavar="NAME", help="find planted faults, all or these"
-    )
+    parser.add_argument("--mutants", nargs="*", metavar="NAME", help="find planted faults, all or these")
     options = parser.parse_args()
     if options.mutants is not None:
         mutants = [sys.executable, "-m", "tests.simulation.mutants", *options.mutants]

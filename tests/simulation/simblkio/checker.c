@@ -4,11 +4,9 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <unistd.h>
 
 #define KEPT 64
 #define TEXT 256
-#define TOLD 40 /* events, where a violation ends the process */
 
 static char texts[KEPT][TEXT];
 static unsigned count;
@@ -26,10 +24,7 @@ void violation(const char *format, ...)
     }
     count++;
     if (!sim.config.record) {
-        dprintf(STDERR_FILENO, "simblkio: seed %u; what came before:\n", sim.config.seed);
-        trace_print(STDERR_FILENO, TOLD);
-        dprintf(STDERR_FILENO, "simblkio: violation: %s\n", text);
-        abort();
+        trace_end_process("violation", text);
     }
 }
 

@@ -570,7 +570,7 @@ __attribute__((constructor)) static void begin(void)
 {
     const char *text = getenv("SIMBLKIO");
     requests_begin(&sim.orphans);
-    trace_forget();
+    trace_begin();
     pthread_atfork(NULL, NULL, count_fork);
     if (text && configure(text) < 0) {
         fprintf(stderr, "simblkio: SIMBLKIO: there is a word in it that says nothing: %s\n", text);

@@ -358,5 +358,6 @@ enum event { EVENTS(EVENT_NAME) EVENT_COUNT };
 
 /* Numbers only: an address would differ from run to run. */
 void trace(enum event event, const struct blkio *b, const struct blkioq *q, const struct request *r, int64_t value);
-void trace_print(int fd, unsigned last);
+void trace_begin(void);
+__attribute__((noreturn)) void trace_end_process(const char *what, const char *why); /* with the last events */
 void trace_forget(void);

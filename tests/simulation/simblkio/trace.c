@@ -1,6 +1,8 @@
 #include "simblkio.h"
 
+#include <fcntl.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -76,7 +78,7 @@ static uint64_t oldest(uint64_t last)
     return total - (last < kept ? last : kept);
 }
 
-void trace_print(int fd, unsigned last)
+static void print_last(int fd, unsigned last)
 {
     char line[256];
     for (uint64_t i = oldest(last); i < total; i++) {
@@ -85,6 +87,43 @@ void trace_print(int fd, unsigned last)
             return;
         }
     }
+}
+
+/* Where standard error was as the process began: what pytest puts in its place is lost with the process. */
+static int told = STDERR_FILENO;
+
+void trace_begin(void)
+{
+    enum { ABOVE_OTHERS = 200 };
+    int fd = fcntl(STDERR_FILENO, F_DUPFD_CLOEXEC, ABOVE_OTHERS);
+    told = fd < 0 ? STDERR_FILENO : fd;
+    trace_forget();
+}
+
+void trace_end_process(const char *what, const char *why)
+{
+    enum { TOLD = 40 };
+    dprintf(told, "simblkio: seed %u; what came before:\n", sim.config.seed);
+    print_last(told, TOLD);
+    dprintf(told, "simblkio: %s: %s\n", what, why);
+    abort();
+}
+
+/* ---- patience -------------------------------------------------------------------------------------------- */
+
+static void on_alarm(int number)
+{
+    (void)number;
+    trace_end_process("hang", "no end came in time");
+}
+
+/* Of the machine's seconds; then the process ends, with the last events. 0: for ever. */
+EXPORT void simblkio_patience(unsigned seconds);
+EXPORT void simblkio_patience(unsigned seconds)
+{
+    struct sigaction action = {.sa_handler = seconds ? on_alarm : SIG_DFL};
+    alarm(seconds);
+    sigaction(SIGALRM, &action, NULL);
 }
 
 void trace_forget(void)
