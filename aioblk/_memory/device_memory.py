@@ -346,9 +346,9 @@ class DeviceMemory:
         regions: list[MemRegion] = []
         for mapped in self._ranges:
             mapped.is_withdrawn = mapped.unmapping is not None
-            if mapped.known_to_core and mapped.unmapping is None:
+            if mapped.known_to_core:
                 mapped.abandoned = mapped.abandoned or self._core.retire_region(mapped.start) > 0
-                if not mapped.abandoned:
+                if not (mapped.abandoned or mapped.is_withdrawn):
                     regions.append(mapped.region)
         return regions
 

@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 
 import aioblk
-from aioblk._device.recovery import incompatibility
+from aioblk._device import loss
+from aioblk._device.recovery import incompatibility, release_old
 from aioblk._memory.handle_calls import HandleCalls
 
 from ..conftest import StorageDaemonFactory
@@ -692,6 +693,37 @@ async def test_a_region_left_meanwhile_keeps_its_file_for_as_long_as_a_thread_ma
     if end == "back":
         assert plain.lost is None
         assert len(await plain.read(0, BLOCK)) == BLOCK
+
+
+@pytest.mark.parametrize("in_use", [False, pytest.param(True, marks=pytest.mark.abandons_memory)])
+async def test_a_region_whose_leaving_has_just_begun_when_the_device_is_told_of_regions_again(
+    plain: aioblk.Device, daemon: StorageDaemon, monkeypatch: pytest.MonkeyPatch, in_use: bool
+) -> None:
+    """Requests that the lost device had are not waited for."""
+    region = await plain.allocate(BLOCK).__aenter__()
+    leaving: asyncio.Queue[asyncio.Task[None]] = asyncio.Queue()
+    loop = asyncio.get_running_loop()
+
+    def begin_leaving() -> None:
+        leaving.put_nowait(loop.create_task(region.aclose()))
+
+    def release(handle: Any) -> None:
+        release_old(handle)
+        loop.call_soon_threadsafe(begin_leaving)  # a moment before the thread's return is told
+
+    monkeypatch.setattr(loss, "release_old", release)
+    with held(daemon):
+        request = plain.read_into(0, region) if in_use else None
+        await asyncio.sleep(0)
+        plain.abandon()
+        daemon.kill()
+    assert request is None or isinstance(request.exception(), aioblk.DeviceLostError)
+    daemon.restart()
+    async with asyncio.timeout(PATIENCE):
+        await plain.reconnect()
+        await (await leaving.get())
+    assert region.memory.closed
+    assert len(await plain.read(0, BLOCK)) == BLOCK
 
 
 async def test_bounce_memory_lasts_for_as_long_as_a_thread_may_map_it(
