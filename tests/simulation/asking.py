@@ -10,7 +10,7 @@ import aioblk
 from .history import History
 from .library import Driver
 from .operations import Operation, Operations
-from .oracle import SECTOR, Oracle
+from .oracle import SECTOR, Change, Oracle, Wrong
 from .slots import Slot
 
 __all__ = ["MOST_SECTORS", "SLOT", "Asker", "Surroundings"]
@@ -124,8 +124,10 @@ class Asker:
             self._operations.make(operation, lambda: target.readv(first * SECTOR, pieces), queue, dice[4])
 
     async def do_write(self, dice: tuple[float, ...]) -> None:
+        self._write(*self._range(dice[1], dice[2]), dice)
+
+    def _write(self, first: int, count: int, dice: tuple[float, ...]) -> None:
         target, queue = self._target(dice[0])
-        first, count = self._range(dice[1], dice[2])
         operation = Operation(f"write {first}+{count}", private=True, durable=dice[5] * 100 % 1 < 0.2)
         pieces = self._prepare_write(operation, first, count, dice[3], dice[4])
         fua = operation.durable
@@ -140,8 +142,10 @@ class Asker:
             )
 
     async def do_write_zeroes(self, dice: tuple[float, ...]) -> None:
+        self._write_zeroes(*self._range(dice[1], dice[2]), dice)
+
+    def _write_zeroes(self, first: int, count: int, dice: tuple[float, ...]) -> None:
         target, queue = self._target(dice[0])
-        first, count = self._range(dice[1], dice[2])
         change = self._oracle.begin(first, count, zeroes=True)
         fua = dice[3] < 0.2
         operation = Operation(
@@ -201,8 +205,27 @@ class Asker:
 
     async def do_cancel(self, dice: tuple[float, ...]) -> None:
         pending = list(self._operations.pending)
-        if pending:
-            self._operations.cancel(pending[int(dice[0] * len(pending))])
+        if not pending:
+            return
+        operation = pending[int(dice[0] * len(pending))]
+        self._operations.cancel(operation)
+        if not operation.private or not operation.must_be_cancelled:
+            return
+        if dice[1] < 0.5 and operation.changes:
+            self._change_again(operation.changes[int(dice[2] * len(operation.changes))], dice)
+        for _ in range(3):
+            await asyncio.sleep(0)
+        if operation in self._operations.pending:
+            raise Wrong(f"{operation.name} is cancelled and over, and who waits for it is not told")
+
+    def _change_again(self, change: Change, dice: tuple[float, ...]) -> None:
+        """What meets a change that was given up: that must not land over it."""
+        first = max(change.first - int(dice[3] * 3), 0)
+        count = min(1 + int(dice[4] * MOST_SECTORS), self._history.sectors - first)
+        if dice[5] < 0.7:
+            self._write(first, count, dice)
+        else:
+            self._write_zeroes(first, count, dice)
 
     async def do_await_some(self, dice: tuple[float, ...]) -> None:
         """For a while: a device may be silent."""

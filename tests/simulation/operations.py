@@ -49,6 +49,8 @@ class Operation:
     private: bool = False
     """Whether who cancels it does not wait for the device."""
     cancelled: bool = False
+    must_be_cancelled: bool = False
+    """Whether it has taken the cancellation."""
     by_deadline: bool = False
     begun: bool = True
     """Whether a task that awaits it has had its first step."""
@@ -119,7 +121,8 @@ class Operations:
             return  # its request would not be cancelled, nor be anybody's
         self._tell(f"{operation.name}: cancel")
         operation.cancelled = True
-        if waiter.cancel() and operation.private:
+        operation.must_be_cancelled = waiter.cancel()
+        if operation.must_be_cancelled and operation.private:
             for change in operation.changes:
                 self.oracle.end(change)
 
@@ -140,6 +143,8 @@ class Operations:
             outcome = error
         self._tell(f"{operation.name}: {_brief(outcome)}")
         self._count(type(outcome).__name__ if isinstance(outcome, BaseException) else "ok")
+        if operation.must_be_cancelled and not isinstance(outcome, asyncio.CancelledError):
+            raise Wrong(f"{operation.name} has taken a cancellation, and ended otherwise: {_brief(outcome)}")
         if operation.is_batch and not isinstance(outcome, BaseException):
             for index, each in enumerate(outcome):
                 self._end_item(operation, index, each)

@@ -64,6 +64,12 @@ class World:
         self._may_be_lost = (
             bool(kinds & DEATHS) or bool(DEADLY & set(history.weather)) or "slow_thread" in history.loop
         )
+        self._may_stay_silent = history.options["lost_after"] is None and bool(
+            kinds & {"silence", "break_down"}
+            or ("power_failure" in kinds and history.driver is not Driver.VHOST_USER)
+            or DEADLY & set(history.weather)
+        )
+        """Whether the device may answer nothing any more, and nobody was asked to notice."""
         self._device: aioblk.Device | None = None
         self._bound = True
         """Whether the device is attached to the loop, and nobody detaches or closes it."""
@@ -185,7 +191,7 @@ class World:
     async def _until_jobs_are_done(self) -> None:
         if self._jobs:
             await asyncio.wait(list(self._jobs), timeout=LONG / 10)
-        if self._jobs and self._may_be_lost and not self.device.lost:
+        if self._jobs and self._may_stay_silent and not self.device.lost:
             self._give_up("it does not answer")
             await asyncio.wait(list(self._jobs), timeout=LONG)
         if self._jobs:
@@ -463,7 +469,7 @@ class World:
         if waiters:
             await asyncio.wait(waiters, timeout=LONG / 10)
         if self.operations.pending:
-            if not self._may_be_lost:
+            if not self._may_stay_silent:
                 raise Wrong(f"never ended: {', '.join(each.name for each in self.operations.pending)}")
             self._give_up("it does not answer")
             waiters = [each.waiter for each in self.operations.pending]
