@@ -31,7 +31,7 @@ class Mapped:
         self.holders = 1
         self.known_to_core = False  # which means: mapped
         self.abandoned = False  # a lost device may still write there
-        self.is_withdrawn = False  # it was leaving when a lost device was told of regions again, and not of it
+        self.is_withdrawn = False  # leaving when a lost device was told of the others again
         self.mapping: asyncio.Task[None] | None = None
         self.unmapping: asyncio.Task[None] | None = None
         self.idle: asyncio.Event = asyncio.Event()

@@ -113,7 +113,7 @@ async def test_a_lost_device_is_opened_again(virtio_disk: Disk, simulator: Simul
 
 
 async def test_a_region_is_left_in_any_turn_of_reconnecting(virtio_disk: Disk, simulator: Simulator) -> None:
-    """It is unmapped once, where it is mapped: at the device that was lost, the one that is back, or neither."""
+    """It is unmapped once, where it is mapped: at the lost device, the one that is back, or neither."""
     simulator.configure(abandons=1)
     async with device_on(virtio_disk) as dev:
         for turns in range(40):
