@@ -16,6 +16,7 @@ NAMES = {
     Driver.VHOST_USER: "virtio-blk-vhost-user",
     Driver.VHOST_VDPA: "virtio-blk-vhost-vdpa",
     Driver.VFIO_PCI: "virtio-blk-vfio-pci",
+    Driver.NVME_IO_URING: "nvme-io_uring",
 }
 MEMORY = 1 << 16
 CREATED, CONNECTED, STARTED, MAPPED = range(4)

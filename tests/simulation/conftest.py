@@ -13,7 +13,7 @@ import pytest
 
 from ..support.leaks import Holdings, join_threads
 from .devices import new_disk
-from .library import Disk, Driver, Simulator, is_preloaded, preloaded
+from .library import VIRTIO, Disk, Driver, Simulator, is_preloaded, preloaded
 
 LIMIT = 100  # seconds for a module
 PATIENCE = 40  # seconds for a test of it
@@ -74,7 +74,7 @@ def disk(request: pytest.FixtureRequest, simulator: Simulator, tmp_path: Path) -
     return new_disk(simulator, request.param, tmp_path)
 
 
-@pytest.fixture(params=list(Driver)[1:], ids=lambda driver: driver.name.lower())
+@pytest.fixture(params=VIRTIO, ids=lambda driver: driver.name.lower())
 def virtio_disk(request: pytest.FixtureRequest, simulator: Simulator, tmp_path: Path) -> Disk:
     """An empty disk of each driver of virtio devices."""
     return new_disk(simulator, request.param, tmp_path)

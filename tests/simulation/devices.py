@@ -21,8 +21,9 @@ def new_disk(simulator: Simulator, driver: Driver, directory: Path, size: int = 
     path = {
         Driver.IO_URING: directory / "file",
         Driver.VHOST_USER: directory / "socket",
-        Driver.VHOST_VDPA: Path("/dev/null"),  # it is one of a kind that vDPA devices are
+        Driver.VHOST_VDPA: Path("/dev/null"),  # a character device, as vDPA ones and namespaces are
         Driver.VFIO_PCI: directory / "0000:00:01.0",
+        Driver.NVME_IO_URING: Path("/dev/zero"),
     }[driver]
     if driver is Driver.IO_URING:
         with path.open("wb") as file:
@@ -37,6 +38,7 @@ def device_on(disk: Disk, **options: Any) -> aioblk.Device:
         Driver.VHOST_USER: aioblk.VirtioBlkVhostUser,
         Driver.VHOST_VDPA: aioblk.VirtioBlkVhostVdpa,
         Driver.VFIO_PCI: aioblk.VirtioBlkVfioPci,
+        Driver.NVME_IO_URING: aioblk.NvmeIoUring,
     }
     return kinds[disk.driver](disk.path, **options)
 

@@ -15,7 +15,17 @@ from typing import Any, final
 
 from ..support.compiled import blkio_cflags, shared_library
 
-__all__ = ["Death", "Disk", "Driver", "Place", "SimulatedRequest", "Simulator", "is_preloaded", "preloaded"]
+__all__ = [
+    "VIRTIO",
+    "Death",
+    "Disk",
+    "Driver",
+    "Place",
+    "SimulatedRequest",
+    "Simulator",
+    "is_preloaded",
+    "preloaded",
+]
 
 SOURCES = Path(__file__).with_name("simblkio")
 SECTOR = 512
@@ -26,6 +36,10 @@ class Driver(enum.IntEnum):
     VHOST_USER = 1
     VHOST_VDPA = 2
     VFIO_PCI = 3
+    NVME_IO_URING = 4
+
+
+VIRTIO = (Driver.VHOST_USER, Driver.VHOST_VDPA, Driver.VFIO_PCI)
 
 
 class Death(enum.IntEnum):

@@ -10,7 +10,7 @@ import pytest
 
 from .caller import CONNECTED, CREATED, MAPPED, STARTED, Caller
 from .devices import BLOCK, new_disk
-from .library import Death, Driver, Simulator
+from .library import VIRTIO, Death, Driver, Simulator
 
 Call = Callable[[Caller], Any]
 
@@ -159,7 +159,7 @@ def test_a_device_dies_by_chance_within_the_call(
     name: str, driver: Driver, simulator: Simulator, tmp_path: Path
 ) -> None:
     stage, call = CALLS[name]
-    polls = int(driver is not Driver.IO_URING)
+    polls = int(driver in VIRTIO)
     if "poll" in name and not polls:
         return
     with Caller(new_disk(simulator, driver, tmp_path), stage=stage, num_poll_queues=polls) as caller:

@@ -18,6 +18,7 @@ SEEDS = range(1, 25)
 
 LINGERING = [
     (Driver.IO_URING, Death.BROKEN),
+    (Driver.NVME_IO_URING, Death.BROKEN),
     (Driver.VHOST_USER, Death.SILENT),
     (Driver.VHOST_USER, Death.HUNG_UP),
     (Driver.VHOST_VDPA, Death.SILENT),

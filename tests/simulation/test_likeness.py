@@ -24,6 +24,7 @@ NAMES = {
     Driver.VHOST_USER: "virtio-blk-vhost-user",
     Driver.VHOST_VDPA: "virtio-blk-vhost-vdpa",
     Driver.VFIO_PCI: "virtio-blk-vfio-pci",
+    Driver.NVME_IO_URING: "nvme-io_uring",
 }
 
 

@@ -38,6 +38,7 @@ async def test_an_idle_device_notices_too(backend: Disk, simulator: Simulator) -
             await dev.read(0, BLOCK)
 
 
+@pytest.mark.abandons_memory  # bounce memory, on NVMe
 async def test_a_broken_queue_loses_the_device(disk: Disk, simulator: Simulator) -> None:
     async with device_on(disk) as dev:
         await dev.read(0, BLOCK)
@@ -47,6 +48,7 @@ async def test_a_broken_queue_loses_the_device(disk: Disk, simulator: Simulator)
         assert dev.lost
 
 
+@pytest.mark.abandons_memory  # bounce memory, on NVMe
 async def test_a_silent_device_is_lost_after_a_while(disk: Disk, simulator: Simulator) -> None:
     async with device_on(disk, lost_after=SOON) as dev:
         await dev.read(0, BLOCK)
@@ -332,6 +334,7 @@ async def test_a_suspended_queue_goes_on_when_nothing_is_left_with_the_old_devic
             await read
 
 
+@pytest.mark.abandons_memory  # bounce memory, on NVMe
 async def test_who_is_not_told_that_a_queue_is_broken_is_told_again(disk: Disk, simulator: Simulator) -> None:
     """For want of memory, that is."""
     async with device_on(disk) as dev:

@@ -65,7 +65,7 @@ static void check_range(const struct request *r)
         violation(NAMED ": request-alignment is %lu", NAME(r), alignment);
     }
     if (r->length == 0 && b->driver != IO_URING) {
-        violation(NAMED ": a virtio device would never answer", NAME(r));
+        violation(NAMED ": a virtio device would never answer, and NVMe has no such length", NAME(r));
     }
     enum property limit = r->operation == WRITE_ZEROES ? MAX_WRITE_ZEROES_LEN
                           : r->operation == DISCARD    ? MAX_DISCARD_LEN
@@ -176,7 +176,7 @@ static size_t descriptors(const struct request *r)
 static void check_ring(struct request *r)
 {
     struct blkioq *q = r->queue;
-    bool virtqueue = q->instance->driver != IO_URING;
+    bool virtqueue = !has_rings(q->instance->driver);
     size_t room = virtqueue ? property(q->instance, QUEUE_SIZE) : 2 * property(q->instance, NUM_ENTRIES);
     r->descriptors = virtqueue ? descriptors(r) : 1;
     q->descriptors += r->descriptors;

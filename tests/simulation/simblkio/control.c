@@ -324,8 +324,8 @@ static struct disk *find_disk(int number)
         return result;                                                                                                \
     }
 
-/* A new disk, behind a vhost-user socket (1), a character device taken for a vDPA one (2) or a name of a PCI device (3); its
-   number, or a negative errno. A regular file (0) becomes one by itself when it is opened, and is looked up here. */
+/* A new disk, behind a vhost-user socket (1), a character device taken for a vDPA one (2) or an NVMe namespace (4), or a name of a
+   PCI device (3); its number, or a negative errno. A regular file (0) becomes one by itself when it is opened, and is looked up here. */
 EXPORT int simblkio_disk(int driver, const char *path, uint64_t size);
 EXPORT int simblkio_disk(int driver, const char *path, uint64_t size)
 {
@@ -333,10 +333,10 @@ EXPORT int simblkio_disk(int driver, const char *path, uint64_t size)
     struct disk *disk;
     snprintf(name, sizeof(name), "%s", path);
     pthread_mutex_lock(&sim.lock);
-    if (driver == IO_URING || driver == VHOST_VDPA) {
+    if (driver == IO_URING || driver == VHOST_VDPA || driver == NVME) {
         int fd = open(path, O_RDWR | O_CLOEXEC);
         character_name(fd, name);
-        disk = driver == IO_URING && fd >= 0 ? disk_of_file(fd) : *name ? disk_new(VHOST_VDPA, name, size) : NULL;
+        disk = driver == IO_URING && fd >= 0 ? disk_of_file(fd) : *name ? disk_new((enum driver)driver, name, size) : NULL;
         if (fd >= 0) {
             close(fd);
         }

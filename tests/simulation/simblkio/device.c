@@ -115,6 +115,9 @@ static int change(struct request *r)
     if (r->operation == DISCARD && is_file) {
         return -EOPNOTSUPP; /* as libblkio's, of current kernels */
     }
+    if (r->operation == DISCARD && r->queue->instance->driver == NVME && r->start + r->length > media_size(disk->media)) {
+        return 0; /* a hint */
+    }
     /* Zeroes that need no blocks do not make a file longer. */
     bool grows = property(r->queue->instance, CAN_GROW) && (r->operation == WRITE || (r->flags & BLKIO_REQ_NO_UNMAP));
     uint64_t size = media_size(disk->media);
@@ -352,7 +355,7 @@ void device_power_failure(struct disk *disk)
 {
     for (struct blkio *b = sim.instances; b; b = b->next) {
         if (b->disk == disk && b->stage != DESTROYED) {
-            device_die(b, disk->driver == VHOST_USER ? KILLED : disk->driver == IO_URING ? BROKEN : SILENT, EIO);
+            device_die(b, disk->driver == VHOST_USER ? KILLED : has_rings(disk->driver) ? BROKEN : SILENT, EIO);
             device_end(b);
             for (int poll = 0; poll < 2; poll++) {
                 for (int i = 0; i < b->queue_count[poll]; i++) {

@@ -24,7 +24,8 @@ int refuse(int error, const char *text)
 
 EXPORT const char *blkio_get_error_msg(void) { return message; }
 
-static const char *const DRIVER_NAMES[] = {"io_uring", "virtio-blk-vhost-user", "virtio-blk-vhost-vdpa", "virtio-blk-vfio-pci"};
+static const char *const DRIVER_NAMES[] = {"io_uring", "virtio-blk-vhost-user", "virtio-blk-vhost-vdpa", "virtio-blk-vfio-pci",
+                                           "nvme-io_uring"};
 
 /* With which errno the call fails that may: a test wants it, or the seed. */
 static int failure(struct blkio *b, const char *call, unsigned permille)
@@ -148,11 +149,11 @@ static int find_device(struct blkio *b)
     return b->disk ? 0 : refuse(ENOENT, "simblkio has no such device");
 }
 
-/* A device that is connected to anew has left its former clients' requests alone. A file is open to all; the kernel goes on. */
+/* A device that is connected to anew has left its former clients' requests alone. A file or a namespace is open to all; the kernel goes on. */
 static void take_over(struct blkio *b)
 {
     for (struct blkio *other = sim.instances; other; other = other->next) {
-        if (other != b && other->disk == b->disk && other->death != ALIVE && !other->ended && b->driver != IO_URING) {
+        if (other != b && other->disk == b->disk && other->death != ALIVE && !other->ended && !has_rings(b->driver)) {
             device_end(other);
         }
     }
@@ -215,7 +216,7 @@ static int add_queue(struct blkio *b, bool poll)
     b->queues[poll] = realloc(b->queues[poll], sizeof(q) * (size_t)(index + 1));
     b->queues[poll][index] = q;
     b->queue_count[poll]++;
-    q->ring = b->driver == IO_URING ? ring_new((int)property(b, FD)) : -1;
+    q->ring = has_rings(b->driver) ? ring_new((int)property(b, FD)) : -1;
     return index;
 }
 
@@ -272,7 +273,7 @@ static void close_one(int fd)
 static void leave_orphans(struct blkioq *q)
 {
     enum driver driver = q->instance->driver;
-    bool lives = driver == IO_URING || (driver == VHOST_USER && q->instance->death != KILLED);
+    bool lives = has_rings(driver) || (driver == VHOST_USER && q->instance->death != KILLED);
     for (int place = 0; place < PLACES; place++) {
         struct request *r;
         while ((r = q->at[place].first) != NULL) {
@@ -321,7 +322,7 @@ static void destroy(struct blkio *b)
     close_one(b->served);
     close_one(b->ring_memory);
     b->socket = b->served = b->ring_memory = -1;
-    if (b->driver == IO_URING || b->driver == VHOST_VDPA) {
+    if (has_rings(b->driver) || b->driver == VHOST_VDPA) {
         close_one((int)property(b, FD));
     }
     while (b->allocated_count > 0) {
@@ -407,7 +408,7 @@ void view_end(struct view *view)
 static void check_region(const struct blkio *b, const struct blkio_mem_region *region)
 {
     uint64_t alignment = property(b, MEM_REGION_ALIGNMENT), most = property(b, MAX_MEM_REGIONS);
-    uint64_t own = b->driver == IO_URING ? 0 : 1; /* of the virtqueues */
+    uint64_t own = has_rings(b->driver) ? 0 : 1; /* of the virtqueues */
     if (region->len == 0 || (uintptr_t)region->addr % alignment || region->len % alignment) {
         violation("a region of %zu bytes is mapped, mem-region-alignment is %lu", region->len, alignment);
     }

@@ -12,11 +12,14 @@ enum type { BOOL, INT, UINT64, STR };
 #define USER (1u << VHOST_USER)
 #define VDPA (1u << VHOST_VDPA)
 #define VFIO (1u << VFIO_PCI)
+#define NG (1u << NVME)
 #define VIRTIO (USER | VDPA | VFIO)
-#define ALL (RING | VIRTIO)
+#define RINGS (RING | NG)
+#define ALL (RINGS | VIRTIO)
 #define NEVER -1
 
-/* As libblkio 1.5 has them, with a file through the page cache, QEMU's vhost-user backend, VDUSE and an emulated PCI device. */
+/* As libblkio 1.5 has them, with a file through the page cache, QEMU's vhost-user backend, VDUSE, an emulated PCI device, and
+   an emulated NVMe namespace whose blocks have 512 bytes. */
 static const struct fact {
     const char *name;
     enum type type;
@@ -25,40 +28,49 @@ static const struct fact {
     unsigned drivers;
     uint64_t values[DRIVERS];
 } TABLE[PROPERTIES] = {
-    [CAN_ADD_QUEUES] = {"can-add-queues", BOOL, CREATED, NEVER, ALL, {1, 0, 0, 0}},
+    [CAN_ADD_QUEUES] = {"can-add-queues", BOOL, CREATED, NEVER, ALL, {1, 0, 0, 0, 1}},
     [DRIVER] = {"driver", STR, CREATED, NEVER, ALL, {0}},
     [PATH] = {"path", STR, CREATED, CREATED, ALL, {0}},
-    [FD] = {"fd", INT, CREATED, CREATED, RING | VDPA, {-1, -1, -1, -1}},
+    [FD] = {"fd", INT, CREATED, CREATED, RINGS | VDPA, {-1, -1, -1, -1, -1}},
     [READ_ONLY] = {"read-only", BOOL, CREATED, CREATED, ALL, {0}},
     [DIRECT] = {"direct", BOOL, CREATED, CREATED, RING, {0}},
-    [NUM_QUEUES] = {"num-queues", INT, CONNECTED, CONNECTED, ALL, {1, 1, 1, 1}},
+    [NUM_QUEUES] = {"num-queues", INT, CONNECTED, CONNECTED, ALL, {1, 1, 1, 1, 1}},
     [NUM_POLL_QUEUES] = {"num-poll-queues", INT, CONNECTED, CONNECTED, ALL, {0}},
-    [NUM_ENTRIES] = {"num-entries", INT, CONNECTED, CONNECTED, RING, {128}},
+    [NUM_ENTRIES] = {"num-entries", INT, CONNECTED, CONNECTED, RINGS, {128, 0, 0, 0, 128}},
     [QUEUE_SIZE] = {"queue-size", INT, CONNECTED, CONNECTED, VIRTIO, {0, 256, 256, 256}},
     [MAX_QUEUE_SIZE] = {"max-queue-size", INT, CONNECTED, NEVER, VIRTIO, {0, 32768, 32768, 32768}},
-    [MAX_QUEUES] = {"max-queues", INT, CONNECTED, NEVER, ALL, {INT32_MAX, 4, 4, 4}},
+    [MAX_QUEUES] = {"max-queues", INT, CONNECTED, NEVER, ALL, {INT32_MAX, 4, 4, 4, INT32_MAX}},
     [SUPPORTS_POLL_QUEUES] = {"supports-poll-queues", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 1}},
     [CAPACITY] = {"capacity", UINT64, CONNECTED, NEVER, ALL, {0}},
-    [REQUEST_ALIGNMENT] = {"request-alignment", INT, CONNECTED, NEVER, ALL, {1, 512, 512, 512}},
-    [OPTIMAL_IO_ALIGNMENT] = {"optimal-io-alignment", INT, CONNECTED, NEVER, ALL, {4096, 512, 512, 512}},
-    [OPTIMAL_IO_SIZE] = {"optimal-io-size", INT, CONNECTED, NEVER, ALL, {0, 512, 512, 512}},
-    [FLUSH_NEEDED] = {"flush-needed", BOOL, CONNECTED, NEVER, ALL, {1, 0, 1, 1}},
-    [BUF_ALIGNMENT] = {"buf-alignment", INT, CONNECTED, NEVER, ALL, {1, 1, 1, 1}},
-    [OPTIMAL_BUF_ALIGNMENT] = {"optimal-buf-alignment", INT, CONNECTED, NEVER, ALL, {4096, 1, 1, 1}},
+    [REQUEST_ALIGNMENT] = {"request-alignment", INT, CONNECTED, NEVER, ALL, {1, 512, 512, 512, 512}},
+    [OPTIMAL_IO_ALIGNMENT] = {"optimal-io-alignment", INT, CONNECTED, NEVER, ALL, {4096, 512, 512, 512, 512}},
+    [OPTIMAL_IO_SIZE] = {"optimal-io-size", INT, CONNECTED, NEVER, ALL, {0, 512, 512, 512, 512}},
+    [FLUSH_NEEDED] = {"flush-needed", BOOL, CONNECTED, NEVER, ALL, {1, 0, 1, 1, 1}},
+    [BUF_ALIGNMENT] = {"buf-alignment", INT, CONNECTED, NEVER, ALL, {1, 1, 1, 1, 512}},
+    [OPTIMAL_BUF_ALIGNMENT] = {"optimal-buf-alignment", INT, CONNECTED, NEVER, ALL, {4096, 1, 1, 1, 4096}},
     [CAN_GROW] = {"can-grow", BOOL, CONNECTED, NEVER, ALL, {1, 0, 0, 0}},
-    [MAX_SEGMENTS] = {"max-segments", INT, CONNECTED, NEVER, ALL, {1024, 126, 254, 254}},
+    [MAX_SEGMENTS] = {"max-segments", INT, CONNECTED, NEVER, ALL, {1024, 126, 254, 254, 1024}},
     [MAX_SEGMENT_LEN] = {"max-segment-len", INT, CONNECTED, NEVER, ALL, {0}},
-    [MAX_TRANSFER] = {"max-transfer", INT, CONNECTED, NEVER, ALL, {0}},
-    [SUPPORTS_FUA_NATIVELY] = {"supports-fua-natively", BOOL, CONNECTED, NEVER, ALL, {0}},
-    [MAX_WRITE_ZEROES_LEN] = {"max-write-zeroes-len", UINT64, CONNECTED, NEVER, ALL, {0, 16 << 20, 16 << 20, (2ul << 30) - 512}},
-    [MAX_DISCARD_LEN] = {"max-discard-len", UINT64, CONNECTED, NEVER, ALL, {0, 16 << 20, 16 << 20, (2ul << 30) - 512}},
-    [DISCARD_ALIGNMENT] = {"discard-alignment", INT, CONNECTED, NEVER, ALL, {1, 512, 512, 512}},
+    [MAX_TRANSFER] = {"max-transfer", INT, CONNECTED, NEVER, ALL, {0, 0, 0, 0, 256 << 20}},
+    [SUPPORTS_FUA_NATIVELY] = {"supports-fua-natively", BOOL, CONNECTED, NEVER, ALL, {0, 0, 0, 0, 1}},
+    [MAX_WRITE_ZEROES_LEN] = {"max-write-zeroes-len", UINT64, CONNECTED, NEVER, ALL,
+                              {0, 16 << 20, 16 << 20, (2ul << 30) - 512, 256 << 20}},
+    [MAX_DISCARD_LEN] = {"max-discard-len", UINT64, CONNECTED, NEVER, ALL,
+                         {0, 16 << 20, 16 << 20, (2ul << 30) - 512, (16ul << 40) - 512}},
+    [DISCARD_ALIGNMENT] = {"discard-alignment", INT, CONNECTED, NEVER, ALL, {1, 512, 512, 512, 512}},
     [DISCARD_ALIGNMENT_OFFSET] = {"discard-alignment-offset", INT, CONNECTED, NEVER, ALL, {0}},
     [NEEDS_MEM_REGIONS] = {"needs-mem-regions", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 1}},
     [NEEDS_MEM_REGION_FD] = {"needs-mem-region-fd", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 0}},
     [MAY_PIN_MEM_REGIONS] = {"may-pin-mem-regions", BOOL, CONNECTED, NEVER, ALL, {0, 1, 1, 0}},
-    [MEM_REGION_ALIGNMENT] = {"mem-region-alignment", UINT64, CONNECTED, NEVER, ALL, {1, 1, 4096, 4096}},
-    [MAX_MEM_REGIONS] = {"max-mem-regions", UINT64, CONNECTED, NEVER, ALL, {UINT64_MAX, 32, UINT64_MAX, UINT64_MAX}},
+    [MEM_REGION_ALIGNMENT] = {"mem-region-alignment", UINT64, CONNECTED, NEVER, ALL, {1, 1, 4096, 4096, 4096}},
+    [MAX_MEM_REGIONS] = {"max-mem-regions", UINT64, CONNECTED, NEVER, ALL, {UINT64_MAX, 32, UINT64_MAX, UINT64_MAX, UINT64_MAX}},
+    [ZONED] = {"zoned", INT, CONNECTED, NEVER, NG, {0}},
+    [MAX_ACTIVE_ZONES] = {"max-active-zones", INT, CONNECTED, NEVER, NG, {0}},
+    [MAX_OPEN_ZONES] = {"max-open-zones", INT, CONNECTED, NEVER, NG, {0}},
+    [ZONE_SIZE] = {"zone-size", UINT64, CONNECTED, NEVER, NG, {0}},
+    [NR_ZONES] = {"nr-zones", UINT64, CONNECTED, NEVER, NG, {0}},
+    [APPEND_SUPPORT] = {"append-support", BOOL, CONNECTED, NEVER, NG, {0}},
+    [ZONE_APPEND_MAX_BYTES] = {"zone-append-max-bytes", UINT64, CONNECTED, NEVER, NG, {0}},
 };
 
 static int find(enum driver driver, const char *name)
@@ -129,7 +141,7 @@ static const struct choice {
     {"max-write-zeroes-len", ALL, {4096, 65536, 1 << 20, 16 << 20, (2ul << 30) - 512}},
     {"max-discard-len", ALL, {4096, 65536, 1 << 20, 16 << 20, (2ul << 30) - 512}},
     {"queue-size", VIRTIO, {8, 16, 64, 256, 1024}},
-    {"num-entries", RING, {4, 8, 32, 128, 256}},
+    {"num-entries", RINGS, {4, 8, 32, 128, 256}},
     {"buf-alignment", VDPA | VFIO, {1, 2, 4, 8, 512}},
     {"max-mem-regions", VIRTIO, {8, 16, 24, 32, 1024}},
     {"supports-fua-natively", ALL, {0, 1, 0, 1, 1}},

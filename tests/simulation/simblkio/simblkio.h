@@ -27,7 +27,7 @@
 
 /* ---- what there is --------------------------------------------------------------------------------------- */
 
-enum driver { IO_URING, VHOST_USER, VHOST_VDPA, VFIO_PCI, DRIVERS };
+enum driver { IO_URING, VHOST_USER, VHOST_VDPA, VFIO_PCI, NVME, DRIVERS };
 enum stage { CREATED, CONNECTED, STARTED, DESTROYED };
 
 /* SILENT: it takes requests, and answers none. HUNG_UP: so does a vhost-user backend that has closed the connection, or,
@@ -115,6 +115,13 @@ enum property {
     MAY_PIN_MEM_REGIONS,
     MEM_REGION_ALIGNMENT,
     MAX_MEM_REGIONS,
+    ZONED,
+    MAX_ACTIVE_ZONES,
+    MAX_OPEN_ZONES,
+    ZONE_SIZE,
+    NR_ZONES,
+    APPEND_SUPPORT,
+    ZONE_APPEND_MAX_BYTES,
     PROPERTIES
 };
 
@@ -200,6 +207,9 @@ struct config {
     unsigned impatient; /* 1: connecting to a backend that is busy fails, where there is nobody else to end that */
     unsigned record;    /* 1: what the caller does wrong is noted, and does not end the process */
 };
+
+/* The kernel has the requests, and goes on with them; there is no virtqueue. */
+static inline bool has_rings(enum driver driver) { return driver == IO_URING || driver == NVME; }
 
 /* ---- control.c: the state of all of it, and the simblkio_ functions ---------------------------------------- */
 
