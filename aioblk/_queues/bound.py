@@ -75,6 +75,8 @@ class BoundQueues:
                 return queue
         if not isinstance(bound, Queue) or not bound._is_bound_here():
             raise self._taken(bound, "bound elsewhere; close it there first")
+        if bound._closing is not None:
+            raise self._taken(bound, "being closed; await its aclose() first")
         return bound
 
     def bind_blocking(self, context: QueueContext, index: int, *, poll: bool) -> BlockingQueue:

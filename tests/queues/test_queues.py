@@ -80,6 +80,18 @@ async def test_a_queue_can_be_bound_again_once_it_is_closed(device: aioblk.Devic
             queue.read(0, BLOCK)
 
 
+async def test_a_queue_that_is_being_closed_is_not_handed_out(device: aioblk.Device) -> None:
+    queue = device.queue(1)
+    request = queue.read(0, BLOCK)
+    closing = asyncio.create_task(queue.aclose())
+    await asyncio.sleep(0)
+    with pytest.raises(aioblk.UsageError, match=r"queue 1 of .* is being closed; await its aclose"):
+        device.queue(1)
+    await asyncio.gather(request, closing)
+    async with device.queue(1) as queue:
+        assert await queue.read(0, BLOCK) == DATA[:BLOCK]
+
+
 async def test_the_default_queue_is_queue_0(device: aioblk.Device) -> None:
     await device.queue(0).read(0, BLOCK)
     assert device.queue() is device.queue(0)
