@@ -42,6 +42,7 @@ class Begun(Coroutine[Any, Any, T]):
     def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None, /) -> Any:
         steps = self._start()
         if self.future.done():
+            _forget(self.future)
             return steps.throw(typ if val is None else val)  # three arguments are deprecated
         self.future.cancel()  # the task that was made of this one was cancelled before its first step
         return next(steps)

@@ -81,6 +81,12 @@ class Edits:
 
     # --- whole blocks ---------------------------------------------------------------------------------------
 
+    @property
+    def may_make_wait(self) -> bool:
+        """Whether a change may have to wait for its turn: its buffers are to be memoryviews then, which stay
+        valid when the region that they are of is left meanwhile."""
+        return bool(self._turns)
+
     def are_in_the_way(self, ranges: Iterable[tuple[int, int]]) -> bool:
         """Whether changes of whole blocks have to wait for their turn; offsets and lengths of them."""
         return bool(self._turns) and any(
@@ -108,6 +114,7 @@ class Edits:
 
     def write(self, span: Span, buffers: Sequence[BytesLike], *, fua: bool) -> Request[None] | Begun[None]:
         """Write the buffers to where the span's bytes are."""
+        buffers = [as_memoryview(buffer) for buffer in buffers]  # valid when their region is left meanwhile
 
         async def put(edges: _Edges) -> None:
             await self._device.writev(span.start, span.surround(edges.before, buffers, edges.after), fua=fua)

@@ -197,6 +197,8 @@ class ByteView(AsyncClosing, Generic[D_co]):
         if self._block == 1:  # nothing to align, and nobody to wait for
             return self._to.write(offset, data, fua=fua)
         if (offset | (length := as_memoryview(data).nbytes)) % self._block == 0:
+            if self._edits.may_make_wait:
+                data = as_memoryview(data)
             return self._edits.pass_on(
                 offset, offset + length, partial(self._to.write, offset, data, fua=fua)
             )
@@ -206,6 +208,8 @@ class ByteView(AsyncClosing, Generic[D_co]):
         """Write several buffers, one after the other, at ``offset``; as :meth:`write`."""
         length = _length(buffers)
         if (offset | length) % self._block == 0:
+            if self._edits.may_make_wait:
+                buffers = [as_memoryview(buffer) for buffer in buffers]
             submit = partial(self._to.writev, offset, buffers, fua=fua)
             return self._edits.pass_on(offset, offset + length, submit)
         span = self._span_to_change("write", offset, _length(buffers, contiguous=True))

@@ -1,6 +1,7 @@
 """ByteView: any byte of a device, and writers that do not undo each other."""
 
 import asyncio
+import gc
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aioblk
+from aioblk.layers._begun import begin
 from aioblk.layers.byte_view import ByteView
 
 from ..conftest import StorageDaemonFactory
@@ -344,6 +346,35 @@ async def test_a_task_that_is_cancelled_before_its_first_step_waits_for_its_writ
         await task
     await first
     assert await view.read(0, 8) == b"\0first\0\0"
+
+
+async def test_who_is_cancelled_before_its_first_step_need_not_ask_for_the_error(view: ByteView) -> None:
+    told: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
+    change = begin(_failing())
+    await asyncio.wait([change.future])
+    task = asyncio.ensure_future(change)
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    del change, task
+    gc.collect()
+    assert told == []
+
+
+async def _failing() -> None:
+    raise aioblk.BlkioError("it fails")
+
+
+@pytest.mark.parametrize("length", [BLOCK, BLOCK - 2])
+async def test_a_change_that_waits_outlasts_the_region_of_its_buffer(view: ByteView, length: int) -> None:
+    async with view.device.allocate(4096) as region:
+        region[:length] = b"r" * length
+        first = view.write(1, b"first")
+        requests = [view.write(0, region[:length]), view.writev(BLOCK, [region[:length]])]
+        requests.append(view.writev(0, [region[:1], region[1:length]]))
+    await asyncio.gather(first, *requests)
+    assert await view.read(0, length) == b"r" * length
 
 
 async def test_what_was_begun_is_done_whether_it_is_awaited_or_not(view: ByteView) -> None:
