@@ -29,6 +29,8 @@ class Surroundings(Protocol):
     @property
     def arena(self) -> aioblk.Arena | None: ...
     @property
+    def view(self) -> aioblk.ByteView | None: ...
+    @property
     def bounces(self) -> bool: ...
     def usable_slots(self) -> list[Slot]: ...
 
@@ -43,7 +45,14 @@ class Asker:
         self._operations = operations
         self._oracle: Oracle = operations.oracle
 
+    @property
+    def _leaves_at_once(self) -> bool:
+        """Whether a request on memory that is not the user's is over when it is cancelled."""
+        return self._around.view is None
+
     def _target(self, dice: float) -> tuple[Any, aioblk.Queue | None]:
+        if self._around.view is not None:
+            return self._around.view, None
         choice = int(dice * (len(self._around.queues) + 1))
         if choice == 0 or not self._around.queues:
             return self._around.device, None
@@ -108,7 +117,7 @@ class Asker:
     async def do_read(self, dice: tuple[float, ...]) -> None:
         target, queue = self._target(dice[0])
         first, count = self._range(dice[1], dice[2])
-        operation = Operation(f"read {first}+{count}", private=True)
+        operation = Operation(f"read {first}+{count}", private=self._leaves_at_once)
         if dice[3] < 0.3:
             operation.readings.append(self._oracle.begin_read(first, count))
             self._operations.make(
@@ -128,7 +137,9 @@ class Asker:
 
     def _write(self, first: int, count: int, dice: tuple[float, ...]) -> None:
         target, queue = self._target(dice[0])
-        operation = Operation(f"write {first}+{count}", private=True, durable=dice[5] * 100 % 1 < 0.2)
+        operation = Operation(
+            f"write {first}+{count}", private=self._leaves_at_once, durable=dice[5] * 100 % 1 < 0.2
+        )
         pieces = self._prepare_write(operation, first, count, dice[3], dice[4])
         fua = operation.durable
         operation.name = f"{operation.name} #{operation.changes[0].number}{' fua' if fua else ''}"
@@ -151,7 +162,7 @@ class Asker:
         operation = Operation(
             f"write_zeroes {first}+{count} #{change.number}{' fua' if fua else ''}",
             [change],
-            private=True,
+            private=self._leaves_at_once,
             durable=fua,
         )
         flags = {"fua": fua, "no_unmap": dice[5] < 0.5}
@@ -166,19 +177,21 @@ class Asker:
         unit = max(self._history.properties.get("discard_alignment", SECTOR) // SECTOR, 1)
         first, count = self._range(dice[1], dice[2], unit)
         change = self._oracle.begin(first, count, zeroes=True)
-        operation = Operation(f"discard {first}+{count} #{change.number}", [change], private=True)
+        operation = Operation(
+            f"discard {first}+{count} #{change.number}", [change], private=self._leaves_at_once
+        )
         self._operations.make(
             operation, lambda: target.discard(first * SECTOR, count * SECTOR), queue, dice[4]
         )
 
     async def do_flush(self, dice: tuple[float, ...]) -> None:
         target, queue = self._target(dice[0])
-        operation = Operation("flush", flush=self._oracle.begin_flush(), private=True)
+        operation = Operation("flush", flush=self._oracle.begin_flush(), private=self._leaves_at_once)
         self._operations.make(operation, target.flush, queue, dice[4])
 
     async def do_read_many(self, dice: tuple[float, ...]) -> None:
         target, queue = self._target(dice[0])
-        operation = Operation("read_into_many", private=True, is_batch=True)
+        operation = Operation("read_into_many", private=self._leaves_at_once, is_batch=True)
         pairs: list[tuple[int, Any]] = []
         for each in _series(dice):
             first, count = self._range(each, dice[2] * 0.7)
@@ -192,7 +205,7 @@ class Asker:
     async def do_write_many(self, dice: tuple[float, ...]) -> None:
         target, queue = self._target(dice[0])
         fua = dice[5] * 100 % 1 < 0.2
-        operation = Operation("write_many", private=True, is_batch=True, durable=fua)
+        operation = Operation("write_many", private=self._leaves_at_once, is_batch=True, durable=fua)
         pairs: list[tuple[int, Any]] = []
         for each in _series(dice):
             first, count = self._range(each, dice[2] * 0.7)

@@ -41,6 +41,8 @@ class History:
     """Of threads and the loop: see SimulatedLoop."""
     sectors: int
     """How many are used."""
+    view: bool
+    """Whether requests go by way of a ByteView, over a device of larger blocks."""
     actions: tuple[Action, ...] = field(repr=False)
 
     def to_json(self) -> str:
@@ -82,6 +84,8 @@ ACTIONS: Mapping[str, tuple[float, float]] = {
     "break_down": (0.25, 0.15),
     "serve": (3, 0.95),
     "power_failure": (0.3, 0.3),
+    "cancel_job": (1, 0.4),
+    "truncate": (0.5, 0.3),
     "refresh_capacity": (1, 0.3),
     "pass_time": (1, 0.5),
     "collect": (0.3, 0.2),
@@ -100,6 +104,8 @@ _WEATHER: Mapping[str, tuple[int, ...]] = {
     "die": (0, 0, 0, 0, 0, 1),
     "broken": (0, 0, 0, 0, 0, 1),
     "haunt": (0, 0, 20),
+    "resize": (0, 0, 0, 0, 30),
+    "props": (0, 0, 0, 0, 0, 300),
 }
 
 _LOOP: Mapping[str, tuple[int, ...]] = {
@@ -125,14 +131,16 @@ def draw(seed: int, length: int = 220) -> History:
     """The history of a seed."""
     random = Random(seed)
     driver = random.choice(_DRIVERS)
+    view = driver is not Driver.IO_URING and random.random() < 0.15
     return History(
         seed=seed,
         driver=driver,
         options=_draw_options(random, driver),
-        properties=_some_of(random, _PROPERTIES) if driver is not Driver.IO_URING else {},
+        properties=_draw_properties(random, driver, view=view),
         weather=_some_of(random, _WEATHER) if random.random() < 0.9 else {},
         loop=_some_of(random, _LOOP) if random.random() < 0.8 else {},
         sectors=random.choice((8, 32, 128)),
+        view=view,
         actions=_draw_actions(random, length),
     )
 
@@ -142,12 +150,28 @@ def _some_of(random: Random, choices: Mapping[str, tuple[int, ...]]) -> dict[str
     return {name: value for name, value in drawn.items() if value}
 
 
+def _draw_properties(random: Random, driver: Driver, *, view: bool) -> dict[str, int]:
+    if driver is Driver.IO_URING:
+        return {}
+    properties = _some_of(random, _PROPERTIES)
+    if view:
+        alignment = random.choice((1024, 4096))
+        for name in ("max_transfer", "max_segment_len", "max_write_zeroes_len", "max_discard_len"):
+            if name in properties:
+                properties[name] = max(properties[name], 4096)
+        for name in ("request_alignment", "discard_alignment", "optimal_io_alignment", "optimal_io_size"):
+            properties[name] = alignment
+    return properties
+
+
 def _draw_options(random: Random, driver: Driver) -> dict[str, Any]:
     options: dict[str, Any] = {
         "bounce_pool_size": random.choice((1 << 16, 1 << 16, 1 << 20)),
         "lost_after": random.choice((None, 2.0, 2.0, 60.0)),
         "num_queues": random.choice((1, 2, 3)),
     }
+    if random.random() < 0.15:
+        options["spin"] = random.choice((1e-5, 1e-4, 1e-3))
     if driver is Driver.IO_URING:
         options["num_entries"] = random.choice((1, 2, 8, 128))
     else:

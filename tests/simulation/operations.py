@@ -27,6 +27,11 @@ class Circumstances(Protocol):
         ...
 
     @property
+    def is_lost(self) -> bool:
+        """Whether the device is lost."""
+        ...
+
+    @property
     def bounces(self) -> bool:
         """Whether the device reaches registered memory only."""
         ...
@@ -104,7 +109,7 @@ class Operations:
         self._tell(operation.name)
         self.pending[operation] = None
         if style < 0.6:
-            operation.waiter = request
+            operation.waiter = asyncio.ensure_future(request)  # itself, if it is a Request
         else:
             operation.private = False  # when its request is cancelled is not known
             operation.by_deadline = style > 0.85
@@ -136,11 +141,9 @@ class Operations:
 
     def _end(self, operation: Operation, waiter: Any) -> None:
         del self.pending[operation]
-        outcome: Any
-        try:
-            outcome = waiter.result()
-        except BaseException as error:
-            outcome = error
+        # Not by catching it: its traceback would keep this frame.
+        cancelled = asyncio.CancelledError() if waiter.cancelled() else None
+        outcome: Any = cancelled or waiter.exception() or waiter.result()
         self._tell(f"{operation.name}: {_brief(outcome)}")
         self._count(type(outcome).__name__ if isinstance(outcome, BaseException) else "ok")
         if operation.must_be_cancelled and not isinstance(outcome, asyncio.CancelledError):
@@ -152,10 +155,12 @@ class Operations:
             items = max(len(operation.changes), len(operation.readings), 1)
             for index in range(items):
                 self._end_item(operation, index, outcome)
-        is_lost = isinstance(outcome, aioblk.DeviceLostError) or (
-            operation.is_batch
-            and isinstance(outcome, list)
-            and any(isinstance(each, aioblk.DeviceLostError) for each in outcome)
+        errors = outcome if operation.is_batch and isinstance(outcome, list) else [outcome]
+        # One that had been cancelled stays so when its device is lost.
+        is_lost = any(
+            isinstance(each, aioblk.DeviceLostError)
+            or (isinstance(each, BaseException) and self._circumstances.is_lost)
+            for each in errors
         )
         for slot in operation.slots:
             if is_lost:

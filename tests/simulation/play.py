@@ -74,6 +74,8 @@ class Player:
         self._unhandled.clear()
         descriptors = _descriptors()
         loop = SimulatedLoop(history.seed, **history.loop)
+        if "spin" in history.options:
+            loop.on_time = simulator.clock
         world: World | None = None
 
         def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
@@ -98,7 +100,7 @@ class Player:
             counts = _count(before, simulator.counts, world)
             trace_hash = hash((simulator.trace_hash, events))
             if kind is None:
-                may_keep = counts["disk: destroyed in flight"] > 0
+                may_keep = any("DeviceLostError" in name or "in flight" in name for name in +Counter(counts))
                 world = None
                 loop.close()
                 _ = gc.collect()
@@ -118,7 +120,7 @@ class Player:
         self._simulator.reset()
         left = sorted((_descriptors() - descriptors).elements())
         if may_keep:  # memory of what a lost device had in flight, for good
-            left = [name for name in left if not name.startswith("/memfd:aioblk")]
+            left = [name for name in left if not name.startswith(("/memfd:aioblk", "/dev/shm/"))]
         if left:
             return "leak", f"descriptors are left: {', '.join(left)}"
         return None, ""
@@ -138,7 +140,8 @@ def _descriptors() -> Counter[str]:
 def _describe(context: Mapping[str, Any]) -> str:
     error = context.get("exception")
     text = "" if error is None else "".join(traceback.format_exception(error))
-    return f"{context['message']}\n{text}"
+    whose = [repr(context[name]) for name in ("task", "future", "handle") if name in context]
+    return "\n".join([context["message"], *whose, text])
 
 
 def _tasks(loop: asyncio.AbstractEventLoop) -> str:

@@ -2,8 +2,12 @@
 
 import asyncio
 import errno
+import functools
 import gc
-from collections.abc import Coroutine
+import mmap
+import os
+import tempfile
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
@@ -39,11 +43,14 @@ CALM = dict.fromkeys(
         "open",
         "die",
         "haunt",
+        "resize",
+        "props",
     ),
     0,
 )
-DEADLY = {"die", "broken"}
-DEATHS = {"kill", "hang_up", "silence", "break_down", "abandon", "power_failure"}
+
+
+Work = Callable[[], Coroutine[Any, Any, None]]
 
 
 @final
@@ -61,15 +68,15 @@ class World:
         self.operations = Operations(self.oracle, self, self.tell)
         self._asker = Asker(history, self, self.operations)
         kinds = {action.kind for action in history.actions}
-        self._may_be_lost = (
-            bool(kinds & DEATHS) or bool(DEADLY & set(history.weather)) or "slow_thread" in history.loop
-        )
         self._may_stay_silent = history.options["lost_after"] is None and bool(
             kinds & {"silence", "break_down"}
             or ("power_failure" in kinds and history.driver is not Driver.VHOST_USER)
-            or DEADLY & set(history.weather)
+            or {"die", "broken"} & set(history.weather)
         )
         """Whether the device may answer nothing any more, and nobody was asked to notice."""
+        self._lost_for_a_reason = "slow_thread" in history.loop
+        self._survived = 0  # deaths that nobody need notice
+        self._deaths = simulator.counts["device dies"]
         self._device: aioblk.Device | None = None
         self._bound = True
         """Whether the device is attached to the loop, and nobody detaches or closes it."""
@@ -80,7 +87,12 @@ class World:
         self._closing: set[aioblk.Queue] = set()
         self._regions: list[tuple[aioblk.MemoryRegion, list[Slot]]] = []
         self.arena: aioblk.Arena | None = None
+        self.view: aioblk.ByteView | None = None
         self._jobs: dict[asyncio.Task[None], str] = {}
+        self._cancelled: set[asyncio.Task[None]] = set()
+        self._begun: set[asyncio.Task[Any] | None] = set()
+        self._has_left_jobs = False
+        """Whether anybody was cancelled who waited for a job, which goes on by itself."""
 
     def tell(self, text: str) -> None:
         self.events.append(f"{self._loop.time() - 1000:.4f} {text}")
@@ -118,11 +130,22 @@ class World:
 
     def _change_weather(self, weather: dict[str, int] | Any) -> None:
         self._calm = not weather
-        self._simulator.configure(**CALM)
+        self._simulator.configure(**CALM, floor=SIZE)
         if weather:
             self._simulator.configure(**weather)
 
     # --- what may be met ------------------------------------------------------------------------------------
+
+    @property
+    def _may_be_lost(self) -> bool:
+        """Whether anything has happened for which a device may be lost."""
+        if not self._lost_for_a_reason:
+            self._lost_for_a_reason = self._simulator.counts["device dies"] > self._deaths + self._survived
+        return self._lost_for_a_reason
+
+    @property
+    def is_lost(self) -> bool:
+        return self.device.lost is not None
 
     @property
     def bounces(self) -> bool:
@@ -141,6 +164,8 @@ class World:
             return self._may_be_lost
         if isinstance(error, aioblk.RegistrationError) and "max_mem_regions" in self._history.properties:
             return True
+        if isinstance(error, aioblk.UsageError) and (self._has_left_jobs or self._history.view):
+            return True  # what was left alone goes on by itself, and may be in the way; a view submits later
         if isinstance(error, aioblk.UsageError | aioblk.OptionError | aioblk.AlignmentError):
             return False
         return bool(
@@ -167,15 +192,16 @@ class World:
 
     # --- background jobs ------------------------------------------------------------------------------------
 
-    def _start(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    def _start(self, name: str, work: Work) -> None:
         task = self._loop.create_task(self._do(name, work))
         self._jobs[task] = name
         task.add_done_callback(self._end_job)
 
-    async def _do(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _do(self, name: str, work: Work) -> None:
         self.tell(f"{name} ...")
+        self._begun.add(asyncio.current_task())
         try:
-            await work
+            await work()
         except aioblk.BlkioError as error:
             self.tell(f"{name}: {type(error).__name__}: {error}")
             if not self.may_fail(error) and not self.may_refuse(error, None):
@@ -184,9 +210,24 @@ class World:
             self.tell(f"{name}: done")
 
     def _end_job(self, task: asyncio.Task[None]) -> None:
-        del self._jobs[task]
-        if not task.cancelled() and task.exception() is not None:
+        name = self._jobs.pop(task)
+        self._begun.discard(task)
+        if task.cancelled():
+            self.tell(f"{name}: cancelled")
+            if task not in self._cancelled:
+                self.operations.wrong = self.operations.wrong or Wrong(f"{name} was cancelled by nobody")
+            self._cancelled.discard(task)  # in a circle that the collector of CPython 3.11 does not see
+        elif task.exception() is not None:
             self.operations.wrong = self.operations.wrong or task.exception()
+
+    async def do_cancel_job(self, dice: tuple[float, ...]) -> None:
+        jobs = [task for task, name in self._jobs.items() if name != "close" and task in self._begun]
+        if jobs:
+            task = jobs[int(dice[0] * len(jobs))]
+            self.tell(f"{self._jobs[task]}: cancel")
+            self._cancelled.add(task)
+            self._has_left_jobs = True
+            task.cancel()
 
     async def _until_jobs_are_done(self) -> None:
         if self._jobs:
@@ -197,7 +238,7 @@ class World:
         if self._jobs:
             raise Wrong(f"never ended: {', '.join(self._jobs.values())}")
 
-    async def _inline(self, name: str, work: Coroutine[Any, Any, None]) -> None:
+    async def _inline(self, name: str, work: Work) -> None:
         """As a job, and wait for it."""
         self._start(name, work)
         await self._until_jobs_are_done()
@@ -211,16 +252,27 @@ class World:
         entering = list(self._jobs.values()).count("enter region")
         if not self._bound or self.device.lost or len(self._regions) + entering >= 3:
             return
-        self._start("enter region", self._enter(self.device.allocate(REGION)))
+        self._start("enter region", functools.partial(self._enter, dice[0]))
 
-    async def _enter(self, region: aioblk.MemoryRegion) -> None:
+    def _new_region(self, dice: float) -> aioblk.MemoryRegion:
+        """Memory of the device's, or of the user's, which some devices cannot reach unless it is a file."""
+        if dice < 0.7:
+            return self.device.allocate(REGION)
+        if dice < 0.8:
+            return self.device.register(bytearray(REGION))
+        with tempfile.TemporaryFile(dir="/dev/shm") as file:
+            os.ftruncate(file.fileno(), REGION)
+            return self.device.register(mmap.mmap(file.fileno(), REGION))  # its file is found
+
+    async def _enter(self, dice: float) -> None:
+        region = self._new_region(dice)
         await region.__aenter__()
         self._regions.append((region, [Slot(region[at : at + SLOT]) for at in range(0, REGION, SLOT)]))
 
     async def do_leave_region(self, dice: tuple[float, ...]) -> None:
         if self._regions and self._bound:
             region, _ = self._regions.pop(int(dice[0] * len(self._regions)))
-            self._start("leave region", region.aclose())
+            self._start("leave region", region.aclose)
 
     async def _use_arena(self, arena: aioblk.Arena, dice: tuple[float, ...]) -> None:
         choice = dice[0]
@@ -246,7 +298,7 @@ class World:
         if self.arena is None:
             await self._begin_arena()
         elif self._bound and not self.device.lost and "arena" not in self._jobs.values():
-            self._start("arena", self._use_arena(self.arena, dice))
+            self._start("arena", functools.partial(self._use_arena, self.arena, dice))
 
     # --- queues ---------------------------------------------------------------------------------------------
 
@@ -260,14 +312,18 @@ class World:
             self.queues.append(self.device.queue(free[int(dice[0] * len(free))]))
         except aioblk.BlkioError as error:
             self.tell(f"bind queue: {error}")
-            if not self.device.reconnecting and not self.may_fail(error):
+            still_closing = isinstance(error, aioblk.UsageError) and self._has_left_jobs
+            if not self.device.reconnecting and not self.may_fail(error) and not still_closing:
                 raise
         else:
-            self.tell(f"queue {self.queues[-1].index} is bound")
+            queue = self.queues[-1]
+            queue.spin = self._history.options.get("spin", 0)
+            self.tell(f"queue {queue.index} is bound")
 
     async def do_close_queue(self, dice: tuple[float, ...]) -> None:
         if self.queues:
-            self._start("close queue", self._end_queue(self.queues[int(dice[0] * len(self.queues))]))
+            queue = self.queues[int(dice[0] * len(self.queues))]
+            self._start("close queue", functools.partial(self._end_queue, queue))
 
     async def _end_queue(self, queue: aioblk.Queue) -> None:
         if queue in self._closing:
@@ -284,7 +340,8 @@ class World:
     async def _open(self) -> None:
         for attempt in range(20):
             self._serve_again()
-            device = device_on(self.disk, **self._history.options)
+            options = {name: value for name, value in self._history.options.items() if name != "spin"}
+            device = device_on(self.disk, **options)
             try:
                 await device.open()
             except aioblk.BlkioError as error:
@@ -297,13 +354,16 @@ class World:
             else:
                 self.tell("the device is open")
                 self._device, self._bound = device, True
+                device.queue().spin = self._history.options.get("spin", 0)
+                if self._history.view:
+                    self.view = aioblk.ByteView(device)
                 return
         raise Wrong("it can never be opened")
 
     async def do_detach(self, dice: tuple[float, ...]) -> None:
         if self._bound and not self.device.lost and not self._jobs:
             self._bound = False
-            self._start("detach", self._let_go())
+            self._start("detach", self._let_go)
 
     async def _let_go(self) -> None:
         for queue in list(self.queues):
@@ -316,10 +376,17 @@ class World:
 
     async def _bind_again(self) -> None:
         await self._until_jobs_are_done()
-        if not self._bound:
-            with suppress(aioblk.UsageError):  # detaching may have failed
+        if self._bound:
+            return
+        for again in (True, False):
+            try:
                 await self.device.attach()
-            self._bound = True
+            except aioblk.UsageError:
+                if again:  # whoever waited for it may have been cancelled, or detaching has failed
+                    await self._inline("detach again", self._let_go)
+            else:
+                break
+        self._bound = True
 
     async def do_close(self, dice: tuple[float, ...]) -> None:
         if not self._bound:
@@ -328,7 +395,7 @@ class World:
         self._bound = False
         if dice[0] < 0.5:
             await self._leave_all()
-        await self._inline("close", self._end_device())
+        await self._inline("close", self._end_device)
         await self._leave_all()
         await self._open()
 
@@ -341,13 +408,15 @@ class World:
                 raise
             self._loop.no_thread = 0
             await self.device.aclose()
+        if self.view is not None:
+            await self.view.aclose()
 
     async def _leave_all(self) -> None:
         for queue in list(self.queues):
-            await self._inline("close queue", self._end_queue(queue))
+            await self._inline("close queue", functools.partial(self._end_queue, queue))
         while self._regions:
             region, _ = self._regions.pop()
-            await self._inline("leave region", region.aclose())
+            await self._inline("leave region", region.aclose)
 
     def _relieve(self) -> None:
         """A device that will never answer, and that nobody watches, is given up."""
@@ -355,6 +424,7 @@ class World:
             self._give_up("it may never answer")
 
     def _give_up(self, why: str) -> None:
+        self._lost_for_a_reason = True
         self._simulator.configure(abandons=1)
         self.device.abandon(why)
 
@@ -368,7 +438,7 @@ class World:
             for queue in list(self.queues):
                 if dice[0] < 0.3:
                     await self._end_queue(queue)
-            self._start("reconnect", self._come_back())
+            self._start("reconnect", self._come_back)
 
     async def _come_back(self) -> None:
         if self.device.lost:
@@ -377,16 +447,26 @@ class World:
 
     # --- the disk -------------------------------------------------------------------------------------------
 
+    @property
+    def _comes_back_surely(self) -> bool:
+        """Whether the end of a backend's process is no reason for losing the device, if another one comes."""
+        history = self._history
+        return (history.options.get("reconnect_for") or 0) > 10 and not (history.loop or history.weather)
+
     def _die(self, death: Death) -> None:
         self.tell(f"the disk: {death.name}")
         self.disk.die(death, errno.EIO)
 
     async def do_kill(self, dice: tuple[float, ...]) -> None:
-        if self._history.driver is Driver.VHOST_USER:
-            self._die(Death.KILLED)
-            self._serving = False
-            if dice[0] < 0.7:
-                self._loop.call_later(dice[1] * 4, self._serve_again)
+        if self._history.driver is not Driver.VHOST_USER:
+            return
+        deaths = self._simulator.counts["device dies"]
+        self._die(Death.KILLED)
+        self._serving = False
+        if dice[0] < 0.7:
+            self._loop.call_later(dice[1] * 4, self._serve_again)
+            if self._comes_back_surely:
+                self._survived += self._simulator.counts["device dies"] - deaths
 
     async def do_hang_up(self, dice: tuple[float, ...]) -> None:
         if self._history.driver is Driver.VHOST_USER:
@@ -422,12 +502,19 @@ class World:
 
     async def do_refresh_capacity(self, dice: tuple[float, ...]) -> None:
         if self._bound and not self.device.lost:
-            self._start("refresh capacity", self._look_at_capacity())
+            self._start("refresh capacity", self._look_at_capacity)
 
     async def _look_at_capacity(self) -> None:
         size = await self.device.refresh_capacity()
-        if size != SIZE:
+        may_grow = self._history.weather.get("resize") or self._history.driver is Driver.IO_URING
+        if size != SIZE and not may_grow:
             raise Wrong(f"the capacity is {SIZE}, and was told as {size}")
+
+    async def do_truncate(self, dice: tuple[float, ...]) -> None:
+        """Of a file: at least as long as what is used of it."""
+        if self._bound and not self.device.lost and self._history.driver is Driver.IO_URING:
+            size = SIZE + int(dice[0] * 3) * 512
+            self._start("truncate", functools.partial(self.device.truncate, size))
 
     async def do_pass_time(self, dice: tuple[float, ...]) -> None:
         await asyncio.sleep(dice[0] ** 4 * 100)
@@ -459,6 +546,8 @@ class World:
         await self._leave_all()
         if self.arena is not None:
             await self.arena.aclose()
+        if self.view is not None:
+            await self.view.aclose()
         await self.device.aclose()
         await self._until_jobs_are_done()
         self.operations.watch.look()
@@ -484,9 +573,19 @@ class World:
         self._serve_again()
         for _ in range(10):
             if self.device.lost:
-                await self._inline("reconnect at the end", self._come_back())
+                self.disk.resize(2 * SIZE)  # what comes back may not have less than it had
+                await self._inline("reconnect at the end", self._come_back)
+        if self.device.lost and self._history.weather.get("props"):
+            await self._start_anew()  # it comes back as another one
         if self.device.lost:
             raise Wrong("the device does not come back")
+
+    async def _start_anew(self) -> None:
+        self._bound = False
+        await self._leave_all()
+        await self._inline("close", self._end_device)
+        await self._open()
+        self.operations.end_lost()
 
     async def _read_surely(self, first: int, count: int) -> tuple[Reading, bytes]:
         """From a device that may have died without having noticed, or that answers no more."""
@@ -494,7 +593,8 @@ class World:
             reading = self.oracle.begin_read(first, count)
             try:
                 async with asyncio.timeout(LONG / 10):
-                    return reading, await self.device.read(first * SECTOR, count * SECTOR)
+                    source = self.view or self.device
+                    return reading, await source.read(first * SECTOR, count * SECTOR)
             except (aioblk.DeviceLostError, TimeoutError):
                 if not self._may_be_lost:
                     raise
