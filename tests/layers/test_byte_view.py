@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aioblk
-from aioblk.layers._begun import begin
+from aioblk.layers import _begun
 from aioblk.layers.byte_view import ByteView
 
 from ..conftest import StorageDaemonFactory
@@ -351,7 +351,7 @@ async def test_a_task_that_is_cancelled_before_its_first_step_waits_for_its_writ
 async def test_who_is_cancelled_before_its_first_step_need_not_ask_for_the_error(view: ByteView) -> None:
     told: list[object] = []
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
-    change = begin(_failing())
+    change = _begun.begin(_failing())
     await asyncio.wait([change.future])
     task = asyncio.ensure_future(change)
     task.cancel()

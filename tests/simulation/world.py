@@ -595,7 +595,7 @@ class World:
                 async with asyncio.timeout(LONG / 10):
                     source = self.view or self.device
                     return reading, await source.read(first * SECTOR, count * SECTOR)
-            except (aioblk.DeviceLostError, TimeoutError):
+            except (aioblk.BlkioError, TimeoutError):
                 if not self._may_be_lost:
                     raise
                 if not self.device.lost:
