@@ -1,6 +1,7 @@
 """What a call has begun: a request of several steps, awaited as if it were one of a device's own."""
 
 import asyncio
+import contextlib
 from collections.abc import Awaitable, Callable, Coroutine, Generator, Iterable
 from functools import partial
 from types import TracebackType
@@ -40,12 +41,13 @@ class Begun(Coroutine[Any, Any, T]):
         return next(self._start())
 
     def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None, /) -> Any:
-        steps = self._start()
+        error = typ if val is None else val
         if self.future.done():
             _forget(self.future)
-            return steps.throw(typ if val is None else val)  # three arguments are deprecated
+            return self._start().throw(error)  # three arguments are deprecated
         self.future.cancel()  # the task that was made of this one was cancelled before its first step
-        return next(steps)
+        self._steps = _end_and_raise(self.future, error)
+        return next(self._steps)
 
     def close(self) -> None:
         """What was begun goes on."""
@@ -56,6 +58,13 @@ class Begun(Coroutine[Any, Any, T]):
         if self._steps is None:
             self._steps = outcome_of(self.future)
         return self._steps
+
+
+def _end_and_raise(future: asyncio.Future[Any], error: BaseException) -> Generator[Any, None, Any]:
+    """Wait until it is over, and raise the error however that ends: it may be too far to be cancelled."""
+    with contextlib.suppress(Exception, asyncio.CancelledError):
+        yield from outcome_of(future)
+    raise error
 
 
 def begun(request: Awaitable[T]) -> Request[T] | Begun[T]:

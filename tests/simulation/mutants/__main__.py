@@ -84,7 +84,7 @@ def _try(trial: Trial, mutant: Mutant) -> Verdict | None:
         print(f"{mutant.name}: {error}", file=sys.stderr, flush=True)
         return None
     how = f"caught after {verdict.histories} histories" if verdict.caught else "not caught"
-    what = f": {verdict.what.splitlines()[0][:200]}" if verdict.what else ""
+    what = f": {verdict.what.strip().splitlines()[-1][:200]}" if verdict.what else ""
     print(f"{verdict.name}: {how} ({verdict.kind}{what})", file=sys.stderr, flush=True)
     return verdict
 

@@ -29,8 +29,8 @@ class _Found(TypedDict):
 
     histories: int
     seed: NotRequired[int | None]
-    kind: NotRequired[str]
-    what: NotRequired[str]
+    kind: NotRequired[str | None]
+    what: NotRequired[str | None]
 
 
 @final
@@ -86,8 +86,8 @@ class Trial:
             seed is not None,
             found["histories"],
             seed,
-            found.get("kind", "out of histories"),
-            found.get("what", ""),
+            found.get("kind") or "out of histories",
+            found.get("what") or "",
             time.monotonic() - begun,
         )
 

@@ -1,0 +1,52 @@
+"""What a call has begun, made a task that is cancelled before its first step."""
+
+import asyncio
+import gc
+from typing import Any
+
+from aioblk.layers._begun import Begun
+
+
+async def test_it_is_cancelled_although_what_it_began_is_too_far_for_that() -> None:
+    request: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+    together = asyncio.gather(request, return_exceptions=True)
+    request.set_result(1)
+    assert not together.done()  # until its turn
+    task = asyncio.create_task(Begun(together))
+    task.cancel("why")
+    await asyncio.wait([task])
+    assert task.cancelled()
+    assert [*together.result()] == [1]
+
+
+async def test_it_waits_for_what_it_began_although_it_is_cancelled_again() -> None:
+    loop = asyncio.get_running_loop()
+
+    class Slow(asyncio.Future[None]):
+        def cancel(self, msg: Any = None) -> bool:
+            return True
+
+    request = Slow(loop=loop)
+    task = asyncio.create_task(Begun(request))
+    for _ in range(3):
+        task.cancel()
+        await asyncio.sleep(0)
+        assert not task.done()
+    request.set_exception(OSError("nobody is told"))
+    await asyncio.wait([task])
+    assert task.cancelled()
+
+
+async def test_an_error_that_it_has_met_by_then_is_not_told_to_anybody() -> None:
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: told.append(context))
+    request: asyncio.Future[None] = loop.create_future()
+    request.set_exception(OSError())
+    task = asyncio.create_task(Begun(request))
+    task.cancel()
+    await asyncio.wait([task])
+    assert task.cancelled()
+    del request, task
+    gc.collect()
+    assert told == []

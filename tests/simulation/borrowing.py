@@ -1,0 +1,74 @@
+"""Who waits for memory of an arena: they keep a buffer for a while, or are cancelled before they have one."""
+
+import asyncio
+import gc
+from contextlib import suppress
+from typing import final
+
+import aioblk
+
+from .operations import Operations
+from .oracle import Wrong
+
+__all__ = ["Borrowers"]
+
+LARGEST = 32 << 10
+MOST_WAITING = 8
+LONG = 1000.0  # seconds
+
+
+@final
+class Borrowers:
+    """Those of one history."""
+
+    def __init__(self, operations: Operations) -> None:
+        self.arena: aioblk.Arena | None = None
+        self._operations = operations
+        self._waiting: dict[asyncio.Task[None], None] = {}
+        self._kept: list[aioblk.ArenaBuffer] = []
+
+    async def do_acquire(self, dice: tuple[float, ...]) -> None:
+        if self.arena is None or len(self._waiting) == MOST_WAITING:
+            return
+        length = LARGEST >> int(dice[0] * 5)
+        least = length if dice[1] < 0.7 else length // 4
+        borrower = asyncio.get_running_loop().create_task(self._acquire(self.arena, length, least))
+        self._waiting[borrower] = None
+        borrower.add_done_callback(self._end)
+
+    async def _acquire(self, arena: aioblk.Arena, length: int, least: int) -> None:
+        with suppress(MemoryError):  # no block is as large any more
+            self._kept.append(await arena.acquire(length, at_least=least))
+
+    def _end(self, borrower: "asyncio.Task[None]") -> None:
+        del self._waiting[borrower]
+        if not borrower.cancelled() and (error := borrower.exception()) is not None:
+            self._operations.wrong = self._operations.wrong or error
+
+    async def do_give(self, dice: tuple[float, ...]) -> None:
+        """A buffer comes back, and soon somebody gives up who waits, or has just been woken."""
+        if self._kept:
+            self._kept.pop(int(dice[0] * len(self._kept))).release()
+        for _ in range(int(dice[1] * 6)):
+            await asyncio.sleep(0)
+        if self._waiting and dice[2] < 0.5:
+            borrowers = list(self._waiting)
+            borrowers[int(dice[3] ** 2 * len(borrowers))].cancel()
+
+    async def finish(self) -> None:
+        """Everybody has his buffer once all others have given theirs back. No request has any, but for those
+        that a lost device had."""
+        while self._waiting:
+            while self._kept:
+                self._kept.pop().release()
+            _ = gc.collect()
+            done, _ = await asyncio.wait(
+                list(self._waiting), timeout=LONG, return_when=asyncio.FIRST_COMPLETED
+            )
+            if not done and self._operations.memory_is_kept:
+                for borrower in self._waiting:
+                    borrower.cancel()
+            elif not done:
+                raise Wrong(f"{len(self._waiting)} wait for ever for a buffer of the arena, which is free")
+        while self._kept:
+            self._kept.pop().release()
