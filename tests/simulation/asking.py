@@ -17,6 +17,7 @@ __all__ = ["MOST_SECTORS", "SLOT", "Asker", "Surroundings"]
 
 SLOT = 4 << 10  # bytes, of the longest request
 MOST_SECTORS = SLOT // SECTOR
+LONG = 0.94  # dice beyond that make a request of all sectors
 
 
 class Surroundings(Protocol):
@@ -60,7 +61,7 @@ class Asker:
 
     def _range(self, dice: float, more: float, unit: int = 1) -> tuple[int, int]:
         sectors = self._history.sectors
-        count = min(1 + int(more**3 * MOST_SECTORS), sectors)
+        count = sectors if more > LONG else min(1 + int(more**3 * MOST_SECTORS), sectors)
         first = int(dice * (sectors - count + 1)) // unit * unit
         return first, max(count // unit * unit, unit)
 
@@ -74,7 +75,7 @@ class Asker:
                 operation.slots.append(slot)
                 operation.private = False
                 return slot
-        if slots and dice > 0.4:
+        if slots and dice > 0.4 and length <= SLOT:
             slot = slots[int(dice * 1000) % len(slots)]
             slot.usable = False
             self._operations.watch.forget(slot.view)
@@ -151,6 +152,9 @@ class Asker:
             self._operations.make(
                 operation, lambda: target.writev(first * SECTOR, pieces, fua=fua), queue, dice[4]
             )
+        if dice[3] * 10 % 1 < 0.5:  # the memory of an arena's buffer is free when the request is over
+            for slot in operation.slots:
+                slot.release()
 
     async def do_write_zeroes(self, dice: tuple[float, ...]) -> None:
         self._write_zeroes(*self._range(dice[1], dice[2]), dice)

@@ -86,6 +86,8 @@ ACTIONS: Mapping[str, tuple[float, float]] = {
     "power_failure": (0.3, 0.3),
     "cancel_job": (1, 0.4),
     "truncate": (0.5, 0.3),
+    "acquire": (3, 0.4),
+    "give": (3, 0.95),
     "refresh_capacity": (1, 0.3),
     "pass_time": (1, 0.5),
     "collect": (0.3, 0.2),
@@ -104,6 +106,7 @@ _WEATHER: Mapping[str, tuple[int, ...]] = {
     "die": (0, 0, 0, 0, 0, 1),
     "broken": (0, 0, 0, 0, 0, 1),
     "haunt": (0, 0, 20),
+    "zeroless": (0, 0, 0, 1),
     "resize": (0, 0, 0, 0, 30),
     "props": (0, 0, 0, 0, 0, 300),
 }

@@ -77,6 +77,8 @@ class Operations:
         self.watch = Watch()
         self.wrong: BaseException | None = None
         """The first thing that was."""
+        self.memory_is_kept = False
+        """Whether a lost device had requests on registered memory, which is never let go."""
         self.made = 0
         self.outcomes: dict[str, int] = {}
         self._circumstances = circumstances
@@ -126,8 +128,7 @@ class Operations:
             return  # its request would not be cancelled, nor be anybody's
         self._tell(f"{operation.name}: cancel")
         operation.cancelled = True
-        # A view's batch whose last item ends in that very turn may be done all the same.
-        operation.must_be_cancelled = waiter.cancel() and isinstance(waiter, aioblk.Request)
+        operation.must_be_cancelled = waiter.cancel()
         if operation.must_be_cancelled and operation.private:
             for change in operation.changes:
                 self.oracle.end(change)
@@ -163,6 +164,7 @@ class Operations:
             or (isinstance(each, BaseException) and self._circumstances.is_lost)
             for each in errors
         )
+        self.memory_is_kept |= is_lost and bool(operation.slots)
         for slot in operation.slots:
             if is_lost:
                 slot.usable = False  # the device may still write to it

@@ -15,6 +15,7 @@ from typing import Any, final
 import aioblk
 
 from .asking import MOST_SECTORS, SLOT, Asker
+from .borrowing import Borrowers
 from .devices import device_on, new_disk
 from .history import Action, History
 from .library import Death, Driver, Simulator
@@ -43,6 +44,7 @@ CALM = dict.fromkeys(
         "open",
         "die",
         "haunt",
+        "zeroless",
         "resize",
         "props",
     ),
@@ -67,6 +69,7 @@ class World:
         self.oracle = Oracle(history.sectors, repeats=bool(history.options.get("reconnect_for")))
         self.operations = Operations(self.oracle, self, self.tell)
         self._asker = Asker(history, self, self.operations)
+        self._borrowers = Borrowers(self.operations)
         kinds = {action.kind for action in history.actions}
         self._may_stay_silent = history.options["lost_after"] is None and bool(
             kinds & {"silence", "break_down"}
@@ -86,6 +89,8 @@ class World:
         self.queues: list[aioblk.Queue] = []
         self._closing: set[aioblk.Queue] = set()
         self._regions: list[tuple[aioblk.MemoryRegion, list[Slot]]] = []
+        self._former: list[Slot] = []
+        """Of a region that has been left: what was made of it before lasts."""
         self.arena: aioblk.Arena | None = None
         self.view: aioblk.ByteView | None = None
         self._jobs: dict[asyncio.Task[None], str] = {}
@@ -104,7 +109,8 @@ class World:
         await self._open()
         self._change_weather(self._history.weather)
         for action in self._history.actions:
-            whose = self if hasattr(self, f"do_{action.kind}") else self._asker
+            users = (self, self._asker, self._borrowers)
+            whose = next(user for user in users if hasattr(user, f"do_{action.kind}"))
             await getattr(whose, f"do_{action.kind}")(action.dice)
             await self._pause(action)
             self._require_right()
@@ -246,7 +252,8 @@ class World:
     # --- memory ---------------------------------------------------------------------------------------------
 
     def usable_slots(self) -> list[Slot]:
-        return [slot for _, slots in self._regions for slot in slots if slot.usable]
+        registered = [slot for _, slots in self._regions for slot in slots]
+        return [slot for slot in (*registered, *self._former) if slot.usable]
 
     async def do_enter_region(self, dice: tuple[float, ...]) -> None:
         entering = list(self._jobs.values()).count("enter region")
@@ -271,7 +278,9 @@ class World:
 
     async def do_leave_region(self, dice: tuple[float, ...]) -> None:
         if self._regions and self._bound:
-            region, _ = self._regions.pop(int(dice[0] * len(self._regions)))
+            region, slots = self._regions.pop(int(dice[0] * len(self._regions)))
+            if dice[1] < 0.5:
+                self._former = [Slot(memoryview(slot.view)) for slot in slots if slot.usable]
             self._start("leave region", region.aclose)
 
     async def _use_arena(self, arena: aioblk.Arena, dice: tuple[float, ...]) -> None:
@@ -290,7 +299,7 @@ class World:
         arena = aioblk.Arena(REGION, block_size=REGION, alignment=512)
         await arena.__aenter__()
         if self.arena is None:
-            self.arena = arena
+            self.arena = self._borrowers.arena = arena
         else:
             await arena.aclose()
 
@@ -544,6 +553,7 @@ class World:
             await self._come_back_surely()
             await self._verify()
         await self._leave_all()
+        await self._borrowers.finish()
         if self.arena is not None:
             await self.arena.aclose()
         if self.view is not None:

@@ -20,7 +20,7 @@ static const struct {
 } KEYS[] = {
     KEY(seed), KEY(hold),     KEY(late), KEY(batch), KEY(reorder), KEY(fail), KEY(transient), KEY(broken),
     KEY(spurious), KEY(full), KEY(map),  KEY(open),  KEY(die),     KEY(resize), KEY(floor),   KEY(props),
-    KEY(haunt), KEY(abandons), KEY(record), KEY(impatient),
+    KEY(haunt), KEY(zeroless), KEY(abandons), KEY(record), KEY(impatient),
 };
 
 void seed_instance(struct blkio *b) { b->random = random_seed(sim.config.seed, (uint64_t)b->number, 0); }

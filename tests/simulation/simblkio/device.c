@@ -148,8 +148,12 @@ static int carry_out(struct request *r)
         }
         return ret;
     }
-    case WRITE:
     case WRITE_ZEROES:
+        if (sim.config.zeroless) {
+            return -EOPNOTSUPP;
+        }
+        return change(r);
+    case WRITE:
     case DISCARD:
         return change(r);
     case FLUSH:

@@ -203,6 +203,7 @@ struct config {
     unsigned floor;     /* bytes below which it never falls; 0: what the disk was made with */
     unsigned props;     /* connecting: the disk has other properties, from now on */
     unsigned haunt;     /* do_io: devices write to memory that they still have */
+    unsigned zeroless;  /* 1: devices know no zeroes but those that are written */
     unsigned abandons;  /* 1: a live device may be destroyed with requests in flight */
     unsigned impatient; /* 1: connecting to a backend that is busy fails, where there is nobody else to end that */
     unsigned record;    /* 1: what the caller does wrong is noted, and does not end the process */
