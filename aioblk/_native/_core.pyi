@@ -109,7 +109,7 @@ class QueueCore:
         """Give bounce memory to the request's parts, in order, and submit them; True when all are (or it is
         done)."""
     def refuse(self, request: Request[Any], error: BaseException, /) -> None:
-        """Fail what of the request has not been admitted."""
+        """Fail what of the request has not been admitted; it is over in the loop's next turn."""
 
     on_discard: Callable[[Request[None], int, int], object] | None
     """Called with (request, offset, length) where discards are done outside libblkio; complete() ends it."""

@@ -432,6 +432,7 @@ async def test_an_error_of_a_hook_keeps_what_it_came_with(slow_daemon: StorageDa
     async with aioblk.VirtioBlkVhostUser(slow_daemon.socket) as device:
         device.queue()._compiled.on_bounce = refuse
         request = device.read(0, BLOCK)
+        await settled(request)
         for _ in range(3):
             with pytest.raises(ValueError) as caught:  # noqa: PT011
                 request.result()

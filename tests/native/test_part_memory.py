@@ -19,6 +19,7 @@ def test_memory_that_is_not_there_is_told_of_when_it_is_asked_for(bench: Bench) 
     loop: Any = other.loop
     asyncio._set_running_loop(loop)
     request = other.submitter.read(0, BLOCK)
+    other.loop.run()
     with pytest.raises(RuntimeError, match="no bounce pool"):
         request.result()
 
@@ -26,8 +27,10 @@ def test_memory_that_is_not_there_is_told_of_when_it_is_asked_for(bench: Bench) 
         raise OSError("no room")
 
     other.core.on_bounce = refuse
+    request = other.submitter.read(0, BLOCK)
+    other.loop.run()
     with pytest.raises(OSError, match="no room"):
-        other.submitter.read(0, BLOCK).result()
+        request.result()
 
     def end(request: aioblk.Request[Any], _need: int) -> None:
         request.cancel()
@@ -104,8 +107,10 @@ def test_a_part_that_was_refused_and_one_that_is_lost() -> None:
     asyncio._set_running_loop(loop)
     core: Any = bench.core
     core.on_bounce = None
+    request = bench.submitter.read(0, BLOCK)
+    core.flush()
     with pytest.raises(RuntimeError, match="no bounce pool"):
-        bench.submitter.read(0, BLOCK).result()
+        request.result()
     core.attach_bounce(1 << 20, BLOCK, BLOCK)
     core.on_bounce = lambda *_: None
     request = bench.submitter.read(0, 2 * BLOCK)
@@ -196,7 +201,8 @@ def test_an_order_while_memory_is_sought() -> None:
     asyncio._set_running_loop(None)
 
 
-def test_an_order_while_memory_is_sought_for_what_was_held() -> None:
+@pytest.mark.parametrize("lost", [False, True])
+def test_an_order_while_memory_is_sought_for_what_was_held(lost: bool) -> None:
     bench = Bench(suspended=False, needs_regions=True, discard_method=2)
     loop: Any = bench.loop
     asyncio._set_running_loop(loop)
@@ -207,6 +213,8 @@ def test_an_order_while_memory_is_sought_for_what_was_held() -> None:
     read = bench.submitter.read(0, BLOCK)
 
     def arrive(*_: object) -> None:
+        if lost:
+            core.abandon(OSError("lost"))
         raise KeyboardInterrupt
 
     core.on_bounce = arrive

@@ -204,9 +204,10 @@ struct request {
     bool inline_completion;       /* completed within its own submission, and not looked at yet */
     uint8_t turn;                 /* of the loop, that awaiting it takes although it is done */
     bool batch;                   /* one awaitable for many items */
-    bool return_exceptions, returns_list; /* of a batch */
+    bool return_exceptions : 1, returns_list : 1; /* of a batch */
     /* the I/O */
     bool linked;
+    bool held;                    /* by its queue, until what was given up before it is over: see held.c */
     bool lends_memory;            /* the device touches memory of the caller's */
     bool given_up;                /* the device knows of it: see given_up.c */
     bool has_plan;                /* some part has a region, a vector or bounce memory, to be given back */
@@ -285,7 +286,7 @@ struct queue_core {
     uint8_t untold;         /* hooks that are to be called again: UNTOLD_* */
     bool suspended;         /* another device may come: until then, everything waits in the backlog */
     bool more_to_reap;      /* the last reaping ended for another reason than that nothing was left */
-    bool backlog_cancelled; /* parts of cancelled requests are in the backlog */
+    bool sweep_due;         /* parts that nobody wants any more are in the backlog */
     const char *closed_reason;
     PyObject *put_off;          /* KeyboardInterrupt or SystemExit, to be raised in the loop */
     PyObject *abandoned_for;    /* without a loop: another thread found the device lost, and this is the error */
@@ -344,7 +345,8 @@ static inline bool part_is_pointless(const Part *part)
 {
     const Request *r = part->request;
     assert(r->cancel_requested || r->state == PENDING);
-    return r->cancel_requested || part_item(part)->error;
+    const Item *item = part_item(part);
+    return r->cancel_requested || item->error || item->exception;
 }
 
 static inline bool zeroes_are_written(const Part *part)

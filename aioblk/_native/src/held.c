@@ -48,6 +48,10 @@ inline bool given_up_keeps(QueueCore *q, Request *r)
 int queue_call_external(Request *r, PyObject *hook)
 {
     r->admitted = 1;
+    if (!hook || hook == Py_None) {
+        PyErr_Format(PyExc_RuntimeError, "the queue has no hook for %s", operation_names[r->operation]);
+        return -1;
+    }
     Py_INCREF(hook); /* it may put another in its own place */
     PyObject *answer = PyObject_CallFunction(hook, "OKK", r, (unsigned long long)r->item.offset,
                                              (unsigned long long)r->item.length);
@@ -56,37 +60,38 @@ int queue_call_external(Request *r, PyObject *hook)
     return answer ? 0 : -1;
 }
 
-static int begin_external(QueueCore *q, Request *r)
+/* What the hook raises is what the request comes to; an order is for the loop. */
+static void begin_external(QueueCore *q, Request *r)
 {
-    if (q->on_discard && q->on_discard != Py_None) {
-        return queue_call_external(r, q->on_discard);
-    }
-    PyErr_SetString(PyExc_RuntimeError, "the queue has no hook for discards any more");
-    return -1;
-}
-
-static void begin(QueueCore *q, Request *r)
-{
-    bool external = r->operation == OP_DISCARD && q->device->discard_method == DISCARD_BY_HOOK;
-    if (r->flags & REQUEST_BARRIER) {
-        r->admitted = 1;
-        queue_part_done(q, &r->first_part, 0, NULL);
-        return;
-    }
-    if ((external ? begin_external(q, r) : request_admit(q, r)) == 0) {
-        return;
-    }
     PyObject *exception = NULL;
+    if (queue_call_external(r, q->on_discard) == 0) {
+        return;
+    }
     if (PyErr_ExceptionMatches(PyExc_Exception)) {
         exception = take_exception();
     } else {
         queue_put_off(q);
     }
     if (r->linked) { /* still, whatever the hook has done */
-        r->admitted = external ? 0 : r->admitted;
-        request_fail_unadmitted(r, exception ? 0 : EINTR, exception);
+        r->item.exception = Py_XNewRef(exception);
+        queue_part_done(q, &r->first_part, -EINTR, NULL);
     }
     Py_XDECREF(exception);
+}
+
+static void begin(QueueCore *q, Request *r)
+{
+    if (r->flags & REQUEST_BARRIER) {
+        r->admitted = 1;
+        queue_part_done(q, &r->first_part, 0, NULL);
+    } else if (r->operation == OP_DISCARD && q->device->discard_method == DISCARD_BY_HOOK) {
+        begin_external(q, r);
+    } else if (request_admit(q, r) < 0) {
+        queue_put_off(q);
+        if (r->linked) { /* still, whatever has been done meanwhile */
+            request_fail_unadmitted(r, EINTR, NULL);
+        }
+    }
 }
 
 /* Whether to look at them again. */
@@ -108,13 +113,13 @@ static void release(QueueCore *q)
         if (!r) {
             break; /* what has gone on runs Python code, which may have given the device up */
         }
-        if (r->linked) { /* it has not been cancelled */
-            assert(r->admitted == 0 && r->outstanding > 0);
-            if (must_be_held(q, r)) {
-                queue_hold(q, r);
-            } else {
-                begin(q, r);
-            }
+        assert(r->linked && r->admitted == 0);
+        if (r->cancel_requested) {
+            request_drop_unadmitted(r);
+        } else if (must_be_held(q, r)) {
+            queue_hold(q, r);
+        } else {
+            begin(q, r);
         }
         Py_DECREF(r);
     }
@@ -136,7 +141,7 @@ void given_up_release(QueueCore *q)
     q->releasing = false;
 }
 
-/* The requests are over: cancelled, or lost with the device. */
+/* They are in flight, and lost with the device as all that is. */
 void given_up_drop_held(QueueCore *q)
 {
     Request *r;

@@ -63,14 +63,18 @@ void queue_take_backlog(QueueCore *q)
 /* Parts that nobody wants any more leave it from anywhere, to be ended: they need not wait for those before them. */
 void queue_sort_backlog(QueueCore *q)
 {
-    Part *part = q->backlog_head, *next;
-    q->backlog_cancelled = false;
+    Part *part = q->backlog_head, *next, **dropped = &q->dropped;
+    while (*dropped) {
+        dropped = &(*dropped)->next;
+    }
+    q->sweep_due = false;
     q->backlog_head = q->backlog_tail = NULL;
     for (; part; part = next) {
         next = part->next;
         if (part_is_pointless(part)) {
-            part->next = q->dropped;
-            q->dropped = part;
+            part->next = NULL;
+            *dropped = part;
+            dropped = &part->next;
         } else {
             queue_append_backlog(q, part);
         }
@@ -101,6 +105,7 @@ void queue_hold(QueueCore *q, Request *r)
     assert(r->queue == q && r->linked && r->admitted == 0);
     assert(!q->held_head == (q->held_count == 0));
     Py_INCREF(r);
+    r->held = true;
     r->first_part.next = NULL;
     if (q->held_tail) {
         q->held_tail->next = &r->first_part;
@@ -122,6 +127,7 @@ Request *queue_take_held(QueueCore *q)
     q->held_head = part->next;
     q->held_tail = part->next ? q->held_tail : NULL;
     q->held_count--;
+    part->request->held = false;
     return part->request;
 }
 

@@ -57,10 +57,13 @@ static int abandon(QueueCore *q, PyObject *exception, size_t *count)
     Request *r;
     queue_set_blkioq(q, NULL, 0);
     queue_forget_parts(q);
+    given_up_drop_held(q);
+    for (r = q->in_flight; r; r = r->following) {
+        r->admitted = r->part_count; /* nothing of it waits any more, whoever asks meanwhile */
+    }
     while ((r = q->in_flight) != NULL) {
         bool in_use = r->issued > 0;
         queue_unlink(q, r);
-        r->admitted = r->part_count; /* who waits for bounce memory finds nothing left to do */
         if (r->given_up) {
             lost ? given_up_leave(r) : given_up_end(r);
         }
@@ -81,7 +84,6 @@ static int abandon(QueueCore *q, PyObject *exception, size_t *count)
             request_settle(r, r->cancel_requested ? CANCELLED : FAILED);
         }
     }
-    given_up_drop_held(q);
     if (was_busy) {
         queue_tell_if_idle(q);
     }
@@ -194,7 +196,7 @@ PyObject *queue_recall(QueueCore *q, PyObject *Py_UNUSED(ignored))
             }
         }
     }
-    q->backlog_cancelled = true;
+    q->sweep_due = true;
     queue_issue_backlog(q); /* which issues nothing now */
     q->room_made = true;
     queue_go_on_next_turn(q); /* wakes who waited for what has ended */

@@ -1,6 +1,6 @@
 /*
  * Parts: given bounce memory where they need it, issued to libblkio or kept in the backlog, and completed; and those of
- * them that nobody wants any more.
+ * them that nobody wants any more. Those end with the backlog's next issue, whatever they have waited for.
  */
 #include "rooms.h"
 
@@ -170,7 +170,7 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
         }
     } else if (r->operation == OP_WRITE) {
         q->counters.bytes_written += part->length;
-    } else if (zeroes_are_written(part) && zeroes_go_on(q, part)) {
+    } else if (zeroes_are_written(part) && zeroes_go_on(part)) {
         queue_append_backlog(q, part);
         queue_go_on_next_turn(q);
         return;
@@ -184,7 +184,6 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
         }
     }
     item->left--;
-    q->counters.parts++;
     if (part->bounce_offset >= 0) {
         bounce_give_back(q, part);
     }
@@ -200,16 +199,14 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
 
 void request_drop_unadmitted(Request *r)
 {
-    uint32_t left = r->part_count - r->admitted;
+    QueueCore *q = r->queue;
+    assert(r->linked && !r->held);
     assert(r->admitted <= r->part_count);
-    assert(r->outstanding >= left);
-    for (uint32_t i = r->admitted; i < r->part_count; i++) {
-        request_part(r, i)->bounce_offset = PART_OVER;
-    }
-    r->admitted = r->part_count;
-    r->outstanding -= left;
-    if (left > 0 && r->outstanding == 0) {
-        queue_outcome(r);
+    while (r->admitted < r->part_count) {
+        Part *part = request_part(r, r->admitted++);
+        assert(part_is_pointless(part));
+        queue_append_backlog(q, part);
+        q->sweep_due = true;
     }
 }
 
@@ -286,12 +283,8 @@ static bool needs_bounce(Request *r)
 /* -1: as ask_for_room. */
 int request_admit(QueueCore *q, Request *r)
 {
-    if (!q->blkioq && !q->suspended) { /* lost since the caller was checked: preparing may run Python code */
-        request_fail_unadmitted(r, ENODEV, NULL);
-    } else if ((q->waiting > 0 && needs_bounce(r)) || !queue_admit_parts(q, r)) {
-        return ask_for_room(q, r);
-    }
-    return 0;
+    bool must_wait = (q->waiting > 0 && needs_bounce(r)) || !queue_admit_parts(q, r);
+    return must_wait ? ask_for_room(q, r) : 0;
 }
 
 /* Links the request and starts its parts; the caller flushes. -1: as request_admit. */
@@ -338,7 +331,7 @@ static void sweep_backlog(QueueCore *q)
 void queue_issue_backlog(QueueCore *q)
 {
     Part *part;
-    if (q->backlog_cancelled) {
+    if (q->sweep_due) {
         sweep_backlog(q);
     }
     while ((part = q->backlog_head) != NULL) {
@@ -359,49 +352,39 @@ void queue_issue_backlog(QueueCore *q)
 
 /* ---- cancellation ---------------------------------------------------------------------------------------- */
 
-/* A request was cancelled: what waits for bounce memory goes at once, the next flush takes the rest out of the backlog. */
+/* A request was cancelled: the next turn ends what of it the device does not have, wherever that waits. */
 static void leave_queue(Request *r)
 {
     QueueCore *q = r->queue;
-    if (r->linked && r->admitted < r->part_count) {
+    if (r->held) {
+        q->held_cancelled = true;
+    } else if (r->linked && r->admitted < r->part_count) {
         request_drop_unadmitted(r);
         q->room_made = true; /* for who waited behind it */
-        q->held_cancelled = q->held_head != NULL;
-        queue_go_on_next_turn(q);
     }
-    if (q->backlog_head && !q->backlog_cancelled) {
-        q->backlog_cancelled = true;
-        queue_go_on_next_turn(q);
-    }
+    q->sweep_due |= q->backlog_head != NULL;
 }
 
 bool request_cancel_io(Request *r, PyObject *message)
 {
+    QueueCore *q = r->queue;
+    PyObject *before = r->cancel_message;
     if (r->state != PENDING) {
         return false;
     }
-    r->queue->counters.cancelled += r->cancel_requested ? 0 : r->weight;
+    q->counters.cancelled += r->cancel_requested ? 0 : r->weight;
     r->cancel_requested = true;
-    Py_XSETREF(r->cancel_message, Py_XNewRef(message));
+    r->cancel_message = Py_XNewRef(message);
     leave_queue(r);
-    if (!r->lends_memory && r->state == PENDING && given_up_can_be(r) && !given_up_begin(r)) {
+    if (!r->lends_memory && given_up_can_be(r) && !given_up_begin(r)) {
         r->lends_memory = true; /* who waits for it goes on when it is over */
     }
-    if (!r->lends_memory && r->state == PENDING) {
+    if (!r->lends_memory) {
         request_settle(r, CANCELLED);
     }
-    assert(r->cancel_requested);
-    assert(r->state != PENDING || r->lends_memory);
+    if (q->sweep_due || q->held_cancelled) {
+        queue_go_on_next_turn(q);
+    }
+    Py_XDECREF(before);
     return true;
-}
-
-/* The caller gets an exception instead of the request, which goes on as if it had been cancelled. */
-int request_withdraw(Request *r)
-{
-    PyObject *type, *value, *traceback;
-    PyErr_Fetch(&type, &value, &traceback);
-    (void)request_cancel_io(r, NULL);
-    queue_go_on_next_turn(r->queue); /* with what has been issued */
-    PyErr_Restore(type, value, traceback);
-    return -1;
 }

@@ -52,12 +52,11 @@ static PyObject *queue_detach_bounce(QueueCore *q, PyObject *Py_UNUSED(ignored))
     Py_RETURN_NONE;
 }
 
-static int after_admission(QueueCore *q)
+static void after_admission(QueueCore *q)
 {
     if (q->unflushed_parts > 0 || q->backlog_head) {
         queue_go_on_next_turn(q);
     }
-    return queue_wake_others(q);
 }
 
 static PyObject *queue_admit(QueueCore *q, PyObject *object)
@@ -75,7 +74,8 @@ static PyObject *queue_admit(QueueCore *q, PyObject *object)
             admitted = queue_admit_parts(q, r);
         }
     }
-    return after_admission(q) < 0 ? NULL : PyBool_FromLong(admitted);
+    after_admission(q);
+    return PyBool_FromLong(admitted);
 }
 
 static PyObject *queue_refuse(QueueCore *q, PyObject *args)
@@ -91,9 +91,7 @@ static PyObject *queue_refuse(QueueCore *q, PyObject *args)
     if (r->linked && r->admitted < r->part_count) {
         request_fail_unadmitted(r, 0, exception);
     }
-    if (after_admission(q) < 0) {
-        return NULL;
-    }
+    after_admission(q);
     Py_RETURN_NONE;
 }
 
@@ -133,7 +131,7 @@ static PyObject *queue_dispose(QueueCore *q, PyObject *Py_UNUSED(ignored))
         return PyErr_Format(PyExc_RuntimeError, "%zu requests are in flight", q->in_flight_count);
     }
     queue_set_blkioq(q, NULL, 0);
-    given_up_drop_held(q); /* all of them have been cancelled */
+    assert(!q->held_head && !q->backlog_head);
     Py_RETURN_NONE;
 }
 

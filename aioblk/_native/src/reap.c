@@ -64,6 +64,7 @@ static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_co
             queue_go_on_next_turn(q);
             continue;
         }
+        q->counters.parts++;
         queue_part_done(q, part, completions[i].ret, completions[i].error_msg);
     }
 }
@@ -212,7 +213,7 @@ PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
             queue_reset_event(q);
             queue_reap(q);
         }
-    } else if (q->backlog_cancelled && q->fork_generation == fork_generation) {
+    } else if (q->sweep_due && q->fork_generation == fork_generation) {
         queue_issue_backlog(q); /* of a suspended queue: what was cancelled leaves it, nothing is issued */
     }
     return finish_turn(q);

@@ -85,6 +85,7 @@ RUNS_PYTHON int queue_module_init(void);
  * ---- submission.c: takes a planned request into the queue ----
  *
  * Alone, when nothing else is going on: then it may be done before the call returns. Otherwise with this turn's others.
+ * What cannot be admitted has failed, and is over in the next turn: nothing is let go of here.
  */
 RUNS_PYTHON int queue_submit(QueueCore *q, Request *r);
 /* Work outside libblkio, done by the Python side on a thread of its own: it ends with complete(). */
@@ -140,7 +141,7 @@ RUNS_PYTHON PyObject *queue_resume(QueueCore *q, PyObject *args);
 /*
  * ---- held.c: lets wait what must not overtake a change that was given up ----
  *
- * A newcomer that meets one is linked and not admitted, and goes on when nothing of what it meets is left.
+ * A newcomer that meets one is linked and not admitted, and goes on when nothing of what it meets is left, or it is cancelled.
  */
 /* Keeps a request that is about to be submitted, if it meets what was given up. */
 bool given_up_keeps(QueueCore *q, Request *r);
@@ -154,7 +155,8 @@ RUNS_PYTHON int queue_call_external(Request *r, PyObject *hook);
  * ---- parts.c: admits parts, issues them to libblkio, keeps the backlog, takes them as done ----
  *
  * A part is admitted when it has the bounce memory that it needs, and issued when libblkio has it. In between it is in the
- * backlog, for as long as the device has enough to do. Parts that nobody wants any more leave from there.
+ * backlog, for as long as the device has enough to do. Parts that nobody wants any more go there as well, from wherever they
+ * wait, and are ended when the backlog is issued next: so neither failing nor cancelling lets go of anything.
  */
 /* Links the request and starts its parts; the caller flushes. -1: KeyboardInterrupt or the like, for the caller. */
 RUNS_PYTHON int request_start(QueueCore *q, Request *r);
@@ -162,17 +164,15 @@ RUNS_PYTHON int request_start(QueueCore *q, Request *r);
 RUNS_PYTHON int request_admit(QueueCore *q, Request *r);
 /* The request's parts in order, as far as there is room. False: some are left. */
 bool queue_admit_parts(QueueCore *q, Request *r);
-/* Takes what has not been admitted out of the request's account; fails it first. */
-RUNS_PYTHON void request_drop_unadmitted(Request *r);
-RUNS_PYTHON void request_fail_unadmitted(Request *r, int error, PyObject *exception);
+/* What has not been admitted goes to the backlog as it is, to be ended there: it is not wanted any more, or fails now. */
+void request_drop_unadmitted(Request *r);
+void request_fail_unadmitted(Request *r, int error, PyObject *exception);
 bool queue_has_room(const QueueCore *q, const Part *part); /* in the ring: if not, an event tells when there is */
 void queue_issue(QueueCore *q, Part *part);
 RUNS_PYTHON void queue_issue_backlog(QueueCore *q);
 RUNS_PYTHON void queue_part_done(QueueCore *q, Part *part, int ret, const char *message);
-/* False: it is over already. */
+/* False: it is over already. The next turn ends what of it the device does not have. */
 RUNS_PYTHON bool request_cancel_io(Request *r, PyObject *message);
-/* The caller gets the exception instead of the request, which goes on as if it had been cancelled. Returns -1. */
-RUNS_PYTHON int request_withdraw(Request *r);
 
 /*
  * ---- waking.c: runs or schedules what waits for a request ----
@@ -351,7 +351,7 @@ uint64_t zeroes_beyond_the_end(DeviceCore *device, const Request *r);
 /* How many bytes the next piece of such a part has; 0: it is none. */
 uint64_t zeroes_at_once(const Part *part);
 /* A piece has been written. True: the part is shorter by it, and to be issued once more. */
-bool zeroes_go_on(QueueCore *q, Part *part);
+bool zeroes_go_on(Part *part);
 /* A request is over and unlinked. True: not supported, it begins again, with zeroes that are written. */
 bool zeroes_instead(Request *r);
 

@@ -74,6 +74,13 @@ static void submit_batch_now(QueueCore *q, Request *batch)
     }
 }
 
+/* Since the caller was checked: preparing may run Python code, which may have closed the queue, or found the device lost. */
+static int refuse_late(QueueCore *q, const Request *r)
+{
+    return device_refuse(q->device, OBSERVE(q->closed) ? q->closed_reason : "lost", r->operation, UINT64_MAX,
+                         UINT64_MAX);
+}
+
 int queue_submit(QueueCore *q, Request *r)
 {
     assert(r->queue == q && !r->linked);
@@ -92,8 +99,12 @@ int queue_submit(QueueCore *q, Request *r)
     if (!now && queue_schedule_flush(q) < 0) {
         return -1;
     }
+    if (!q->blkioq && !q->suspended) {
+        return refuse_late(q, r);
+    }
     if (request_start(q, r) < 0) {
-        return request_withdraw(r);
+        (void)request_cancel_io(r, NULL); /* the caller gets the exception instead */
+        return -1;
     }
     if (now) {
         submit_batch_now(q, r);
@@ -105,12 +116,8 @@ int queue_submit(QueueCore *q, Request *r)
 /* Work outside libblkio, done by the Python side on a thread of its own: it ends with complete(). */
 int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
 {
-    if (!hook || hook == Py_None) {
-        PyErr_Format(PyExc_RuntimeError, "the queue has no hook for %s", operation_names[r->operation]);
-        return -1;
-    }
-    if (!queue_usable(q)) { /* since the caller was checked: what the hook would use may belong to somebody else by now */
-        return device_refuse(q->device, "lost", r->operation, r->item.offset, r->item.length);
+    if (!queue_usable(q)) { /* what the hook would use may belong to somebody else by now */
+        return refuse_late(q, r);
     }
     if (given_up_keeps(q, r)) {
         return 0;

@@ -61,7 +61,7 @@ __attribute__((noinline, cold)) uint64_t zeroes_at_once(const Part *part)
     return smaller(part->length, most);
 }
 
-__attribute__((noinline, cold)) bool zeroes_go_on(QueueCore *q, Part *part)
+__attribute__((noinline, cold)) bool zeroes_go_on(Part *part)
 {
     uint64_t written = zeroes_at_once(part);
     if (part->length == written || part_is_pointless(part)) {
@@ -70,7 +70,6 @@ __attribute__((noinline, cold)) bool zeroes_go_on(QueueCore *q, Part *part)
     part->offset += written;
     part->length -= written;
     part->request->age = 0;
-    q->counters.parts++;
     return true;
 }
 

@@ -175,14 +175,12 @@ IN_THE_CORE = (
         "235aa23, the caller had the buffers back while the device still wrote to them",
         f"{SRC}/parts.c",
         """\
-    if (!r->lends_memory && r->state == PENDING) {
+    if (!r->lends_memory) {
         request_settle(r, CANCELLED);
     }
 """,
         """\
-    if (r->state == PENDING) {
-        request_settle(r, CANCELLED);
-    }
+    request_settle(r, CANCELLED);
 """,
     ),
     Mutant(
@@ -192,12 +190,12 @@ IN_THE_CORE = (
         "684e905, bounce memory that was given back at cancellation went unseen",
         f"{SRC}/parts.c",
         """\
-    if (!r->lends_memory && r->state == PENDING) {
+    if (!r->lends_memory) {
         request_settle(r, CANCELLED);
     }
 """,
         """\
-    if (!r->lends_memory && r->state == PENDING) {
+    if (!r->lends_memory) {
         request_settle(r, CANCELLED);
         if (r->issued > 0 && r->first_part.bounce_offset >= 0) {
             bounce_give_back(r->queue, &r->first_part);
@@ -284,9 +282,9 @@ IN_THE_CORE = (
         "refused-while-away",
         "A request that is made while another backend is looked for fails, instead of waiting for it.",
         "d205042, come back after a loss",
-        f"{SRC}/parts.c",
-        "if (!q->blkioq && !q->suspended) { /* lost since",
-        "if (!q->blkioq) { /* lost since",
+        f"{SRC}/submission.c",
+        "if (!q->blkioq && !q->suspended) {",
+        "if (!q->blkioq) {",
     ),
     Mutant(
         "cancellation-lost-with-the-device",
