@@ -22,7 +22,7 @@ from typing import Any, cast, final
 import aioblk
 from aioblk._sync import blocking
 
-__all__ = ["SimulatedLoop", "Stuck", "simulated_threads"]
+__all__ = ["BEGIN", "SimulatedLoop", "Stuck", "simulated_threads"]
 
 BEGIN = 1000.0  # seconds, when time begins
 MOST_TURNS = 400_000  # no history takes as many
@@ -66,8 +66,6 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         return self._now
 
     def _pass(self, until: float) -> None:
-        if until > BEGIN + MOST_SECONDS:
-            raise Stuck(f"{MOST_SECONDS:g} seconds have passed, and it is not over")
         self._now = max(self._now, until)
         self.on_time(self._now)
 
@@ -156,6 +154,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             moments.append(self._now + timeout)
         if not moments:
             raise Stuck("nothing can happen any more, and somebody waits")
+        if min(moments) > BEGIN + MOST_SECONDS:
+            raise Stuck(f"{MOST_SECONDS:g} seconds have passed, and it is not over")
         self._pass(min(moments))
 
     def _mix(self) -> None:
