@@ -8,7 +8,6 @@ from typing import Any, Protocol, final
 import aioblk
 
 from .history import History
-from .library import Driver
 from .operations import Operation, Operations
 from .oracle import SECTOR, Change, Oracle, Wrong
 from .slots import Slot
@@ -175,7 +174,7 @@ class Asker:
         )
 
     async def do_discard(self, dice: tuple[float, ...]) -> None:
-        if self._history.driver is Driver.IO_URING:
+        if not self._around.bounces:
             return  # it goes round libblkio
         target, queue = self._target(dice[0])
         unit = max(self._history.properties.get("discard_alignment", SECTOR) // SECTOR, 1)

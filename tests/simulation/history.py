@@ -127,14 +127,21 @@ _PROPERTIES: Mapping[str, tuple[int, ...]] = {
     "max_mem_regions": (0, 0, 5, 8),
 }
 
-_DRIVERS = (Driver.VHOST_USER,) * 5 + (Driver.VHOST_VDPA, Driver.VFIO_PCI) * 2 + (Driver.IO_URING,)
+_DRIVERS = (
+    (Driver.VHOST_USER,) * 5
+    + (Driver.VHOST_VDPA, Driver.VFIO_PCI) * 2
+    + (Driver.IO_URING, Driver.NVME_IO_URING)
+)
+
+
+_RINGS = (Driver.IO_URING, Driver.NVME_IO_URING)
 
 
 def draw(seed: int, length: int = 220) -> History:
     """The history of a seed."""
     random = Random(seed)
     driver = random.choice(_DRIVERS)
-    view = driver is not Driver.IO_URING and random.random() < 0.15
+    view = driver not in _RINGS and random.random() < 0.15
     return History(
         seed=seed,
         driver=driver,
@@ -154,7 +161,9 @@ def _some_of(random: Random, choices: Mapping[str, tuple[int, ...]]) -> dict[str
 
 
 def _draw_properties(random: Random, driver: Driver, *, view: bool) -> dict[str, int]:
-    if driver is Driver.IO_URING:
+    if driver is Driver.NVME_IO_URING:
+        return {"buf_alignment": 4}  # with more, where memory happens to lie would decide about bouncing
+    if driver in _RINGS:
         return {}
     properties = _some_of(random, _PROPERTIES)
     if view:
@@ -175,7 +184,7 @@ def _draw_options(random: Random, driver: Driver) -> dict[str, Any]:
     }
     if random.random() < 0.15:
         options["spin"] = random.choice((1e-5, 1e-4, 1e-3))
-    if driver is Driver.IO_URING:
+    if driver in _RINGS:
         options["num_entries"] = random.choice((1, 2, 8, 128))
     else:
         options["queue_size"] = random.choice((4, 8, 32, 256))

@@ -49,7 +49,7 @@ class Player:
     """Plays histories, one after the other. After one that failed, the process is of no use any more."""
 
     def __init__(self) -> None:
-        self._simulator = Simulator()
+        self.simulator = Simulator()
         self._directory = Path(tempfile.mkdtemp(prefix="simulate-"))
         self._unhandled: list[str] = []
         sys.unraisablehook = lambda unraisable: self._note(f"{unraisable.err_msg}: {unraisable.exc_value!r}")
@@ -65,7 +65,7 @@ class Player:
         self._unhandled.append(what)
 
     def play(self, history: History) -> Outcome:
-        simulator = self._simulator
+        simulator = self.simulator
         simulator.reset()
         simulator.configure(
             **{**CALM, "seed": history.seed & 0xFFFFFFFF, "record": 1, "impatient": 1, "abandons": 0}
@@ -96,6 +96,7 @@ class Player:
                 kind, what = "wrong", "".join(traceback.format_exception(error))
             except BaseException as error:
                 kind, what = type(error).__name__, "".join(traceback.format_exception(error))
+            simulator.clock(None)  # the watchdog's, of the next history
             events = () if world is None else tuple(world.events)
             counts = _count(before, simulator.counts, world)
             trace_hash = hash((simulator.trace_hash, events))
@@ -111,13 +112,13 @@ class Player:
     def _look_again(
         self, caught: list[warnings.WarningMessage], descriptors: Counter[str], *, may_keep: bool
     ) -> tuple[str | None, str]:
-        if self._simulator.violations:
-            return "violation", "\n".join(self._simulator.violations)
+        if self.simulator.violations:
+            return "violation", "\n".join(self.simulator.violations)
         if self._unhandled:
             return "unhandled", "\n".join(self._unhandled)
         if caught:
             return "warning", "\n".join(str(warning.message) for warning in caught)
-        self._simulator.reset()
+        self.simulator.reset()
         left = sorted((_descriptors() - descriptors).elements())
         if may_keep:  # memory of what a lost device had in flight, for good
             left = [name for name in left if not name.startswith(("/memfd:aioblk", "/dev/shm/"))]

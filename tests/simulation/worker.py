@@ -9,7 +9,6 @@ import json
 import os
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 from .history import History, draw
@@ -47,9 +46,9 @@ def main() -> None:
         for line in sys.stdin:
             asked: dict[str, Any] = json.loads(line)
             history = draw(asked["seed"], length) if "seed" in asked else History.from_json(asked["history"])
-            faulthandler.dump_traceback_later(HUNG, exit=True)
+            player.simulator.patience(HUNG)
             outcome = player.play(history)
-            faulthandler.cancel_dump_traceback_later()
+            player.simulator.patience(0)
             print(
                 json.dumps(asdict(outcome) if outcome.kind else _brief(outcome.trace_hash, outcome.counts)),
                 flush=True,
@@ -66,5 +65,4 @@ def _brief(trace_hash: int, counts: Any) -> dict[str, Any]:
 
 if __name__ == "__main__":
     faulthandler.enable()
-    _ = Path  # the scratch directory is the player's
     main()

@@ -19,7 +19,7 @@ from .borrowing import Borrowers
 from .devices import device_on, new_disk
 from .history import Action, History
 from .library import Death, Driver, Simulator
-from .loop import SimulatedLoop
+from .loop import BEGIN, SimulatedLoop
 from .operations import Operations
 from .oracle import SECTOR, Oracle, Reading, Wrong
 from .slots import Slot
@@ -63,6 +63,7 @@ class World:
         self._history = history
         self._simulator = simulator
         self._loop = loop
+        self._directory = f"{directory}/"
         self.events: list[str] = []
         self.disk = new_disk(simulator, history.driver, directory, SIZE)
         self.disk.override(**history.properties)
@@ -100,7 +101,8 @@ class World:
         """Whether anybody was cancelled who waited for a job, which goes on by itself."""
 
     def tell(self, text: str) -> None:
-        self.events.append(f"{self._loop.time() - 1000:.4f} {text}")
+        text = text.replace(self._directory, "")  # which has another name each time
+        self.events.append(f"{self._loop.time() - BEGIN:.4f} {text}")
 
     # --- the whole ------------------------------------------------------------------------------------------
 
@@ -155,7 +157,7 @@ class World:
 
     @property
     def bounces(self) -> bool:
-        return self._history.driver is not Driver.IO_URING
+        return self._history.driver not in (Driver.IO_URING, Driver.NVME_IO_URING)
 
     def may_refuse(self, error: aioblk.BlkioError, queue: aioblk.Queue | None) -> bool:
         if isinstance(error, aioblk.DeviceLostError):
@@ -172,6 +174,8 @@ class World:
             return True
         if isinstance(error, aioblk.UsageError) and (self._has_left_jobs or self._history.view):
             return True  # what was left alone goes on by itself, and may be in the way; a view submits later
+        if isinstance(error, aioblk.DeviceClosedError) and self._history.view:
+            return True  # a view submits later
         if isinstance(error, aioblk.UsageError | aioblk.OptionError | aioblk.AlignmentError):
             return False
         return bool(
@@ -335,8 +339,8 @@ class World:
             self._start("close queue", functools.partial(self._end_queue, queue))
 
     async def _end_queue(self, queue: aioblk.Queue) -> None:
-        if queue in self._closing:
-            return
+        if queue not in self.queues:
+            return  # somebody closes it, or has closed it, already
         self._closing.add(queue)
         self.queues.remove(queue)
         try:

@@ -64,7 +64,6 @@ bool given_up_meets(const GivenUp *given_up, Request *r)
 bool given_up_can_be(const Request *r)
 {
     bool external = r->operation == OP_DISCARD && r->queue->device->discard_method == DISCARD_BY_HOOK;
-    assert(!r->linked || r->held || r->admitted == r->part_count); /* or else there would be nothing to give up */
     return r->linked && changes_data(r->operation) && (r->issued > 0 || (external && r->admitted > 0));
 }
 

@@ -1,0 +1,197 @@
+"""The search of histories: it replays exactly, tells faults from none, and makes small what fails."""
+
+import asyncio
+import json
+import multiprocessing
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import aioblk
+
+from .history import ACTIONS, Action, History, draw
+from .library import Driver
+from .play import Outcome, Player
+from .shrink import shrink
+from .simulate import Worker, play_alone, search
+from .world import World
+
+SEEDS = range(24)
+
+
+@pytest.fixture
+def worker() -> Iterator[Worker]:
+    worker = Worker(length=220)
+    yield worker
+    worker.close()
+
+
+def played(worker: Worker, seed: int) -> int:
+    """What tells one course of events from another; the history is clean."""
+    worker.ask({"seed": seed})
+    answer = worker.answer()
+    assert answer["kind"] is None, f"seed {seed}: {answer['what']}"
+    return int(answer["trace_hash"])
+
+
+def test_histories_are_clean_and_happen_again(worker: Worker) -> None:
+    first = [played(worker, seed) for seed in SEEDS]
+    assert [played(worker, seed) for seed in SEEDS] == first
+    assert len(set(first)) == len(SEEDS)
+
+
+def test_a_history_happens_alone_as_it_does_among_others(worker: Worker) -> None:
+    for seed in SEEDS:
+        among_others = played(worker, seed)
+        if seed % 8 == 7:
+            assert play_alone(draw(seed))["trace_hash"] == among_others
+
+
+def test_each_kind_of_action_is_drawn_and_each_driver() -> None:
+    histories = [draw(seed) for seed in range(200)]
+    assert {action.kind for history in histories for action in history.actions} == set(ACTIONS)
+    assert {history.driver for history in histories} == {*Driver}
+    assert all(len(history.actions) == 220 for history in histories)
+
+
+def test_a_history_can_be_written_down() -> None:
+    for seed in SEEDS:
+        assert History.from_json(draw(seed).to_json()) == draw(seed)
+
+
+# --- what fails ---------------------------------------------------------------------------------------------
+
+
+def play_in_child(history: History) -> Outcome:
+    """With what the test has changed. A process in which one has failed is of no use any more."""
+    context = multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    child = context.Process(target=lambda: there.send(Player().play(history)))
+    child.start()
+    outcome = here.recv()
+    child.join()
+    assert isinstance(outcome, Outcome)
+    return outcome
+
+
+def _quiet(*kinds: str) -> History:
+    """Of one device without weather, and these actions."""
+    actions = tuple(Action(kind, (0.1, 0.2, 0.3, 0.4, 0.5, 0.1)) for kind in kinds)
+    bare = replace(draw(1), driver=Driver.VFIO_PCI, options={"lost_after": None, "num_queues": 1}, view=False)
+    return replace(bare, weather={}, loop={}, properties={}, actions=actions)
+
+
+def test_a_wrong_result_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def lose(world: World, dice: tuple[float, ...]) -> None:
+        await asyncio.sleep(1)  # it is done by then
+        world.oracle.begin(0, 8, zeroes=False)
+        for change in world.oracle._sectors[0].begun:
+            world.oracle.acknowledge(change, durable=True)
+
+    monkeypatch.setattr(World, "do_refresh_capacity", lose)
+    outcome = play_in_child(_quiet("write", "refresh_capacity"))
+    assert outcome.kind == "wrong"
+    assert "sector 0 was read as" in outcome.what
+    assert any("write" in event for event in outcome.events)
+    assert any("read 0+" in event for event in outcome.trace)
+
+
+def test_who_waits_for_ever_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait(world: World, dice: tuple[float, ...]) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    monkeypatch.setattr(World, "do_refresh_capacity", wait)
+    outcome = play_in_child(_quiet("refresh_capacity"))
+    assert outcome.kind == "stuck"
+    assert "World.live" in outcome.what
+    assert "wait" in outcome.what
+
+
+def test_an_unexpected_error_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(device: aioblk.Device) -> int:
+        raise aioblk.BlkioError("no reason whatever")
+
+    monkeypatch.setattr(aioblk.Device, "refresh_capacity", fail)
+    outcome = play_in_child(_quiet("refresh_capacity"))
+    assert outcome.kind == "wrong"
+    assert "refresh capacity failed" in outcome.what
+
+
+def test_what_is_left_open_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
+    left = []
+
+    async def leave(world: World, dice: tuple[float, ...]) -> None:
+        left.append(Path("/dev/zero").open("rb"))  # noqa: ASYNC230, SIM115
+
+    monkeypatch.setattr(World, "do_collect", leave)
+    outcome = play_in_child(_quiet("collect"))
+
+    assert (outcome.kind, outcome.what) == ("leak", "descriptors are left: /dev/zero")
+
+
+# --- made smaller -------------------------------------------------------------------------------------------
+
+
+def test_what_does_not_matter_is_left_out() -> None:
+    history = replace(
+        draw(1), weather={"late": 3, "fail": 20}, loop={"busy": 1}, properties={"max_segments": 2}
+    )
+    needed = (history.actions[17], history.actions[100], history.actions[218])
+    tries = 0
+
+    def fails(candidate: History) -> bool:
+        nonlocal tries
+        tries += 1
+        return "late" in candidate.weather and set(needed) <= set(candidate.actions)
+
+    small = shrink(history, fails)
+    assert small.actions == needed
+    assert (small.weather, small.loop, small.properties) == ({"late": 3}, {}, {})
+    assert tries < 200
+
+
+def test_what_fails_by_itself_is_made_smallest() -> None:
+    small = shrink(draw(2), lambda _: True)
+    assert (small.actions, small.weather, small.loop, small.properties) == ((), {}, {}, {})
+
+
+# --- the command --------------------------------------------------------------------------------------------
+
+
+def test_histories_side_by_side() -> None:
+    tally = search(first=0, histories=6, jobs=2, length=40, minutes=None)
+    assert (tally.seed, tally.histories) == (None, 6)
+    assert tally.histories_with["disk: connect"] == 6
+    assert tally.counts["requests"] > 60
+    assert "sectors read and judged" in tally.table()
+
+
+def simulate(*arguments: str) -> "subprocess.CompletedProcess[str]":
+    command = [sys.executable, "-m", "tests.simulation.simulate", *arguments]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def test_the_command_plays_histories(tmp_path: Path) -> None:
+    done = simulate(
+        "--first", "3", "--histories", "2", "--length", "30", "--jobs", "1", "--json", str(tmp_path / "out")
+    )
+    assert done.returncode == 0, done.stderr
+    assert "2 histories of 30 actions, clean, in" in done.stdout
+    assert json.loads((tmp_path / "out").read_text()) == {
+        "histories": 2,
+        "seed": None,
+        "kind": None,
+        "what": None,
+    }
+
+
+def test_the_command_plays_what_was_written_down(tmp_path: Path) -> None:
+    file = tmp_path / "history.json"
+    file.write_text(_quiet("write", "flush").to_json())
+    done = simulate("--replay", str(file))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.endswith("clean\n")
