@@ -77,7 +77,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             raise aioblk.BlkioError("it needs a thread, and the seed gives none", errno=errno.EAGAIN)
         seconds = 0.0
         if self._happens(self.slow_thread):
-            seconds = self._random.choice((0.001, 0.1, 1.5, 20.0, 300.0)) * self._random.random()
+            seconds = self._random.choice((0.001, 0.1, 1.5, 20.0, 80.0)) * self._random.random()
         self._steps.append(_Step(self._now + seconds, function))
 
     def call_soon_threadsafe(  # type: ignore[override]

@@ -130,7 +130,7 @@ class World:
             for _ in range(int((how - 0.5) * 8)):
                 await asyncio.sleep(0)
         while len(self.operations.pending) > MOST_PENDING and not self._is_stuck():  # noqa: ASYNC110
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.5)
 
     def _is_stuck(self) -> bool:
         """Whether the device answers nothing, and nobody will notice."""
