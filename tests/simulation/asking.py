@@ -219,6 +219,13 @@ class Asker:
             operation, lambda: target.write_many(pairs, fua=fua, return_exceptions=True), queue, dice[4]
         )
 
+    async def ask_at_once(self, dice: tuple[float, ...]) -> None:
+        """Several requests, which the device has when this is over, unless it is fast."""
+        for index in range(2, 5 + int(dice[3] * 5)):
+            each = tuple(die * 3.7 * index % 1 for die in dice)
+            await (self.do_write if each[0] < 0.5 else self.do_read)(each)
+        await asyncio.sleep(0)
+
     async def do_cancel(self, dice: tuple[float, ...]) -> None:
         pending = list(self._operations.pending)
         if not pending:

@@ -8,6 +8,7 @@ from typing import Any, Protocol, final
 import aioblk
 
 from .oracle import Change, Flush, Oracle, Reading, Wrong
+from .replaying import Asked
 from .slots import Slot, Watch
 
 __all__ = ["Circumstances", "Operation", "Operations"]
@@ -53,6 +54,7 @@ class Operation:
     is_batch: bool = False
     private: bool = False
     """Whether who cancels it does not wait for the device."""
+    asked: list[Asked] = field(default_factory=list[Asked])
     cancelled: bool = False
     must_be_cancelled: bool = False
     """Whether it has taken the cancellation."""
@@ -80,6 +82,8 @@ class Operations:
         self.memory_is_kept = False
         """Whether a lost device had requests on registered memory, which is never let go."""
         self.made = 0
+        self.cancelled: set[int] = set()
+        """The numbers of those that somebody tried to cancel."""
         self.outcomes: dict[str, int] = {}
         self._circumstances = circumstances
         self._tell = tell
@@ -95,6 +99,8 @@ class Operations:
     ) -> None:
         """Call what submits it, and have the outcome judged. *style*: how it is waited for."""
         self.made += 1
+        ranges: list[Change | Reading] = [*operation.changes, *operation.readings]
+        operation.asked = [Asked(self.made, each.first, each.count) for each in ranges]
         operation.name = f"{operation.name} @{self.made}"
         try:
             request = call()
@@ -128,6 +134,7 @@ class Operations:
             return  # its request would not be cancelled, nor be anybody's
         self._tell(f"{operation.name}: cancel")
         operation.cancelled = True
+        self.cancelled.update(asked.number for asked in operation.asked)
         operation.must_be_cancelled = waiter.cancel()
         if operation.must_be_cancelled and operation.private:
             for change in operation.changes:

@@ -22,6 +22,7 @@ from .library import Death, Driver, Simulator
 from .loop import BEGIN, SimulatedLoop
 from .operations import Operations
 from .oracle import SECTOR, Oracle, Reading, Wrong
+from .replaying import Replay
 from .slots import Slot
 
 __all__ = ["World"]
@@ -29,6 +30,7 @@ __all__ = ["World"]
 SIZE = 256 << 10  # of the disk, in bytes
 REGION = 32 << 10
 MOST_PENDING = 64
+MOST_LOOKS = 8  # actions after which a replay is over
 LONG = 10_000.0  # seconds after which nothing is under way any more
 CALM = dict.fromkeys(
     (
@@ -82,6 +84,9 @@ class World:
         self._survived = 0  # deaths that nobody need notice
         self._deaths = simulator.counts["device dies"]
         self._device: aioblk.Device | None = None
+        self._replay: tuple[int, Replay] | None = None
+        """Of the last death, and how many reconnections there are when another backend has come."""
+        self._looks = 0
         self._bound = True
         """Whether the device is attached to the loop, and nobody detaches or closes it."""
         self._calm = True
@@ -116,6 +121,7 @@ class World:
             await getattr(whose, f"do_{action.kind}")(action.dice)
             await self._pause(action)
             self._require_right()
+            self._look_at_replay()
         await self._finish()
 
     def _require_right(self) -> None:
@@ -474,12 +480,37 @@ class World:
         if self._history.driver is not Driver.VHOST_USER:
             return
         deaths = self._simulator.counts["device dies"]
+        if dice[2] < 0.7:
+            await self._asker.ask_at_once(dice)
+        self._begin_replay()
         self._die(Death.KILLED)
         self._serving = False
         if dice[0] < 0.7:
             self._loop.call_later(dice[1] * 4, self._serve_again)
             if self._comes_back_surely:
                 self._survived += self._simulator.counts["device dies"] - deaths
+
+    def _begin_replay(self) -> None:
+        """The backend is about to die; what it has is to be made again at the next one."""
+        if self._replay is None and self.view is None and not self.device.lost:
+            pending = [
+                asked
+                for each in self.operations.pending
+                for asked in each.asked
+                if not (each.cancelled or each.by_deadline)
+            ]
+            self._replay = self.device.reconnections + 1, Replay(self._simulator, pending)
+            self._looks = 0
+
+    def _look_at_replay(self) -> None:
+        if self._replay is None:
+            return
+        turn, replay = self._replay
+        self._looks += self.device.reconnections == turn
+        if self.device.lost or self.device.reconnections > turn or self._looks == MOST_LOOKS:
+            self._replay = None
+        elif self._looks in (2, MOST_LOOKS - 1):
+            replay.look(self.operations.cancelled)
 
     async def do_hang_up(self, dice: tuple[float, ...]) -> None:
         if self._history.driver is Driver.VHOST_USER:

@@ -75,31 +75,42 @@ class Trial:
         with TemporaryDirectory(prefix="mutant-") as scratch:
             directory = Path(scratch)
             self._copies.make(directory, mutant)
-            found = self._run(directory, self._first, self._histories)
-        if found is None:
-            return Verdict(mutant.name, False, 0, None, "out of time", "", time.monotonic() - begun)
-        seed = found.get("seed")
-        if seed is not None and not self._passes_without(seed):
-            raise SearchError(f"{mutant.name}: seed {seed} fails without the mutant, too: {found}")
+            histories, found = self._look_for(directory, begun + self._seconds)
         return Verdict(
             mutant.name,
-            seed is not None,
-            found["histories"],
-            seed,
-            found.get("kind") or "out of histories",
-            found.get("what") or "",
+            found is not None and found.get("seed") is not None,
+            histories,
+            None if found is None else found.get("seed"),
+            "out of time" if found is None else found.get("kind") or "out of histories",
+            "" if found is None else found.get("what") or "",
             time.monotonic() - begun,
         )
+
+    def _look_for(self, directory: Path, end: float) -> tuple[int, _Found | None]:
+        """A history that fails in the copy, and passes without the mutant; how many were run until then."""
+        histories = 0
+        while histories < self._histories:
+            first = self._first + histories
+            found = self._run(directory, first, self._histories - histories, end - time.monotonic())
+            if found is None:
+                return histories, None
+            histories += found["histories"]
+            seed = found.get("seed")
+            if seed is None or self._passes_without(seed):
+                return histories, found
+            histories = seed + 1 - self._first
+        return histories, {"histories": 0}
 
     def _passes_without(self, seed: int) -> bool:
         with TemporaryDirectory(prefix="mutant-") as scratch:
             self._copies.make(Path(scratch))
-            found = self._run(Path(scratch), seed, 1)
+            found = self._run(Path(scratch), seed, 1, self._seconds)
         return found is not None and found.get("seed") is None
 
-    def _run(self, directory: Path, first: int, histories: int) -> _Found | None:
+    def _run(self, directory: Path, first: int, histories: int, seconds: float) -> _Found | None:
         """What the search says of the copy in the directory; None: it took too long."""
         told = directory / "found.json"
+        told.unlink(missing_ok=True)
         arguments = ["--first", str(first), "--histories", str(histories), "--jobs", "1", "--json", str(told)]
         process = subprocess.Popen(
             [*self._search, *arguments],
@@ -111,7 +122,7 @@ class Trial:
             start_new_session=True,
         )
         try:
-            said, _ = process.communicate(timeout=self._seconds)
+            said, _ = process.communicate(timeout=seconds)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)  # with whatever it has started
             process.communicate()

@@ -1,0 +1,66 @@
+"""Whether what a dead backend had is made again at the next one in the order in which it was asked for."""
+
+import re
+from dataclasses import dataclass
+from typing import final
+
+from .library import Place, Simulator
+from .oracle import SECTOR, Wrong
+
+__all__ = ["Asked", "Replay"]
+
+SUBMITTED = re.compile(r"\d+ i(\d+) q(\d+) submit #\d+ (\w+) (\d+)\+(\d+) ")
+
+_Request = tuple[int, str, int, int]  # queue, operation, start, length
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A range that the user has asked something of, in sectors, and when that was."""
+
+    number: int
+    first: int
+    count: int
+
+    def meets(self, start: int, length: int) -> bool:
+        return start < (self.first + self.count) * SECTOR and self.first * SECTOR < start + length
+
+
+@final
+class Replay:
+    """Of one death, to be made just before it."""
+
+    def __init__(self, simulator: Simulator, pending: list[Asked]) -> None:
+        self._simulator = simulator
+        requests = simulator.requests()
+        self._instance = max((request.instance for request in requests), default=0)
+        had = [
+            (request.queue, request.operation, request.start, request.length)
+            for request in requests
+            if request.instance == self._instance and request.place is not Place.DONE
+        ]
+        self._numbers: dict[_Request, int] = {}
+        """When each was asked for; of those that cannot be taken for another."""
+        for request in had:
+            whose = {asked.number for asked in pending if asked.meets(*request[2:])}
+            if len(whose) == 1 and had.count(request) == 1:
+                self._numbers[request] = whose.pop()
+
+    def look(self, cancelled: set[int]) -> None:
+        """Raises Wrong: they came in another order. What was cancelled need not come; the new comes later."""
+        left = {request: number for request, number in self._numbers.items() if number not in cancelled}
+        order: dict[int, int] = {}  # of each queue, the latest
+        for line in self._simulator.trace:
+            match = SUBMITTED.match(line)
+            if match is None or int(match[1]) <= self._instance:
+                continue
+            request = int(match[2]), match[3], int(match[4]), int(match[5])
+            number = left.pop(request, None)
+            if number is None:
+                continue
+            if number < order.get(request[0], 0):
+                raise Wrong(
+                    f"{request[1]} of {request[3]} bytes at {request[2]} is made again too late: {line}"
+                )
+            order[request[0]] = number
