@@ -40,13 +40,14 @@ class Worker:
     """A process that plays histories."""
 
     def __init__(self, length: int) -> None:
+        self._scratch = tempfile.TemporaryDirectory(prefix="simulate-")
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
             command(),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment() | {"SIMULATE_LENGTH": str(length)},
+            env=environment() | {"SIMULATE_LENGTH": str(length), "TMPDIR": self._scratch.name},
             text=True,
         )
         self.asked: dict[str, Any] = {}
@@ -89,6 +90,7 @@ class Worker:
         self._process.wait()
         self._process.stdout.close()
         self._errors.close()
+        self._scratch.cleanup()
 
 
 @final
