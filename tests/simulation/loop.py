@@ -54,11 +54,12 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self.slow_thread = slow_thread
         self.busy = busy
         self.turns = 0
-        self.on_time: Callable[[float], object] = lambda _: None
+        self.on_time: Callable[[float], object] | None = None
         """Told of each moment, before anything happens at it."""
         self._steps: list[_Step] = []
         self._arriving: deque[asyncio.Handle] = deque()
         super().__init__(_Selector(self))
+        self._callbacks: deque[asyncio.Handle] = cast(Any, self)._ready
 
     # --- time -----------------------------------------------------------------------------------------------
 
@@ -67,7 +68,8 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def _pass(self, until: float) -> None:
         self._now = max(self._now, until)
-        self.on_time(self._now)
+        if self.on_time is not None:
+            self.on_time(self._now)
 
     # --- worker threads -------------------------------------------------------------------------------------
 
@@ -90,10 +92,6 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     # --- a turn ---------------------------------------------------------------------------------------------
 
-    @property
-    def _callbacks(self) -> deque[asyncio.Handle]:
-        return cast(deque[asyncio.Handle], cast(Any, self)._ready)
-
     def take_turn(self, events: list[Any], timeout: float | None) -> list[Any]:
         """What is found ready, after *timeout* seconds at most; None: however long it takes."""
         self.turns += 1
@@ -101,15 +99,18 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             raise Stuck(f"{MOST_TURNS} turns, and it is not over")
         at_once = timeout is not None and timeout <= 0
         self._pass(self._now + (self._random.random() * 1e-4 if not self._happens(self.busy) else 1.0))
-        found = self._some(events)
+        found = self._some(events) if events else events
         busy = at_once or bool(found)
-        busy |= self._run_a_thread(surely=not (busy or self._arriving))
-        busy |= self._let_arrive(surely=not busy)
+        if self._steps:
+            busy |= self._run_a_thread(surely=not (busy or self._arriving))
+        if self._arriving:
+            busy |= self._let_arrive(surely=not busy)
         if not busy and events:
             found = events
         elif not busy:
             self._sleep(timeout)
-        self._mix()
+        if len(self._callbacks) > 1 and self._random.random() < 0.5:
+            self._mix()
         return found
 
     def _happens(self, permille: int) -> bool:
@@ -119,7 +120,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         """The others are still ready in the next turn."""
         if len(events) > 1:
             self._random.shuffle(events)
-        if events and self._random.random() < 0.2:
+        if self._random.random() < 0.2:
             return events[: self._random.randrange(len(events))]
         return events
 
@@ -141,7 +142,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
             asyncio._set_running_loop(running)
 
     def _let_arrive(self, *, surely: bool) -> bool:
-        if not self._arriving or not (surely or self._random.random() < 0.7):
+        if not (surely or self._random.random() < 0.7):
             return False
         for _ in range(self._random.randint(1, len(self._arriving))):
             self._callbacks.append(self._arriving.popleft())
@@ -161,8 +162,6 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
     def _mix(self) -> None:
         """Let tasks go in any order; what is no task keeps its own."""
         callbacks = self._callbacks
-        if len(callbacks) < 2 or self._random.random() < 0.5:
-            return
         tasks = [handle for handle in callbacks if _is_of_task(handle)]
         others = [handle for handle in callbacks if not _is_of_task(handle)]
         self._random.shuffle(tasks)
