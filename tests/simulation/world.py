@@ -587,8 +587,9 @@ class World:
             await self._until_all_is_done()
             await self._come_back_surely()
             await self._verify()
-        await self._leave_all()
         await self._borrowers.finish()
+        self._look_at_the_accounts()
+        await self._leave_all()
         if self.arena is not None:
             await self.arena.aclose()
         if self.view is not None:
@@ -597,6 +598,21 @@ class World:
         await self._until_jobs_are_done()
         self.operations.watch.look()
         self._require_right()
+
+    def _look_at_the_accounts(self) -> None:
+        """Nothing is under way: each request has ended once, and what was lent is back."""
+        device = self.device
+        counted = device.statistics()
+        ended = counted.completed + counted.failed + counted.cancelled
+        if counted.in_flight or counted.submitted != ended:
+            raise Wrong(f"all requests are over, and the device counts otherwise: {counted}")
+        pool = device.bounce_pool.statistics()
+        if pool.in_use or pool.waiting:
+            raise Wrong(f"nobody uses bounce memory, and the pool has it otherwise: {pool}")
+        if self.arena is not None and not self._may_be_lost:  # what a lost device had is lent for good
+            lent = self.arena.statistics()
+            if lent.in_use:
+                raise Wrong(f"nobody has memory of the arena, which has it otherwise: {lent}")
 
     async def _until_all_is_done(self) -> None:
         waiters: Any = [each.waiter for each in self.operations.pending]
