@@ -601,6 +601,7 @@ class World:
 
     def _look_at_the_accounts(self) -> None:
         """Nothing is under way: each request has ended once, and what was lent is back."""
+        gc.collect()  # views of the arena's memory keep it
         device = self.device
         counted = device.statistics()
         ended = counted.completed + counted.failed + counted.cancelled
