@@ -24,7 +24,8 @@ class Borrowers:
     def __init__(self, operations: Operations) -> None:
         self.arena: aioblk.Arena | None = None
         self._operations = operations
-        self._waiting: dict[asyncio.Task[None], None] = {}
+        self._waiting: dict[asyncio.Task[None], int] = {}
+        """In the order of their arrival, and how many bytes each waits for."""
         self._kept: list[aioblk.ArenaBuffer] = []
 
     async def do_acquire(self, dice: tuple[float, ...]) -> None:
@@ -33,7 +34,7 @@ class Borrowers:
         length = LARGEST >> int(dice[0] * 5)
         least = length if dice[1] < 0.7 else length // 4
         borrower = asyncio.get_running_loop().create_task(self._acquire(self.arena, length, least))
-        self._waiting[borrower] = None
+        self._waiting[borrower] = length
         borrower.add_done_callback(self._end)
 
     async def _acquire(self, arena: aioblk.Arena, length: int, least: int) -> None:
@@ -54,6 +55,28 @@ class Borrowers:
         if self._waiting and dice[2] < 0.5:
             borrowers = list(self._waiting)
             borrowers[int(dice[3] ** 2 * len(borrowers))].cancel()
+        if dice[4] < 0.3:
+            await self._require_no_room()
+
+    async def _require_no_room(self) -> None:
+        """Who has waited for longest has not been forgotten: there is no room for him, or he takes it."""
+        found = []
+        for _ in range(3):
+            await asyncio.sleep(0.01)
+            found.append(self._finds_room())
+        if found[0] is not None and found == [found[0]] * 3:
+            raise Wrong("there is room in the arena, and who waits for it is not told")
+
+    def _finds_room(self) -> "asyncio.Task[None] | None":
+        """Who has waited for longest, if there is room for him."""
+        first = next(iter(self._waiting), None)
+        if first is None or self.arena is None:
+            return None
+        try:
+            self.arena.allocate(self._waiting[first]).release()
+        except (MemoryError, aioblk.UsageError):
+            return None
+        return first
 
     async def finish(self) -> None:
         """Everybody has his buffer once all others have given theirs back. No request has any, but for those

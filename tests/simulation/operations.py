@@ -27,6 +27,10 @@ class Circumstances(Protocol):
         """Whether a request that was made may fail so."""
         ...
 
+    def may_fail_itself(self, error: aioblk.BlkioError) -> bool:
+        """The same, of one that is no registration and no other call."""
+        ...
+
     @property
     def is_lost(self) -> bool:
         """Whether the device is lost."""
@@ -210,7 +214,7 @@ class Operations:
             and operation.by_deadline
         ):
             return
-        if isinstance(error, aioblk.BlkioError) and self._circumstances.may_fail(error):
+        if isinstance(error, aioblk.BlkioError) and self._circumstances.may_fail_itself(error):
             return
         raise Wrong(f"{operation.name} failed: {error!r}") from error
 

@@ -192,6 +192,12 @@ class World:
             or self._may_be_lost
         )
 
+    def may_fail_itself(self, error: aioblk.BlkioError) -> bool:
+        is_gone = error.errno == errno.ENODEV and not isinstance(error, aioblk.DeviceLostError)
+        if is_gone and not self._history.weather.get("fail"):
+            return False  # who waits for another backend does not hear of it
+        return self.may_fail(error)
+
     def may_be_told(self, context: dict[str, Any]) -> bool:
         """Whether the loop's exception handler may be told of this."""
         error = context.get("exception")
