@@ -73,6 +73,8 @@ ACTIONS: Mapping[str, tuple[float, float]] = {
     "arena": (2, 0.4),
     "bind_queue": (2, 0.5),
     "close_queue": (1, 0.5),
+    "add_queue": (1, 0.3),
+    "remove_queue": (1, 0.3),
     "detach": (0.4, 0.2),
     "attach": (2, 0.9),
     "close": (0.3, 0.25),
@@ -188,6 +190,7 @@ def _draw_options(random: Random, driver: Driver) -> dict[str, Any]:
         options["num_entries"] = random.choice((1, 2, 8, 128))
     else:
         options["queue_size"] = random.choice((4, 8, 32, 256))
+        options["num_poll_queues"] = random.choice((0, 0, 0, 0, 0, 1))
     if driver is Driver.VHOST_USER:
         options["reconnect_for"] = random.choice((None, 3.0, 60.0))
     return options

@@ -27,6 +27,7 @@ __all__ = ["BEGIN", "SimulatedLoop", "Stuck", "simulated_threads"]
 BEGIN = 1000.0  # seconds, when time begins
 MOST_TURNS = 400_000  # no history takes as many
 MOST_SECONDS = 1e6
+RESTLESS = 300  # turns
 
 
 class Stuck(BaseException):
@@ -54,6 +55,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         self.slow_thread = slow_thread
         self.busy = busy
         self.turns = 0
+        self._restless = 0  # turns since the loop slept
         self.on_time: Callable[[float], object] | None = None
         """Told of each moment, before anything happens at it."""
         self._steps: list[_Step] = []
@@ -98,7 +100,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         if self.turns > MOST_TURNS:
             raise Stuck(f"{MOST_TURNS} turns, and it is not over")
         at_once = timeout is not None and timeout <= 0
-        self._pass(self._now + (self._random.random() * 1e-4 if not self._happens(self.busy) else 1.0))
+        self._pass(self._now + self._a_moment())
         found = self._some(events) if events else events
         busy = at_once or bool(found)
         if self._steps:
@@ -112,6 +114,13 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
         if len(self._callbacks) > 1 and self._random.random() < 0.5:
             self._mix()
         return found
+
+    def _a_moment(self) -> float:
+        """What a turn takes; longer where nobody has slept for long, as with queues that are polled."""
+        self._restless += 1
+        if self._happens(self.busy):
+            return 1.0
+        return self._random.random() * (1e-4 if self._restless < RESTLESS else 0.1)
 
     def _happens(self, permille: int) -> bool:
         return permille > 0 and self._random.random() * 1000 < permille
@@ -150,6 +159,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
     def _sleep(self, timeout: float | None) -> None:
         """Until the next moment at which anything can happen."""
+        self._restless = 0
         moments = [step.when for step in self._steps]
         if timeout is not None:
             moments.append(self._now + timeout)

@@ -94,6 +94,7 @@ class World:
         """Whether a vhost-user backend runs."""
         self.queues: list[aioblk.Queue] = []
         self._closing: set[aioblk.Queue] = set()
+        self._added = 0  # queues, to the device as it was opened
         self._regions: list[tuple[aioblk.MemoryRegion, list[Slot]]] = []
         self._former: list[Slot] = []
         """Of a region that has been left: what was made of it before lasts."""
@@ -178,7 +179,9 @@ class World:
             return self._may_be_lost
         if isinstance(error, aioblk.RegistrationError) and "max_mem_regions" in self._history.properties:
             return True
-        if isinstance(error, aioblk.UsageError) and (self._has_left_jobs or self._history.view):
+        if isinstance(error, aioblk.UsageError) and (
+            self._has_left_jobs or self._history.view or self._added
+        ):
             return True  # what was left alone goes on by itself, and may be in the way; a view submits later
         if isinstance(error, aioblk.DeviceClosedError) and self._history.view:
             return True  # a view submits later
@@ -328,22 +331,49 @@ class World:
     # --- queues ---------------------------------------------------------------------------------------------
 
     async def do_bind_queue(self, dice: tuple[float, ...]) -> None:
-        count = self._history.options["num_queues"]
-        bound = {queue.index for queue in (*self.queues, *self._closing)}
-        free = [index for index in range(1, count) if index not in bound]
+        free = self._free_queues()
         if not free or not self._bound or self.device.lost:
             return
+        poll, index = free[int(dice[0] * len(free))]
         try:
-            self.queues.append(self.device.queue(free[int(dice[0] * len(free))]))
+            self.queues.append(self.device.poll_queue(index) if poll else self.device.queue(index))
         except aioblk.BlkioError as error:
             self.tell(f"bind queue: {error}")
-            still_closing = isinstance(error, aioblk.UsageError) and self._has_left_jobs
-            if not self.device.reconnecting and not self.may_fail(error) and not still_closing:
+            may_be_gone = isinstance(error, aioblk.UsageError) and (
+                self._has_left_jobs or not self.bounces
+            )
+            if not self.device.reconnecting and not self.may_fail(error) and not may_be_gone:
                 raise
         else:
             queue = self.queues[-1]
             queue.spin = self._history.options.get("spin", 0)
-            self.tell(f"queue {queue.index} is bound")
+            self.tell(f"{queue!r} is bound")
+
+    def _free_queues(self) -> list[tuple[bool, int]]:
+        """Whether it polls, and its index. The default queue is nobody's; those that were added may be gone."""
+        options = self._history.options
+        there = [(False, index) for index in range(1, options["num_queues"] + self._added)]
+        there += [(True, index) for index in range(options.get("num_poll_queues", 0))]
+        taken = {(queue.poll, queue.index) for queue in (*self.queues, *self._closing)}
+        return [each for each in there if each not in taken]
+
+    async def do_add_queue(self, dice: tuple[float, ...]) -> None:
+        if self._bound and not self.bounces and not self.device.lost and self._added < 2:
+            self._added += 1
+            self._start("add queue", self._add_queue)
+
+    async def _add_queue(self) -> None:
+        self.tell(f"it is queue {await self.device.add_queue()}")
+
+    async def do_remove_queue(self, dice: tuple[float, ...]) -> None:
+        free = [index for poll, index in self._free_queues() if not poll]
+        if self._bound and not self.bounces and not self.device.lost and free:
+            index = free[int(dice[0] * len(free))]
+            self._start("remove queue", functools.partial(self._remove_queue, index))
+
+    async def _remove_queue(self, index: int) -> None:
+        with suppress(aioblk.UsageError):  # it is gone, or bound meanwhile
+            await self.device.remove_queue(index)
 
     async def do_close_queue(self, dice: tuple[float, ...]) -> None:
         if self.queues:
@@ -378,7 +408,7 @@ class World:
                     self._change_weather({})
             else:
                 self.tell("the device is open")
-                self._device, self._bound = device, True
+                self._device, self._bound, self._added = device, True, 0
                 device.queue().spin = self._history.options.get("spin", 0)
                 if self._history.view:
                     self.view = aioblk.ByteView(device)
