@@ -87,6 +87,8 @@ class Operations:
         """Whether a lost device had requests on registered memory, which is never let go."""
         self.made = 0
         self.cancelled: set[int] = set()
+        self.left: list[Asked] = []
+        """What was cancelled, or may be by its deadline: whether the device still has it is not known."""
         """The numbers of those that somebody tried to cancel."""
         self.outcomes: dict[str, int] = {}
         self._circumstances = circumstances
@@ -125,6 +127,7 @@ class Operations:
         else:
             operation.private = False  # when its request is cancelled is not known
             operation.by_deadline = style > 0.85
+            self.left += operation.asked if operation.by_deadline else []
             work = (
                 _with_deadline(operation, request, (style - 0.85) * 5) if operation.by_deadline else request
             )
@@ -139,6 +142,7 @@ class Operations:
         self._tell(f"{operation.name}: cancel")
         operation.cancelled = True
         self.cancelled.update(asked.number for asked in operation.asked)
+        self.left += operation.asked
         operation.must_be_cancelled = waiter.cancel()
         if operation.must_be_cancelled and operation.private:
             for change in operation.changes:

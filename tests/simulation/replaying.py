@@ -31,7 +31,8 @@ class Asked:
 class Replay:
     """Of one death, to be made just before it."""
 
-    def __init__(self, simulator: Simulator, pending: list[Asked]) -> None:
+    def __init__(self, simulator: Simulator, pending: list[Asked], others: list[Asked]) -> None:
+        """*others*: whose requests the device may have too, though they need not be made again."""
         self._simulator = simulator
         requests = simulator.requests()
         self._instance = max((request.instance for request in requests), default=0)
@@ -43,9 +44,13 @@ class Replay:
         self._numbers: dict[_Request, int] = {}
         """When each was asked for; of those that cannot be taken for another."""
         for request in had:
-            whose = {asked.number for asked in pending if asked.meets(*request[2:])}
+            whose = {asked.number for asked in (*pending, *others) if asked.meets(*request[2:])}
             if len(whose) == 1 and had.count(request) == 1:
                 self._numbers[request] = whose.pop()
+        may_be_left_out = {asked.number for asked in others}
+        self._numbers = {
+            request: number for request, number in self._numbers.items() if number not in may_be_left_out
+        }
 
     def look(self, cancelled: set[int]) -> None:
         """Raises Wrong: they came in another order. What was cancelled need not come; the new comes later."""

@@ -339,9 +339,7 @@ class World:
             self.queues.append(self.device.poll_queue(index) if poll else self.device.queue(index))
         except aioblk.BlkioError as error:
             self.tell(f"bind queue: {error}")
-            may_be_gone = isinstance(error, aioblk.UsageError) and (
-                self._has_left_jobs or not self.bounces
-            )
+            may_be_gone = isinstance(error, aioblk.UsageError) and (self._has_left_jobs or not self.bounces)
             if not self.device.reconnecting and not self.may_fail(error) and not may_be_gone:
                 raise
         else:
@@ -350,7 +348,7 @@ class World:
             self.tell(f"{queue!r} is bound")
 
     def _free_queues(self) -> list[tuple[bool, int]]:
-        """Whether it polls, and its index. The default queue is nobody's; those that were added may be gone."""
+        """Whether it polls, and its index. The default queue is nobody's; what was added may be gone."""
         options = self._history.options
         there = [(False, index) for index in range(1, options["num_queues"] + self._added)]
         there += [(True, index) for index in range(options.get("num_poll_queues", 0))]
@@ -535,7 +533,10 @@ class World:
                 for asked in each.asked
                 if not (each.cancelled or each.by_deadline)
             ]
-            self._replay = self.device.reconnections + 1, Replay(self._simulator, pending)
+            self._replay = (
+                self.device.reconnections + 1,
+                Replay(self._simulator, pending, self.operations.left),
+            )
             self._looks = 0
 
     def _look_at_replay(self) -> None:
