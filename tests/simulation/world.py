@@ -168,7 +168,10 @@ class World:
 
     def may_refuse(self, error: aioblk.BlkioError, queue: aioblk.Queue | None) -> bool:
         if isinstance(error, aioblk.DeviceLostError):
-            return self._may_be_lost
+            returning = any(name.startswith("reconnect") for name in self._jobs.values())
+            return self._may_be_lost and (
+                self.is_lost or returning or self._has_left_jobs or queue is not None
+            )
         if isinstance(error, aioblk.DeviceClosedError):
             return not self._bound or (queue is not None and queue in self._closing)
         return isinstance(error, aioblk.UsageError) and not self._bound
