@@ -31,7 +31,7 @@ class Borrowers:
     async def do_acquire(self, dice: tuple[float, ...]) -> None:
         if self.arena is None or len(self._waiting) == MOST_WAITING:
             return
-        length = LARGEST >> int(dice[0] * 5)
+        length = LARGEST >> int(dice[0] ** 2 * 5)
         least = length if dice[1] < 0.7 else length // 4
         borrower = asyncio.get_running_loop().create_task(self._acquire(self.arena, length, least))
         self._waiting[borrower] = length
@@ -55,7 +55,7 @@ class Borrowers:
         if self._waiting and dice[2] < 0.5:
             borrowers = list(self._waiting)
             borrowers[int(dice[3] ** 2 * len(borrowers))].cancel()
-        if dice[4] < 0.3:
+        if dice[4] < 0.7:
             await self._require_no_room()
 
     async def _require_no_room(self) -> None:
