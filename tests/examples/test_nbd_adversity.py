@@ -594,11 +594,14 @@ def test_standard_descriptors_may_be_closed(image: Path, tmp_path: Path, loop: s
         process = stack.enter_context(subprocess.Popen(command))
         stack.callback(process.kill)  # or its end would be waited for, whatever has failed
         limit = time.monotonic() + wire.TIME_LIMIT
-        while not path.exists():
+        client = None
+        while client is None:
             assert process.poll() is None
             assert time.monotonic() < limit
+            with suppress(FileNotFoundError, ConnectionRefusedError):
+                client = Client(path)
             time.sleep(0.01)  # it has no way to tell
-        with Client(path).connect() as client:
+        with client.connect():
             assert client.call(wire.FLUSH).error == 0
         assert {os.readlink(f"/proc/{process.pid}/fd/{number}") for number in range(3)} == {os.devnull}
         process.terminate()

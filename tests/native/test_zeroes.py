@@ -337,7 +337,7 @@ async def test_zeroes_that_wait_for_bounce_memory_can_be_cancelled_or_lost(
     assert all(outcome is None or isinstance(outcome, kinds) for outcome in outcomes)
 
 
-@pytest.mark.parametrize("meanwhile", ["nothing", "cancelled", "found"])
+@pytest.mark.parametrize("meanwhile", ["nothing", "cancelled", "found", "lost"])
 async def test_an_order_while_zeroes_seek_bounce_memory(
     behind_regions: aioblk.Device, meanwhile: str
 ) -> None:
@@ -352,6 +352,8 @@ async def test_an_order_while_zeroes_seek_bounce_memory(
         core.on_bounce = as_ever
         if meanwhile == "cancelled":
             request.cancel()
+        elif meanwhile == "lost":
+            device.abandon("as an example")
         elif meanwhile == "found":
             core.attach_bounce(ctypes.addressof(memory), MIB, 512)
             assert core.admit(request)
@@ -372,6 +374,8 @@ async def test_an_order_while_zeroes_seek_bounce_memory(
     await asyncio.wait([request])  # type: ignore[type-var]
     if meanwhile == "found":
         core.detach_bounce()
-    if meanwhile != "cancelled":
+    if meanwhile == "lost":
+        assert isinstance(request.exception(), aioblk.DeviceLostError)
+    elif meanwhile != "cancelled":
         await request
         assert await device.read(0, 2 * BLOCK) == bytes(2 * BLOCK)

@@ -367,3 +367,23 @@ async def test_poll_queues_are_asked_without_events(backend: Disk, simulator: Si
 
 def test_the_simulator_has_taken_the_place_of_libblkio() -> None:
     assert "simblkio" in os.environ["LD_PRELOAD"]
+
+
+async def test_the_first_error_of_a_request_counts(virtio_disk: Disk, simulator: Simulator) -> None:
+    """The device fails a part of it, and then the others are refused bounce memory."""
+    largest = 64 << 10
+    async with device_on(virtio_disk, bounce_pool_size=largest) as dev:
+        await dev.read(0, largest)  # has the pool mapped
+        core: Any = dev.queue()._compiled
+        as_ever, core.on_bounce = core.on_bounce, lambda *_: None
+        simulator.configure(hold=1)
+        request = dev.write(0, bytes(2 * largest))
+        (first,) = await until_held(simulator, 1)
+        simulator.complete(first, errno=errno.EIO)
+        await until(lambda: not simulator.requests())
+        assert not request.done()
+        core.refuse(request, OSError("no room"))
+        core.on_bounce = as_ever
+        with pytest.raises(aioblk.BlkioError) as caught:
+            await request
+        assert caught.value.errno == errno.EIO
