@@ -124,7 +124,7 @@ class BouncePool:
             maximum=self._maximum,
             in_use=self._core.bounce_in_use,
             high_water=max(self._high_water, self._core.bounce_peak),
-            waiting=len(self._waiters),
+            waiting=sum(not waiter.request.done() for waiter in self._waiters),
             waits=self._waits,
             seconds_waited=self._seconds_waited,
             requeues=self._requeues,

@@ -37,7 +37,14 @@ class Borrowers:
         self._waiting[borrower] = length
         borrower.add_done_callback(self._end)
 
+    def _arrive(self) -> None:
+        """The running task is the last of those who wait: it has its first step only now."""
+        borrower = asyncio.current_task()
+        assert borrower is not None
+        self._waiting[borrower] = self._waiting.pop(borrower)
+
     async def _acquire(self, arena: aioblk.Arena, length: int, least: int) -> None:
+        self._arrive()
         with suppress(MemoryError):  # no block is as large any more
             self._kept.append(await arena.acquire(length, at_least=least))
 
