@@ -33,6 +33,7 @@ FAILURES = Path("build/simulate")
 CRASHED = "crash"
 SHRINK_SECONDS = 90
 TELL_EVERY = 5  # seconds
+MOST_PLAYED = 100  # histories, by one process
 
 
 @final
@@ -40,6 +41,12 @@ class Worker:
     """A process that plays histories."""
 
     def __init__(self, length: int) -> None:
+        self._length = length
+        self.asked: dict[str, Any] = {}
+        self._start()
+
+    def _start(self) -> None:
+        self.played = 0
         self._scratch = tempfile.TemporaryDirectory(prefix="simulate-")
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._process = subprocess.Popen(
@@ -47,10 +54,14 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=environment() | {"SIMULATE_LENGTH": str(length), "TMPDIR": self._scratch.name},
+            env=environment() | {"SIMULATE_LENGTH": str(self._length), "TMPDIR": self._scratch.name},
             text=True,
         )
-        self.asked: dict[str, Any] = {}
+
+    def restart(self) -> None:
+        """What lost devices may still write to is kept for good, and makes a process slower and slower."""
+        self.close()
+        self._start()
 
     def fileno(self) -> int:
         assert self._process.stdout is not None
@@ -67,6 +78,7 @@ class Worker:
         """What came of what was asked; a process that has died says so by its death."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
+        self.played += 1
         if line:
             return cast(dict[str, Any], json.loads(line))
         status = self._process.wait()
@@ -166,8 +178,12 @@ def _ask_next(worker: Worker, seeds: Iterator[int], ready: selectors.DefaultSele
     seed = next(seeds, None)
     if seed is None:
         ready.unregister(worker)
-    else:
-        worker.ask({"seed": seed})
+        return
+    if worker.played == MOST_PLAYED:
+        ready.unregister(worker)
+        worker.restart()
+        ready.register(worker, selectors.EVENT_READ)
+    worker.ask({"seed": seed})
 
 
 def play_alone(history: History) -> dict[str, Any]:

@@ -81,6 +81,8 @@ class World:
         )
         """Whether the device may answer nothing any more, and nobody was asked to notice."""
         self._lost_for_a_reason = "slow_thread" in history.loop
+        if self._lost_for_a_reason:  # a call that takes too long has a living device given up
+            simulator.configure(abandons=1)
         self._survived = 0  # deaths that nobody need notice
         self._deaths = simulator.counts["device dies"]
         self._device: aioblk.Device | None = None
