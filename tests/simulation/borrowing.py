@@ -95,7 +95,7 @@ class Borrowers:
             done, _ = await asyncio.wait(
                 list(self._waiting), timeout=LONG, return_when=asyncio.FIRST_COMPLETED
             )
-            if not done and self._operations.memory_is_kept:
+            if not done and self._operations.memory_may_be_kept:
                 for borrower in self._waiting:
                     borrower.cancel()
             elif not done:

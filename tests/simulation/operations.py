@@ -32,6 +32,11 @@ class Circumstances(Protocol):
         ...
 
     @property
+    def may_be_lost(self) -> bool:
+        """Whether anything has happened for which a device may be lost."""
+        ...
+
+    @property
     def is_lost(self) -> bool:
         """Whether the device is lost."""
         ...
@@ -83,8 +88,6 @@ class Operations:
         self.watch = Watch()
         self.wrong: BaseException | None = None
         """The first thing that was."""
-        self.memory_is_kept = False
-        """Whether a lost device had requests on registered memory, which is never let go."""
         self.made = 0
         self.cancelled: set[int] = set()
         self.left: list[Asked] = []
@@ -93,6 +96,11 @@ class Operations:
         self.outcomes: dict[str, int] = {}
         self._circumstances = circumstances
         self._tell = tell
+
+    @property
+    def memory_may_be_kept(self) -> bool:
+        """Whether a lost device may have requests' memory, for good."""
+        return self._circumstances.may_be_lost
 
     # --- making ---------------------------------------------------------------------------------------------
 
@@ -179,7 +187,6 @@ class Operations:
             or (isinstance(each, BaseException) and self._circumstances.is_lost)
             for each in errors
         )
-        self.memory_is_kept |= is_lost and bool(operation.slots)
         for slot in operation.slots:
             if is_lost:
                 slot.usable = False  # the device may still write to it

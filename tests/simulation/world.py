@@ -143,7 +143,7 @@ class World:
 
     def _is_stuck(self) -> bool:
         """Whether the device answers nothing, and nobody will notice."""
-        return self._may_be_lost and (self._history.options["lost_after"] is None or not self._serving)
+        return self.may_be_lost and (self._history.options["lost_after"] is None or not self._serving)
 
     def _change_weather(self, weather: dict[str, int] | Any) -> None:
         self._calm = not weather
@@ -154,7 +154,7 @@ class World:
     # --- what may be met ------------------------------------------------------------------------------------
 
     @property
-    def _may_be_lost(self) -> bool:
+    def may_be_lost(self) -> bool:
         """Whether anything has happened for which a device may be lost."""
         if not self._lost_for_a_reason:
             self._lost_for_a_reason = self._simulator.counts["device dies"] > self._deaths + self._survived
@@ -171,7 +171,7 @@ class World:
     def may_refuse(self, error: aioblk.BlkioError, queue: aioblk.Queue | None) -> bool:
         if isinstance(error, aioblk.DeviceLostError):
             returning = any(name.startswith("reconnect") for name in self._jobs.values())
-            return self._may_be_lost and (
+            return self.may_be_lost and (
                 self.is_lost or returning or self._has_left_jobs or queue is not None
             )
         if isinstance(error, aioblk.DeviceClosedError):
@@ -181,7 +181,7 @@ class World:
     def may_fail(self, error: aioblk.BlkioError) -> bool:
         weather = self._history.weather
         if isinstance(error, aioblk.DeviceLostError):
-            return self._may_be_lost
+            return self.may_be_lost
         if isinstance(error, aioblk.RegistrationError) and "max_mem_regions" in self._history.properties:
             return True
         if isinstance(error, aioblk.UsageError) and (
@@ -197,7 +197,7 @@ class World:
             or weather.get("map")
             or weather.get("open")
             or self._history.loop.get("no_thread")
-            or self._may_be_lost
+            or self.may_be_lost
         )
 
     def may_fail_itself(self, error: aioblk.BlkioError) -> bool:
@@ -478,7 +478,7 @@ class World:
 
     def _relieve(self) -> None:
         """A device that will never answer, and that nobody watches, is given up."""
-        if self._may_be_lost and self._history.options["lost_after"] is None and not self.device.lost:
+        if self.may_be_lost and self._history.options["lost_after"] is None and not self.device.lost:
             self._give_up("it may never answer")
 
     def _give_up(self, why: str) -> None:
@@ -569,7 +569,7 @@ class World:
 
     def _serve_again(self) -> None:
         """Another backend, where there may be none, or one that serves somebody who is gone."""
-        if self._history.driver is Driver.VHOST_USER and (not self._serving or self._may_be_lost):
+        if self._history.driver is Driver.VHOST_USER and (not self._serving or self.may_be_lost):
             self.tell("another backend listens")
             self.disk.restart()
         self._serving = True
@@ -652,7 +652,7 @@ class World:
         pool = device.bounce_pool.statistics()
         if pool.in_use or pool.waiting:
             raise Wrong(f"nobody uses bounce memory, and the pool has it otherwise: {pool}")
-        if self.arena is not None and not self._may_be_lost:  # what a lost device had is lent for good
+        if self.arena is not None and not self.may_be_lost:  # what a lost device had is lent for good
             lent = self.arena.statistics()
             if lent.in_use:
                 raise Wrong(f"nobody has memory of the arena, which has it otherwise: {lent}")
@@ -700,7 +700,7 @@ class World:
                     source = self.view or self.device
                     return reading, await source.read(first * SECTOR, count * SECTOR)
             except (aioblk.BlkioError, TimeoutError):
-                if not self._may_be_lost:
+                if not self.may_be_lost:
                     raise
                 if not self.device.lost:
                     self._give_up("it does not answer")
