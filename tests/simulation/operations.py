@@ -90,9 +90,9 @@ class Operations:
         """The first thing that was."""
         self.made = 0
         self.cancelled: set[int] = set()
+        """The numbers of those that somebody tried to cancel."""
         self.left: list[Asked] = []
         """What was cancelled, or may be by its deadline: whether the device still has it is not known."""
-        """The numbers of those that somebody tried to cancel."""
         self.outcomes: dict[str, int] = {}
         self._circumstances = circumstances
         self._tell = tell
