@@ -7,12 +7,17 @@ from typing import Any
 from aioblk.layers._begun import Begun
 
 
+def begin_lazily(work: Begun[Any]) -> asyncio.Task[Any]:
+    """A task without its first step, also on a loop whose tasks are eager."""
+    return asyncio.Task(work, loop=asyncio.get_running_loop())
+
+
 async def test_it_is_cancelled_although_what_it_began_is_too_far_for_that() -> None:
     request: asyncio.Future[int] = asyncio.get_running_loop().create_future()
     together = asyncio.gather(request, return_exceptions=True)
     request.set_result(1)
     assert not together.done()  # until its turn
-    task = asyncio.create_task(Begun(together))
+    task = begin_lazily(Begun(together))
     task.cancel("why")
     await asyncio.wait([task])
     assert task.cancelled()
@@ -27,7 +32,7 @@ async def test_it_waits_for_what_it_began_although_it_is_cancelled_again() -> No
             return True
 
     request = Slow(loop=loop)
-    task = asyncio.create_task(Begun(request))
+    task = begin_lazily(Begun(request))
     for _ in range(3):
         task.cancel()
         await asyncio.sleep(0)
@@ -43,7 +48,7 @@ async def test_an_error_that_it_has_met_by_then_is_not_told_to_anybody() -> None
     loop.set_exception_handler(lambda _, context: told.append(context))
     request: asyncio.Future[None] = loop.create_future()
     request.set_exception(OSError())
-    task = asyncio.create_task(Begun(request))
+    task = begin_lazily(Begun(request))
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()

@@ -353,7 +353,7 @@ async def test_who_is_cancelled_before_its_first_step_need_not_ask_for_the_error
     asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
     change = _begun.begin(_failing())
     await asyncio.wait([change.future])
-    task = asyncio.ensure_future(change)
+    task = asyncio.Task(change, loop=asyncio.get_running_loop())  # which is never eager
     task.cancel()
     await asyncio.wait([task])
     assert task.cancelled()

@@ -83,11 +83,10 @@ async def test_a_queue_can_be_bound_again_once_it_is_closed(device: aioblk.Devic
 async def test_a_queue_that_is_being_closed_is_not_handed_out(device: aioblk.Device) -> None:
     queue = device.queue(1)
     request = queue.read(0, BLOCK)
-    closing = asyncio.create_task(queue.aclose())
-    await asyncio.sleep(0)
+    queue._close_soon()
     with pytest.raises(aioblk.UsageError, match=r"queue 1 of .* is being closed; await its aclose"):
         device.queue(1)
-    await asyncio.gather(request, closing)
+    await asyncio.gather(request, queue.aclose())
     async with device.queue(1) as queue:
         assert await queue.read(0, BLOCK) == DATA[:BLOCK]
 

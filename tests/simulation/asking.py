@@ -212,7 +212,8 @@ class Asker:
         pairs: list[tuple[int, Any]] = []
         for each in _series(dice):
             first, count = self._range(each, dice[2] * 0.7)
-            (piece,) = self._prepare_write(operation, first, count, each, 0)
+            memory = each if dice[2] < 0.4 else 0.0  # its user's own: who cancels does not wait then
+            (piece,) = self._prepare_write(operation, first, count, memory, 0)
             pairs.append((first * SECTOR, piece))
         operation.name += " " + ", ".join(f"{c.first}+{c.count} #{c.number}" for c in operation.changes)
         self._operations.make(
@@ -230,6 +231,9 @@ class Asker:
         pending = list(self._operations.pending)
         if not pending:
             return
+        batches = [each for each in pending if each.is_batch and each.changes and each.private]
+        if batches and dice[0] * 100 % 1 < 0.4:
+            pending = batches
         operation = pending[int(dice[0] * len(pending))]
         self._operations.cancel(operation)
         if not operation.private or not operation.must_be_cancelled:
