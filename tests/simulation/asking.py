@@ -8,40 +8,38 @@ from typing import Any, Protocol, final
 import aioblk
 
 from .history import History
+from .holdings import Holdings
 from .operations import Operation, Operations
 from .oracle import SECTOR, Change, Oracle, Wrong
-from .slots import Slot
+from .slots import SLOT, Slot
 
-__all__ = ["MOST_SECTORS", "SLOT", "Asker", "Surroundings"]
+__all__ = ["MOST_SECTORS", "Asker", "Surroundings"]
 
-SLOT = 4 << 10  # bytes, of the longest request
 MOST_SECTORS = SLOT // SECTOR
 LONG = 0.94  # dice beyond that make a request of all sectors
 
 
 class Surroundings(Protocol):
-    """What there is to be asked, and memory."""
+    """Whom requests may go to, beside queues."""
 
     @property
     def device(self) -> aioblk.Device: ...
     @property
-    def queues(self) -> list[aioblk.Queue]: ...
-    @property
-    def arena(self) -> aioblk.Arena | None: ...
-    @property
     def view(self) -> aioblk.ByteView | None: ...
     @property
     def bounces(self) -> bool: ...
-    def usable_slots(self) -> list[Slot]: ...
 
 
 @final
 class Asker:
     """Makes requests, and cancels them and waits for them."""
 
-    def __init__(self, history: History, around: Surroundings, operations: Operations) -> None:
+    def __init__(
+        self, history: History, around: Surroundings, holdings: Holdings, operations: Operations
+    ) -> None:
         self._history = history
         self._around = around
+        self._holdings = holdings
         self._operations = operations
         self._oracle: Oracle = operations.oracle
 
@@ -53,10 +51,10 @@ class Asker:
     def _target(self, dice: float) -> tuple[Any, aioblk.Queue | None]:
         if self._around.view is not None:
             return self._around.view, None
-        choice = int(dice * (len(self._around.queues) + 1))
-        if choice == 0 or not self._around.queues:
+        choice = int(dice * (len(self._holdings.queues) + 1))
+        if choice == 0 or not self._holdings.queues:
             return self._around.device, None
-        return self._around.queues[choice - 1], self._around.queues[choice - 1]
+        return self._holdings.queues[choice - 1], self._holdings.queues[choice - 1]
 
     def _range(self, dice: float, more: float, unit: int = 1) -> tuple[int, int]:
         sectors = self._history.sectors
@@ -66,10 +64,10 @@ class Asker:
 
     def _memory(self, operation: Operation, length: int, dice: float) -> Any:
         """For one request: its user's own, or registered."""
-        slots = self._around.usable_slots()
-        if self._around.arena is not None and dice > 0.8:
+        slots = self._holdings.usable_slots()
+        if self._holdings.arena is not None and dice > 0.8:
             with suppress(MemoryError, aioblk.BlkioError):
-                buffer = self._around.arena.allocate(length)
+                buffer = self._holdings.arena.allocate(length)
                 slot = Slot(buffer, buffer.release)
                 operation.slots.append(slot)
                 operation.private = False

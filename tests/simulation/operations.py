@@ -162,7 +162,11 @@ class Operations:
         try:
             self._end(operation, waiter)
         except BaseException as error:
-            self.wrong = self.wrong or error
+            self.fail(error)
+
+    def fail(self, error: BaseException) -> None:
+        """Something is wrong, that no caller can be told of."""
+        self.wrong = self.wrong or error
 
     def _end(self, operation: Operation, waiter: Any) -> None:
         del self.pending[operation]

@@ -15,11 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from .fate import CALM
 from .history import History
 from .library import Simulator
 from .loop import SimulatedLoop, Stuck, simulated_threads
 from .oracle import Wrong
-from .world import CALM, World
+from .world import World
 
 __all__ = ["Outcome", "Player"]
 

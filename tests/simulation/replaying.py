@@ -7,8 +7,9 @@ from typing import final
 from .library import Place, Simulator
 from .oracle import SECTOR, Wrong
 
-__all__ = ["Asked", "Replay"]
+__all__ = ["Asked", "Replay", "Replays"]
 
+MOST_LOOKS = 8  # after which a replay is over
 SUBMITTED = re.compile(r"\d+ i(\d+) q(\d+) submit #\d+ (\w+) (\d+)\+(\d+) ")
 
 _Request = tuple[int, str, int, int]  # queue, operation, start, length
@@ -69,3 +70,31 @@ class Replay:
                     f"{request[1]} of {request[3]} bytes at {request[2]} is made again too late: {line}"
                 )
             order[request[0]] = number
+
+
+@final
+class Replays:
+    """Of one history: one at a time is looked at."""
+
+    def __init__(self, simulator: Simulator) -> None:
+        self._simulator = simulator
+        self._replay: tuple[int, Replay] | None = None
+        """Of the last death, and how many reconnections there are when another backend has come."""
+        self._looks = 0
+
+    def begin(self, reconnections: int, pending: list[Asked], others: list[Asked]) -> None:
+        """The backend is about to die; what it has is to be made again at the next one."""
+        if self._replay is None:
+            self._replay = reconnections + 1, Replay(self._simulator, pending, others)
+            self._looks = 0
+
+    def look(self, reconnections: int, *, is_lost: bool, cancelled: set[int]) -> None:
+        """Now and then. Raises Wrong: something is made again too late."""
+        if self._replay is None:
+            return
+        turn, replay = self._replay
+        self._looks += reconnections == turn
+        if is_lost or reconnections > turn or self._looks == MOST_LOOKS:
+            self._replay = None
+        elif self._looks in (2, MOST_LOOKS - 1):
+            replay.look(cancelled)

@@ -6,8 +6,9 @@ from typing import Any, final
 
 from .oracle import Wrong
 
-__all__ = ["Slot", "Watch"]
+__all__ = ["SLOT", "Slot", "Watch"]
 
+SLOT = 4 << 10  # bytes, of the longest request
 FEW = 64
 
 
