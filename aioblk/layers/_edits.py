@@ -81,12 +81,6 @@ class Edits:
 
     # --- whole blocks ---------------------------------------------------------------------------------------
 
-    @property
-    def may_make_wait(self) -> bool:
-        """Whether a change may have to wait for its turn: its buffers are to be memoryviews then, which stay
-        valid when the region that they are of is left meanwhile."""
-        return bool(self._turns)
-
     def are_in_the_way(self, ranges: Iterable[tuple[int, int]]) -> bool:
         """Whether changes of whole blocks have to wait for their turn; offsets and lengths of them."""
         return bool(self._turns) and any(
@@ -94,12 +88,16 @@ class Edits:
         )
 
     def pass_on(
-        self, start: int, end: int, submit: Callable[[], Request[None] | Begun[None]]
+        self,
+        start: int,
+        end: int,
+        submit: Callable[..., Request[None] | Begun[None]],
+        *buffers: BytesLike,
     ) -> Request[None] | Begun[None]:
-        """Submit a change of whole blocks: at once, unless it has to wait for its turn."""
+        """Submit a change of whole blocks, with its buffers: at once, unless it has to wait for its turn."""
         if self._turns and (earlier := _meeting(self._turns, start, end)):
-            return self._take_turn(start, end, earlier, submit)
-        return self.remember(start, end, submit())
+            return self._take_turn(start, end, earlier, partial(submit, *_lasting(buffers)))
+        return self.remember(start, end, submit(*buffers))
 
     def remember(self, start: int, end: int, request: Request[Any] | Begun[Any]) -> Request[Any] | Begun[Any]:
         """Have later changes of parts of blocks wait for this one."""
@@ -114,7 +112,7 @@ class Edits:
 
     def write(self, span: Span, buffers: Sequence[BytesLike], *, fua: bool) -> Request[None] | Begun[None]:
         """Write the buffers to where the span's bytes are."""
-        buffers = [as_memoryview(buffer) for buffer in buffers]  # valid when their region is left meanwhile
+        buffers = _lasting(buffers)
 
         async def put(edges: _Edges) -> None:
             await self._device.writev(span.start, span.surround(edges.before, buffers, edges.after), fua=fua)
@@ -232,6 +230,11 @@ async def _cut_back(file: Device, length: int) -> None:
     await file._until_landed()  # if the work was cancelled
     if file.capacity > length:
         await file.truncate(length)
+
+
+def _lasting(buffers: Iterable[BytesLike]) -> list[memoryview]:
+    """The same, for a change that comes later: valid also when the region that they are of has been left."""
+    return [as_memoryview(buffer) for buffer in buffers]
 
 
 def _meeting(changes: Iterable[_Change], start: int, end: int) -> list[_Work]:

@@ -197,21 +197,17 @@ class ByteView(AsyncClosing, Generic[D_co]):
         if self._block == 1:  # nothing to align, and nobody to wait for
             return self._to.write(offset, data, fua=fua)
         if (offset | (length := as_memoryview(data).nbytes)) % self._block == 0:
-            if self._edits.may_make_wait:
-                data = as_memoryview(data)
-            return self._edits.pass_on(
-                offset, offset + length, partial(self._to.write, offset, data, fua=fua)
-            )
+            submit = partial(self._to.write, offset, fua=fua)
+            return self._edits.pass_on(offset, offset + length, submit, data)
         return self.writev(offset, [data], fua=fua)
 
     def writev(self, offset: int, buffers: Sequence[BytesLike], *, fua: bool = False) -> _Result[None]:
         """Write several buffers, one after the other, at ``offset``; as :meth:`write`."""
         length = _length(buffers)
         if (offset | length) % self._block == 0:
-            if self._edits.may_make_wait:
-                buffers = [as_memoryview(buffer) for buffer in buffers]
-            submit = partial(self._to.writev, offset, buffers, fua=fua)
-            return self._edits.pass_on(offset, offset + length, submit)
+            return self._edits.pass_on(
+                offset, offset + length, lambda *given: self._to.writev(offset, given, fua=fua), *buffers
+            )
         span = self._span_to_change("write", offset, _length(buffers, contiguous=True))
         return self._edits.write(span, buffers, fua=fua)
 

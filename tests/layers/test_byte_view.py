@@ -1,7 +1,6 @@
 """ByteView: any byte of a device, and writers that do not undo each other."""
 
 import asyncio
-import gc
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -12,7 +11,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 import aioblk
-from aioblk.layers import _begun
 from aioblk.layers.byte_view import ByteView
 
 from ..conftest import StorageDaemonFactory
@@ -346,24 +344,6 @@ async def test_a_task_that_is_cancelled_before_its_first_step_waits_for_its_writ
         await task
     await first
     assert await view.read(0, 8) == b"\0first\0\0"
-
-
-async def test_who_is_cancelled_before_its_first_step_need_not_ask_for_the_error(view: ByteView) -> None:
-    told: list[object] = []
-    asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context["message"]))
-    change = _begun.begin(_failing())
-    await asyncio.wait([change.future])
-    task = asyncio.Task(change, loop=asyncio.get_running_loop())  # which is never eager
-    task.cancel()
-    await asyncio.wait([task])
-    assert task.cancelled()
-    del change, task
-    gc.collect()
-    assert told == []
-
-
-async def _failing() -> None:
-    raise aioblk.BlkioError("it fails")
 
 
 @pytest.mark.parametrize("length", [BLOCK, BLOCK - 2])
