@@ -28,7 +28,10 @@ def new_disk(simulator: Simulator, driver: Driver, directory: Path, size: int = 
     if driver is Driver.IO_URING:
         with path.open("wb") as file:
             file.truncate(size)
-    return simulator.disk(driver, path, size)
+    disk = simulator.disk(driver, path, size)
+    if driver is Driver.NVME_IO_URING:  # with more, where memory happens to lie would decide about bouncing
+        disk.override(buf_alignment=4)
+    return disk
 
 
 def device_on(disk: Disk, **options: Any) -> aioblk.Device:

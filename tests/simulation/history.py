@@ -163,8 +163,6 @@ def _some_of(random: Random, choices: Mapping[str, tuple[int, ...]]) -> dict[str
 
 
 def _draw_properties(random: Random, driver: Driver, *, view: bool) -> dict[str, int]:
-    if driver is Driver.NVME_IO_URING:
-        return {"buf_alignment": 4}  # with more, where memory happens to lie would decide about bouncing
     if driver in _RINGS:
         return {}
     properties = _some_of(random, _PROPERTIES)
