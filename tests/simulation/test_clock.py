@@ -13,6 +13,7 @@ import aioblk
 from .caller import Caller
 from .devices import BLOCK, device_on, new_disk, pattern
 from .library import Death, Disk, Driver, Simulator, preloaded
+from .loop import SimulatedLoop, simulated_threads
 
 READING = 1e-6
 DAY = 86400.0
@@ -94,9 +95,19 @@ def test_a_blocking_queues_patience_is_of_that_time(disk: Disk, simulator: Simul
 SPIN = 50 * READING
 
 
-async def _spin(simulator: Simulator, directory: Path) -> tuple[int, int]:
-    """The hash of all that has happened, and how often do_io was called."""
+def _spin(simulator: Simulator, directory: Path) -> tuple[int, int]:
+    """The hash of all that has happened, and how often do_io was called. Without threads: each would read the
+    clock, and when it does is the system's affair."""
     simulator.reset()
+    loop = SimulatedLoop(1)
+    try:
+        with simulated_threads(loop):
+            return loop.run_until_complete(_spinning(simulator, directory))
+    finally:
+        loop.close()
+
+
+async def _spinning(simulator: Simulator, directory: Path) -> tuple[int, int]:
     async with device_on(new_disk(simulator, Driver.VHOST_USER, directory)) as dev:
         await dev.read(0, BLOCK)  # has bounce memory mapped, in a thread
         simulator.configure(seed=1, late=60, reorder=1, transient=50, record=1)
@@ -109,18 +120,18 @@ async def _spin(simulator: Simulator, directory: Path) -> tuple[int, int]:
         return simulator.trace_hash, dev.statistics().do_io_calls - calls
 
 
-async def test_spinning_is_replayed(simulator: Simulator, tmp_path: Path) -> None:
-    first, again = [await _spin(simulator, tmp_path) for _ in range(2)]
+def test_spinning_is_replayed(simulator: Simulator, tmp_path: Path) -> None:
+    first, again = [_spin(simulator, tmp_path) for _ in range(2)]
     assert first == again
     assert first[1] > 10 * SPIN / READING / 2, "it has spun"
 
 
 PROGRAM = """
-import asyncio, pathlib, sys
+import pathlib, sys
 from tests.simulation.library import Simulator
 from tests.simulation.test_clock import _spin
 
-print(asyncio.run(_spin(Simulator(), pathlib.Path(sys.argv[1]))))
+print(_spin(Simulator(), pathlib.Path(sys.argv[1])))
 """
 
 
