@@ -7,6 +7,7 @@ process that is to have it, and Simulator speaks to the one of this process.
 import ctypes
 import enum
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ __all__ = [
 
 SOURCES = Path(__file__).with_name("simblkio")
 SECTOR = 512
+PATIENCE = 20  # seconds
 
 
 class Driver(enum.IntEnum):
@@ -190,7 +192,10 @@ class Simulator:
         self.call("configure", text.encode())
 
     def reset(self) -> None:
-        """Begin anew. No device may be open."""
+        """Begin anew. No device may be open; threads may be about to destroy one that was."""
+        for thread in threading.enumerate():
+            if thread.name == "aioblk-blocking":
+                thread.join(PATIENCE)
         living = self.call("reset")
         assert living == 0, f"{living} instances of libblkio were not destroyed"
 
