@@ -5,14 +5,17 @@
     ./run simulate --seed 4711          one again, with all that happened; it is made smaller if it fails
     ./run simulate --replay FILE        one that was written down
     ./run simulate --mutants            faults planted in aioblk: each must be found
+    ./run simulate --list               which faults there are
 
 A history is a device on a simulated disk, the weather of that disk, and some two hundred actions of a user,
-all drawn from one seed. docs/simulation.md says how to read one that fails.
+all drawn from one seed. docs/simulation.md says how to read one that fails. The status is 0 where all is
+clean and every fault was found, 1 where not, 2 where the arguments make no sense, 130 after Ctrl-C.
 """
 
-import argparse
 import contextlib
+import itertools
 import json
+import math
 import os
 import selectors
 import subprocess
@@ -20,11 +23,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast, final
 
+from .arguments import HISTORIES, LENGTH, understood
 from .history import History, draw
 from .shrink import shrink
 from .worker import command, environment
@@ -34,6 +38,7 @@ CRASHED = "crash"
 SHRINK_SECONDS = 90
 TELL_EVERY = 5  # seconds
 MOST_PLAYED = 100  # histories, by one process
+INTERRUPTED = 130  # the status that a shell gives to what Ctrl-C has ended
 
 
 @final
@@ -116,33 +121,48 @@ class Tally:
     seed: int | None = None
     """Of the first that failed."""
     outcome: dict[str, Any] = field(default_factory=dict[str, Any])
+    interrupted: bool = False
 
     def add(self, counts: dict[str, int]) -> None:
         self.histories += 1
         for name, count in counts.items():
-            if count:
-                self.counts[name] += count
-                self.histories_with[name] += 1
+            self.counts[name] += count
+            self.histories_with[name] += bool(count)
 
     def table(self) -> str:
-        """How often each kind of event has occurred."""
-        width = max(map(len, self.counts), default=0)
+        """How often each kind of event has occurred, in how many of the histories, and which never has."""
+        seen = sorted(+self.counts, key=str.casefold)
+        width = max(map(len, seen), default=0)
         lines = [f"{'event':{width}}  {'times':>12}  in histories"]
-        for name in sorted(self.counts):
+        for name in seen:
             share = 100 * self.histories_with[name] / max(self.histories, 1)
-            lines.append(f"{name:{width}}  {self.counts[name]:12,}  {share:5.1f} %")
+            lines.append(f"{name:{width}}  {self.counts[name]:12,}  {share:10.1f} %")
+        never = sorted(self.counts.keys() - seen)
+        if never:
+            lines.append(f"never: {', '.join(never)}")
         return "\n".join(lines)
 
 
-def search(first: int, histories: int, jobs: int, length: int, minutes: float | None) -> Tally:
-    """Play them all, or until one fails or time is up."""
+def search(first: int, histories: int | None, jobs: int, length: int, minutes: float | None) -> Tally:
+    """Play them all, or until one fails, time is up or somebody presses Ctrl-C."""
     tally = Tally()
-    seeds = iter(range(first, first + histories))
-    end = None if minutes is None else time.monotonic() + 60 * minutes
+    try:
+        _search(tally, first, histories, jobs, length, minutes)
+    except KeyboardInterrupt:
+        tally.interrupted = True
+    return tally
+
+
+def _search(
+    tally: Tally, first: int, histories: int | None, jobs: int, length: int, minutes: float | None
+) -> None:
+    seeds = itertools.count(first) if histories is None else iter(range(first, first + histories))
+    began = time.monotonic()
+    end = math.inf if minutes is None else began + 60 * minutes
     with _workers(jobs, length) as (workers, ready):
         for worker in workers:
             _ask_next(worker, seeds, ready)
-        told = time.monotonic()
+        told = began
         while ready.get_map():
             for key, _ in ready.select():
                 worker = cast(Worker, key.fileobj)
@@ -150,14 +170,15 @@ def search(first: int, histories: int, jobs: int, length: int, minutes: float | 
                 tally.add(answer["counts"])
                 if answer["kind"]:
                     tally.seed, tally.outcome = worker.asked["seed"], answer
-                    return tally
-                if end is not None and time.monotonic() > end:
+                    return
+                if time.monotonic() > end:
                     seeds = iter(())
                 _ask_next(worker, seeds, ready)
             if time.monotonic() - told > TELL_EVERY:
                 told = time.monotonic()
-                print(f"simulate: {tally.histories:,} of {histories:,} histories", file=sys.stderr)
-    return tally
+                of = "" if histories is None else f" of {histories:,}"
+                until = "" if minutes is None else f", {(told - began) / 60:.1f} of {minutes:g} minutes"
+                print(f"simulate: {tally.histories:,}{of} histories{until}", file=sys.stderr)
 
 
 @contextlib.contextmanager
@@ -187,10 +208,10 @@ def _ask_next(worker: Worker, seeds: Iterator[int], ready: selectors.DefaultSele
 
 
 def play_alone(history: History) -> dict[str, Any]:
-    """In a process of its own."""
+    """In a process of its own, and with all that happened."""
     worker = Worker(len(history.actions))
     try:
-        worker.ask({"history": history.to_json()})
+        worker.ask({"history": history.to_json(), "whole": True})
         return worker.answer()
     finally:
         worker.close()
@@ -214,20 +235,24 @@ def shrunk(history: History, kind: str) -> History:
 
 
 def report(history: History, outcome: dict[str, Any]) -> None:
-    """A failure, for who is to understand it."""
+    """A history, for who is to understand it."""
     print(f"\n--- the user's side of it ({len(history.actions)} actions)")
     print("\n".join(outcome["events"]))
+    if outcome["kind"] is None:
+        print(f"--- what was drawn\n{history}\n--- clean")
+        return
     print("--- the last of the disk's side of it")
     print("\n".join(outcome["trace"]))
     print(f"--- {outcome['kind']}\n{outcome['what']}")
-    print(history)
+    print(f"--- what was drawn\n{history}")
 
 
 def explain(history: History, outcome: dict[str, Any]) -> None:
     """Play a history that failed again, make it smaller, write it down and show it."""
     again = play_alone(history)
     if again["kind"] != outcome["kind"]:
-        print(f"simulate: alone, it does not fail so: {again['kind']}; here is how it went", file=sys.stderr)
+        otherwise = "it is clean" if again["kind"] is None else f"it fails otherwise ({again['kind']})"
+        print(f"simulate: played again alone, {otherwise}; here is how it went before", file=sys.stderr)
         report(history, outcome)
         return
     same = again["trace_hash"] == outcome["trace_hash"]
@@ -243,71 +268,61 @@ def explain(history: History, outcome: dict[str, Any]) -> None:
     file = FAILURES / f"{history.seed}.json"
     file.write_text(small.to_json())
     report(small, final_outcome)
-    print(f"\nseed {history.seed} fails: {outcome['kind']}. Again: ./run simulate --seed {history.seed}")
+    print(f"\nseed {history.seed} fails: {outcome['kind']}. Again: {command_of(history)}")
     shares = f"{len(small.actions)} of {len(history.actions)} actions"
     print(f"made smaller, {shares}: ./run simulate --replay {file}")
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(
-        prog="./run simulate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--seed", type=int, metavar="N", help="play the history of this seed, and show it")
-    parser.add_argument(
-        "--replay", type=Path, metavar="FILE", help="play a history that was written down, and show it"
-    )
-    parser.add_argument("--first", type=int, default=0, metavar="N", help="the first seed (0)")
-    parser.add_argument(
-        "--histories", type=int, metavar="N", help="how many (10,000; unlimited with --minutes)"
-    )
-    parser.add_argument("--minutes", type=float, metavar="M", help="stop after so long")
-    parser.add_argument("--length", type=int, default=220, metavar="N", help="actions of each (220)")
-    parser.add_argument(
-        "--jobs", type=int, default=os.cpu_count() or 1, metavar="N", help="side by side (processors)"
-    )
-    parser.add_argument(
-        "--json", type=Path, metavar="FILE", help="write what came of it there, and do not explain it"
-    )
-    parser.add_argument("--mutants", nargs="*", metavar="NAME", help="find planted faults, all or these")
-    options = parser.parse_args()
-    if options.mutants is not None:
-        mutants = [sys.executable, "-m", "tests.simulation.mutants", *options.mutants]
-        return subprocess.run(mutants).returncode
-    if options.seed is not None or options.replay is not None:
-        return show(options)
-    histories = options.histories or (10_000 if options.minutes is None else 1 << 40)
+def command_of(drawn: History) -> str:
+    """What plays it again. Another length gives another history."""
+    length = len(drawn.actions)
+    return f"./run simulate --seed {drawn.seed}{'' if length == LENGTH else f' --length {length}'}"
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    options = understood(arguments, __doc__ or "")
+    if options.mutants is not None or options.list:
+        mutants = [*(options.mutants or ()), *(["--list"] if options.list else ())]
+        return subprocess.run([sys.executable, "-m", "tests.simulation.mutants", *mutants]).returncode
+    length = LENGTH if options.length is None else options.length
+    if options.replay is not None:
+        return show(options.replay, report)
+    if options.seed is not None:
+        return show(draw(options.seed, length), explain)
+    histories = options.histories
+    if histories is None and options.minutes is None:
+        histories = HISTORIES
     began = time.monotonic()
-    tally = search(options.first, histories, options.jobs, options.length, options.minutes)
+    tally = search(
+        options.first or 0, histories, options.jobs or os.cpu_count() or 1, length, options.minutes
+    )
     seconds = time.monotonic() - began
     if options.json is not None:
         failed = {key: tally.outcome.get(key) for key in ("kind", "what")}
         options.json.write_text(json.dumps({"histories": tally.histories, "seed": tally.seed, **failed}))
     elif tally.seed is not None:
         print(f"simulate: seed {tally.seed} fails: {tally.outcome['kind']}", file=sys.stderr)
-        explain(draw(tally.seed, options.length), tally.outcome)
-    if tally.seed is None:
-        print(tally.table())
-        print(f"\n{tally.histories:,} histories of {options.length} actions, clean, in {seconds:,.0f} s")
-    return 0 if tally.seed is None else 1
+        explain(draw(tally.seed, length), tally.outcome)
+    if tally.seed is not None:
+        return 1
+    print(tally.table())
+    played = f"{tally.histories:,} {'history' if tally.histories == 1 else 'histories'} of {length} actions"
+    print(f"\n{played}, clean, in {seconds:,.0f} s{'; interrupted' if tally.interrupted else ''}")
+    return INTERRUPTED if tally.interrupted else 0
 
 
-def show(options: argparse.Namespace) -> int:
-    history = (
-        draw(options.seed, options.length)
-        if options.replay is None
-        else History.from_json(options.replay.read_text())
-    )
+def show(history: History, tell: Callable[[History, dict[str, Any]], None]) -> int:
+    """Play one alone; what it came to is told by *tell* where it failed."""
     outcome = play_alone(history)
     if outcome["kind"] is None:
-        print(history)
-        print("clean")
-        return 0
-    if options.replay is None:
-        explain(history, outcome)
-    else:
         report(history, outcome)
+        return 0
+    tell(history, outcome)
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

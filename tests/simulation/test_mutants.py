@@ -170,9 +170,13 @@ def test_a_search_that_fails_is_no_verdict(search: Search, copies: Copies, body:
 # --- the command -------------------------------------------------------------------------------------------
 
 
-def test_names_that_there_are_not_are_refused() -> None:
-    with pytest.raises(SystemExit, match="no mutant such-a-thing"):
+def test_names_that_there_are_not_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
         main(["such-a-thing"])
+    assert (
+        "there is no mutant such-a-thing; ./run simulate --list says which there are"
+        in capsys.readouterr().err
+    )
 
 
 def test_the_list_says_what_each_of_them_is(capsys: pytest.CaptureFixture[str]) -> None:

@@ -15,9 +15,10 @@ import aioblk
 
 from .history import ACTIONS, Action, History, draw
 from .library import Driver
+from .mutants import MUTANTS
 from .play import Outcome, Player
 from .shrink import shrink
-from .simulate import Worker, play_alone, search
+from .simulate import Tally, Worker, command_of, main, play_alone, search
 from .world import World
 
 SEEDS = range(24)
@@ -189,9 +190,84 @@ def test_the_command_plays_histories(tmp_path: Path) -> None:
     }
 
 
-def test_the_command_plays_what_was_written_down(tmp_path: Path) -> None:
+def test_the_command_shows_one_history_also_where_it_is_clean(tmp_path: Path) -> None:
     file = tmp_path / "history.json"
     file.write_text(_quiet("write", "flush").to_json())
     done = simulate("--replay", str(file))
     assert done.returncode == 0, done.stderr
-    assert done.stdout.endswith("clean\n")
+    assert done.stdout.endswith("--- clean\n")
+    assert "flush @2: ok" in done.stdout
+
+    drawn = simulate("--seed", "3", "--length", "20")
+    assert drawn.returncode == 0, drawn.stderr
+    assert "the user's side of it (20 actions)" in drawn.stdout
+
+
+def test_what_plays_a_seed_again_has_the_length_that_it_was_drawn_with() -> None:
+    assert command_of(draw(7)) == "./run simulate --seed 7"
+    assert command_of(draw(7, 50)) == "./run simulate --seed 7 --length 50"
+
+
+def test_the_table_has_what_occurred_and_names_what_never_did() -> None:
+    tally = Tally()
+    tally.add({"disk: map": 2000, "disk: late": 0, "outcome: ok": 1})
+    tally.add({"disk: map": 1, "disk: late": 0, "outcome: BlkioError": 1})
+    assert tally.table().splitlines() == [
+        "event                       times  in histories",
+        "disk: map                   2,001       100.0 %",
+        "outcome: BlkioError             1        50.0 %",
+        "outcome: ok                     1        50.0 %",
+        "never: disk: late",
+    ]
+
+
+def test_ctrl_c_ends_a_search_with_what_it_has_seen(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add = Tally.add
+
+    def interrupted(tally: Tally, counts: dict[str, int]) -> None:
+        add(tally, counts)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Tally, "add", interrupted)
+    assert main(["--length", "5", "--jobs", "1"]) == 130
+    told = capsys.readouterr().out
+    assert "disk: connect" in told
+    assert "1 history of 5 actions, clean, in" in told
+    assert told.endswith("; interrupted\n")
+
+
+def test_the_command_says_which_faults_there_are(capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["--list"]) == 0
+    told = capfd.readouterr().out
+    assert [mutant.name for mutant in MUTANTS if mutant.name not in told] == []
+    assert main(["--mutants", MUTANTS[0].name, "--list"]) == 0
+    assert len(capfd.readouterr().out.splitlines()) == 3
+    assert main(["--mutants", "such-a-thing"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "why"),
+    [
+        ("--histories 0", "--histories: 0 is less than 1"),
+        ("--histories 1,000", "'1,000' is no whole number"),
+        ("--jobs 0", "--jobs: 0 is less than 1"),
+        ("--seed -1", "--seed: -1 is less than 0"),
+        ("--minutes 0", "'0' is no number of minutes above 0"),
+        ("--minutes nan", "'nan' is no number of minutes above 0"),
+        ("--seed 1 --replay FILE", "not allowed with argument --seed"),
+        ("--seed 1 --histories 9", "--histories says nothing where --seed is given"),
+        ("--mutants --length 9", "--length says nothing where --mutants is given"),
+        ("--list --first 0", "--first says nothing where --list is given"),
+        ("--replay /nowhere", "No such file or directory: /nowhere"),
+        ("--replay /dev/null", "/dev/null holds no history"),
+        ("--json /nowhere/out", "there is no directory /nowhere"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(
+    arguments: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(arguments.split())
+    assert why in capsys.readouterr().err

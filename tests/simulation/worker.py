@@ -1,6 +1,7 @@
 """A process that plays histories for the search, one after the other; after one that failed it ends.
 
-It reads a line of JSON for each, {"seed": N} or {"history": ...}, and writes one: what came of it.
+It reads a line of JSON for each, {"seed": N} or {"history": ...}, and writes one: what came of it. That is
+all that happened where it failed, or where "whole" asks for it.
 """
 
 import ctypes
@@ -50,7 +51,11 @@ def main() -> None:
             outcome = player.play(history)
             player.simulator.patience(0)
             print(
-                json.dumps(asdict(outcome) if outcome.kind else _brief(outcome.trace_hash, outcome.counts)),
+                json.dumps(
+                    asdict(outcome)
+                    if outcome.kind or asked.get("whole")
+                    else _brief(outcome.trace_hash, outcome.counts)
+                ),
                 flush=True,
             )
             if outcome.kind:

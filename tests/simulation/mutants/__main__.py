@@ -2,7 +2,7 @@
 
 Plants one fault after the other in a copy of the package, and has the search of simulated histories look for
 it. The seed that shows it must pass without it. Prints for each mutant whether it was caught, after how many
-histories, and how it showed; the status is 1 if one was not.
+histories, and how it showed; the status is 1 if one was not, and 2 if there is no such mutant.
 """
 
 import argparse
@@ -28,8 +28,12 @@ def main(
     copies: Copies | None = None,
     search: Sequence[str] = SEARCH,
 ) -> int:
-    options = _parser().parse_args(arguments)
-    chosen = _chosen(options.names, mutants)
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.names) - {mutant.name for mutant in mutants})
+    if unknown:
+        parser.error(f"there is no mutant {', '.join(unknown)}; ./run simulate --list says which there are")
+    chosen = [mutant for mutant in mutants if not options.names or mutant.name in options.names]
     if options.list:
         for mutant in chosen:
             print(f"{mutant.name} (aioblk/{mutant.file})\n    {mutant.planted}\n    Like {mutant.like}.")
@@ -68,13 +72,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the verdicts there, too")
     return parser
-
-
-def _chosen(names: Sequence[str], mutants: Sequence[Mutant]) -> list[Mutant]:
-    unknown = set(names) - {mutant.name for mutant in mutants}
-    if unknown:
-        sys.exit(f"there is no mutant {', '.join(sorted(unknown))}; --list says which there are")
-    return [mutant for mutant in mutants if not names or mutant.name in names]
 
 
 def _try(trial: Trial, mutant: Mutant) -> Verdict | None:
