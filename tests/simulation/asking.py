@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+from collections import deque
 from contextlib import suppress
 from typing import Any, Protocol, final
 
@@ -42,6 +43,8 @@ class Asker:
         self._holdings = holdings
         self._operations = operations
         self._oracle: Oracle = operations.oracle
+        self._met: deque[tuple[int, int]] = deque(maxlen=4)
+        """Where something was changed over what was given up: worth reading before it is changed again."""
 
     @property
     def _leaves_at_once(self) -> bool:
@@ -115,6 +118,8 @@ class Asker:
     async def do_read(self, dice: tuple[float, ...]) -> None:
         target, queue = self._target(dice[0])
         first, count = self._range(dice[1], dice[2])
+        if self._met and dice[0] * 100 % 1 < 0.5:
+            first, count = self._met.popleft()
         operation = Operation(f"read {first}+{count}", private=self._leaves_at_once)
         if dice[3] < 0.3:
             operation.readings.append(self._oracle.begin_read(first, count))
@@ -243,10 +248,34 @@ class Asker:
         if operation in self._operations.pending:
             raise Wrong(f"{operation.name} is cancelled and over, and who waits for it is not told")
 
+    async def do_give_up(self, dice: tuple[float, ...]) -> None:
+        """A change is cancelled while the device has it; what meets any part of it comes at once, and waits.
+
+        It is on memory of aioblk's own, where there is such: who cancels it does not wait then.
+        """
+        kinds = (self.do_write_many, self.do_write_many, self.do_write, self.do_write_zeroes, self.do_discard)
+        before = next(reversed(self._operations.pending), None)
+        await kinds[int(dice[0] * 1000) % len(kinds)]((*dice[:3], dice[3] * 0.4, dice[4] * 0.6, dice[5]))
+        latest = next(reversed(self._operations.pending), None)
+        if latest is None or latest is before:
+            return  # this device has no such request, or has refused it
+        for _ in range(1 + int(dice[5] * 1000) % 3):
+            await asyncio.sleep(0)
+        self._operations.cancel(latest)
+        for index, change in enumerate(latest.changes, 2):
+            each = tuple(die * 3.7 * index % 1 for die in dice)
+            first = change.first + int(each[0] * change.count)
+            count = 1 + int(each[1] * (change.first + change.count - first))
+            self._change_over(first, count, each)
+
     def _change_again(self, change: Change, dice: tuple[float, ...]) -> None:
         """What meets a change that was given up: that must not land over it."""
         first = max(change.first - int(dice[3] * 3), 0)
         count = min(1 + int(dice[4] * MOST_SECTORS), self._history.sectors - first)
+        self._change_over(first, count, dice)
+
+    def _change_over(self, first: int, count: int, dice: tuple[float, ...]) -> None:
+        self._met.append((first, count))
         if dice[5] < 0.7:
             self._write(first, count, dice)
         else:

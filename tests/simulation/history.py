@@ -66,6 +66,7 @@ ACTIONS: Mapping[str, tuple[float, float]] = {
     "read_many": (2, 0.5),
     "write_many": (2, 0.5),
     "cancel": (8, 0.6),
+    "give_up": (2, 0.5),
     "await_some": (8, 0.8),
     "await_all": (0.7, 0.5),
     "enter_region": (2, 0.6),
