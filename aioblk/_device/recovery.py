@@ -232,6 +232,7 @@ class Recovery:
             self._require_wanted()
         except BaseException:
             call.drop()
+            del call  # which has the error that keeps this frame
             raise
         self._loan = again.end
         return call.take()
@@ -261,22 +262,25 @@ class Recovery:
 
     async def _within(self, future: asyncio.Future[T]) -> T:
         either: list[asyncio.Future[Any]] = [future, self._stopped]
-        while not future.done():
-            left = self._end - self._loop.time()
-            await asyncio.wait(
-                either,
-                timeout=max(min(left, _LOOK_AGAIN), 0),
-                return_when=asyncio.FIRST_COMPLETED,
-            )
-            if not future.done():
-                try:
-                    self._require_wanted()
-                    if left <= 0:
-                        raise TimeoutError
-                except BaseException:
-                    future.cancel()
-                    raise
-        return future.result()
+        try:
+            while not future.done():
+                left = self._end - self._loop.time()
+                await asyncio.wait(
+                    either,
+                    timeout=max(min(left, _LOOK_AGAIN), 0),
+                    return_when=asyncio.FIRST_COMPLETED,
+                )
+                if not future.done():
+                    try:
+                        self._require_wanted()
+                        if left <= 0:
+                            raise TimeoutError
+                    except BaseException:
+                        future.cancel()
+                        raise
+            return future.result()
+        finally:
+            del future, either  # which have the error that keeps this frame
 
 
 def _settle(future: asyncio.Future[None]) -> None:

@@ -277,6 +277,7 @@ class DeviceMemory:
             await self.calls.make(partial(self._handle.map_mem_region, mapped.region))
         except Exception as error:
             self._ranges.remove(mapped)
+            mapped.mapping = None  # the error keeps this frame, and would be kept by it
             if isinstance(error, DeviceLostError):
                 self._in_limbo.append(mapped)
             else:
@@ -297,8 +298,8 @@ class DeviceMemory:
             mapped.unmapping = self._tasks.start(self._loop, self._unmap(mapped))
 
     async def _unmap(self, mapped: Mapped) -> None:
-        assert mapped.mapping is not None
-        await asyncio.wait([mapped.mapping])
+        if mapped.mapping is not None:
+            await asyncio.wait([mapped.mapping])
         if not mapped.known_to_core:
             return  # mapping it has failed
         if self._withdrawal is not None:  # whether the device is lost still, or has the region again

@@ -93,6 +93,7 @@ class HandleCalls:
                 self._calls.pop(call, None)
             if timer is not None:
                 timer.cancel()
+            del call  # which has the error that keeps this frame
 
     def make_here(self, function: Callable[[], T]) -> T:
         """Call it in this thread, after whoever calls the handle now."""

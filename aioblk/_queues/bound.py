@@ -278,8 +278,8 @@ class BoundQueues:
         closing = [start_steadfast_task(loop, self._close_other(queue)) for queue in others]
         if closing:
             await asyncio.wait(closing)
-        for closed in closing:
-            closed.result()
+        while closing:
+            closing.pop(0).result()  # not from the list: an error would keep this frame, and the frame it
 
     async def _close_other(self, queue: Queue | BlockingQueue) -> None:
         if isinstance(queue, Queue):

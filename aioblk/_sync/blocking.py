@@ -108,6 +108,7 @@ class BlockingCall(Generic[T]):
             await self.done
         except BaseException:
             self.drop()
+            del self  # which has the error that keeps this frame
             raise
         return self.take()
 

@@ -71,13 +71,16 @@ def outcome_of(task: asyncio.Future[T]) -> Generator[Any, None, T]:
 
 async def _shielded_outcome(task: asyncio.Future[T]) -> T:
     try:
-        await asyncio.wait([task])
-    except asyncio.CancelledError as error:
-        task.cancel(*error.args)
-    if task.done():
-        return task.result()
-    with shielded():
-        return await task
+        try:
+            await asyncio.wait([task])
+        except asyncio.CancelledError as error:
+            task.cancel(*error.args)
+        if task.done():
+            return task.result()
+        with shielded():
+            return await task
+    finally:
+        del task  # which has the error that keeps this frame
 
 
 # --- for the compiled core ----------------------------------------------------------------------------------

@@ -38,16 +38,22 @@ class Begun(Coroutine[Any, Any, T]):
         return outcome_of(self.future)
 
     def send(self, value: None, /) -> Any:
-        return next(self._start())
+        try:
+            return next(self._start())
+        finally:
+            del self  # which has the error that keeps this frame
 
     def throw(self, typ: Any, val: Any = None, tb: TracebackType | None = None, /) -> Any:
         error = typ if val is None else val
-        if self.future.done():
-            _forget(self.future)
-            return self._start().throw(error)  # three arguments are deprecated
-        self.future.cancel()  # the task that was made of this one was cancelled before its first step
-        self._steps = _end_and_raise(self.future, error)
-        return next(self._steps)
+        try:
+            if self.future.done():
+                _forget(self.future)
+                return self._start().throw(error)  # three arguments are deprecated
+            self.future.cancel()  # the task that was made of this one was cancelled before its first step
+            self._steps = _end_and_raise(self.future, error)
+            return next(self._steps)
+        finally:
+            del self, typ, val, error  # which would otherwise keep this frame, and the frame it
 
     def close(self) -> None:
         """What was begun goes on."""
@@ -64,7 +70,10 @@ def _end_and_raise(future: asyncio.Future[Any], error: BaseException) -> Generat
     """Wait until it is over, and raise the error however that ends: it may be too far to be cancelled."""
     with contextlib.suppress(Exception, asyncio.CancelledError):
         yield from outcome_of(future)
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # which would otherwise keep this frame, and the frame it
 
 
 def begun(request: Awaitable[T]) -> Request[T] | Begun[T]:
@@ -186,12 +195,13 @@ class _Together(asyncio.Future[list[Any] | None]):
     def _settle(self, requests: "asyncio.Future[list[Any]]") -> None:
         try:
             outcomes = requests.result()
-            for outcome in outcomes:
-                if isinstance(outcome, BaseException):
-                    raise outcome
         except asyncio.CancelledError as error:
             super().cancel(*error.args)
-        except BaseException as error:
-            self.set_exception(error)
-        else:
+            return
+        failed = next((outcome for outcome in outcomes if isinstance(outcome, BaseException)), None)
+        if failed is None:
             self.set_result(outcomes if self._has_results else None)
+        elif isinstance(failed, asyncio.CancelledError):
+            super().cancel(*failed.args)
+        else:
+            self.set_exception(failed)  # not raised before: it would keep this frame, and the frame it

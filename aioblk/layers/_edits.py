@@ -117,7 +117,9 @@ class Edits:
         async def put(edges: _Edges) -> None:
             await self._device.writev(span.start, span.surround(edges.before, buffers, edges.after), fua=fua)
 
-        return self._edit(span, put, fua=fua)
+        change = self._edit(span, put, fua=fua)
+        change.add_done_callback(lambda _: buffers.clear())  # an error keeps the frames that know of them
+        return change
 
     def zero(self, span: Span, zero: _Zero, *, fua: bool) -> Request[None] | Begun[None]:
         """Zero the span's bytes, by writing where they are parts of blocks, and else with *zero*."""
@@ -148,9 +150,11 @@ class Edits:
             end = _EVERYTHING  # whoever makes the file longer meanwhile would be cut off
         earlier = _meeting((*self._turns, *self._direct), span.start, end)
         first = None if earlier else asyncio.ensure_future(self._read_edges(span))
+        reading = [first] if first else []
 
         async def edit() -> None:
-            await put(self._edges(span, await (first or self._read_edges(span))))
+            # Taken from the list: an error that it has would keep this frame, and the frame it.
+            await put(self._edges(span, await (reading.pop() if reading else self._read_edges(span))))
 
         work = partial(self._keep_length, span.end - span.tail, edit, fua=fua) if grows else edit
         return self._take_turn(span.start, end, earlier, work, first)
@@ -183,11 +187,15 @@ class Edits:
         """Begin *work*, of which *first* is under way, in a turn of its own."""
 
         async def wait_and_work() -> None:
-            for other in earlier:
-                await _end_of(other)
-            for cut in tuple(self._cuts) if earlier else ():  # begun by those, and not known before
-                await _end_of(cut)
-            await work()
+            nonlocal work
+            try:
+                for other in earlier:
+                    await _end_of(other)
+                for cut in tuple(self._cuts) if earlier else ():  # begun by those, and not known before
+                    await _end_of(cut)
+                await work()
+            finally:
+                del work  # an error keeps this frame, which would keep the caller's memory
 
         change = begin(wait_and_work(), first)
         self._hold(start, end, change)

@@ -333,7 +333,10 @@ def _length(buffers: Iterable[BytesLike], *, contiguous: bool = False, writable:
 
 
 async def _cut(request: Awaitable[bytes], start: int, length: int) -> bytes:
-    return (await request)[start : start + length]
+    try:
+        return (await request)[start : start + length]
+    finally:
+        del request  # which has the error that keeps this frame
 
 
 def _with_coroutines(device: object) -> object:
