@@ -11,10 +11,11 @@ __all__ = ["HISTORIES", "LENGTH", "understood"]
 
 LENGTH = 220
 HISTORIES = 10_000
+MOST_JOBS = 256
 OF_A_SEARCH = ("first", "histories", "minutes", "jobs", "json")
 
 
-def _at_least(lowest: int) -> Callable[[str], int]:
+def _at_least(lowest: int, most: int | None = None) -> Callable[[str], int]:
     """For argparse."""
 
     def number(text: str) -> int:
@@ -24,6 +25,8 @@ def _at_least(lowest: int) -> Callable[[str], int]:
             raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
         if value < lowest:
             raise argparse.ArgumentTypeError(f"{value} is less than {lowest}")
+        if most is not None and value > most:
+            raise argparse.ArgumentTypeError(f"{value} is more than {most}")
         return value
 
     return number
@@ -60,7 +63,7 @@ def _parser(description: str) -> argparse.ArgumentParser:
         help=f"how many ({HISTORIES:,}; unlimited with --minutes)",
     )
     many.add_argument("--minutes", type=_some_minutes, metavar="M", help="begin no other after so long")
-    many.add_argument("--jobs", type=_at_least(1), metavar="N", help="side by side (processors)")
+    many.add_argument("--jobs", type=_at_least(1, MOST_JOBS), metavar="N", help="side by side (processors)")
     many.add_argument(
         "--json", type=Path, metavar="FILE", help="write what came of it there, and do not explain it"
     )
@@ -91,8 +94,8 @@ def understood(given: Sequence[str] | None, description: str) -> argparse.Namesp
             value = getattr(options, name)
             if name not in fitting and value is not None and value is not False:
                 parser.error(f"--{name} says nothing where --{mode} is given")
-    if options.json is not None and not options.json.parent.is_dir():
-        parser.error(f"--json: there is no directory {options.json.parent}")
+    if options.json is not None and (options.json.is_dir() or not options.json.parent.is_dir()):
+        parser.error(f"--json: {options.json} cannot be a file")
     if options.replay is not None:
         try:
             options.replay = History.from_json(options.replay.read_text())

@@ -50,10 +50,24 @@ class History:
 
     @classmethod
     def from_json(cls, text: str) -> "History":
+        """ValueError: it is none."""
         values = json.loads(text)
-        values["driver"] = Driver(values["driver"])
-        values["actions"] = tuple(Action(each["kind"], tuple(each["dice"])) for each in values["actions"])
-        return cls(**values)
+        try:
+            values["driver"] = Driver(values["driver"])
+            values["actions"] = tuple(Action(each["kind"], tuple(each["dice"])) for each in values["actions"])
+            history = cls(**values)
+            history._refuse_the_unknown()
+        except (TypeError, KeyError) as error:
+            raise ValueError(f"something is missing, or too much: {error}") from None
+        return history
+
+    def _refuse_the_unknown(self) -> None:
+        kinds = {action.kind for action in self.actions}
+        for named, known in ((kinds, ACTIONS), (self.weather, _WEATHER), (self.loop, _LOOP)):
+            if unknown := set(named) - set(known):
+                raise ValueError(f"nobody knows {', '.join(sorted(unknown))}")
+        if any(len(action.dice) != DICE for action in self.actions):
+            raise ValueError(f"an action has {DICE} dice")
 
 
 # How often each is done beside the others, and in what share of histories it is done at all.

@@ -22,9 +22,10 @@ from .loop import SimulatedLoop, Stuck, simulated_threads
 from .oracle import Wrong
 from .world import World
 
-__all__ = ["Outcome", "Player"]
+__all__ = ["Outcome", "Player", "last_of"]
 
 LAST = int(os.environ.get("LAST", "60"))
+VIOLATION = " violation"
 
 
 @final
@@ -107,7 +108,7 @@ class Player:
                 loop.close()
                 _ = gc.collect()
                 kind, what = self._look_again(caught, descriptors, may_keep=may_keep)
-            trace = tuple(simulator.trace[-LAST:]) if kind else ()
+            trace = last_of(simulator.trace) if kind else ()
             return Outcome(kind, what, events, trace, trace_hash, counts)
 
     def _look_again(
@@ -126,6 +127,12 @@ class Player:
         if left:
             return "leak", f"descriptors are left: {', '.join(left)}"
         return None, ""
+
+
+def last_of(trace: list[str]) -> tuple[str, ...]:
+    """Up to a violation, if there was one: the history went on after it, and read the whole disk."""
+    end = next((number for number, event in enumerate(trace, 1) if VIOLATION in event), len(trace))
+    return tuple(trace[max(end - LAST, 0) : end])
 
 
 def _descriptors() -> Counter[str]:

@@ -9,7 +9,7 @@
 
 A history is a device on a simulated disk, the weather of that disk, and some two hundred actions of a user,
 all drawn from one seed. docs/simulation.md says how to read one that fails. The status is 0 where all is
-clean and every fault was found, 1 where not, 2 where the arguments make no sense, 130 after Ctrl-C.
+clean and every fault was found, 1 where not, 2 where it could not be told, 130 after Ctrl-C.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ import json
 import math
 import os
 import selectors
+import signal
 import subprocess
 import sys
 import tempfile
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any, cast, final
 
 from .arguments import HISTORIES, LENGTH, understood
+from .commands import INTERRUPTED, ImpossibleError, run
 from .history import History, draw
 from .shrink import shrink
 from .worker import command, environment
@@ -38,7 +40,7 @@ CRASHED = "crash"
 SHRINK_SECONDS = 90
 TELL_EVERY = 5  # seconds
 MOST_PLAYED = 100  # histories, by one process
-INTERRUPTED = 130  # the status that a shell gives to what Ctrl-C has ended
+FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP}  # statuses that no history ends with
 
 
 @final
@@ -87,6 +89,8 @@ class Worker:
         if line:
             return cast(dict[str, Any], json.loads(line))
         status = self._process.wait()
+        if status in FROM_OUTSIDE:
+            raise ImpossibleError(f"a process that played was ended by {signal.Signals(-status).name}")
         self._errors.seek(0)
         said = self._errors.read()
         return {
@@ -183,11 +187,12 @@ def _search(
 
 @contextlib.contextmanager
 def _workers(jobs: int, length: int) -> Iterator[tuple[list[Worker], selectors.DefaultSelector]]:
-    workers = [Worker(length) for _ in range(jobs)]
+    workers: list[Worker] = []
     ready = selectors.DefaultSelector()
     try:
-        for worker in workers:
-            ready.register(worker, selectors.EVENT_READ)
+        for _ in range(jobs):
+            workers.append(Worker(length))
+            ready.register(workers[-1], selectors.EVENT_READ)
         yield workers, ready
     finally:
         ready.close()
@@ -264,10 +269,13 @@ def explain(history: History, outcome: dict[str, Any]) -> None:
     final_outcome = play_alone(small)
     if final_outcome["kind"] != outcome["kind"]:
         small, final_outcome = history, again
-    FAILURES.mkdir(parents=True, exist_ok=True)
-    file = FAILURES / f"{history.seed}.json"
-    file.write_text(small.to_json())
     report(small, final_outcome)
+    file = FAILURES / f"{history.seed}.json"
+    try:
+        FAILURES.mkdir(parents=True, exist_ok=True)
+        file.write_text(small.to_json())
+    except OSError as error:
+        print(f"simulate: it is not written down: {error}", file=sys.stderr)
     print(f"\nseed {history.seed} fails: {outcome['kind']}. Again: {command_of(history)}")
     shares = f"{len(small.actions)} of {len(history.actions)} actions"
     print(f"made smaller, {shares}: ./run simulate --replay {file}")
@@ -283,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = understood(arguments, __doc__ or "")
     if options.mutants is not None or options.list:
         mutants = [*(options.mutants or ()), *(["--list"] if options.list else ())]
-        return subprocess.run([sys.executable, "-m", "tests.simulation.mutants", *mutants]).returncode
+        os.execv(sys.executable, [sys.executable, "-m", "tests.simulation.mutants", *mutants])
     length = LENGTH if options.length is None else options.length
     if options.replay is not None:
         return show(options.replay, report)
@@ -322,7 +330,4 @@ def show(history: History, tell: Callable[[History, dict[str, Any]], None]) -> i
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except KeyboardInterrupt:
-        sys.exit(INTERRUPTED)
+    sys.exit(run("simulate", main))

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from aioblk._native import _core
+
 from .mutants import MUTANTS
 from .mutants.__main__ import main
 from .mutants.copies import Copies
@@ -98,8 +100,8 @@ def search(tmp_path: Path) -> Search:
 @pytest.fixture
 def copies() -> Copies:
     """Of a package that is compiled already."""
-    [core] = (PACKAGE / "_native").glob("_core.*.so")
-    return Copies(core=core)
+    assert _core.__file__ is not None
+    return Copies(core=Path(_core.__file__))
 
 
 def test_a_mutant_that_is_found_is_caught(search: Search, copies: Copies) -> None:

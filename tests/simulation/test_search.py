@@ -3,8 +3,11 @@
 import asyncio
 import json
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,12 +19,13 @@ import aioblk
 from .history import ACTIONS, Action, History, draw
 from .library import Driver
 from .mutants import MUTANTS
-from .play import Outcome, Player
+from .play import LAST, Outcome, Player, last_of
 from .shrink import shrink
 from .simulate import Tally, Worker, command_of, main, play_alone, search
 from .world import World
 
 SEEDS = range(24)
+PATIENCE = 60  # seconds
 
 
 @pytest.fixture
@@ -134,6 +138,15 @@ def test_what_is_left_open_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None
     assert (outcome.kind, outcome.what) == ("leak", "descriptors are left: /dev/zero")
 
 
+def test_the_disks_side_ends_with_a_violation() -> None:
+    before = [f"{number} i0 q0 submit #1 read 0+512 flags 0: 1" for number in range(2 * LAST)]
+    violation, after = "300 violation: 1", ["301 i0 map: 0", "302 violation: 2", "303 i0 unmap: 0"]
+    assert last_of([*before, violation, *after]) == (*before[1 - LAST :], violation)
+    assert last_of(before) == (*before[-LAST:],)
+    assert last_of([violation, *after]) == (violation,)
+    assert last_of([]) == ()
+
+
 # --- made smaller -------------------------------------------------------------------------------------------
 
 
@@ -238,13 +251,11 @@ def test_ctrl_c_ends_a_search_with_what_it_has_seen(
     assert told.endswith("; interrupted\n")
 
 
-def test_the_command_says_which_faults_there_are(capfd: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list"]) == 0
-    told = capfd.readouterr().out
+def test_the_command_says_which_faults_there_are() -> None:
+    told = simulate("--list").stdout
     assert [mutant.name for mutant in MUTANTS if mutant.name not in told] == []
-    assert main(["--mutants", MUTANTS[0].name, "--list"]) == 0
-    assert len(capfd.readouterr().out.splitlines()) == 3
-    assert main(["--mutants", "such-a-thing"]) == 2
+    assert len(simulate("--mutants", MUTANTS[0].name, "--list").stdout.splitlines()) == 3
+    assert simulate("--mutants", "such-a-thing").returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -262,7 +273,9 @@ def test_the_command_says_which_faults_there_are(capfd: pytest.CaptureFixture[st
         ("--list --first 0", "--first says nothing where --list is given"),
         ("--replay /nowhere", "No such file or directory: /nowhere"),
         ("--replay /dev/null", "/dev/null holds no history"),
-        ("--json /nowhere/out", "there is no directory /nowhere"),
+        ("--jobs 100000", "100000 is more than 256"),
+        ("--json /nowhere/out", "/nowhere/out cannot be a file"),
+        ("--json /", "/ cannot be a file"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(
@@ -271,3 +284,78 @@ def test_arguments_that_make_no_sense_are_refused(
     with pytest.raises(SystemExit, match="2"):
         main(arguments.split())
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        ("", "Expecting value"),
+        ("[]", "something is missing, or too much"),
+        ("{}", "something is missing, or too much"),
+        (_quiet("write").to_json()[:-1], "Expecting"),
+        (_quiet("write", "fly").to_json(), "nobody knows fly"),
+    ],
+    ids=["nothing", "a list", "no history", "cut off", "an unknown action"],
+)
+def test_what_holds_no_history_is_refused(
+    tmp_path: Path, text: str, why: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "history.json"
+    file.write_text(text)
+    with pytest.raises(SystemExit, match="2"):
+        main(["--replay", str(file)])
+    told = capsys.readouterr().err
+    assert f"{file} holds no history" in told
+    assert why in told
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_search_that_is_interrupted_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
+    with start(tmp_path, "--jobs", "2") as search:
+        wait_for_players(tmp_path, 2)
+        os.killpg(search.pid, number)  # as a terminal does
+        _, said = search.communicate(timeout=PATIENCE)
+    assert search.returncode == 128 + number
+    assert "Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_process_that_was_killed_is_no_history_that_has_failed(tmp_path: Path) -> None:
+    with start(tmp_path, "--jobs", "1") as search:
+        wait_for_players(tmp_path, 1)
+        [player] = Path(f"/proc/{search.pid}/task/{search.pid}/children").read_text().split()
+        os.kill(int(player), signal.SIGKILL)
+        _, said = search.communicate(timeout=PATIENCE)
+    assert search.returncode == 2
+    assert "was ended by SIGKILL" in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_who_has_had_enough_is_no_error() -> None:
+    command = [sys.executable, "-m", "tests.simulation.simulate", "--seed", "1", "--length", "5"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as search:
+        assert search.stdout is not None
+        assert search.stderr is not None
+        search.stdout.close()
+        assert search.stderr.read() == ""
+    assert search.returncode == 128 + signal.SIGPIPE
+
+
+def start(directory: Path, *arguments: str) -> "subprocess.Popen[str]":
+    """A search that has its files there."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.simulation.simulate", *arguments],
+        env=os.environ | {"TMPDIR": str(directory)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_players(directory: Path, count: int) -> None:
+    """Until so many processes play."""
+    end = time.monotonic() + PATIENCE
+    while len(list(directory.glob("simulate-*/simulate-*"))) < count:
+        assert time.monotonic() < end
+        time.sleep(0.01)

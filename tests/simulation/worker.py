@@ -8,6 +8,7 @@ import ctypes
 import faulthandler
 import json
 import os
+import signal
 import sys
 from dataclasses import asdict
 from typing import Any
@@ -41,6 +42,7 @@ def _fix_addresses() -> None:
 
 def main() -> None:
     _fix_addresses()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # who searches hears of it, too, and ends this process
     player = Player()
     length = int(os.environ.get("SIMULATE_LENGTH", "220"))
     try:

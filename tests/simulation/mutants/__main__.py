@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+from ..commands import run
 from . import MUTANTS
 from .copies import Copies
 from .mutant import Mutant
@@ -46,7 +47,12 @@ def main(
         search=search,
     )
     with ThreadPoolExecutor(options.jobs) as threads:
-        outcomes = list(threads.map(lambda mutant: _try(trial, mutant), chosen))
+        try:
+            outcomes = list(threads.map(lambda mutant: _try(trial, mutant), chosen))
+        except BaseException:
+            threads.shutdown(wait=False, cancel_futures=True)
+            trial.end()
+            raise
     verdicts = [outcome for outcome in outcomes if outcome is not None]
     if options.json is not None:
         options.json.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
@@ -95,4 +101,4 @@ def _print_table(verdicts: Sequence[Verdict]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run("simulate", lambda: main(sys.argv[1:])))

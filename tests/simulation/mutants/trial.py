@@ -1,5 +1,6 @@
 """Whether the search finds a mutant, and how it shows."""
 
+import contextlib
 import json
 import os
 import signal
@@ -68,6 +69,15 @@ class Trial:
         self._histories = histories
         self._seconds = seconds
         self._search = search
+        self._processes: set[subprocess.Popen[str]] = set()
+        self._ended = False
+
+    def end(self) -> None:
+        """Whatever is being searched, from any thread: there are no verdicts any more."""
+        self._ended = True
+        for process in tuple(self._processes):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
 
     def verdict_on(self, mutant: Mutant) -> Verdict:
         """SearchError: there is none."""
@@ -115,13 +125,17 @@ class Trial:
         process = subprocess.Popen(
             [*self._search, *arguments],
             cwd=ROOT,
-            env=os.environ | {"PYTHONPATH": f"{directory}:{ROOT}", "PYTHONSAFEPATH": "1"},
+            env=os.environ
+            | {"PYTHONPATH": f"{directory}:{ROOT}", "PYTHONSAFEPATH": "1", "TMPDIR": str(directory)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             start_new_session=True,
         )
+        self._processes.add(process)
         try:
+            if self._ended:
+                raise SearchError("it was ended")
             said, _ = process.communicate(timeout=seconds)
         except BaseException as error:
             os.killpg(process.pid, signal.SIGKILL)  # with whatever it has started
@@ -129,6 +143,8 @@ class Trial:
             if isinstance(error, subprocess.TimeoutExpired):
                 return None
             raise
+        finally:
+            self._processes.discard(process)
         if process.returncode not in (0, 1) or not told.exists():
             raise SearchError(f"the search ended with status {process.returncode}:\n{said[-2000:]}")
         found = cast(_Found, json.loads(told.read_text()))
