@@ -103,8 +103,16 @@ class Holdings:
         elif choice < 0.7 and len(arena.blocks) < 3:
             await arena.add_block(REGION)
         elif arena.blocks:
-            with suppress(aioblk.UsageError):  # buffers of it are in use
-                await arena.remove_block(arena.blocks[0])
+            await self._remove_block(arena, arena.blocks[0])
+
+    async def _remove_block(self, arena: aioblk.Arena, block: aioblk.ArenaBlock) -> None:
+        try:
+            await arena.remove_block(block)
+        except aioblk.UsageError:  # buffers of it are in use
+            pass
+        except ValueError:  # removed by a call before, which went on although it was cancelled
+            if block in arena.blocks:
+                raise
 
     async def _begin_arena(self) -> None:
         arena = aioblk.Arena(REGION, block_size=REGION, alignment=512)
