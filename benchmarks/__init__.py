@@ -10,7 +10,8 @@
     rounds.py      the interleaved rounds: each sample in a process of its own
     summary.py     medians, spread, ratios;  bars.py  what aioblk must reach;  standing.py  who is ahead of it
     tables.py, pictures.py, report.py   what a run looks like on a terminal, as a plot, in RESULTS.md
-    instructions.py, fairness.py        what is judged by other measures than throughput and latency
+    instructions.py                     what is judged by instructions
+    fairness.py, occasional.py          what is judged by limits;  limits.py  how
     profiling.py   where the time of an operation goes
     peers.py, memory.py, queues.py      more contenders: other libraries; ways for memory to reach a device;
                                         several queues, several loops, ways to wait

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from benchmarks import conduct, fairness, instructions, nbd, pictures, profiling, report, tables
+from benchmarks import conduct, fairness, instructions, nbd, occasional, pictures, profiling, report, tables
 from benchmarks.model import CASES, Operation, Run, parse_size
 from benchmarks.paths import RESULTS, WORK
 from benchmarks.plan import PLANS
@@ -25,7 +25,8 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench bars      what aioblk must reach, each line met or not (3 minutes)
   ./run bench full      all devices; fio, QEMU, other libraries, uvloop; block sizes, depths (20 minutes)
   ./run bench pythons   aioblk on the interpreters of all environments beside the project (2 minutes)
-  ./run bench memory    registered memory, the bounce pool, mapping for each request (2 minutes)
+  ./run bench memory    registered memory, the bounce pool, mapping for each request; what registering memory
+                        and opening a file take, which fails when a limit is exceeded (2 minutes)
   ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
   ./run bench nbd       the example's NBD server beside qemu-nbd and nbdkit (3 minutes)
   ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
@@ -77,6 +78,8 @@ def main() -> int:
                     console.print(f"{contender.name:24} {contender.label}", highlight=False)
             case _:
                 hand_out(conduct.conduct(arguments), arguments, console)
+                if arguments.command == "memory":
+                    return 0 if occasional.measure(console, **common(arguments)) else 1
     except UnavailableError as reason:
         print(f"bench: {reason}", file=sys.stderr)
         return 1

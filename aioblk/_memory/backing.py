@@ -6,9 +6,10 @@ numpy.memmap, a memfd of one's own, and any slice of them.
 
 import fcntl
 import os
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import NamedTuple
+
+from .process_map import Mapping, mappings_between
 
 __all__ = ["Backing", "BackingError", "find_backing", "verify_backing"]
 
@@ -24,15 +25,6 @@ class Backing(NamedTuple):
 
 class BackingError(Exception):
     """The range has no file that a device could use; the text says why."""
-
-
-class _Mapping(NamedTuple):
-    start: int
-    end: int
-    shared: bool
-    offset: int
-    device: tuple[int, int]
-    inode: int
 
 
 def find_backing(address: int, length: int) -> Backing:
@@ -79,7 +71,7 @@ def verify_backing(address: int, length: int, fd: int, offset: int) -> Backing:
     return Backing(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0), offset)
 
 
-def _check_one_shared_file(mappings: list[_Mapping]) -> None:
+def _check_one_shared_file(mappings: list[Mapping]) -> None:
     first = mappings[0]
     if first.inode == 0:
         raise BackingError("the memory is anonymous: no file is behind it")
@@ -91,39 +83,17 @@ def _check_one_shared_file(mappings: list[_Mapping]) -> None:
             raise BackingError("the memory spans several files, or several places of one")
 
 
-def _mappings_of(address: int, length: int) -> list[_Mapping]:
+def _mappings_of(address: int, length: int) -> list[Mapping]:
     """The adjacent mappings that hold the range, in order."""
     end = address + length
-    found = list(_mappings_between(address, end))
+    found = mappings_between(address, end)
     gapless = all(before.end == after.start for before, after in pairwise(found))
     if not found or found[0].start > address or found[-1].end < end or not gapless:
         raise BackingError("the memory is not mapped as a whole")
     return found
 
 
-def _mappings_between(low: int, high: int) -> Iterator[_Mapping]:
-    """From /proc/self/maps, which is sorted: ``start-end perms offset major:minor inode path``."""
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
-        for line in maps:
-            span, rest = line.split(" ", 1)
-            start, end = (int(bound, 16) for bound in span.split("-"))
-            if end <= low:
-                continue
-            if start >= high:
-                return
-            permissions, offset, device, inode, *_path = rest.split(maxsplit=4)
-            major, minor = device.split(":")
-            yield _Mapping(
-                start=start,
-                end=end,
-                shared=permissions[3] == "s",
-                offset=int(offset, 16),
-                device=(int(major, 16), int(minor, 16)),
-                inode=int(inode),
-            )
-
-
-def _duplicate_descriptor(mapping: _Mapping) -> int | None:
+def _duplicate_descriptor(mapping: Mapping) -> int | None:
     """A copy of one of our descriptors for the file: mmap and SharedMemory keep one each."""
     for name in os.listdir("/proc/self/fd"):
         fd = int(name)
@@ -136,7 +106,7 @@ def _duplicate_descriptor(mapping: _Mapping) -> int | None:
     return None
 
 
-def _reopen(mapping: _Mapping) -> int | None:
+def _reopen(mapping: Mapping) -> int | None:
     """The file opened through the mapping itself, which the kernel grants to privileged processes only."""
     try:
         return os.open(f"/proc/self/map_files/{mapping.start:x}-{mapping.end:x}", os.O_RDWR | os.O_CLOEXEC)

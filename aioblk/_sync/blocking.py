@@ -2,7 +2,7 @@
 
 Connecting to a vhost-user socket that another client holds blocks until that client leaves. The loop's
 default executor is no place for it: its few threads would be taken, and the interpreter waits for them at
-exit. A daemon thread of its own hurts nobody.
+exit. A daemon thread that does nothing else meanwhile hurts nobody.
 
 What a thread makes for a task (a connection, a queue) has exactly one owner at every moment: the thread, then
 the call, then whoever takes it from there. A task can be cancelled in the very turn in which it is delivered;
@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar, cast, final
 
 from ..errors import BlkioError
+from .threads import call_in_thread
 
 __all__ = ["BlockingCall", "call_elsewhere", "run_blocking"]
 
@@ -152,7 +153,7 @@ def call_elsewhere(function: Callable[[], object]) -> None:
 
 def _start_thread(function: Callable[[], object]) -> None:
     try:
-        threading.Thread(target=function, name="aioblk-blocking", daemon=True).start()
+        call_in_thread(function)
     except RuntimeError as error:  # "can't start new thread", which is all that it says
         raise BlkioError(
             f"it needs a thread, since it may block, and there is none to be had: {error}; see the limits of"

@@ -12,6 +12,7 @@ from collections.abc import Callable
 import pytest
 
 import aioblk
+from aioblk._sync.threads import NAME, dismiss
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, LATENCY, held, pattern
@@ -408,7 +409,8 @@ async def test_opening_a_busy_device_can_be_cancelled(slow_daemon: StorageDaemon
         await cancel_at_once(task)
         assert second.closed
         await second.aclose()
-        late = [thread for thread in threading.enumerate() if thread.name == "aioblk-blocking"]
+        dismiss()
+        late = [thread for thread in threading.enumerate() if thread.name == NAME]
     # The connection that comes about now is given back, so the socket is free for others.
     for thread in late:
         await asyncio.to_thread(thread.join)

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from aioblk._sync.threads import NAME, dismiss
+
 from ..support.compiled import blkio_cflags, shared_library
 
 __all__ = [
@@ -193,8 +195,9 @@ class Simulator:
 
     def reset(self) -> None:
         """Begin anew. No device may be open; threads may be about to destroy one that was."""
+        dismiss()
         for thread in threading.enumerate():
-            if thread.name == "aioblk-blocking":
+            if thread.name == NAME:
                 thread.join(PATIENCE)
         living = self.call("reset")
         assert living == 0, f"{living} instances of libblkio were not destroyed"

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
+from aioblk._sync.threads import dismiss
+
 PATIENCE = 5  # seconds for a thread that has done its work to be gone
 
 
@@ -32,6 +34,7 @@ class Holdings:
 
 def join_threads(before: Holdings) -> None:
     """Let the threads come to their end that have been started since."""
+    dismiss()
     for thread in frozenset(threading.enumerate()) - before.threads:
         thread.join(PATIENCE)
 

@@ -17,6 +17,7 @@ import pytest
 
 import aioblk
 from aioblk._sync.blocking import BlockingCall, call_elsewhere, run_blocking
+from aioblk._sync.threads import NAME, dismiss
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, Target
@@ -29,8 +30,9 @@ MOST_TURNS = 40
 
 def join_workers() -> None:
     """Let the loop stand still until every worker thread has delivered."""
+    dismiss()
     for thread in threading.enumerate():
-        if thread.name == "aioblk-blocking":
+        if thread.name == NAME:
             thread.join(PATIENCE)
 
 

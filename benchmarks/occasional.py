@@ -1,0 +1,41 @@
+"""What happens now and then beside the requests and must not be slow either: memory comes and goes."""
+
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from benchmarks import limits
+from benchmarks.limits import Limit
+from benchmarks.model import CASES
+from benchmarks.rounds import ContenderError
+from benchmarks.targets import UnavailableError, check_target, open_target
+from benchmarks.workers.measuring import Job
+
+LIMITS = {
+    "vhost-split-cores": {
+        "register_ms": Limit("vhost-user, two cores: register memory of one's own and leave it, ms", 0.2),
+        "allocate_ms": Limit("vhost-user, two cores: allocate 1 MiB of device memory and leave it, ms", 0.2),
+    },
+    "cached-file": {"open_ms": Limit("a file: open and close it, ms", 0.4)},
+}
+
+
+def measure(console: Console, *, rounds: int, seconds: float, directory: Path, file_size: int) -> bool:
+    """Print the figures; True when all medians keep their limits."""
+    all_kept = True
+    for name, kept in LIMITS.items():
+        case = CASES[name]
+        try:
+            check_target(case, directory)
+            samples: list[dict[str, float]] = []
+            for number in range(1, rounds + 1):
+                print(f"bench: {case.title}, now and then, round {number} of {rounds}", file=sys.stderr)
+                with open_target(case, directory, file_size) as target:
+                    job = Job(str(target.path), case.kind, target.capacity, "read", 4096, 1, seconds)
+                    samples.append(limits.run_worker("aioblk_occasional", job, case.client_cpu))
+        except (ContenderError, UnavailableError) as error:
+            console.print(f"{case.title}: {error}", highlight=False, markup=False)
+            return False
+        all_kept &= limits.show(console, kept, samples)
+    return all_kept
