@@ -96,6 +96,12 @@ class SimulatedRequest:
     disk: int
     instance: int
     queue: int
+    polls: bool
+
+    @property
+    def queue_name(self) -> str:
+        """As the trace has it: poll queues have numbers of their own."""
+        return f"{'p' if self.polls else 'q'}{self.queue}"
 
 
 def _library() -> Path:
@@ -226,6 +232,7 @@ class Simulator:
                 disk=each.disk,
                 instance=each.instance,
                 queue=each.queue,
+                polls=bool(each.polls),
             )
             for each in room[: self.call("requests", room, len(room))]
         ]

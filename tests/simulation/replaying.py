@@ -10,9 +10,9 @@ from .oracle import SECTOR, Wrong
 __all__ = ["Asked", "Replay", "Replays"]
 
 MOST_LOOKS = 8  # after which a replay is over
-SUBMITTED = re.compile(r"\d+ i(\d+) q(\d+) submit #\d+ (\w+) (\d+)\+(\d+) ")
+SUBMITTED = re.compile(r"\d+ i(\d+) ([qp]\d+) submit #\d+ (\w+) (\d+)\+(\d+) ")
 
-_Request = tuple[int, str, int, int]  # queue, operation, start, length
+_Request = tuple[str, str, int, int]  # queue, operation, start, length
 
 
 @final
@@ -38,7 +38,7 @@ class Replay:
         requests = simulator.requests()
         self._instance = max((request.instance for request in requests), default=0)
         had = [
-            (request.queue, request.operation, request.start, request.length)
+            (request.queue_name, request.operation, request.start, request.length)
             for request in requests
             if request.instance == self._instance and request.place is not Place.DONE
         ]
@@ -56,12 +56,12 @@ class Replay:
     def look(self, cancelled: set[int]) -> None:
         """Raises Wrong: they came in another order. What was cancelled need not come; the new comes later."""
         left = {request: number for request, number in self._numbers.items() if number not in cancelled}
-        order: dict[int, int] = {}  # of each queue, the latest
+        order: dict[str, int] = {}  # of each queue, the latest
         for line in self._simulator.trace:
             match = SUBMITTED.match(line)
             if match is None or int(match[1]) <= self._instance:
                 continue
-            request = int(match[2]), match[3], int(match[4]), int(match[5])
+            request = match[2], match[3], int(match[4]), int(match[5])
             number = left.pop(request, None)
             if number is None:
                 continue

@@ -11,6 +11,7 @@
 struct entry {
     enum event event;
     int instance, queue; /* -1: none */
+    bool polls;          /* it is a poll queue, which has numbers of its own */
     uint64_t request;    /* 0: none */
     int operation;
     uint64_t start, length;
@@ -37,6 +38,7 @@ void trace(enum event event, const struct blkio *b, const struct blkioq *q, cons
     if (q) {
         entry.instance = q->instance->number;
         entry.queue = q->index;
+        entry.polls = q->poll;
     }
     if (r) {
         entry.request = r->id;
@@ -61,7 +63,7 @@ static int describe(uint64_t number, char *line, size_t room)
     const struct entry *e = &entries[number % KEPT];
     char who[48] = "", what[96] = "";
     if (e->queue >= 0) {
-        snprintf(who, sizeof(who), " i%d q%d", e->instance, e->queue);
+        snprintf(who, sizeof(who), " i%d %c%d", e->instance, e->polls ? 'p' : 'q', e->queue);
     } else if (e->instance >= 0) {
         snprintf(who, sizeof(who), " i%d", e->instance);
     }
