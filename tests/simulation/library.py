@@ -281,6 +281,10 @@ class Simulator:
         many seconds of the machine's clock; 0: never."""
         self._library.simblkio_patience(seconds)
 
+    def tell_of_crashes(self) -> None:
+        """Have this process, where it crashes, tell the last events before anything else, once."""
+        self._library.simblkio_tell_of_crashes()
+
     def haunt(self) -> int:
         """Devices that were given up write to the memory of reads that they had. How many bytes."""
         return self.call("haunt")

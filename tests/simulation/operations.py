@@ -1,6 +1,7 @@
 """The requests of a simulated history: each is made, perhaps cancelled, and its outcome judged."""
 
 import asyncio
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol, final
@@ -251,7 +252,7 @@ class Operations:
 
 def _brief(outcome: Any) -> str:
     if isinstance(outcome, aioblk.BlkioError):
-        return f"{type(outcome).__name__} {outcome.errno}"
+        return f"{type(outcome).__name__} {errno.errorcode.get(outcome.errno or 0, outcome.errno)}"
     return type(outcome).__name__ if isinstance(outcome, BaseException) else "ok"
 
 

@@ -10,7 +10,7 @@ import tempfile
 import traceback
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -66,7 +66,8 @@ class Player:
     def _note(self, what: str) -> None:
         self._unhandled.append(what)
 
-    def play(self, history: History) -> Outcome:
+    def play(self, history: History, tell: Callable[[str], None] | None = None) -> Outcome:
+        """*tell* is called with each event of the user's, as it happens."""
         simulator = self.simulator
         simulator.reset()
         simulator.configure(
@@ -88,14 +89,14 @@ class Player:
         kind, what = None, ""
         with simulated_threads(loop), warnings.catch_warnings(record=True, action="always") as caught:
             try:
-                world = World(history, simulator, loop, self._directory)
+                world = World(history, simulator, loop, self._directory, tell)
                 loop.run_until_complete(world.live())
                 loop.end_threads()
                 loop.run_until_complete(asyncio.sleep(1))
             except Stuck as error:
                 kind, what = "stuck", f"{error}\n{_tasks(loop)}"
             except Wrong as error:
-                kind, what = "wrong", "".join(traceback.format_exception(error))
+                kind, what = "wrong", _explain(error)
             except BaseException as error:
                 kind, what = type(error).__name__, "".join(traceback.format_exception(error))
             simulator.clock(None)  # the watchdog's, of the next history
@@ -151,6 +152,13 @@ def _describe(context: Mapping[str, Any]) -> str:
     text = "" if error is None else "".join(traceback.format_exception(error))
     whose = [repr(context[name]) for name in ("task", "future", "handle") if name in context]
     return "\n".join([context["message"], *whose, text])
+
+
+def _explain(wrong: Wrong) -> str:
+    """What was wrong; where it is an error of aioblk's, also where that was raised. How this program came to
+    say so helps nobody."""
+    cause = wrong.__cause__
+    return str(wrong) if cause is None else f"{''.join(traceback.format_exception(cause))}\n{wrong}"
 
 
 def _tasks(loop: asyncio.AbstractEventLoop) -> str:

@@ -33,11 +33,13 @@ from .arguments import HISTORIES, LENGTH, understood
 from .commands import INTERRUPTED, ImpossibleError, run
 from .history import History, draw
 from .shrink import shrink
-from .worker import command, environment
+from .worker import AS_IT_HAPPENS, command, environment
 
 FAILURES = Path("build/simulate")
-CRASHED = "crash"
+CRASHED, HUNG = "crash", "hang"
+DIED = {CRASHED, HUNG}  # with the process that played it
 SHRINK_SECONDS = 90
+SHRINK_PATIENCE = 5  # seconds, after which one that is tried hangs
 TELL_EVERY = 5  # seconds
 MOST_PLAYED = 100  # histories, by one process
 FROM_OUTSIDE = {-signal.SIGKILL, -signal.SIGTERM, -signal.SIGHUP}  # statuses that no history ends with
@@ -84,19 +86,26 @@ class Worker:
     def answer(self) -> dict[str, Any]:
         """What came of what was asked; a process that has died says so by its death."""
         assert self._process.stdout is not None
-        line = self._process.stdout.readline()
-        self.played += 1
-        if line:
-            return cast(dict[str, Any], json.loads(line))
+        events: list[str] = []
+        while line := self._process.stdout.readline():
+            said: dict[str, Any] = json.loads(line)
+            if AS_IT_HAPPENS not in said:
+                self.played += 1
+                return said
+            events.append(said[AS_IT_HAPPENS])
+        return self._death(events)
+
+    def _death(self, events: list[str]) -> dict[str, Any]:
+        """What came of a history with which the process has died."""
         status = self._process.wait()
         if status in FROM_OUTSIDE:
             raise ImpossibleError(f"a process that played was ended by {signal.Signals(-status).name}")
         self._errors.seek(0)
         said = self._errors.read()
         return {
-            "kind": CRASHED,
-            "what": f"the process ended with {status}\n{said[-8000:]}",
-            "events": [],
+            "kind": HUNG if "simblkio: hang: " in said else CRASHED,
+            "what": f"the process was ended by {_name(status)}\n{said[-8000:]}",
+            "events": events,
             "trace": [],
             "trace_hash": 0,
             "counts": {},
@@ -112,6 +121,10 @@ class Worker:
         self._process.stdout.close()
         self._errors.close()
         self._scratch.cleanup()
+
+
+def _name(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"itself, with status {status}"
 
 
 @final
@@ -212,11 +225,11 @@ def _ask_next(worker: Worker, seeds: Iterator[int], ready: selectors.DefaultSele
     worker.ask({"seed": seed})
 
 
-def play_alone(history: History) -> dict[str, Any]:
+def play_alone(history: History, **more: Any) -> dict[str, Any]:
     """In a process of its own, and with all that happened."""
     worker = Worker(len(history.actions))
     try:
-        worker.ask({"history": history.to_json(), "whole": True})
+        worker.ask({"history": history.to_json(), "whole": True, **more})
         return worker.answer()
     finally:
         worker.close()
@@ -234,7 +247,7 @@ def shrunk(history: History, kind: str) -> History:
         tries += 1
         if tries % 20 == 0:
             print(f"simulate: made smaller: {len(candidate.actions)} actions", file=sys.stderr)
-        return bool(play_alone(candidate)["kind"] == kind)
+        return bool(play_alone(candidate, patience=SHRINK_PATIENCE)["kind"] == kind)
 
     return shrink(history, fails)
 
@@ -246,8 +259,9 @@ def report(history: History, outcome: dict[str, Any]) -> None:
     if outcome["kind"] is None:
         print(f"--- what was drawn\n{history}\n--- clean")
         return
-    print("--- the last of the disk's side of it")
-    print("\n".join(outcome["trace"]))
+    if outcome["kind"] not in DIED:  # or else that is in what the process has said
+        print("--- the last of the disk's side of it")
+        print("\n".join(outcome["trace"]))
     print(f"--- {outcome['kind']}\n{outcome['what']}")
     print(f"--- what was drawn\n{history}")
 
@@ -260,7 +274,7 @@ def explain(history: History, outcome: dict[str, Any]) -> None:
         print(f"simulate: played again alone, {otherwise}; here is how it went before", file=sys.stderr)
         report(history, outcome)
         return
-    same = again["trace_hash"] == outcome["trace_hash"]
+    same = again["kind"] not in DIED and again["trace_hash"] == outcome["trace_hash"]
     print(
         f"simulate: played again alone, it fails {'exactly so' if same else 'in the same way'}",
         file=sys.stderr,

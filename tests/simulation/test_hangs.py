@@ -1,4 +1,4 @@
-"""Who waits for ever is ended, and shows what came before."""
+"""Who waits for ever is ended, and shows what came before; so does who crashes, if it was asked to."""
 
 import os
 import signal
@@ -53,6 +53,37 @@ def test_a_program_that_hangs_shows_the_last_events() -> None:
     )
     assert done.returncode == -signal.SIGABRT
     _is_told(done.stderr)
+
+
+CRASHING = """
+import ctypes
+from pathlib import Path
+
+import aioblk
+from tests.simulation.devices import new_disk
+from tests.simulation.library import Driver, Simulator
+
+simulator = Simulator()
+simulator.tell_of_crashes()
+new_disk(simulator, Driver.VFIO_PCI, Path("/nowhere"))
+aioblk._libblkio.handle.Blkio("virtio-blk-vfio-pci")
+ctypes.string_at(0)
+"""
+
+
+def test_a_program_that_crashes_shows_them_once_and_crashes_as_before() -> None:
+    done = subprocess.run(
+        [sys.executable, "-X", "faulthandler", "-c", CRASHING],
+        env=preloaded(),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == -signal.SIGSEGV, done.stderr
+    told, _, python = done.stderr.partition("simblkio: crash: Segmentation fault\n")
+    assert "i0 create: 3" in told
+    assert "in string_at" in python
+    assert "simblkio" not in python
 
 
 def test_a_test_that_hangs_shows_them_though_output_is_captured(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ import pytest
 
 import aioblk
 
+from . import simulate as simulate_module
 from .history import ACTIONS, Action, History, draw
 from .library import Driver
 from .mutants import MUTANTS
 from .play import LAST, Outcome, Player, last_of
 from .shrink import shrink
 from .simulate import Tally, Worker, command_of, main, play_alone, search
+from .worker import AS_IT_HAPPENS
 from .world import World
 
 SEEDS = range(24)
@@ -136,6 +138,25 @@ def test_what_is_left_open_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None
     outcome = play_in_child(_quiet("collect"))
 
     assert (outcome.kind, outcome.what) == ("leak", "descriptors are left: /dev/zero")
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"), [("what it was", "crash"), ("simblkio: hang: no end", "hang")]
+)
+def test_of_a_process_that_dies_the_users_side_is_left(
+    monkeypatch: pytest.MonkeyPatch, said: str, kind: str
+) -> None:
+    program = f"""
+import os, sys
+print('{{"{AS_IT_HAPPENS}": "0.0002 the device is open"}}', flush=True)
+print("{said}", file=sys.stderr, flush=True)
+os.abort()
+"""
+    monkeypatch.setattr(simulate_module, "command", lambda: [sys.executable, "-c", program])
+    outcome = play_alone(draw(1))
+    assert outcome["kind"] == kind
+    assert outcome["events"] == ["0.0002 the device is open"]
+    assert outcome["what"].splitlines() == ["the process was ended by SIGABRT", said]
 
 
 def test_the_disks_side_ends_with_a_violation() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import errno
 import functools
 import gc
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, final
 
@@ -31,11 +32,19 @@ MOST_PENDING = 64
 class World:
     """What there is at one moment of a history."""
 
-    def __init__(self, history: History, simulator: Simulator, loop: SimulatedLoop, directory: Path) -> None:
+    def __init__(
+        self,
+        history: History,
+        simulator: Simulator,
+        loop: SimulatedLoop,
+        directory: Path,
+        tell_also: Callable[[str], None] | None = None,
+    ) -> None:
         self._history = history
         self._loop = loop
         self._directory = f"{directory}/"
         self.events: list[str] = []
+        self._tell_also = tell_also
         self.fate = Fate(history, simulator, loop, directory, self.tell)
         self.oracle = self.fate.oracle
         self.operations = Operations(self.oracle, self, self.tell)
@@ -52,7 +61,10 @@ class World:
 
     def tell(self, text: str) -> None:
         text = text.replace(self._directory, "")  # which has another name each time
-        self.events.append(f"{self._loop.time() - BEGIN:.4f} {text}")
+        event = f"{self._loop.time() - BEGIN:.4f} {text}"
+        self.events.append(event)
+        if self._tell_also is not None:
+            self._tell_also(event)
 
     # --- the whole ------------------------------------------------------------------------------------------
 

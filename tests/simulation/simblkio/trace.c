@@ -102,13 +102,48 @@ void trace_begin(void)
     trace_forget();
 }
 
-void trace_end_process(const char *what, const char *why)
+static void tell_end(const char *what, const char *why)
 {
     enum { TOLD = 40 };
     dprintf(told, "simblkio: seed %u; what came before:\n", sim.config.seed);
     print_last(told, TOLD);
     dprintf(told, "simblkio: %s: %s\n", what, why);
+}
+
+static bool ending;
+
+void trace_end_process(const char *what, const char *why)
+{
+    ending = true;
+    tell_end(what, why);
     abort();
+}
+
+/* ---- crashes --------------------------------------------------------------------------------------------- */
+
+static const int CRASHES[] = {SIGSEGV, SIGBUS, SIGFPE, SIGILL, SIGABRT};
+enum { CRASH_COUNT = sizeof(CRASHES) / sizeof(CRASHES[0]) };
+static struct sigaction before[CRASH_COUNT]; /* faulthandler's, perhaps, which shows the stacks */
+
+static void on_crash(int number)
+{
+    for (int i = 0; i < CRASH_COUNT; i++) {
+        sigaction(CRASHES[i], &before[i], NULL);
+    }
+    if (!ending) {
+        tell_end("crash", sigdescr_np(number));
+    }
+    raise(number); /* delivered on return */
+}
+
+/* From now on a process that crashes tells the last events first. */
+EXPORT void simblkio_tell_of_crashes(void);
+EXPORT void simblkio_tell_of_crashes(void)
+{
+    struct sigaction action = {.sa_handler = on_crash, .sa_flags = SA_ONSTACK};
+    for (int i = 0; i < CRASH_COUNT; i++) {
+        sigaction(CRASHES[i], &action, &before[i]);
+    }
 }
 
 /* ---- patience -------------------------------------------------------------------------------------------- */
