@@ -53,14 +53,14 @@ def end() -> None:
 
 
 @pytest.fixture(autouse=True)
-def nobody_else() -> Iterator[None]:
+def nobody_else(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(threads, "_PATIENCE", PATIENCE)  # so that how fast this machine is does not matter
     end()
     yield
     end()
 
 
-def test_a_thread_that_is_done_is_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_PATIENCE", PATIENCE)
+def test_a_thread_that_is_done_is_used_again() -> None:
     first, second = Called(), Called()
     call_in_thread(first)
     wait_until_they_wait(1)
@@ -80,8 +80,7 @@ def test_a_thread_that_is_blocked_holds_nobody_up() -> None:
     blocked.may_return.set()
 
 
-def test_few_of_many_wait_for_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_PATIENCE", PATIENCE)
+def test_few_of_many_wait_for_more() -> None:
     calls = [Called(at_once=False) for _ in range(threads._MOST + 3)]
     for call in calls:
         call_in_thread(call)
@@ -141,8 +140,8 @@ def test_dismissed_at_work_it_goes_when_that_is_done() -> None:
     assert not worker.is_alive()
 
 
-def test_a_child_process_has_no_threads_to_hand_work_to(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(threads, "_PATIENCE", PATIENCE)
+@pytest.mark.filterwarnings("ignore:.*multi-threaded.*:DeprecationWarning")
+def test_a_child_process_has_no_threads_to_hand_work_to() -> None:
     call_in_thread(Called())
     wait_until_they_wait(1)
     child = os.fork()
