@@ -140,9 +140,7 @@ def test_what_is_left_open_is_a_failure(monkeypatch: pytest.MonkeyPatch) -> None
     assert (outcome.kind, outcome.what) == ("leak", "descriptors are left: /dev/zero")
 
 
-@pytest.mark.parametrize(
-    ("said", "kind"), [("what it was", "crash"), ("simblkio: hang: no end", "hang")]
-)
+@pytest.mark.parametrize(("said", "kind"), [("what it was", "crash"), ("simblkio: hang: no end", "hang")])
 def test_of_a_process_that_dies_the_users_side_is_left(
     monkeypatch: pytest.MonkeyPatch, said: str, kind: str
 ) -> None:

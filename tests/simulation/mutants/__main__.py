@@ -64,7 +64,8 @@ def main(
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m tests.simulation.mutants",
+        prog="./run simulate --mutants",
+        usage="./run simulate --mutants [NAME ...] [--list]; python -m tests.simulation.mutants knows more",
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
