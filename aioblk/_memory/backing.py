@@ -37,9 +37,9 @@ def find_backing(address: int, length: int) -> Backing:
     mappings = _mappings_of(address, length)
     first = mappings[0]
     _check_one_shared_file(mappings)
-    fd = _duplicate_descriptor(first)
+    fd = _reopen(first)
     if fd is None:
-        fd = _reopen(first)
+        fd = _duplicate_descriptor(first)  # a look at every descriptor: a server has thousands
     if fd is None:
         raise BackingError(
             "no descriptor of the file behind the memory is open for reading and writing; pass fd="
