@@ -1,6 +1,7 @@
 """When a request that is never answered stops having effects on the media."""
 
 import asyncio
+import errno
 from collections.abc import Callable
 from pathlib import Path
 
@@ -219,3 +220,17 @@ async def test_old_data_does_not_come_over_new(simulator: Simulator, tmp_path: P
             await dev.write(0, pattern(2, 4 * BLOCK))
             for _ in range(5):
                 assert await dev.read(0, 4 * BLOCK) == pattern(2, 4 * BLOCK)
+
+
+@pytest.mark.parametrize("driver", [Driver.VHOST_VDPA, Driver.VFIO_PCI])
+async def test_a_device_file_is_open_once_at_a_time(
+    driver: Driver, simulator: Simulator, tmp_path: Path
+) -> None:
+    """Or what somebody has given up would land on what another has written since."""
+    disk = new_disk(simulator, driver, tmp_path)
+    async with device_on(disk):
+        with pytest.raises(aioblk.BlkioError) as refused:
+            await device_on(disk).open()
+        assert refused.value.errno == errno.EBUSY
+    async with device_on(disk) as dev:
+        await dev.read(0, BLOCK)

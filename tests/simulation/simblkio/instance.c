@@ -131,6 +131,17 @@ static int connect_to_backend(struct blkio *b)
     return 0;
 }
 
+/* A device file of vDPA or VFIO is opened once at a time. */
+static bool is_held(const struct disk *disk)
+{
+    for (const struct blkio *other = sim.instances; other; other = other->next) {
+        if (other->disk == disk && other->death == ALIVE && !other->ended) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static int find_device(struct blkio *b)
 {
     char name[256];
@@ -145,8 +156,15 @@ static int find_device(struct blkio *b)
         property_put(b, FD, (uint64_t)fd);
         character_name(fd, name);
     }
-    b->disk = disk_find(b->driver, name);
-    return b->disk ? 0 : refuse(ENOENT, "simblkio has no such device");
+    struct disk *disk = disk_find(b->driver, name);
+    if (!disk) {
+        return refuse(ENOENT, "simblkio has no such device");
+    }
+    if (!has_rings(b->driver) && is_held(disk)) {
+        return refuse(EBUSY, "somebody else holds the device");
+    }
+    b->disk = disk;
+    return 0;
 }
 
 /* A device that is connected to anew has left its former clients' requests alone. A file or a namespace is open to all; the kernel goes on. */
