@@ -15,6 +15,7 @@ from .._libblkio.handle import Blkio
 from .._libblkio.mem_region import MemRegion
 from .._native._core import QueueCore, Request
 from .._sync.tasks import start_steadfast_task
+from ..errors import DeviceLostError
 from .device_memory import DeviceMemory
 
 __all__ = ["BouncePool", "BounceStatistics"]
@@ -231,6 +232,8 @@ class BouncePool:
                 self._core.attach_bounce(self._region.address, self._region.length, self._granule)
         except Exception as error:  # whatever it is, nobody may be left waiting
             self._resizing, self._emptying = None, False
+            if isinstance(error, DeviceLostError):
+                self._old = None  # it goes with the instance, and another region may get its address
             if self._waiters:
                 self._refuse_head(error)
         else:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -416,3 +417,21 @@ async def test_spinning_ends_where_the_device_is_given_up(backend: Disk, simulat
         core.flush()
         with pytest.raises(aioblk.DeviceLostError):
             await read
+
+
+async def test_bounce_memory_that_went_with_a_lost_device_is_not_given_back_once_more(
+    simulator: Simulator, tmp_path: Path
+) -> None:
+    disk = new_disk(simulator, Driver.VFIO_PCI, tmp_path, SIZE)
+    async with device_on(disk, num_queues=2) as dev:
+        pool = dev.bounce_pool
+        await dev.write(0, pattern(1))
+        dev.abandon()
+        await pool._start_resizing(4096)  # as when it has been idle: there is nobody to tell
+        await dev.reconnect()
+        async with dev.queue(1) as queue:
+            await queue.write(BLOCK, pattern(2))  # by memory that lies where the other's did
+            await dev.write(2 * BLOCK, pattern(3))
+            assert pool._region is not None
+            assert pool._region != queue.bounce_pool._region
+            assert await queue.read(BLOCK, BLOCK) == pattern(2)
