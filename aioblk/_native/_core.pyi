@@ -117,6 +117,7 @@ class QueueCore:
     """Called when nothing is in flight any more."""
     on_broken: Callable[[int], object] | None
     """Called with the errno of a failing do_io."""
+    kicks: bool
     spin_ns: int
     """How long a flush may wait actively for a completion, in nanoseconds."""
     @property

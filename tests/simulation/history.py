@@ -162,7 +162,7 @@ def draw(seed: int, length: int = 220) -> History:
     return History(
         seed=seed,
         driver=driver,
-        options=_draw_options(random, driver),
+        options=_draw_options(random, driver) | ({"kicks": True} if seed % 3 == 0 else {}),
         properties=_draw_properties(random, driver, view=view),
         weather=_some_of(random, _WEATHER) if random.random() < 0.9 else {},
         loop=_some_of(random, _LOOP) if random.random() < 0.8 else {},

@@ -147,8 +147,12 @@ class Holdings:
                 raise
         else:
             queue = self.queues[-1]
-            queue.spin = self._options.get("spin", 0)
+            self.set_pace(queue)
             self._tell(f"{queue!r} is bound")
+
+    def set_pace(self, queue: aioblk.Queue) -> None:
+        queue.spin = self._options.get("spin", 0)
+        queue._compiled.kicks = self._options.get("kicks", False)
 
     def _free_queues(self) -> list[tuple[bool, int]]:
         """Whether it polls, and its index. The default queue is nobody's; what was added may be gone."""

@@ -77,7 +77,7 @@ class Player:
         self._unhandled.clear()
         descriptors = _descriptors()
         loop = SimulatedLoop(history.seed, **history.loop)
-        if "spin" in history.options:
+        if history.options.keys() & {"spin", "kicks"}:
             loop.on_time = simulator.clock
         world: World | None = None
 

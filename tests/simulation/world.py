@@ -5,6 +5,7 @@ import errno
 import functools
 import gc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, final
 
@@ -176,7 +177,9 @@ class World:
     async def _open(self) -> None:
         for attempt in range(20):
             self.fate.serve_again()
-            options = {name: value for name, value in self._history.options.items() if name != "spin"}
+            options = {
+                name: value for name, value in self._history.options.items() if name not in ("spin", "kicks")
+            }
             device = device_on(self.fate.disk, **options)
             try:
                 await device.open()
@@ -190,7 +193,7 @@ class World:
             else:
                 self.tell("the device is open")
                 self._device, self.is_bound, self._holdings.added = device, True, 0
-                device.queue().spin = self._history.options.get("spin", 0)
+                self._holdings.set_pace(device.queue())
                 if self._history.view:
                     self.view = aioblk.ByteView(device)
                 return
@@ -222,6 +225,8 @@ class World:
                     await self._jobs.do_now("detach again", self._let_go)
             else:
                 break
+        with suppress(aioblk.DeviceLostError):
+            self._holdings.set_pace(self.device.queue())
         self.is_bound = True
 
     async def do_close(self, dice: tuple[float, ...]) -> None:

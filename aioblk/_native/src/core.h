@@ -241,6 +241,21 @@ typedef struct {
     uint64_t parts, bounced_bytes, inline_completions, flushes, do_io_calls, events, empty_events, direct_wakes;
 } Counters;
 
+/* What a queue has learnt of its device's pace: see pace.c. */
+typedef struct {
+    bool kicks;                     /* in this epoch */
+    bool may_kick;                  /* in this turn, still */
+    bool pays;                      /* as the last trials said */
+    bool doubted;                   /* by the last of them */
+    uint8_t step;                   /* of a trial; 0: there is none */
+    uint32_t woken;                 /* requests, in this epoch */
+    uint32_t flushes, flushes_done; /* in this epoch, and after how many of them the device had nothing left */
+    uint32_t pause, left;           /* epochs from one trial to the next */
+    uint64_t began, took[2];        /* the epoch; what was usual, and the other */
+} Pace;
+
+#define PACE_EPOCH 512 /* requests, after which it is looked how long they have taken */
+
 struct queue_core {
     PyObject_HEAD
     DeviceCore *device;
@@ -279,6 +294,7 @@ struct queue_core {
     uint64_t spin_ns;
     uint32_t spin_pause;        /* flushes that do not spin */
     uint32_t spin_penalty;      /* what spin_pause was after the latest spinning in vain */
+    Pace pace;
     bool flush_scheduled, waking, closed, room_made;
     bool runs_again;            /* a task that was woken directly has run the loop: see queue_wake_ready */
     PyThreadState *waker;

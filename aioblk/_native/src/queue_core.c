@@ -197,6 +197,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     note_thread(self->thread);
     self->fork_generation = fork_generation;
     self->inline_budget = INLINE_BUDGET;
+    pace_begin(&self->pace);
     self->loop = Py_NewRef(loop);
     self->call_soon = queue_has_loop(self) ? PyObject_GetAttrString(loop, "call_soon") : Py_NewRef(Py_None);
     self->wake_future = !self->call_soon ? NULL : queue_has_loop(self) ? loop_finished_future(loop) : Py_NewRef(Py_None);
@@ -343,6 +344,7 @@ static PyMemberDef queue_members[] = {
     {"on_broken", T_OBJECT, offsetof(QueueCore, on_broken), 0, NULL},
     {"waiting", T_PYSSIZET, offsetof(QueueCore, waiting), 0, NULL},
     {"in_flight", T_PYSSIZET, offsetof(QueueCore, in_flight_count), READONLY, NULL},
+    {"kicks", T_BOOL, offsetof(QueueCore, pace.kicks), 0, NULL},
     {"spin_ns", T_ULONGLONG, offsetof(QueueCore, spin_ns), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };

@@ -17,6 +17,7 @@
 
 #define REAP_MAX 256          /* completions per do_io */
 #define REAP_ROUNDS 4         /* do_io calls per turn of the loop */
+#define KICKS_NS 250000u       /* of a turn, in which parts are handed over between two tasks */
 #define SPIN_PENALTY_MAX 1023 /* flushes without spinning after spinning in vain, at most */
 #define SPIN_DEPTH_MAX 64     /* parts with the device, beyond which spinning gains nothing: see spin() */
 
@@ -169,6 +170,27 @@ static int spin(QueueCore *q)
     return count;
 }
 
+/*
+ * Wakes who waits for what has completed. Where that pays, what they submit is handed over in the middle; whose requests are done
+ * by then is woken as well, as long as there is time: the loop's others are to have their turn.
+ */
+static int wake(QueueCore *q)
+{
+    uint64_t end = 0;
+    int status;
+    q->pace.may_kick = q->pace.kicks;
+    while ((status = queue_wake_ready(q, true)) == KICK_WANTED) {
+        uint64_t now = clock_now_ns();
+        end = end ? end : now + KICKS_NS;
+        q->pace.may_kick = now < end;
+        if (queue_usable(q)) {
+            queue_issue_backlog(q);
+            queue_reap(q);
+        }
+    }
+    return status;
+}
+
 /* The end of every entrance from the loop: what can go on goes on. */
 static PyObject *finish_turn(QueueCore *q)
 {
@@ -182,7 +204,7 @@ static PyObject *finish_turn(QueueCore *q)
     if (q->untold) {
         queue_tell_untold(q);
     }
-    int status = queue_wake_ready(q, true);
+    int status = wake(q);
     /* Where the backlog waits for room in the device, an event tells; a flush per turn would be a busy loop. */
     bool silent = q->completion_fd < 0 && q->device_count > 0; /* a poll queue tells nothing by itself */
     if (queue_usable(q) && (silent || q->more_to_reap || (q->backlog_head && queue_has_room(q, q->backlog_head)))) {
@@ -206,6 +228,8 @@ PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
         queue_issue_backlog(q);
         q->last_batch = q->unflushed_parts;
         int count = queue_reap(q);
+        q->pace.flushes++;
+        q->pace.flushes_done += q->device_count == 0;
         if (count == 0 && q->spin_ns > 0 && q->device_count > 0) {
             count = spin(q);
         }

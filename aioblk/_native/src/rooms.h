@@ -179,7 +179,9 @@ RUNS_PYTHON bool request_cancel_io(Request *r, PyObject *message);
  *
  * Who waits for requests whose outcome is known: directly where the loop has called us, through call_soon else.
  */
+/* KICK_WANTED: not all, since what they have submitted is to be handed over first; only directly. */
 RUNS_PYTHON int queue_wake_ready(QueueCore *q, bool direct);
+#define KICK_WANTED 1
 /* For who may be a task: where that was woken from below, the rest is woken when it pauses, unless it may run the loop. */
 RUNS_PYTHON int queue_wake_others(QueueCore *q);
 /* The same where nothing of it concerns the caller. */
@@ -373,6 +375,13 @@ Request *queue_take_held(QueueCore *q); /* a new reference, or NULL */
 void queue_ready(QueueCore *q, Request *r);
 Request *queue_take_ready(QueueCore *q); /* a new reference, or NULL */
 void queue_put_back_ready(QueueCore *q, Request *r);
+
+/*
+ * ---- pace.c: learns whether parts are handed to the device in the middle of a turn ----
+ */
+void pace_begin(Pace *pace);
+void pace_epoch(Pace *pace); /* PACE_EPOCH requests have been woken */
+bool pace_wants_kick(const QueueCore *q);
 
 /*
  * ---- clock.c: the time ----

@@ -198,7 +198,10 @@ int queue_wake_ready(QueueCore *q, bool direct)
     direct = direct && !q->runs_again && !(several && loops_nest());
     PyObject *context = direct && q->ready_head ? leave_context(q) : NULL;
     q->waking = true;
-    for (int count = 0; (count < WAKE_MAX || !direct) && (r = queue_take_ready(q)) != NULL; count++) {
+    bool kick = false;
+    int count = 0;
+    while ((count < WAKE_MAX || !direct) && (r = queue_take_ready(q)) != NULL) {
+        count++;
         assert(r->queue == q && r->state != PENDING);
         int status = request_wake(r, direct);
         if (r->callback || r->more_callbacks) {
@@ -207,6 +210,10 @@ int queue_wake_ready(QueueCore *q, bool direct)
         }
         Py_DECREF(r);
         if (status == 0) {
+            if (q->pace.may_kick && direct && q->ready_head && pace_wants_kick(q)) {
+                kick = true;
+                break;
+            }
             continue;
         }
         if (type) {
@@ -219,8 +226,15 @@ int queue_wake_ready(QueueCore *q, bool direct)
         }
     }
     q->waking = again;
+    q->pace.woken += count;
+    if (q->pace.woken >= PACE_EPOCH) {
+        pace_epoch(&q->pace);
+    }
     if (context) {
         return_to_context(context);
+    }
+    if (kick) {
+        return KICK_WANTED;
     }
     if (q->ready_head) {
         queue_go_on_next_turn(q);

@@ -1,0 +1,151 @@
+"""A queue tries whether handing parts over in the middle of a turn pays, and does what takes less time.
+
+What it takes is said by the tests: the clock is theirs.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+
+import aioblk
+from aioblk._native._core import QueueCore
+
+from .devices import BLOCK, device_on, pattern
+from .library import Disk, Simulator
+
+DEPTH = 16
+EPOCH = 512  # requests
+MICROSECOND = 1e-6
+
+Cost = Callable[[bool], float]
+"""What a request takes, in seconds, with kicks or without."""
+
+
+class User:
+    """Reads in many tasks, and lets the time pass that this takes."""
+
+    def __init__(self, simulator: Simulator, dev: aioblk.Device) -> None:
+        self.core: QueueCore = dev.queue()._compiled
+        self.kicked: list[bool] = []  # for each request
+        self._simulator, self._dev = simulator, dev
+        self._now = 5.0
+
+    async def read(self, epochs: int, cost: Cost) -> None:
+        async def some() -> None:
+            for _ in range(epochs * EPOCH // DEPTH):
+                await self._dev.read(0, BLOCK)
+                self.kicked.append(self.core.kicks)
+                self._now += cost(self.core.kicks)
+                self._simulator.clock(self._now)
+
+        self.kicked.clear()
+        await asyncio.gather(*(some() for _ in range(DEPTH)))
+
+    @property
+    def share(self) -> float:
+        """Of the requests, with kicks."""
+        return sum(self.kicked) / len(self.kicked)
+
+
+@asynccontextmanager
+async def user_on(disk: Disk, simulator: Simulator, **weather: int) -> AsyncGenerator[User]:
+    async with device_on(disk) as dev:
+        await dev.read(0, BLOCK)  # has bounce memory mapped, in a thread
+        simulator.configure(record=0, **weather)
+        simulator.clock(5)
+        yield User(simulator, dev)
+        simulator.clock(None)
+
+
+def pays(kicks: bool) -> float:
+    return MICROSECOND if kicks else 2 * MICROSECOND
+
+
+def costs(kicks: bool) -> float:
+    return 2 * MICROSECOND if kicks else MICROSECOND
+
+
+async def test_what_pays_is_done(backend: Disk, simulator: Simulator) -> None:
+    async with user_on(backend, simulator, late=2) as user:
+        await user.read(30, pays)
+        await user.read(40, pays)
+        assert user.share > 0.8
+
+
+async def test_what_costs_is_tried_less_and_less(backend: Disk, simulator: Simulator) -> None:
+    async with user_on(backend, simulator, late=2) as user:
+        await user.read(20, costs)
+        assert 0 < user.share < 0.5
+        await user.read(60, costs)
+        assert 0 < user.share < 0.1
+
+
+async def test_what_pays_no_more_is_left(backend: Disk, simulator: Simulator) -> None:
+    async with user_on(backend, simulator, late=2) as user:
+        await user.read(40, pays)
+        assert user.core.kicks
+        await user.read(60, costs)
+        await user.read(60, costs)
+        assert user.share < 0.15
+
+
+async def test_what_makes_no_difference_is_not_done(backend: Disk, simulator: Simulator) -> None:
+    async with user_on(backend, simulator, late=2) as user:
+        await user.read(40, lambda _: MICROSECOND)
+        assert not user.core.kicks
+        await user.read(40, lambda _: MICROSECOND)
+        assert user.share < 0.1
+
+
+async def test_where_the_device_is_slow_nothing_is_learnt(backend: Disk, simulator: Simulator) -> None:
+    async with user_on(backend, simulator, late=2) as user:
+        await user.read(40, lambda kicks: 30 * pays(kicks))
+        assert user.share < 0.1
+
+
+async def test_where_all_is_done_in_the_call_nothing_is_tried(backend: Disk, simulator: Simulator) -> None:
+    async with user_on(backend, simulator, late=0) as user:
+        await user.read(20, pays)
+        assert user.share == 0
+
+
+# --- a turn with kicks --------------------------------------------------------------------------------------
+
+
+async def test_parts_are_handed_over_before_the_turn_ends(backend: Disk, simulator: Simulator) -> None:
+    async with device_on(backend) as dev:
+        await dev.write(0, pattern(1))
+        simulator.configure(late=2)
+
+        async def some() -> None:
+            for _ in range(8):
+                assert await dev.read(0, BLOCK) == pattern(1)
+
+        async def calls_of_a_flush() -> float:
+            before = dev.statistics()
+            await asyncio.gather(*(some() for _ in range(DEPTH)))
+            after = dev.statistics()
+            return (after.do_io_calls - before.do_io_calls) / (after.flushes - before.flushes)
+
+        at_the_end = await calls_of_a_flush()
+        dev.queue()._compiled.kicks = True
+        assert await calls_of_a_flush() > at_the_end + 2
+
+
+async def test_a_turn_with_kicks_ends_in_time(backend: Disk, simulator: Simulator) -> None:
+    """What completes in a kick is woken in the same turn, and submits again: that has to end."""
+    async with user_on(backend, simulator, late=1) as user:
+        user.core.kicks = True
+        turns = 0
+
+        async def count() -> None:
+            nonlocal turns
+            while True:
+                turns += 1
+                await asyncio.sleep(0)
+
+        counting = asyncio.ensure_future(count())
+        await user.read(2, lambda _: 10 * MICROSECOND)
+        counting.cancel()
+        await asyncio.wait([counting])
+        assert turns > 2 * EPOCH // 100
