@@ -119,6 +119,9 @@ class QueueCore:
     """Called with the errno of a failing do_io."""
     kicks: bool
     spin_ns: int
+    spins_by_itself: bool
+    @property
+    def spin_penalty(self) -> int: ...
     """How long a flush may wait actively for a completion, in nanoseconds."""
     @property
     def in_flight(self) -> int: ...

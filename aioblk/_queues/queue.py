@@ -24,6 +24,7 @@ from .statistics import QueueStatistics
 __all__ = ["Queue", "QueueContext", "QueueStatistics"]
 
 LONGEST_SPIN = 0.001
+AUTOMATIC_SPIN = 0.0001
 
 
 @final
@@ -332,14 +333,23 @@ class Queue(AsyncClosing, Submitter):
 
         It pays where a completion takes less time than waking a sleeping processor, and the device works on
         another processor than the loop; on the same one it only takes the device's time away.
+
+        A queue finds out by itself: it looks again for at most 100 us, for a moment in each turn of the loop
+        and not while other callbacks are ready, and leaves that out for longer and longer where it was in
+        vain. Then this is what it does now. To set it is to decide: others then wait for as long as it takes.
+        None leaves it to the queue again.
         """
-        return self._compiled.spin_ns / 1e9
+        compiled = self._compiled
+        if compiled.spins_by_itself:
+            return AUTOMATIC_SPIN if compiled.spin_penalty == 0 else 0.0
+        return compiled.spin_ns / 1e9
 
     @spin.setter
-    def spin(self, seconds: float) -> None:
-        if not 0 <= seconds <= LONGEST_SPIN:
-            raise OptionError(f"spin must be from 0 to {LONGEST_SPIN} seconds, not {seconds}")
-        self._compiled.spin_ns = round(seconds * 1e9)
+    def spin(self, seconds: float | None) -> None:
+        if seconds is not None and not 0 <= seconds <= LONGEST_SPIN:
+            raise OptionError(f"spin must be from 0 to {LONGEST_SPIN} seconds, or None, not {seconds}")
+        self._compiled.spins_by_itself = seconds is None and not self.poll
+        self._compiled.spin_ns = round((seconds or 0) * 1e9)
 
     def __repr__(self) -> str:
         kind = "poll queue" if self.poll else "queue"

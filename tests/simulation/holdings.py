@@ -151,7 +151,7 @@ class Holdings:
             self._tell(f"{queue!r} is bound")
 
     def set_pace(self, queue: aioblk.Queue) -> None:
-        queue.spin = self._options.get("spin", 0)
+        queue.spin = self._options.get("spin")
         queue._compiled.kicks = self._options.get("kicks", False)
 
     def _free_queues(self) -> list[tuple[bool, int]]:

@@ -77,8 +77,7 @@ class Player:
         self._unhandled.clear()
         descriptors = _descriptors()
         loop = SimulatedLoop(history.seed, **history.loop)
-        if history.options.keys() & {"spin", "kicks"}:
-            loop.on_time = simulator.clock
+        loop.on_time = simulator.clock  # queues that look again ask for the time
         world: World | None = None
 
         def handle(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

@@ -291,7 +291,9 @@ struct queue_core {
     uint32_t batch_hint;        /* items of the previous batch call */
     int inline_budget;          /* what is left of INLINE_BUDGET until a turn of the loop must pass */
     Request *inline_request;    /* the latest inline completion that nobody has looked at; never followed */
-    uint64_t spin_ns;
+    uint64_t spin_ns;           /* the longest time to look again, as the user has said; 0: as long as is learnt, or never */
+    bool spins_by_itself;       /* where nothing was said */
+    uint64_t spin_until;        /* looking again is under way; 0: it is not */
     uint32_t spin_pause;        /* flushes that do not spin */
     uint32_t spin_penalty;      /* what spin_pause was after the latest spinning in vain */
     Pace pace;

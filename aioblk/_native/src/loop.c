@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 unsigned fork_generation;
-static PyObject *call_soon_names;
+static PyObject *call_soon_names, *str_ready;
 
 /* ---- exceptions ------------------------------------------------------------------------------------------ */
 
@@ -101,6 +101,18 @@ void queue_go_on_next_turn(QueueCore *q)
         keep_for_loop(q);
     }
     PyErr_Restore(type, value, traceback);
+}
+
+/* Only asyncio's own loops say so. */
+bool loop_has_others(const QueueCore *q)
+{
+    PyObject *ready = PyObject_GetAttr(q->loop, str_ready);
+    Py_ssize_t count = ready ? PyObject_Size(ready) : -1;
+    Py_XDECREF(ready);
+    if (count < 0) {
+        PyErr_Clear();
+    }
+    return count > 0;
 }
 
 void queue_tell_later(QueueCore *q, uint8_t hook)
@@ -197,5 +209,6 @@ int loop_module_init(void)
     PyObject *context = PyUnicode_InternFromString("context"); /* interned: the callee finds it by identity */
     call_soon_names = context ? PyTuple_Pack(1, context) : NULL;
     Py_XDECREF(context);
-    return call_soon_names ? 0 : -1;
+    str_ready = PyUnicode_InternFromString("_ready");
+    return call_soon_names && str_ready ? 0 : -1;
 }

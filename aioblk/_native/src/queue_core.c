@@ -198,6 +198,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->fork_generation = fork_generation;
     self->inline_budget = INLINE_BUDGET;
     pace_begin(&self->pace);
+    self->spins_by_itself = completion_fd >= 0 && loop != Py_None;
     self->loop = Py_NewRef(loop);
     self->call_soon = queue_has_loop(self) ? PyObject_GetAttrString(loop, "call_soon") : Py_NewRef(Py_None);
     self->wake_future = !self->call_soon ? NULL : queue_has_loop(self) ? loop_finished_future(loop) : Py_NewRef(Py_None);
@@ -345,6 +346,8 @@ static PyMemberDef queue_members[] = {
     {"waiting", T_PYSSIZET, offsetof(QueueCore, waiting), 0, NULL},
     {"in_flight", T_PYSSIZET, offsetof(QueueCore, in_flight_count), READONLY, NULL},
     {"kicks", T_BOOL, offsetof(QueueCore, pace.kicks), 0, NULL},
+    {"spins_by_itself", T_BOOL, offsetof(QueueCore, spins_by_itself), 0, NULL},
+    {"spin_penalty", T_UINT, offsetof(QueueCore, spin_penalty), READONLY, NULL},
     {"spin_ns", T_ULONGLONG, offsetof(QueueCore, spin_ns), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };

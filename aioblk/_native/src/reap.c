@@ -19,6 +19,9 @@
 #define REAP_ROUNDS 4         /* do_io calls per turn of the loop */
 #define KICKS_NS 250000u       /* of a turn, in which parts are handed over between two tasks */
 #define SPIN_PENALTY_MAX 1023 /* flushes without spinning after spinning in vain, at most */
+#define AUTOMATIC_PENALTY_MAX 8191 /* the same where nobody has asked for it */
+#define AUTOMATIC_NS 100000u  /* about what waking a processor takes */
+#define MOMENT_NS 5000u       /* of it, in one turn of the loop */
 #define SPIN_DEPTH_MAX 64     /* parts with the device, beyond which spinning gains nothing: see spin() */
 
 bool queues_in_several_threads;
@@ -142,32 +145,89 @@ static int reap_blocking(QueueCore *q, uint64_t timeout_ns)
 }
 
 /*
- * Waits actively, for at most spin_ns: cheaper than sleeping where waking up takes long. Where the device needs the
- * processor that spins, or takes longer anyway, spinning only costs: each time it was in vain, it is left out for twice
- * as long as the time before. Where the device has plenty to do, its completions are worth waiting for: taken one by one
- * as they come, they make many small submissions of a few large ones.
+ * Looking again instead of sleeping: cheaper where waking up takes longer than the device does. Where the device needs the
+ * processor that looks, or takes longer anyway, it only costs: each time it was in vain, it is left out for twice as long as
+ * the time before. Where the device has plenty to do, its completions are worth waiting for: taken one by one as they come,
+ * they make many small submissions of a few large ones.
  */
-static int spin(QueueCore *q)
+static bool may_spin(QueueCore *q)
 {
     if (q->device_count > SPIN_DEPTH_MAX) {
-        return 0;
+        return false;
     }
     if (q->spin_pause > 0) {
         q->spin_pause--;
-        return 0;
+        return false;
     }
-    uint64_t end = clock_now_ns() + q->spin_ns;
+    return true;
+}
+
+static int look_again(QueueCore *q, uint64_t end)
+{
     int count = 0;
     while (count == 0 && q->device_count > 0 && clock_now_ns() < end) {
         count = queue_reap(q);
     }
+    return count;
+}
+
+static void was_in_vain(QueueCore *q, uint32_t most)
+{
+    q->spin_penalty = q->spin_penalty < most ? 2 * q->spin_penalty + 1 : most;
+    q->spin_pause = q->spin_penalty;
+}
+
+/* For at most spin_ns. */
+static int spin(QueueCore *q)
+{
+    if (!may_spin(q)) {
+        return 0;
+    }
+    int count = look_again(q, clock_now_ns() + q->spin_ns);
     if (count > 0) {
         q->spin_penalty = 0;
     } else {
-        q->spin_penalty = q->spin_penalty < SPIN_PENALTY_MAX ? 2 * q->spin_penalty + 1 : SPIN_PENALTY_MAX;
-        q->spin_pause = q->spin_penalty;
+        was_in_vain(q, SPIN_PENALTY_MAX);
     }
     return count;
+}
+
+static void has_paid(QueueCore *q)
+{
+    q->spin_until = 0;
+    q->spin_penalty /= 4;
+}
+
+/*
+ * By itself: a moment in each turn of the loop, if nobody else is ready, so that neither callbacks nor other descriptors have
+ * to wait.
+ */
+static int spin_by_turns(QueueCore *q)
+{
+    uint64_t now = clock_now_ns();
+    if (q->spin_until == 0) {
+        if (!may_spin(q)) {
+            return 0;
+        }
+        q->spin_until = now + AUTOMATIC_NS;
+    }
+    int count = 0;
+    if (now < q->spin_until) {
+        count = loop_has_others(q) ? 0 : look_again(q, now + MOMENT_NS);
+        if (count == 0) {
+            queue_go_on_next_turn(q);
+        }
+    } else {
+        q->spin_until = 0;
+        was_in_vain(q, AUTOMATIC_PENALTY_MAX);
+    }
+    return count;
+}
+
+/* Nothing has come of what the device has. */
+static int wait_actively(QueueCore *q)
+{
+    return q->spin_ns > 0 ? spin(q) : q->spins_by_itself ? spin_by_turns(q) : 0;
 }
 
 /*
@@ -230,8 +290,11 @@ PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
         int count = queue_reap(q);
         q->pace.flushes++;
         q->pace.flushes_done += q->device_count == 0;
-        if (count == 0 && q->spin_ns > 0 && q->device_count > 0) {
-            count = spin(q);
+        if (count == 0 && q->device_count > 0) {
+            count = wait_actively(q);
+        }
+        if (q->spin_until > 0 && (count > 0 || q->device_count == 0)) {
+            has_paid(q);
         }
         if (count > 0 && queue_usable(q)) {
             queue_reset_event(q);

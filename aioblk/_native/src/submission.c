@@ -55,7 +55,7 @@ static void submit_now(QueueCore *q, Request *r)
     queue_issue(q, &r->first_part);
     r->admitted = 1;
     submit_inline(q, r);
-    if (r->state == PENDING && q->spin_ns > 0) {
+    if (r->state == PENDING && (q->spin_ns > 0 || q->spins_by_itself)) {
         if (q->spin_pause > 0) {
             q->spin_pause--;
         } else {
