@@ -43,17 +43,21 @@ def spinning(contender: str, baseline: str) -> list[Bar]:
 BARS = (
     Bar("aioblk-await", "cached-file", 1, 1.0, "p50"),
     Bar("aioblk-await", "cached-file", 1, 1.0),
-    Bar("aioblk-await", "cached-file", 8, None),
-    Bar("aioblk-await", "cached-file", 32, 0.70, python="3.11"),
-    Bar("aioblk-await", "cached-file", 32, 0.75, python="3.13"),
-    Bar("aioblk-await", "cached-file", 128, 0.70),
-    Bar("aioblk-batch", "cached-file", 32, 1.0),
-    Bar("aioblk-batch", "cached-file", 128, 1.0),
+    *(Bar("aioblk-await", "cached-file", depth, 0.75, python="3.11") for depth in (8, 32, 128)),
+    *(Bar("aioblk-await", "cached-file", depth, 0.80, python="3.13") for depth in (8, 32, 128)),
+    *(Bar("aioblk-batch", "cached-file", depth, 1.0) for depth in (8, 32, 128)),
     Bar("aioblk-await", "vhost-same-core", 1, 0.70),
     Bar("aioblk-await", "vhost-same-core", 8, 0.85),
     Bar("aioblk-await", "vhost-same-core", 32, 0.75),
-    Bar("aioblk-await", "vhost-same-core", 128, 0.85),
-    *spinning("aioblk-spin", "aioblk-await"),
+    Bar("aioblk-await", "vhost-same-core", 128, 0.90),
+    Bar("aioblk-no-spin", "vhost-split-cores", 1, 1.0),
+    *(
+        Bar(contender, "vhost-split-cores", depth, needed)
+        for contender in ("aioblk-no-spin", "aioblk-await", "aioblk-batch")
+        for depth, needed in ((8, 1.0), (32, 0.80), (128, None))
+    ),
+    *spinning("aioblk-await", "aioblk-no-spin"),
+    *spinning("aioblk-spin", "aioblk-no-spin"),
     *spinning(queues.SPIN, queues.BASELINE),
 )
 

@@ -17,6 +17,7 @@ from benchmarks.contenders import (
     BASELINE,
     BATCH,
     BYTES,
+    NO_SPIN,
     SPIN,
     BlkioBench,
     Contender,
@@ -151,7 +152,7 @@ def choose_contenders(arguments: argparse.Namespace) -> list[Contender]:
         case "queues":
             found = queues.queue_contenders(pythons, loops[0])
         case "bars":
-            found = [BlkioBench(), *aioblk_contenders(pythons, loops, [AWAIT, BATCH, SPIN])]
+            found = [BlkioBench(), *aioblk_contenders(pythons, loops, [AWAIT, BATCH, NO_SPIN, SPIN])]
         case "pythons":
             found = [BlkioBench(), *aioblk_contenders(pythons, loops, [AWAIT, BATCH])]
         case "full":

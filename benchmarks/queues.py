@@ -58,7 +58,13 @@ def _all_ways(python: str, loop: str) -> list[Contender]:
     poll = partial(worker, options=("poll",), vhost_only=True)
     build = python_build(python)
     return [
-        worker(BASELINE, "a loop with a queue", "aioblk_queue", options=("queue",)),
+        worker(BASELINE, "a loop with a queue, spin = 0", "aioblk_queue", options=("no-spin",)),
+        worker(
+            "queue-auto",
+            "a loop with a queue that spins as it thinks best",
+            "aioblk_queue",
+            options=("queue",),
+        ),
         worker(SPIN, "a loop with a queue, spin = 100 us", "aioblk_queue", options=("spin",)),
         poll("queue-poll", "a loop with a poll queue", "aioblk_queue"),
         worker("queue-blocking", "no loop, batches on a queue", "aioblk_blocking", options=("queue",)),

@@ -1,4 +1,7 @@
-"""aioblk with one await per operation, on the queue that its option names: queue, spin, poll."""
+"""aioblk with one await per operation, on the queue that its option names.
+
+queue: it spins as it thinks best; no-spin: never; spin: for as long as it is told; poll: a poll queue.
+"""
 
 from collections.abc import AsyncGenerator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -6,7 +9,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import aioblk
 from benchmarks.workers.measuring import Job, Prepared, main
 
-LONGEST_SPIN = 100e-6
+SPINS = {"spin": 100e-6, "no-spin": 0.0}
 
 
 @asynccontextmanager
@@ -21,8 +24,8 @@ async def prepare(job: Job) -> AsyncGenerator[Prepared]:
         await stack.enter_async_context(device)
         region = await stack.enter_async_context(device.allocate(job.depth * job.block_size))
         queue = await stack.enter_async_context(device.poll_queue()) if polls else device.queue()
-        if way == "spin":
-            queue.spin = LONGEST_SPIN
+        if way in SPINS:
+            queue.spin = SPINS[way]
         places = range(0, job.depth * job.block_size, job.block_size)
         buffers = [region[at : at + job.block_size] for at in places]
         yield Prepared(queue.read_into if job.reads else queue.write, buffers)

@@ -82,6 +82,7 @@ async def test_while_others_are_ready_it_only_looks_once_a_turn(
     if not hasattr(loop, "_ready"):  # of others, only their turns are known: a moment in each is ours
         return
     turns = 0
+    handle: asyncio.Handle
 
     def again() -> None:
         nonlocal turns, handle
