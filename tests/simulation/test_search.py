@@ -79,6 +79,7 @@ def play_in_child(history: History) -> Outcome:
     here, there = context.Pipe()
     child = context.Process(target=lambda: there.send(Player().play(history)))
     child.start()
+    there.close()  # or nobody would notice that the child has died
     outcome = here.recv()
     child.join()
     assert isinstance(outcome, Outcome)
