@@ -4,6 +4,7 @@ Most such calls come one after the other (a region is mapped, and unmapped soon 
 takes as long as they do. A thread that waits is a daemon, and idle: it hurts nobody, and goes by itself.
 """
 
+import contextvars
 import os
 import queue
 import threading
@@ -19,7 +20,8 @@ _MOST = 4  # threads that wait
 _Function = Callable[[], object]
 _Hand = queue.SimpleQueue[_Function | None]  # what a waiting thread is to call; None: nothing any more
 
-_turn = threading.Lock()  # of the two below; held for a few instructions
+# Of the two below; held for a few instructions. Between them a collector or a signal may run code that calls in here.
+_turn = threading.RLock()
 _waiting: list[_Hand] = []
 _dismissals = 0
 
@@ -30,10 +32,9 @@ def call_in_thread(function: _Function) -> None:
     Raises RuntimeError where there is no thread to be had. Nothing is called then.
     """
     with _turn:
-        hand = _waiting.pop() if _waiting else None
-    if hand is not None:
-        hand.put(function)
-        return
+        if _waiting:
+            _waiting.pop().put(function)
+            return
     hand = _Hand()
     hand.put(function)  # not an argument: a thread keeps those to its end
     threading.Thread(target=_work, args=[hand, _dismissals], name=NAME, daemon=True).start()
@@ -46,14 +47,14 @@ def dismiss() -> None:
         _dismissals += 1
         hands = _waiting.copy()
         _waiting.clear()
-    for hand in hands:
-        hand.put(None)
+        for hand in hands:
+            hand.put(None)
 
 
 def _work(hand: _Hand, dismissals: int) -> None:
     function = hand.get()
     while function is not None:
-        function()
+        contextvars.Context().run(function)  # what one sets is not for the next
         function = None  # a thread that waits keeps nobody
         with _turn:
             if dismissals != _dismissals or len(_waiting) >= _MOST:
@@ -71,13 +72,16 @@ def _next(hand: _Hand) -> _Function | None:
         if hand in _waiting:
             _waiting.remove(hand)
             return None
-    return hand.get()  # somebody has taken it just now
+    try:
+        return hand.get_nowait()  # somebody has taken it just now
+    except queue.Empty:  # and was interrupted
+        return None
 
 
 def _begin_anew() -> None:
     """In a child process: none of the threads is there."""
     global _turn
-    _turn = threading.Lock()
+    _turn = threading.RLock()
     _waiting.clear()
 
 

@@ -1,10 +1,11 @@
 """Threads that may be blocked are used again, keep nobody, and go by themselves."""
 
+import contextvars
 import os
 import queue
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
@@ -119,13 +120,85 @@ def test_who_is_taken_as_its_patience_ends_does_the_work() -> None:
     """It is off the list already, and what it is to call comes only after it has looked."""
 
     class Late:
-        def get(self, timeout: float | None = None) -> object:
-            if timeout is not None:
-                raise queue.Empty
+        def get(self, timeout: float) -> object:
+            raise queue.Empty
+
+        def get_nowait(self) -> object:
             return called
 
     called = Called()
     assert threads._next(cast(Any, Late())) is called
+
+
+class Interrupting(list[Any]):
+    """Of those who wait: runs something where somebody is taken off, as a signal or the collector may."""
+
+    def __init__(self, waiting: list[Any], what: Callable[[], object]) -> None:
+        super().__init__(waiting)
+        self._what: list[Callable[[], object]] = [what]  # once
+
+    def pop(self, index: Any = -1) -> Any:
+        hand = super().pop(index)
+        self._run()
+        return hand
+
+    def append(self, hand: Any) -> None:
+        super().append(hand)
+        self._run()
+
+    def _run(self) -> None:
+        if self._what:
+            self._what.pop()()
+
+
+def test_who_was_taken_by_somebody_who_was_interrupted_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes any more, and nobody else knows of it."""
+    monkeypatch.setattr(threads, "_PATIENCE", 0.001)
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    hand: Any = threads._Hand()
+    monkeypatch.setattr(threads, "_waiting", Interrupting([hand], interrupt))
+    with pytest.raises(KeyboardInterrupt):
+        call_in_thread(lambda: None)
+    answers: list[object] = []
+    waiter = threading.Thread(target=lambda: answers.append(threads._next(hand)), daemon=True)
+    waiter.start()
+    waiter.join(PATIENCE)
+    assert answers == [None]
+
+
+@pytest.mark.parametrize("place", ["taking", "waiting"])
+def test_what_runs_in_between_may_call_in_threads_too(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """A signal's handler, or a finalizer that the collector calls."""
+    monkeypatch.setattr(threads, "_PATIENCE", PATIENCE)
+    called, inner = Called(), Called()
+    if place == "taking":
+        call_in_thread(Called())
+        wait_until_they_wait(1)
+    waiting = Interrupting(threads._waiting, lambda: call_in_thread(inner))
+    monkeypatch.setattr(threads, "_waiting", waiting)
+    call_in_thread(called)
+    assert called.is_called.wait(PATIENCE)
+    assert inner.is_called.wait(PATIENCE)
+    end()  # of those on the list that is put away now
+
+
+def test_what_a_call_sets_in_its_context_is_not_there_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(threads, "_PATIENCE", PATIENCE)
+    variable = contextvars.ContextVar("variable", default=0)
+    seen: list[int] = []
+    for number in (1, 2):
+
+        def look(number: int = number) -> None:
+            seen.append(variable.get())
+            variable.set(number)
+
+        call_in_thread(look)
+        wait_until_they_wait(1)
+    assert len(workers()) == 1
+    assert seen == [0, 0]
 
 
 def test_dismissed_at_work_it_goes_when_that_is_done() -> None:
