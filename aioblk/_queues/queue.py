@@ -337,7 +337,7 @@ class Queue(AsyncClosing, Submitter):
         A queue finds out by itself: it looks again for at most 100 us, for a moment in each turn of the loop
         and not while other callbacks are ready, and leaves that out for longer and longer where it was in
         vain. Then this is what it does now. To set it is to decide: others then wait for as long as it takes.
-        None leaves it to the queue again.
+        None leaves it to the queue again, which begins anew.
         """
         compiled = self._compiled
         if compiled.spins_by_itself:

@@ -1,6 +1,7 @@
 """A queue that was told nothing looks again by itself where that pays, and holds nobody up meanwhile."""
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 import aioblk
 
 from .devices import BLOCK, device_on, until_held
-from .library import Disk, Simulator
+from .library import Disk, Place, Simulator
 
 AUTOMATIC = 100e-6
 
@@ -127,3 +128,70 @@ async def test_it_is_set_and_left_to_the_queue_again(dev: aioblk.Device) -> None
         with pytest.raises(aioblk.OptionError, match="or None"):
             queue.spin = wrong
     assert queue.spin == AUTOMATIC
+
+
+async def test_who_decides_need_not_wait_for_what_was_in_vain_before(
+    dev: aioblk.Device, simulator: Simulator
+) -> None:
+    queue, core = dev.queue(), dev.queue()._compiled
+    simulator.configure(hold=1)
+    read = dev.read(0, BLOCK)
+    await until_held(simulator, 1)
+    while core.spin_penalty < 7:
+        core.flush()
+    queue.spin = 5e-5
+    before = dev.statistics().do_io_calls
+    core.flush()
+    assert dev.statistics().do_io_calls - before > 2
+    queue.spin = None
+    assert queue.spin == AUTOMATIC
+    simulator.configure(hold=0)
+    simulator.complete()
+    await read
+
+
+@pytest.mark.parametrize("tasks", [5, 8])
+@pytest.mark.parametrize("kicks", [False, True])
+async def test_looking_again_does_not_take_many_for_one(
+    dev: aioblk.Device, simulator: Simulator, tasks: int, kicks: bool
+) -> None:
+    """The first of those who are woken together is not sent ahead of the others."""
+    dev.queue()._compiled.kicks = kicks
+    simulator.configure(hold=1)
+    with_the_device: list[int] = []
+
+    async def some() -> None:
+        for _ in range(4):
+            await dev.read(0, BLOCK)
+            with_the_device.append(sum(each.place is Place.AT_DEVICE for each in simulator.requests()))
+
+    reading = asyncio.gather(*(some() for _ in range(tasks)))
+    for _ in range(4):
+        await until_held(simulator, tasks)
+        for _ in range(5):
+            await asyncio.sleep(0)
+        simulator.complete()
+    await reading
+    assert 1 not in with_the_device
+
+
+async def test_ctrl_c_while_the_loop_is_asked_for_others_is_not_lost(
+    dev: aioblk.Device, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Ready(deque[asyncio.Handle]):
+        def __len__(self) -> int:
+            raise KeyboardInterrupt
+
+    loop = asyncio.get_running_loop()
+    if not hasattr(loop, "_ready"):
+        return
+    simulator.configure(hold=1)
+    read = dev.read(0, BLOCK)
+    await until_held(simulator, 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_ready", Ready())
+        with pytest.raises(KeyboardInterrupt):
+            dev.queue()._compiled.flush()
+    simulator.configure(hold=0)
+    simulator.complete()
+    await read

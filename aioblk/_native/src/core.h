@@ -287,7 +287,8 @@ struct queue_core {
     bool virtqueue;             /* the device's */
     uint64_t unflushed_bytes;   /* issued since the last do_io */
     uint32_t unflushed_parts;
-    uint32_t last_batch;        /* parts that the previous flush carried */
+    uint32_t last_batch;        /* parts that the previous flush carried, or kicks and events just before it */
+    uint32_t carried;           /* parts that those have carried since the previous flush */
     uint32_t batch_hint;        /* items of the previous batch call */
     int inline_budget;          /* what is left of INLINE_BUDGET until a turn of the loop must pass */
     Request *inline_request;    /* the latest inline completion that nobody has looked at; never followed */

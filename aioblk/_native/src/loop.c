@@ -104,13 +104,15 @@ void queue_go_on_next_turn(QueueCore *q)
 }
 
 /* Only asyncio's own loops say so. */
-bool loop_has_others(const QueueCore *q)
+bool loop_has_others(QueueCore *q)
 {
     PyObject *ready = PyObject_GetAttr(q->loop, str_ready);
     Py_ssize_t count = ready ? PyObject_Size(ready) : -1;
     Py_XDECREF(ready);
-    if (count < 0) {
+    if (count < 0 && PyErr_ExceptionMatches(PyExc_Exception)) {
         PyErr_Clear();
+    } else if (count < 0) {
+        queue_put_off(q);
     }
     return count > 0;
 }

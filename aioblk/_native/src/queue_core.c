@@ -308,6 +308,23 @@ static PyObject *queue_get_bounce_takes(QueueCore *q, void *Py_UNUSED(closure))
     return ask_bounce(q, allocator_takes);
 }
 
+static PyObject *queue_get_spin_ns(QueueCore *q, void *Py_UNUSED(closure))
+{
+    return PyLong_FromUnsignedLongLong(q->spin_ns);
+}
+
+/* What was in vain was so with another time. */
+static int queue_set_spin_ns(QueueCore *q, PyObject *value, void *Py_UNUSED(closure))
+{
+    uint64_t spin_ns = value ? PyLong_AsUnsignedLongLong(value) : 0;
+    if (PyErr_Occurred()) {
+        return -1;
+    }
+    q->spin_ns = spin_ns;
+    q->spin_until = q->spin_pause = q->spin_penalty = 0;
+    return 0;
+}
+
 static PyMethodDef queue_methods[] = {
     {"flush", (PyCFunction)queue_flush, METH_NOARGS, "Submit and reap; the loop calls it once per turn."},
     {"on_event", (PyCFunction)queue_on_event, METH_NOARGS, "The completion fd is readable."},
@@ -348,7 +365,6 @@ static PyMemberDef queue_members[] = {
     {"kicks", T_BOOL, offsetof(QueueCore, pace.kicks), 0, NULL},
     {"spins_by_itself", T_BOOL, offsetof(QueueCore, spins_by_itself), 0, NULL},
     {"spin_penalty", T_UINT, offsetof(QueueCore, spin_penalty), READONLY, NULL},
-    {"spin_ns", T_ULONGLONG, offsetof(QueueCore, spin_ns), 0, NULL},
     {NULL, 0, 0, 0, NULL},
 };
 
@@ -357,6 +373,7 @@ static PyGetSetDef queue_getset[] = {
     {"bounce_in_use", (getter)queue_get_bounce_in_use, NULL, "Bytes of bounce memory in use.", NULL},
     {"bounce_peak", (getter)queue_get_bounce_peak, NULL, "The most bytes in use since attach_bounce.", NULL},
     {"bounce_takes", (getter)queue_get_bounce_takes, NULL, "Bounce buffers handed out since attach_bounce.", NULL},
+    {"spin_ns", (getter)queue_get_spin_ns, (setter)queue_set_spin_ns, "How long a flush looks again, as was said.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };
 

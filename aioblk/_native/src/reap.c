@@ -245,6 +245,7 @@ static int wake(QueueCore *q)
         q->pace.may_kick = now < end;
         if (queue_usable(q)) {
             queue_issue_backlog(q);
+            q->carried += q->unflushed_parts;
             queue_reap(q);
         }
     }
@@ -286,7 +287,11 @@ PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
     }
     if (queue_usable(q)) {
         queue_issue_backlog(q);
-        q->last_batch = q->unflushed_parts;
+        uint32_t parts = q->unflushed_parts + q->carried;
+        if (q->spin_until == 0 || parts > 0) { /* or else it only looks again */
+            q->last_batch = parts;
+        }
+        q->carried = 0;
         int count = queue_reap(q);
         q->pace.flushes++;
         q->pace.flushes_done += q->device_count == 0;
@@ -318,6 +323,7 @@ PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
         given_up_release(q); /* the loop may have taken no flush */
     }
     queue_issue_backlog(q);
+    q->carried += q->unflushed_parts;
     if (queue_reap(q) == 0) {
         q->counters.empty_events++;
     }
