@@ -20,8 +20,7 @@ _MOST = 4  # threads that wait
 _Function = Callable[[], object]
 _Hand = queue.SimpleQueue[_Function | None]  # what a waiting thread is to call; None: nothing any more
 
-# Of the two below; held for a few instructions, between which a collector or a signal may run code that calls in
-# here.
+# Of the two below; held for a few instructions, between which a signal may have code call in here.
 _turn = threading.RLock()
 _waiting: list[_Hand] = []
 _dismissals = 0
