@@ -7,6 +7,8 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 
+import pytest
+
 import aioblk
 from aioblk._native._core import QueueCore
 
@@ -95,6 +97,25 @@ async def test_what_makes_no_difference_is_not_done(backend: Disk, simulator: Si
         assert not user.core.kicks
         await user.read(40, lambda _: MICROSECOND)
         assert user.share < 0.1
+
+
+@pytest.mark.parametrize("epochs", [4, 5])
+async def test_a_program_that_rests_now_and_then_is_not_misled(
+    backend: Disk, simulator: Simulator, epochs: int
+) -> None:
+    """A rest may fall into the same part of each trial."""
+    requests = 0
+
+    def costs_and_rests(kicks: bool) -> float:
+        nonlocal requests
+        requests += 1
+        return costs(kicks) + (0 if requests % (epochs * EPOCH) else 8000 * MICROSECOND)
+
+    async with user_on(backend, simulator, late=2) as user:
+        await user.read(40, costs_and_rests)
+        for _ in range(4):
+            await user.read(40, costs_and_rests)
+            assert user.share < 0.3
 
 
 async def test_where_the_device_is_slow_nothing_is_learnt(backend: Disk, simulator: Simulator) -> None:

@@ -251,7 +251,7 @@ typedef struct {
     uint32_t woken;                 /* requests, in this epoch */
     uint32_t flushes, flushes_done; /* in this epoch, and after how many of them the device had nothing left */
     uint32_t pause, left;           /* epochs from one trial to the next */
-    uint64_t began, took[2];        /* the epoch; what was usual, and the other */
+    uint64_t began, took[2];        /* the epoch; the least for what was usual, and the other */
 } Pace;
 
 #define PACE_EPOCH 512 /* requests, after which it is looked how long they have taken */
