@@ -3,13 +3,16 @@
 import asyncio
 import itertools
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, Protocol, final
 
 import aioblk
 
+from .fate import SIZE
 from .history import History
 from .holdings import Holdings
+from .library import Driver
 from .operations import Operation, Operations
 from .oracle import SECTOR, Change, Oracle, Wrong
 from .slots import SLOT, Slot
@@ -18,6 +21,7 @@ __all__ = ["MOST_SECTORS", "Asker", "Surroundings"]
 
 MOST_SECTORS = SLOT // SECTOR
 LONG = 0.94  # dice beyond that make a request of all sectors
+BEYOND = 4 * SIZE  # bytes, where no disk has anything
 
 
 class Surroundings(Protocol):
@@ -88,9 +92,10 @@ class Asker:
     def _pieces(self, memory: Any, length: int, dice: float) -> list[Any]:
         """The memory as one buffer or several, cut anywhere."""
         view = memory.view if isinstance(memory, Slot) else memoryview(memory)
-        pieces = 1 if dice < 0.6 else 2 + int((dice - 0.6) * 10)
-        cuts = sorted({0, length, *(int(length * ((dice * 7.3 * (i + 1)) % 1)) for i in range(pieces - 1))})
-        return [view[a:b] for a, b in itertools.pairwise(cuts)]
+        found: list[Any] = [view[a:b] for a, b in itertools.pairwise(_cuts(length, dice))]
+        if isinstance(memory, Slot) and len(found) > 1 and dice * 1000 % 1 < 0.3:  # some are the user's own
+            found = [piece if index % 3 == 2 else bytearray(piece) for index, piece in enumerate(found)]
+        return found
 
     def _prepare_write(
         self, operation: Operation, first: int, count: int, dice: float, cut: float
@@ -144,6 +149,8 @@ class Asker:
             f"write {first}+{count}", private=self._leaves_at_once, durable=dice[5] * 100 % 1 < 0.2
         )
         pieces = self._prepare_write(operation, first, count, dice[3], dice[4])
+        if dice[1] * 1000 % 1 < 0.1:
+            _require_refusal(lambda: target.writev(first * SECTOR, [*pieces, object()]))
         fua = operation.durable
         operation.name = f"{operation.name} #{operation.changes[0].number}{' fua' if fua else ''}"
         if len(pieces) == 1 and dice[5] < 0.5:
@@ -182,6 +189,11 @@ class Asker:
         target, queue = self._target(dice[0])
         unit = max(self._history.properties.get("discard_alignment", SECTOR) // SECTOR, 1)
         first, count = self._range(dice[1], dice[2], unit)
+        first += self._history.properties.get("discard_alignment_offset", 0) // SECTOR
+        while first + count > self._history.sectors:
+            count -= unit
+        if count <= 0:
+            return  # there is no whole unit
         change = self._oracle.begin(first, count, zeroes=True)
         operation = Operation(
             f"discard {first}+{count} #{change.number}", [change], private=self._leaves_at_once
@@ -204,8 +216,34 @@ class Asker:
             (piece,) = self._prepare_read(operation, first, count, each, 0)
             pairs.append((first * SECTOR, piece))
         operation.name += " " + ", ".join(f"{r.first}+{r.count}" for r in operation.readings)
+        lists = dice[0] * 1000 % 1 < 0.7
         self._operations.make(
-            operation, lambda: target.read_into_many(pairs, return_exceptions=True), queue, dice[4]
+            operation, lambda: target.read_into_many(pairs, return_exceptions=lists), queue, dice[4]
+        )
+        has_an_end = self._history.driver is not Driver.IO_URING  # files have zeroes there
+        if has_an_end and dice[1] * 1000 % 1 < 0.2:
+            self._read_beyond_the_end(target, queue, dice[4], lists=lists)
+
+    def _read_beyond_the_end(
+        self, target: Any, queue: aioblk.Queue | None, style: float, *, lists: bool
+    ) -> None:
+        """Two of three items fail, whatever else does: in their places, or the first of them for all."""
+        pairs = [(BEYOND, SLOT), (0, SLOT), (BEYOND + SLOT, SLOT)]
+
+        def judge(outcome: Any) -> None:
+            found = outcome if isinstance(outcome, list) else [outcome]
+            for (offset, length), each in zip(pairs, found, strict=False):
+                if isinstance(each, aioblk.BlkioError) and each.operation != "read":
+                    continue  # there was no bounce memory for it
+                fails_there = isinstance(each, aioblk.BlkioError) and each.offset == offset
+                if not fails_there and (offset >= BEYOND or not isinstance(each, bytes)):
+                    raise Wrong(f"{operation.name}: {length} bytes at {offset} came to {each!r}")
+            if lists != isinstance(outcome, list):
+                raise Wrong(f"{operation.name} came to {outcome!r}")
+
+        operation = Operation("read_many beyond the end", judge=judge, private=False)
+        self._operations.make(
+            operation, lambda: target.read_many(pairs, return_exceptions=lists), queue, style
         )
 
     async def do_write_many(self, dice: tuple[float, ...]) -> None:
@@ -219,8 +257,9 @@ class Asker:
             (piece,) = self._prepare_write(operation, first, count, memory, 0)
             pairs.append((first * SECTOR, piece))
         operation.name += " " + ", ".join(f"{c.first}+{c.count} #{c.number}" for c in operation.changes)
+        lists = dice[0] * 1000 % 1 < 0.7
         self._operations.make(
-            operation, lambda: target.write_many(pairs, fua=fua, return_exceptions=True), queue, dice[4]
+            operation, lambda: target.write_many(pairs, fua=fua, return_exceptions=lists), queue, dice[4]
         )
 
     async def ask_at_once(self, dice: tuple[float, ...]) -> None:
@@ -295,6 +334,23 @@ class Asker:
         waiters: Any = [each.waiter for each in self._operations.pending]
         if waiters:
             await asyncio.wait(waiters, timeout=dice[1] * 10)
+
+
+def _require_refusal(call: Callable[[], object]) -> None:
+    """Of what is no buffer; nothing is kept of those beside it."""
+    with suppress(TypeError, aioblk.BlkioError):  # or the device takes nothing now
+        call()
+        raise Wrong("writev() takes what is no buffer")
+
+
+def _cuts(length: int, dice: float) -> list[int]:
+    """Where memory is cut, from beginning to end: nowhere, or anywhere, with tiny pieces side by side."""
+    cuts, at = {0, length}, 0
+    for index in range(1, 1 if dice < 0.6 else 2 + int((dice - 0.6) * 30)):
+        anywhere = int(length * (dice * 7.3 * index % 1))
+        at = at + 1 + int(dice * 1e4 * index) % 90 if index % 5 != 1 else anywhere
+        cuts.add(min(at, length))
+    return sorted(cuts)
 
 
 def _series(dice: tuple[float, ...]) -> list[float]:

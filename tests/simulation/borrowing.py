@@ -13,6 +13,7 @@ from .oracle import Wrong
 __all__ = ["Borrowers"]
 
 LARGEST = 32 << 10
+SMALLEST = 512
 MOST_WAITING = 8
 LONG = 1000.0  # seconds
 
@@ -26,6 +27,8 @@ class Borrowers:
         self._operations = operations
         self._waiting: dict[asyncio.Task[None], int] = {}
         """In the order of their arrival, and how many bytes each waits for."""
+        self._line: dict[asyncio.Task[None], None] = {}
+        """Those of them who have had their first step, and have no buffer yet."""
         self._kept: list[aioblk.ArenaBuffer] = []
 
     async def do_acquire(self, dice: tuple[float, ...]) -> None:
@@ -39,14 +42,25 @@ class Borrowers:
 
     def _arrive(self) -> None:
         """The running task is the last of those who wait: it has its first step only now."""
-        borrower = asyncio.current_task()
-        assert borrower is not None
+        borrower = _running()
         self._waiting[borrower] = self._waiting.pop(borrower)
+        self._line[borrower] = None
 
     async def _acquire(self, arena: aioblk.Arena, length: int, least: int) -> None:
         self._arrive()
-        with suppress(MemoryError):  # no block is as large any more
+        try:
             self._kept.append(await arena.acquire(length, at_least=least))
+            self._require_his_turn()
+        except MemoryError:
+            pass  # no block is as large any more
+        finally:
+            self._line.pop(_running())
+
+    def _require_his_turn(self) -> None:
+        """The running task has its buffer: nobody waits who came before."""
+        first = next(each for each in self._line if not each.cancelling())
+        if first is not _running():
+            raise Wrong("somebody has memory of the arena, for which another has waited for longer")
 
     def _end(self, borrower: "asyncio.Task[None]") -> None:
         del self._waiting[borrower]
@@ -102,3 +116,30 @@ class Borrowers:
                 raise Wrong(f"{len(self._waiting)} wait for ever for a buffer of the arena, which is free")
         while self._kept:
             self._kept.pop().release()
+
+    async def close_arena(self) -> None:
+        """While somebody waits for memory of it, who is refused then. Nobody else has any."""
+        arena = self.arena
+        if arena is None:
+            return
+        for length in (LARGEST >> shift for shift in range(7)):
+            with suppress(MemoryError):
+                while True:
+                    self._kept.append(arena.allocate(length))
+        used = [memoryview(buffer) for buffer in self._kept]  # none comes back when they are closed
+        waiting = asyncio.get_running_loop().create_task(arena.acquire(SMALLEST))
+        await asyncio.sleep(0.01)
+        await arena.aclose()
+        await asyncio.wait([waiting], timeout=LONG)
+        used.clear()
+        self._kept.clear()
+        if not waiting.done():
+            raise Wrong("the arena is closed, and who waits for its memory is not told")
+        if not isinstance(waiting.exception(), aioblk.UsageError | MemoryError):  # there was no block
+            raise Wrong(f"the arena is closed, and who waited for its memory met {waiting.exception()!r}")
+
+
+def _running() -> "asyncio.Task[None]":
+    task = asyncio.current_task()
+    assert task is not None
+    return task

@@ -1,13 +1,14 @@
 """What befalls the disk of a simulated history: weather, deaths, power failures, and another backend."""
 
 import errno
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import final
 
 from .devices import new_disk
 from .history import History
-from .library import Death, Driver, Simulator
+from .library import Death, Driver, Place, Simulator
 from .loop import SimulatedLoop
 from .oracle import Oracle
 
@@ -117,6 +118,23 @@ class Fate:
         self.oracle.power_failure()
         if self._is_vhost_user:
             self._serve_later(dice)
+
+    # --- one by one -----------------------------------------------------------------------------------------
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """The disk does nothing but what :meth:`do_one` says."""
+        self._simulator.configure(hold=1)
+        try:
+            yield
+        finally:
+            self._simulator.configure(hold=0)
+
+    def do_one(self) -> None:
+        """What has been asked for first, if there is anything."""
+        there = [each for each in self._simulator.requests() if each.place is Place.AT_DEVICE]
+        if there:
+            self._simulator.complete(min(there, key=lambda each: each.id))
 
     async def do_hang_up(self, dice: tuple[float, ...]) -> None:
         if self._is_vhost_user:

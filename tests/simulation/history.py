@@ -139,7 +139,7 @@ _PROPERTIES: Mapping[str, tuple[int, ...]] = {
     "max_segment_len": (0, 0, 0, 1024, 4096),
     "max_transfer": (0, 0, 0, 2048, 8192),
     "max_write_zeroes_len": (0, 0, 1024, 4096),
-    "max_discard_len": (0, 0, 1024, 4096),
+    "max_discard_len": (0, 0, 1536, 4096),
     "discard_alignment": (0, 0, 0, 1024),
     "max_mem_regions": (0, 0, 5, 8),
 }
@@ -181,6 +181,9 @@ def _draw_properties(random: Random, driver: Driver, *, view: bool) -> dict[str,
     if driver in _RINGS:
         return {}
     properties = _some_of(random, _PROPERTIES)
+    moved = "max_segments" in properties  # no matter what: another draw would change what seeds mean
+    if moved and "discard_alignment" in properties:
+        properties["discard_alignment_offset"] = 512
     if view:
         alignment = random.choice((1024, 4096))
         for name in ("max_transfer", "max_segment_len", "max_write_zeroes_len", "max_discard_len"):
@@ -188,6 +191,11 @@ def _draw_properties(random: Random, driver: Driver, *, view: bool) -> dict[str,
                 properties[name] = max(properties[name], 4096)
         for name in ("request_alignment", "discard_alignment", "optimal_io_alignment", "optimal_io_size"):
             properties[name] = alignment
+        if moved:  # the units of discards do not begin at 0
+            properties["discard_alignment"] = 2 * alignment
+            properties["discard_alignment_offset"] = alignment
+            if "max_discard_len" in properties:
+                properties["max_discard_len"] = max(properties["max_discard_len"], 2 * alignment)
     return properties
 
 

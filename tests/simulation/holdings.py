@@ -1,6 +1,7 @@
 """What the user of a simulated history holds of its device: regions, an arena, queues."""
 
 import functools
+import gc
 import mmap
 import os
 import tempfile
@@ -9,10 +10,12 @@ from contextlib import suppress
 from typing import Protocol, final
 
 import aioblk
+from aioblk._native._core import Memory
 
 from .borrowing import Borrowers
 from .history import History
 from .jobs import Jobs
+from .oracle import Wrong
 from .slots import SLOT, Slot
 
 __all__ = ["REGION", "Holdings", "Owner"]
@@ -59,6 +62,7 @@ class Holdings:
         self._former: list[Slot] = []
         """Of a region that has been left: what was made of it before lasts."""
         self.arena: aioblk.Arena | None = None
+        self._memories: list[Memory] = []  # of all regions that there were
 
     # --- memory ---------------------------------------------------------------------------------------------
 
@@ -84,6 +88,7 @@ class Holdings:
 
     async def _enter(self, dice: float) -> None:
         region = self._new_region(dice)
+        self._memories.append(region.memory)
         await region.__aenter__()
         self._regions.append((region, [Slot(region[at : at + SLOT]) for at in range(0, REGION, SLOT)]))
 
@@ -196,6 +201,13 @@ class Holdings:
             self.closing.discard(queue)
 
     # --- the end of it --------------------------------------------------------------------------------------
+
+    def require_memory_back(self) -> None:
+        """All regions have been left, or were never entered: nobody has their memory, not even the device."""
+        self._former.clear()
+        gc.collect()
+        if kept := [memory for memory in self._memories if not memory.released]:
+            raise Wrong(f"memory of regions is kept that nobody has: {kept}")
 
     async def leave_all(self) -> None:
         """Queues and regions."""

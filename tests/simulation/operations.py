@@ -72,6 +72,8 @@ class Operation:
     begun: bool = True
     """Whether a task that awaits it has had its first step."""
     waiter: "aioblk.Request[Any] | asyncio.Task[Any] | None" = None
+    judge: Callable[[Any], None] | None = None
+    """What its outcome is looked at by, in the place of all else, unless it is cancelled or lost."""
 
     def done(self) -> bool:
         return self.waiter is None or self.waiter.done()
@@ -142,7 +144,14 @@ class Operations:
             )
             operation.begun = not operation.by_deadline
             operation.waiter = asyncio.get_running_loop().create_task(work)
+        if style * 100 % 1 < 0.2:
+            self._have_another_wait(operation.waiter)
         operation.waiter.add_done_callback(lambda waiter: self._judge(operation, waiter))
+
+    def _have_another_wait(self, waiter: Any) -> None:
+        """For a moment, before anybody else."""
+        waiter.add_done_callback(_ignore)
+        asyncio.get_running_loop().call_soon(waiter.remove_done_callback, _ignore)
 
     def cancel(self, operation: Operation) -> None:
         waiter = operation.waiter
@@ -178,7 +187,12 @@ class Operations:
         self._count(type(outcome).__name__ if isinstance(outcome, BaseException) else "ok")
         if operation.must_be_cancelled and not isinstance(outcome, asyncio.CancelledError):
             raise Wrong(f"{operation.name} has taken a cancellation, and ended otherwise: {_brief(outcome)}")
-        if operation.is_batch and not isinstance(outcome, BaseException):
+        if operation.judge is not None:
+            if isinstance(outcome, asyncio.CancelledError) or _is_deadline(outcome):
+                self._require_right(operation, outcome)
+            else:
+                operation.judge(outcome)
+        elif operation.is_batch and isinstance(outcome, list):
             for index, each in enumerate(outcome):
                 self._end_item(operation, index, each)
         else:
@@ -224,11 +238,7 @@ class Operations:
     def _require_right(self, operation: Operation, error: BaseException) -> None:
         if isinstance(error, asyncio.CancelledError) and operation.cancelled:
             return
-        if (
-            isinstance(error, TimeoutError)
-            and not isinstance(error, aioblk.BlkioError)
-            and operation.by_deadline
-        ):
+        if _is_deadline(error) and operation.by_deadline:
             return
         if isinstance(error, aioblk.BlkioError) and self._circumstances.may_fail_itself(error):
             return
@@ -254,6 +264,14 @@ def _brief(outcome: Any) -> str:
     if isinstance(outcome, aioblk.BlkioError):
         return f"{type(outcome).__name__} {errno.errorcode.get(outcome.errno or 0, outcome.errno)}"
     return type(outcome).__name__ if isinstance(outcome, BaseException) else "ok"
+
+
+def _is_deadline(outcome: Any) -> bool:
+    return isinstance(outcome, TimeoutError) and not isinstance(outcome, aioblk.BlkioError)
+
+
+def _ignore(_waiter: object) -> None:
+    """Has no effect, and is one object."""
 
 
 async def _with_deadline(operation: Operation, request: "aioblk.Request[Any]", seconds: float) -> Any:

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+from aioblk._memory.bounce import BouncePool
+
 from .fate import CALM
 from .history import History
 from .library import Simulator
@@ -26,6 +28,7 @@ __all__ = ["Outcome", "Player", "last_of"]
 
 LAST = int(os.environ.get("LAST", "60"))
 VIOLATION = " violation"
+FIRST_SIZE = 16 << 10  # of bounce pools, in bytes: disks are small, and pools would never grow
 
 
 @final
@@ -57,6 +60,9 @@ class Player:
         sys.unraisablehook = lambda unraisable: self._note(f"{unraisable.err_msg}: {unraisable.exc_value!r}")
         logging.getLogger("aioblk").addHandler(logging.NullHandler())
         gc.disable()  # what it finds when would depend on what was played before
+        defaults = BouncePool.__init__.__kwdefaults__
+        assert defaults is not None
+        defaults["first_size"] = FIRST_SIZE
         SimulatedLoop(0).close()  # what is made once in a process is made here
         gc.freeze()
 

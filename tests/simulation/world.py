@@ -268,9 +268,14 @@ class World:
         return True
 
     async def do_abandon(self, dice: tuple[float, ...]) -> None:
-        if self.is_bound:
-            self.tell("abandon")
-            self._give_up("the user has given it up")
+        if not self.is_bound:
+            return
+        if dice[2] < 0.5 and not self.is_lost:  # what it has then, and was cancelled, is its memory for good
+            await self._asker.ask_at_once(dice)
+            for operation in list(self.operations.pending)[::2]:
+                self.operations.cancel(operation)
+        self.tell("abandon")
+        self._give_up("the user has given it up")
 
     async def do_reconnect(self, dice: tuple[float, ...]) -> None:
         if self.is_bound and self.device.lost and "reconnect" not in self._jobs.names:
@@ -281,7 +286,10 @@ class World:
 
     async def _come_back(self) -> None:
         if self.device.lost:
+            had = 0 if self._history.driver is Driver.IO_URING else self.device.capacity  # files may be cut
             await self.device.reconnect()
+            if self.device.capacity < had:
+                raise Wrong(f"it had {had} bytes, and came back with {self.device.capacity}")
             self.operations.end_lost()
 
     async def do_kill(self, dice: tuple[float, ...]) -> None:
@@ -340,6 +348,7 @@ class World:
         await self._until_all_is_done()
         await self._come_back_surely()
         await self._verify()
+        await self._go_slowly()
         last = self._history.actions[-1].dice[0] if self._history.actions else 0
         if last < 0.4:
             self.fate.fail_power((1.0,) * 6)
@@ -352,13 +361,16 @@ class World:
         await self._borrowers.finish()
         self._look_at_the_accounts()
         await self._holdings.leave_all()
-        if self._holdings.arena is not None:
-            await self._holdings.arena.aclose()
+        await self._borrowers.close_arena()
         if self.view is not None:
             await self.view.aclose()
+        self.operations.watch.look()
+        if not (
+            self.fate.may_lose or "no_thread" in self._history.loop
+        ):  # or it is kept until the device ends
+            self._holdings.require_memory_back()
         await self.device.aclose()
         await self._jobs.until_done()
-        self.operations.watch.look()
         self._require_right()
 
     def _look_at_the_accounts(self) -> None:
@@ -428,6 +440,21 @@ class World:
                     self._give_up("it does not answer")
                 await self._come_back_surely()
         raise Wrong("the device comes back, and is lost again")
+
+    async def _go_slowly(self) -> None:
+        """A device that does a part of what it has now and then is slow, and not silent."""
+        limit = self._history.options["lost_after"]
+        if limit is None or self.fate.may_lose:
+            return  # another backend may be about to come
+        self._loop.busy = 0
+        count = self._history.sectors
+        reading = self.oracle.begin_read(0, count)
+        with self.fate.holding():
+            data = asyncio.ensure_future(self.device.read(0, count * SECTOR))
+            while not data.done():
+                await asyncio.wait([data], timeout=0.9 * limit)
+                self.fate.do_one()
+        self.oracle.end_read(reading, await data)
 
     async def _verify(self) -> None:
         """What the disk holds is what it may hold."""
