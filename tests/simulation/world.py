@@ -149,6 +149,7 @@ class World:
             or weather.get("map")
             or weather.get("open")
             or self._history.loop.get("no_thread")
+            or (error.errno == errno.EBUSY and self._history.loop.get("slow_thread"))
             or self.fate.may_lose
         )
 
@@ -409,8 +410,10 @@ class World:
 
     async def _come_back_surely(self) -> None:
         self.fate.serve_again()
-        for _ in range(10):
+        for attempt in range(10):
             if self.device.lost:
+                if attempt > 5:
+                    await asyncio.sleep(100)  # a slow thread may still be about to give the device back
                 self.fate.disk.resize(2 * SIZE)  # what comes back may not have less than it had
                 await self._jobs.do_now("reconnect at the end", self._come_back)
         if self.device.lost and self._history.weather.get("props"):
