@@ -8,7 +8,8 @@
  *
  * No single kick shows which of the two it is: whom it wakes needs longer than a turn to wake up. So a queue tries. For as
  * many requests it does what it has done so far, the other, the other, and the first again, so that a trend does not favour
- * the other, and goes on with what took less time: each at its best, since whatever else the program does only adds. Trials come less often as long as they say the same.
+ * the other, and goes on with what took less time: each at its best, since whatever else the program does only adds. Trials
+ * come less often as long as they say the same.
  */
 #include "rooms.h"
 
