@@ -67,8 +67,16 @@ async def caught(work: Awaitable[object]) -> "weakref.ref[BaseException]":
 
 
 async def all_go(errors: Errors) -> None:
-    """Who has told of them may take a turn to be through."""
-    await until(lambda: not any(error() is not None for error in errors))
+    """Who has told of them may take a turn to be through. An eager task that fails in its first step keeps
+    the frames of who has made it, as the interpreter has it (f_back), and with them what that has begun."""
+    eager = asyncio.get_running_loop().get_task_factory() is not None
+
+    def are_gone() -> bool:
+        if eager:
+            _ = gc.collect()
+        return not any(error() is not None for error in errors)
+
+    await until(are_gone)
 
 
 async def test_of_requests(
