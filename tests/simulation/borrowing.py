@@ -129,16 +129,15 @@ class Borrowers:
         used = [memoryview(buffer) for buffer in self._kept]  # none comes back when they are closed
         waiting = asyncio.get_running_loop().create_task(arena.acquire(SMALLEST))
         await asyncio.sleep(0.01)
-        is_served = waiting.done() and waiting.exception() is None  # somebody has given memory back
         await arena.aclose()
         await asyncio.wait([waiting], timeout=LONG)
         used.clear()
         self._kept.clear()
         if not waiting.done():
             raise Wrong("the arena is closed, and who waits for its memory is not told")
-        told = isinstance(waiting.exception(), aioblk.UsageError | MemoryError)  # there was no block
-        if not is_served and not told:
-            raise Wrong(f"the arena is closed, and who waited for its memory met {waiting.exception()!r}")
+        error = waiting.exception()  # None: a block was still being added, before its turn to be closed came
+        if not isinstance(error, aioblk.UsageError | MemoryError | None):
+            raise Wrong(f"the arena is closed, and who waited for its memory met {error!r}")
 
 
 def _running() -> "asyncio.Task[None]":
