@@ -82,6 +82,13 @@ extern PyTypeObject QueueCore_Type;
 RUNS_PYTHON int queue_module_init(void);
 
 /*
+ * ---- turns.c: the entrances from the loop, and for a thread that has none ----
+ */
+RUNS_PYTHON PyObject *queue_flush(QueueCore *q, PyObject *ignored);
+RUNS_PYTHON PyObject *queue_on_event(QueueCore *q, PyObject *ignored);
+RUNS_PYTHON PyObject *queue_wait(QueueCore *q, PyObject *args);
+
+/*
  * ---- submission.c: takes a planned request into the queue ----
  *
  * Alone, when nothing else is going on: then it may be done before the call returns. Otherwise with this turn's others.
@@ -92,17 +99,21 @@ RUNS_PYTHON int queue_submit(QueueCore *q, Request *r);
 RUNS_PYTHON int queue_submit_external(QueueCore *q, Request *r, PyObject *hook);
 
 /*
+ * ---- spin.c: looks again instead of sleeping, where that pays ----
+ */
+/* Nothing has come of what the device has; returns how many completions have now. */
+RUNS_PYTHON int queue_spin(QueueCore *q);
+void queue_spin_has_paid(QueueCore *q); /* what was looked for has come, this way or by an event */
+
+/*
  * ---- reap.c: calls do_io, and takes what has completed ----
- *
- * The entrances from the loop are here, flush and on_event, and wait() for a thread that has no loop.
  */
 extern bool queues_in_several_threads; /* have been bound, since the process began */
 /* Submits what was issued and takes what has completed; returns how many completions. */
 RUNS_PYTHON int queue_reap(QueueCore *q);
+/* Blocks, without the GIL, until at least one part has completed or timeout_ns have passed; with 0 it only looks. */
+RUNS_PYTHON int queue_reap_blocking(QueueCore *q, uint64_t timeout_ns);
 void queue_reset_event(QueueCore *q); /* read the eventfd; do_io must follow, unless libblkio has nothing left */
-RUNS_PYTHON PyObject *queue_flush(QueueCore *q, PyObject *ignored);
-RUNS_PYTHON PyObject *queue_on_event(QueueCore *q, PyObject *ignored);
-RUNS_PYTHON PyObject *queue_wait(QueueCore *q, PyObject *args);
 
 /*
  * ---- awaitable.c: what asyncio sees of a request ----

@@ -25,7 +25,7 @@ IN_THE_CORE = (
         "interrupted-flush-forgotten",
         "A flush whose do_io is interrupted does not come again: what it carried hangs.",
         "84eba04, go on where reaping stopped early",
-        f"{SRC}/reap.c",
+        f"{SRC}/turns.c",
         "(silent || q->more_to_reap || (q->backlog_head",
         "(silent || (q->backlog_head",
     ),
@@ -48,7 +48,7 @@ IN_THE_CORE = (
         "What did not fit into the ring is not looked at again where all of that was done in the same "
         "turn: it hangs.",
         "84eba04, sleep while the backlog waits for the device",
-        f"{SRC}/reap.c",
+        f"{SRC}/turns.c",
         "silent || q->more_to_reap || (q->backlog_head && queue_has_room(q, q->backlog_head))",
         "silent || q->more_to_reap",
     ),
