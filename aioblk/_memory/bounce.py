@@ -21,7 +21,6 @@ from .device_memory import DeviceMemory
 __all__ = ["BouncePool", "BounceStatistics"]
 
 SMALLEST_BUFFER = 512
-FIRST_SIZE = 1 << 20
 SLACK = 128 << 10
 IDLE_SECONDS = 10.0
 
@@ -88,7 +87,7 @@ class BouncePool:
         memory: DeviceMemory,
         *,
         maximum: int,
-        first_size: int = FIRST_SIZE,
+        first_size: int,
         idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         """For a queue of a started device; the region never exceeds ``maximum`` bytes, whole pages."""

@@ -23,6 +23,7 @@ from .statistics import QueueStatistics
 
 __all__ = ["Queue", "QueueContext", "QueueStatistics"]
 
+FIRST_BOUNCE_SIZE = 1 << 20  # bytes of a bounce pool that nobody has needed more of
 LONGEST_SPIN = 0.001
 AUTOMATIC_SPIN = 0.0001
 
@@ -93,7 +94,11 @@ class Queue(AsyncClosing, Submitter):
             if context.discards_by_hook:
                 core.on_discard = BlockDiscard(context.handle, core)
             self.bounce_pool: BouncePool = BouncePool(
-                core, context.handle, context.memory, maximum=context.bounce_pool_size
+                core,
+                context.handle,
+                context.memory,
+                first_size=FIRST_BOUNCE_SIZE,
+                maximum=context.bounce_pool_size,
             )
             """The memory through which requests go whose own memory the device cannot reach."""
             self._core = core

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from aioblk._memory.bounce import BouncePool
+from aioblk._queues import queue
 
 from .fate import CALM
 from .history import History
@@ -60,9 +60,7 @@ class Player:
         sys.unraisablehook = lambda unraisable: self._note(f"{unraisable.err_msg}: {unraisable.exc_value!r}")
         logging.getLogger("aioblk").addHandler(logging.NullHandler())
         gc.disable()  # what it finds when would depend on what was played before
-        defaults = BouncePool.__init__.__kwdefaults__
-        assert defaults is not None
-        defaults["first_size"] = FIRST_SIZE
+        queue.FIRST_BOUNCE_SIZE = FIRST_SIZE
         SimulatedLoop(0).close()  # what is made once in a process is made here
         gc.freeze()
 
