@@ -4,7 +4,9 @@ Every device begins with 8 MiB of zeroes. ``slow_device`` answers each request a
 while its daemon is held: what is in flight then stays in flight for as long as a test wants.
 """
 
+import array
 import asyncio
+import functools
 import os
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -90,13 +92,12 @@ def held(daemon: StorageDaemon) -> Iterator[None]:
         daemon.resume()
 
 
+@functools.lru_cache(maxsize=64)  # most tests write the same few
 def pattern(length: int, seed: int = 1) -> bytes:
     """Bytes that differ from block to block and from seed to seed."""
-    word = (seed * 0x9E3779B97F4A7C15) & (2**64 - 1)
-    words = bytearray()
-    for index in range(-(-length // 8)):
-        words += ((word + index * 0x2545F4914F6CDD1D) & (2**64 - 1)).to_bytes(8, "little")
-    return bytes(words[:length])
+    word, step, mask = seed * 0x9E3779B97F4A7C15, 0x2545F4914F6CDD1D, 2**64 - 1
+    words = array.array("Q", ((word + index * step) & mask for index in range(-(-length // 8))))
+    return words.tobytes()[:length]
 
 
 async def settled(*requests: "aioblk.Request[Any]") -> None:
