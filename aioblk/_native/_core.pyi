@@ -118,6 +118,7 @@ class QueueCore:
     on_broken: Callable[[int], object] | None
     """Called with the errno of a failing do_io."""
     kicks: bool
+    rounds: bool
     spin_ns: int
     spins_by_itself: bool
     @property

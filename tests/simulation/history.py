@@ -162,7 +162,7 @@ def draw(seed: int, length: int = 220) -> History:
     return History(
         seed=seed,
         driver=driver,
-        options=_draw_options(random, driver) | ({"kicks": True} if seed % 3 == 0 else {}),
+        options=_draw_options(random, driver) | _draw_pace(seed),
         properties=_draw_properties(random, driver, view=view),
         weather=_some_of(random, _WEATHER) if random.random() < 0.9 else {},
         loop=_some_of(random, _LOOP) if random.random() < 0.8 else {},
@@ -170,6 +170,15 @@ def draw(seed: int, length: int = 220) -> History:
         view=view,
         actions=_draw_actions(random, length),
     )
+
+
+OF_QUEUES = ("spin", "kicks", "rounds")
+"""Those of the options that are not the device's, but its queues'."""
+
+
+def _draw_pace(seed: int) -> dict[str, Any]:
+    """How the turns of a queue go, of which the queue decides part by itself."""
+    return ({"kicks": True} if seed % 3 == 0 else {}) | ({"rounds": False} if seed % 5 == 0 else {})
 
 
 def _some_of(random: Random, choices: Mapping[str, tuple[int, ...]]) -> dict[str, int]:

@@ -158,6 +158,7 @@ class Holdings:
     def set_pace(self, queue: aioblk.Queue) -> None:
         queue.spin = self._options.get("spin")
         queue._compiled.kicks = self._options.get("kicks", False)
+        queue._compiled.rounds = self._options.get("rounds", True)
 
     def _free_queues(self) -> list[tuple[bool, int]]:
         """Whether it polls, and its index. The default queue is nobody's; what was added may be gone."""

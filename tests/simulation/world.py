@@ -15,7 +15,7 @@ from .asking import MOST_SECTORS, Asker
 from .borrowing import Borrowers
 from .devices import device_on
 from .fate import SIZE, Fate
-from .history import Action, History
+from .history import OF_QUEUES, Action, History
 from .holdings import Holdings
 from .jobs import LONG, Jobs
 from .library import Driver, Simulator
@@ -178,9 +178,7 @@ class World:
     async def _open(self) -> None:
         for attempt in range(20):
             self.fate.serve_again()
-            options = {
-                name: value for name, value in self._history.options.items() if name not in ("spin", "kicks")
-            }
+            options = {name: value for name, value in self._history.options.items() if name not in OF_QUEUES}
             device = device_on(self.fate.disk, **options)
             try:
                 await device.open()

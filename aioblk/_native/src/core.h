@@ -299,6 +299,10 @@ struct queue_core {
     uint32_t spin_penalty;      /* what spin_pause was after the latest spinning in vain */
     Pace pace;
     bool flush_scheduled, waking, closed, room_made;
+    bool rounds;                /* turns go on with what they bring about */
+    bool turn_flushes;          /* a turn is under way that ends with a flush: see turns.c */
+    bool flush_owed;            /* by it */
+    bool loop_is_mute;          /* it does not say whether it has other callbacks */
     bool runs_again;            /* a task that was woken directly has run the loop: see queue_wake_ready */
     PyThreadState *waker;
     PyObject *woken_context;    /* borrowed: of the task whose step runs, being woken directly in that thread */
@@ -375,6 +379,12 @@ static inline bool zeroes_are_written(const Part *part)
 
 /* How often the process has forked: a queue is of no use in a child. */
 extern unsigned fork_generation;
+
+/* Whether the caller is in the step of a task that this queue has woken directly, and not in a loop that the task runs. */
+static inline bool queue_woke_caller(const QueueCore *q)
+{
+    return q->woken_context && q->waker->context == q->woken_context;
+}
 
 /* A queue without a loop is driven by wait(), and its requests cannot be awaited. */
 static inline bool queue_has_loop(const QueueCore *q) { return q->loop != Py_None; }

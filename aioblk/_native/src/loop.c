@@ -78,6 +78,16 @@ int queue_schedule_flush(QueueCore *q)
     return q->flush_scheduled ? 0 : -1;
 }
 
+/* Whether the turn that is under way, but not a loop that is run within it, flushes at its end. */
+static bool is_left_to_this_turn(QueueCore *q)
+{
+    bool left = q->turn_flushes && (!q->woken_context || queue_woke_caller(q));
+    q->flush_owed |= left;
+    return left;
+}
+
+int queue_schedule_flush_soon(QueueCore *q) { return is_left_to_this_turn(q) ? 0 : queue_schedule_flush(q); }
+
 /* Where the loop takes no callback now, an event like the device's has on_event() called. A closed loop calls nothing. */
 static void make_event(QueueCore *q)
 {
@@ -103,14 +113,25 @@ void queue_go_on_next_turn(QueueCore *q)
     PyErr_Restore(type, value, traceback);
 }
 
+void queue_go_on_soon(QueueCore *q)
+{
+    if (!is_left_to_this_turn(q)) {
+        queue_go_on_next_turn(q);
+    }
+}
+
 /* Only asyncio's own loops say so. */
 bool loop_has_others(QueueCore *q)
 {
+    if (q->loop_is_mute) {
+        return false;
+    }
     PyObject *ready = PyObject_GetAttr(q->loop, str_ready);
     Py_ssize_t count = ready ? PyObject_Size(ready) : -1;
     Py_XDECREF(ready);
     if (count < 0 && PyErr_ExceptionMatches(PyExc_Exception)) {
         PyErr_Clear();
+        q->loop_is_mute = true;
     } else if (count < 0) {
         queue_put_off(q);
     }

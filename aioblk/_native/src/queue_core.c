@@ -55,7 +55,7 @@ static PyObject *queue_detach_bounce(QueueCore *q, PyObject *Py_UNUSED(ignored))
 static void after_admission(QueueCore *q)
 {
     if (q->unflushed_parts > 0 || q->backlog_head) {
-        queue_go_on_next_turn(q);
+        queue_go_on_soon(q);
     }
 }
 
@@ -197,6 +197,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     note_thread(self->thread);
     self->fork_generation = fork_generation;
     self->inline_budget = INLINE_BUDGET;
+    self->rounds = true;
     pace_begin(&self->pace);
     self->spins_by_itself = completion_fd >= 0 && loop != Py_None;
     self->loop = Py_NewRef(loop);
@@ -363,6 +364,7 @@ static PyMemberDef queue_members[] = {
     {"waiting", T_PYSSIZET, offsetof(QueueCore, waiting), 0, NULL},
     {"in_flight", T_PYSSIZET, offsetof(QueueCore, in_flight_count), READONLY, NULL},
     {"kicks", T_BOOL, offsetof(QueueCore, pace.kicks), 0, NULL},
+    {"rounds", T_BOOL, offsetof(QueueCore, rounds), 0, NULL},
     {"spins_by_itself", T_BOOL, offsetof(QueueCore, spins_by_itself), 0, NULL},
     {"spin_penalty", T_UINT, offsetof(QueueCore, spin_penalty), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},

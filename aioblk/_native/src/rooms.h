@@ -199,6 +199,7 @@ RUNS_PYTHON int queue_wake_others(QueueCore *q);
 RUNS_PYTHON void queue_wake_others_quietly(QueueCore *q);
 /* Has the loop run a step of the task whose wake-up the callback is. False: it is none, or the loop did not take it. */
 RUNS_PYTHON bool waking_rouse(Request *r, PyObject *callback, PyObject *context);
+RUNS_PYTHON bool waking_may_nest(void); /* a task may run the loop that runs it */
 PyObject *waking_task_type(void); /* asyncio.Task, borrowed */
 RUNS_PYTHON int waking_module_init(void);
 
@@ -326,6 +327,9 @@ RUNS_PYTHON int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argu
 RUNS_PYTHON int queue_schedule_flush(QueueCore *q);
 /* Schedules a flush, whatever happens. Without a loop, nothing: wait() looks by itself. */
 RUNS_PYTHON void queue_go_on_next_turn(QueueCore *q);
+/* The same two for what the end of this turn can do as well: see turns.c. */
+RUNS_PYTHON int queue_schedule_flush_soon(QueueCore *q);
+RUNS_PYTHON void queue_go_on_soon(QueueCore *q);
 /* A hook (UNTOLD_*) could not be called: it will be in the next turn. */
 RUNS_PYTHON void queue_tell_later(QueueCore *q, uint8_t hook);
 RUNS_PYTHON bool loop_has_others(QueueCore *q); /* other callbacks are ready, as far as it says so */

@@ -11,7 +11,7 @@
  */
 static bool idle(const QueueCore *q)
 {
-    return q->device_count == 0 && !q->backlog_head && !q->flush_scheduled && q->inline_budget > 0 &&
+    return q->device_count == 0 && !q->backlog_head && !q->flush_scheduled && !q->flush_owed && q->inline_budget > 0 &&
            !OBSERVE(q->inline_request) && q->completion_fd >= 0 && q->blkioq;
 }
 
@@ -96,7 +96,7 @@ int queue_submit(QueueCore *q, Request *r)
         return 0;
     }
     bool now = r->batch && idle(q);
-    if (!now && queue_schedule_flush(q) < 0) {
+    if (!now && queue_schedule_flush_soon(q) < 0) {
         return -1;
     }
     if (!q->blkioq && !q->suspended) {

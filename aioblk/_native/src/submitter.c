@@ -8,12 +8,6 @@ static PyObject *get_running_loop;
 
 /* ---- checks ---------------------------------------------------------------------------------------------- */
 
-/* Whether the caller is in the step of a task that this queue has woken directly, and not in a loop that the task runs. */
-static bool woke_caller(const QueueCore *q)
-{
-    return q->woken_context && q->waker->context == q->woken_context;
-}
-
 static bool on_own_loop(QueueCore *q)
 {
     if (!queue_has_loop(q)) {
@@ -37,7 +31,7 @@ static int check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t le
         reason = q->closed_reason;
     } else if (q->thread != PyThread_get_thread_ident()) {
         reason = "thread";
-    } else if (!woke_caller(q) && !on_own_loop(q)) {
+    } else if (!queue_woke_caller(q) && !on_own_loop(q)) {
         /* Our loop is running when it has called us; asking costs a getpid(). */
         reason = "loop";
     }

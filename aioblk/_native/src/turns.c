@@ -6,35 +6,61 @@
  *   wait       a thread calls it in their stead where there is no loop.
  *
  * A flush that has reaped something reads the eventfd and reaps again: cheaper than letting the loop find the stale event.
+ *
+ * What is submitted by those whom a turn wakes goes to the device at the end of the same turn, and who is done by then is
+ * woken in it as well: a round. So the turn goes on with what it has brought about itself, unless another callback is ready
+ * or its time is over, instead of leaving that to the loop's next, which has nothing else to do than to come back here.
  */
 #include "rooms.h"
 
-#define KICKS_NS 250000u /* of a turn, in which parts are handed over between two tasks */
+#define TURN_NS 250000u /* in which parts are handed over between two tasks, and rounds begin */
+#define ROUNDS_MAX 64   /* of both together, should the clock stand still */
 
-/*
- * Wakes who waits for what has completed. Where that pays, what they submit is handed over in the middle, and whose requests
- * are done by then is woken as well, as long as there is time: the loop's others are to have their turn.
- */
-static int wake(QueueCore *q)
+/* Submits what can be, takes what has completed, and looks again where that pays. Returns how many completions. */
+static int exchange(QueueCore *q)
 {
-    uint64_t end = 0;
-    int status;
-    q->pace.may_kick = q->pace.kicks;
-    while ((status = queue_wake_ready(q, true)) == KICK_WANTED) {
-        uint64_t now = clock_now_ns();
-        end = end ? end : now + KICKS_NS;
-        q->pace.may_kick = now < end;
-        if (queue_usable(q)) {
-            queue_issue_backlog(q);
-            q->carried += q->unflushed_parts;
-            queue_reap(q);
-        }
+    queue_issue_backlog(q);
+    uint32_t parts = q->unflushed_parts + q->carried;
+    if (q->spin_until == 0 || parts > 0) { /* or else it only looks again */
+        q->last_batch = parts;
     }
-    return status;
+    q->carried = 0;
+    int count = queue_reap(q);
+    q->pace.flushes++;
+    q->pace.flushes_done += q->device_count == 0;
+    if (count == 0 && q->device_count > 0) {
+        count = queue_spin(q);
+    }
+    if (q->spin_until > 0 && (count > 0 || q->device_count == 0)) {
+        queue_spin_has_paid(q);
+    }
+    return count;
 }
 
-/* The end of every entrance from the loop: what can go on goes on. */
-static PyObject *finish_turn(QueueCore *q)
+/* Its event is still to be read. */
+static void reap_again(QueueCore *q)
+{
+    if (queue_usable(q)) {
+        queue_reset_event(q);
+        queue_reap(q);
+    }
+}
+
+/* Between two tasks, the device is given what it has not got yet. */
+static void kick(QueueCore *q)
+{
+    queue_issue_backlog(q);
+    q->carried += q->unflushed_parts;
+    queue_reap(q);
+}
+
+/* Those whom this turn has woken have submitted, and the loop has nothing else to call. */
+static bool wants_round(QueueCore *q)
+{
+    return q->flush_owed && !q->flush_scheduled && !q->ready_head && queue_usable(q) && !loop_has_others(q);
+}
+
+static void tell(QueueCore *q)
 {
     if (q->room_made) {
         q->room_made = false;
@@ -46,6 +72,51 @@ static PyObject *finish_turn(QueueCore *q)
     if (q->untold) {
         queue_tell_untold(q);
     }
+}
+
+/* Wakes who waits for what has completed, as long as there is time; of all others the loop is to have its turn. */
+static int wake(QueueCore *q)
+{
+    uint64_t end = 0;
+    int status, rounds = 0, completions = 0;
+    q->turn_flushes = q->rounds && !waking_may_nest();
+    q->pace.may_kick = q->pace.kicks;
+    do {
+        tell(q);
+        status = queue_wake_ready(q, true);
+        if (status < 0 || (status != KICK_WANTED && !wants_round(q))) {
+            break;
+        }
+        uint64_t now = clock_now_ns();
+        end = end ? end : now + TURN_NS;
+        bool goes_on = now < end && ++rounds < ROUNDS_MAX;
+        q->pace.may_kick = q->pace.kicks && goes_on;
+        if (status == KICK_WANTED && queue_usable(q)) {
+            kick(q);
+        } else if (status != KICK_WANTED && goes_on) {
+            q->flush_owed = false;
+            q->counters.flushes++;
+            completions += exchange(q);
+        } else if (status != KICK_WANTED) {
+            break;
+        }
+    } while (true);
+    q->turn_flushes = false;
+    if (completions > 0 && !q->flush_owed) {
+        reap_again(q);
+    } else if (completions > 0) {
+        queue_reset_event(q); /* the flush reaps */
+    }
+    if (q->flush_owed || q->ready_head) {
+        q->flush_owed = false;
+        queue_go_on_next_turn(q);
+    }
+    return status;
+}
+
+/* The end of every entrance from the loop: what can go on goes on. */
+static PyObject *finish_turn(QueueCore *q)
+{
     int status = wake(q);
     /* Where the backlog waits for room in the device, an event tells; a flush per turn would be a busy loop. */
     bool silent = q->completion_fd < 0 && q->device_count > 0; /* a poll queue tells nothing by itself */
@@ -67,24 +138,8 @@ PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
         given_up_release(q);
     }
     if (queue_usable(q)) {
-        queue_issue_backlog(q);
-        uint32_t parts = q->unflushed_parts + q->carried;
-        if (q->spin_until == 0 || parts > 0) { /* or else it only looks again */
-            q->last_batch = parts;
-        }
-        q->carried = 0;
-        int count = queue_reap(q);
-        q->pace.flushes++;
-        q->pace.flushes_done += q->device_count == 0;
-        if (count == 0 && q->device_count > 0) {
-            count = queue_spin(q);
-        }
-        if (q->spin_until > 0 && (count > 0 || q->device_count == 0)) {
-            queue_spin_has_paid(q);
-        }
-        if (count > 0 && queue_usable(q)) {
-            queue_reset_event(q);
-            queue_reap(q);
+        if (exchange(q) > 0) {
+            reap_again(q);
         }
     } else if (q->sweep_due && q->fork_generation == fork_generation) {
         queue_issue_backlog(q); /* of a suspended queue: what was cancelled leaves it, nothing is issued */

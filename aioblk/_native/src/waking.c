@@ -155,7 +155,7 @@ bool waking_rouse(Request *r, PyObject *callback, PyObject *context)
 /* ---- all that are ready ------------------------------------------------------------------------------------ */
 
 /* Whether a task may run the loop that runs it: nest_asyncio and its successor leave this mark in asyncio. */
-static bool loops_nest(void) { return PyDict_Contains(asyncio_names, str_nest_patched) != 0; }
+bool waking_may_nest(void) { return PyDict_Contains(asyncio_names, str_nest_patched) != 0; }
 
 /*
  * The loop calls us in a context. A task that is woken directly, in the middle of that call, may run the loop again, which
@@ -195,7 +195,7 @@ int queue_wake_ready(QueueCore *q, bool direct)
     bool again = q->waking;
     q->runs_again |= again && direct;
     bool several = q->ready_head && q->ready_head->ready_next;
-    direct = direct && !q->runs_again && !(several && loops_nest());
+    direct = direct && !q->runs_again && !(several && waking_may_nest());
     PyObject *context = direct && q->ready_head ? leave_context(q) : NULL;
     q->waking = true;
     bool kick = false;

@@ -53,6 +53,42 @@ IN_THE_CORE = (
         "silent || q->more_to_reap",
     ),
     Mutant(
+        "owed-flush-forgotten",
+        "What a turn has no time left for is not left to the next: it hangs.",
+        "84eba04, go on where reaping stopped early",
+        f"{SRC}/turns.c",
+        "if (q->flush_owed || q->ready_head) {",
+        "if (q->ready_head) {",
+    ),
+    Mutant(
+        "event-of-a-round-lost",
+        "The event of what has completed meanwhile is read at the end of a round, and not looked for: it hangs.",
+        "an event that is read before nobody looks: libblkio(3), event-driven mode",
+        f"{SRC}/turns.c",
+        """\
+    if (completions > 0 && !q->flush_owed) {
+        reap_again(q);
+""",
+        """\
+    if (completions > 0 && !q->flush_owed) {
+        queue_reset_event(q);
+""",
+    ),
+    Mutant(
+        "room-of-a-round-untold",
+        "Who waits for bounce memory is not told of what a round has given back: it hangs.",
+        "the wake-up of a waiter for bounce memory that got lost",
+        f"{SRC}/turns.c",
+        """\
+    do {
+        tell(q);
+        status""",
+        """\
+    tell(q);
+    do {
+        status""",
+    ),
+    Mutant(
         "backlog-of-a-batch-forgotten",
         "A batch that is longer than the ring is not gone on with where its beginning is done at once: it "
         "hangs.",
