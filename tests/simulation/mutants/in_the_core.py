@@ -62,7 +62,7 @@ IN_THE_CORE = (
     ),
     Mutant(
         "event-of-a-round-lost",
-        "The event of what has completed meanwhile is read at the end of a round, and not looked for: it hangs.",
+        "The event of what completes meanwhile is read at the end of a round, and not looked for: it hangs.",
         "an event that is read before nobody looks: libblkio(3), event-driven mode",
         f"{SRC}/turns.c",
         """\
