@@ -303,6 +303,7 @@ struct queue_core {
     bool turn_flushes;          /* a turn is under way that ends with a flush: see turns.c */
     bool flush_owed;            /* by it */
     bool loop_is_mute;          /* it does not say whether it has other callbacks */
+    bool loop_hides_thread;     /* nor in which thread it runs */
     bool runs_again;            /* a task that was woken directly has run the loop: see queue_wake_ready */
     PyThreadState *waker;
     PyObject *woken_context;    /* borrowed: of the task whose step runs, being woken directly in that thread */

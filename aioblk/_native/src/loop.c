@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 unsigned fork_generation;
-static PyObject *call_soon_names, *str_ready;
+static PyObject *call_soon_names, *str_ready, *str_thread_id;
 
 /* ---- exceptions ------------------------------------------------------------------------------------------ */
 
@@ -138,6 +138,37 @@ bool loop_has_others(QueueCore *q)
     return count > 0;
 }
 
+#if PY_VERSION_HEX < 0x030C0000
+
+/*
+ * Up to 3.11, asyncio asks for the number of the process each time it is asked for the running loop: a system call, where a
+ * cached read takes three. Its own loops, but not uvloop's, say in which thread they are running.
+ */
+bool loop_says_it_runs(QueueCore *q)
+{
+    if (q->loop_hides_thread) {
+        return false;
+    }
+    PyObject *thread = PyObject_GetAttr(q->loop, str_thread_id);
+    if (!thread) {
+        if (!PyErr_ExceptionMatches(PyExc_Exception)) {
+            queue_put_off(q);
+        }
+        PyErr_Clear();
+        q->loop_hides_thread = true;
+        return false;
+    }
+    bool here = PyLong_CheckExact(thread) && PyLong_AsUnsignedLongMask(thread) == q->thread;
+    Py_DECREF(thread);
+    return here;
+}
+
+#else
+
+bool loop_says_it_runs(QueueCore *Py_UNUSED(q)) { return false; }
+
+#endif
+
 void queue_tell_later(QueueCore *q, uint8_t hook)
 {
     q->untold |= hook;
@@ -233,5 +264,6 @@ int loop_module_init(void)
     call_soon_names = context ? PyTuple_Pack(1, context) : NULL;
     Py_XDECREF(context);
     str_ready = PyUnicode_InternFromString("_ready");
-    return call_soon_names && str_ready ? 0 : -1;
+    str_thread_id = PyUnicode_InternFromString("_thread_id");
+    return call_soon_names && str_ready && str_thread_id ? 0 : -1;
 }

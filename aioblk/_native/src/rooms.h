@@ -333,6 +333,7 @@ RUNS_PYTHON void queue_go_on_soon(QueueCore *q);
 /* A hook (UNTOLD_*) could not be called: it will be in the next turn. */
 RUNS_PYTHON void queue_tell_later(QueueCore *q, uint8_t hook);
 RUNS_PYTHON bool loop_has_others(QueueCore *q); /* other callbacks are ready, as far as it says so */
+RUNS_PYTHON bool loop_says_it_runs(QueueCore *q); /* here; false: it is to be found out otherwise */
 void queue_new_turn(QueueCore *q); /* others have had their turn: inline completions are harmless again */
 /* The current exception is for the loop, which raises it in its next turn; without a loop, wait() does. */
 RUNS_PYTHON void queue_put_off(QueueCore *q);

@@ -10,7 +10,7 @@ static PyObject *get_running_loop;
 
 static bool on_own_loop(QueueCore *q)
 {
-    if (!queue_has_loop(q)) {
+    if (!queue_has_loop(q) || loop_says_it_runs(q)) {
         return true;
     }
     PyObject *running = PyObject_CallNoArgs(get_running_loop);
@@ -32,7 +32,6 @@ static int check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t le
     } else if (q->thread != PyThread_get_thread_ident()) {
         reason = "thread";
     } else if (!queue_woke_caller(q) && !on_own_loop(q)) {
-        /* Our loop is running when it has called us; asking costs a getpid(). */
         reason = "loop";
     }
     return reason ? device_refuse(q->device, reason, op, offset, length) : 0;
