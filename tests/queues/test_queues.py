@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import threading
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -193,6 +194,31 @@ async def test_more_than_a_blocking_queues_bounce_memory_goes_through_it(device:
             return queue.wait(queue.read(0, 8 << 20))
 
     assert (await asyncio.to_thread(work))[: len(DATA)] == DATA
+
+
+@pytest.mark.parametrize("kicks", [False, True])
+async def test_a_blocking_queue_may_hand_over_before_its_thread_waits(
+    device: aioblk.Device, kicks: bool
+) -> None:
+    blocks = len(DATA) // BLOCK
+
+    def work() -> None:
+        with device.blocking_queue(1) as queue:
+            queue._compiled.kicks = kicks
+            begun: deque[tuple[int, aioblk.Request[bytes]]] = deque()
+            for number in range(4):
+                begun.append((number, queue.read(number * BLOCK, BLOCK)))
+            assert (queue.statistics().do_io_calls > 0) is kicks
+            for number in range(4, 2000):
+                begun.append((number, queue.read(number % blocks * BLOCK, BLOCK)))
+                done, request = begun.popleft()
+                at = done % blocks * BLOCK
+                assert queue.wait(request) == DATA[at : at + BLOCK]
+            for done, request in begun:
+                at = done % blocks * BLOCK
+                assert queue.wait(request) == DATA[at : at + BLOCK]
+
+    await asyncio.to_thread(work)
 
 
 async def test_waiting_has_an_end(storage_daemon: "StorageDaemonFactory") -> None:

@@ -138,15 +138,13 @@ bool loop_has_others(QueueCore *q)
     return count > 0;
 }
 
-#if PY_VERSION_HEX < 0x030C0000
-
 /*
  * Up to 3.11, asyncio asks for the number of the process each time it is asked for the running loop: a system call, where a
  * cached read takes three. Its own loops, but not uvloop's, say in which thread they are running.
  */
 bool loop_says_it_runs(QueueCore *q)
 {
-    if (q->loop_hides_thread) {
+    if (PY_VERSION_HEX >= 0x030C0000 || q->loop_hides_thread) {
         return false;
     }
     PyObject *thread = PyObject_GetAttr(q->loop, str_thread_id);
@@ -162,12 +160,6 @@ bool loop_says_it_runs(QueueCore *q)
     Py_DECREF(thread);
     return here;
 }
-
-#else
-
-bool loop_says_it_runs(QueueCore *Py_UNUSED(q)) { return false; }
-
-#endif
 
 void queue_tell_later(QueueCore *q, uint8_t hook)
 {

@@ -50,7 +50,7 @@ static void end_trial(Pace *p)
 /* Where everything is done within the call that submits it, there is nobody to work beside us. */
 static bool is_done_inside(const Pace *p) { return 2 * p->flushes_done > p->flushes; }
 
-void pace_epoch(Pace *p)
+static void end_epoch(Pace *p)
 {
     bool inside = !p->pays && is_done_inside(p);
     p->woken = p->flushes = p->flushes_done = 0;
@@ -74,6 +74,14 @@ void pace_epoch(Pace *p)
         begin_step(p, p->step + 1);
     } else {
         end_trial(p);
+    }
+}
+
+void pace_count(Pace *p, int requests)
+{
+    p->woken += requests;
+    if (p->woken >= PACE_EPOCH) {
+        end_epoch(p);
     }
 }
 

@@ -63,7 +63,8 @@ static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_co
 /*
  * The kernel executes cached reads, and takes over what is written, within the call. Of so many bytes that takes longer than
  * giving the GIL away and getting it back: meanwhile another loop, in another thread, goes on. Below, and where the
- * transfer is left to a process at the other end, both loops would wait for each other more often than they gain.
+ * transfer is left to a process at the other end, both loops would wait for each other more often than they gain. A queue
+ * without a loop may be given up by another thread while its own does not wait.
  */
 #define BYTES_WITHOUT_GIL (128u << 10)
 
@@ -71,7 +72,8 @@ static int do_io(QueueCore *q, struct blkio_completion *completions)
 {
     struct blkioq *b = q->blkioq;
 #ifndef Py_GIL_DISABLED
-    if (q->unflushed_bytes >= BYTES_WITHOUT_GIL && queues_in_several_threads && !q->device->needs_regions) {
+    bool long_enough = q->unflushed_bytes >= BYTES_WITHOUT_GIL && !q->device->needs_regions;
+    if (long_enough && queues_in_several_threads && queue_has_loop(q)) {
         int count;
         Py_BEGIN_ALLOW_THREADS
         count = blkioq_do_io(b, completions, 0, REAP_MAX, NULL);

@@ -397,7 +397,7 @@ void queue_put_back_ready(QueueCore *q, Request *r);
  * ---- pace.c: learns whether parts are handed to the device in the middle of a turn ----
  */
 void pace_begin(Pace *pace);
-void pace_epoch(Pace *pace); /* PACE_EPOCH requests have been woken */
+void pace_count(Pace *pace, int requests); /* that have been woken, or taken as done where there is no loop */
 bool pace_wants_kick(const QueueCore *q);
 
 /*

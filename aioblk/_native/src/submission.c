@@ -74,6 +74,14 @@ static void submit_batch_now(QueueCore *q, Request *batch)
     }
 }
 
+/* Of a queue without a loop nothing goes to the device before its thread waits, but what a kick carries: see pace.c. */
+static void kick_without_loop(QueueCore *q)
+{
+    if (q->pace.kicks && !queue_has_loop(q) && pace_wants_kick(q)) {
+        pace_count(&q->pace, queue_reap(q));
+    }
+}
+
 /* Since the caller was checked: preparing may run Python code, which may have closed the queue, or found the device lost. */
 static int refuse_late(QueueCore *q, const Request *r)
 {
@@ -109,6 +117,7 @@ int queue_submit(QueueCore *q, Request *r)
     if (now) {
         submit_batch_now(q, r);
     }
+    kick_without_loop(q);
     queue_wake_others_quietly(q);
     return 0;
 }

@@ -213,7 +213,11 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
             slice = slice < HELD_SLICE_NS ? slice : HELD_SLICE_NS;
         }
         if (q->device_count > 0) {
-            count += queue_reap_blocking(q, slice);
+            int taken = queue_reap_blocking(q, slice);
+            q->pace.flushes++;
+            q->pace.flushes_done += q->device_count == 0;
+            pace_count(&q->pace, taken);
+            count += taken;
         } else {
             clock_doze(slice);
         }

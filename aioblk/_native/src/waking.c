@@ -226,10 +226,7 @@ int queue_wake_ready(QueueCore *q, bool direct)
         }
     }
     q->waking = again;
-    q->pace.woken += count;
-    if (q->pace.woken >= PACE_EPOCH) {
-        pace_epoch(&q->pace);
-    }
+    pace_count(&q->pace, count);
     if (context) {
         return_to_context(context);
     }
