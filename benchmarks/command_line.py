@@ -12,7 +12,18 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 
-from benchmarks import conduct, fairness, instructions, nbd, occasional, pictures, profiling, report, tables
+from benchmarks import (
+    conduct,
+    fairness,
+    instructions,
+    nbd,
+    occasional,
+    pictures,
+    profiling,
+    report,
+    switches,
+    tables,
+)
 from benchmarks.model import CASES, Operation, Run, parse_size
 from benchmarks.paths import RESULTS, WORK
 from benchmarks.plan import PLANS
@@ -29,6 +40,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
                         and opening a file take, which fails when a limit is exceeded (2 minutes)
   ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
   ./run bench nbd       the example's NBD server beside qemu-nbd and nbdkit (3 minutes)
+  ./run bench switches  what a queue does by itself, on and off in turn: it must not cost (2 minutes)
   ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
   ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer
   ./run bench profile   where a microsecond goes, by function, native and Python; also: ./run profile
@@ -65,6 +77,8 @@ def main() -> int:
                 report.write_pages()
             case "fairness":
                 return 0 if fairness.measure(console, **common(arguments)) else 1
+            case "switches":
+                return 0 if switches.measure(console, **common(arguments)) else 1
             case "nbd":
                 measured = nbd.measure(console, **common(arguments))
                 if arguments.json:
@@ -110,7 +124,7 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    commands = [*PLANS, "fairness", "instructions", "nbd", "profile", "report"]
+    commands = [*PLANS, "fairness", "instructions", "nbd", "profile", "report", "switches"]
     option("command", nargs="?", choices=commands, default="run", help="default: run")
     option(
         "--rounds", type=int, default=3, metavar="N", help="how often everything is measured (%(default)s)"

@@ -6,7 +6,7 @@ import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -26,11 +26,10 @@ class Limit(NamedTuple):
     highest: float
 
 
-def run_worker(worker: str, job: Job, cpu: int | None = None) -> dict[str, float]:
+def run_worker(worker: str, job: Job, cpu: int | None = None) -> Any:
     """The figures that a program of `workers/` prints, by name."""
     command = [*pin(cpu), sys.executable, "-m", f"benchmarks.workers.{worker}", json.dumps(asdict(job))]
-    figures: dict[str, float] = json.loads(run_process(command, TIMEOUT)[0])
-    return figures
+    return json.loads(run_process(command, TIMEOUT)[0])
 
 
 def show(console: Console, limits: dict[str, Limit], samples: Sequence[dict[str, float]]) -> bool:

@@ -46,7 +46,7 @@ def bars_grids(run: Run) -> list[Grid]:
         [
             *verdict.describe(run),
             f"{verdict.value.median:.3f} [{verdict.value.low:.2f}-{verdict.value.high:.2f}]",
-            "-" if verdict.bar.needed is None else f"{verdict.bar.needed:.2f}",
+            "-" if verdict.needed is None else f"{verdict.needed:.2f}",
             verdict.word,
         ]
         for verdict in judge(run)

@@ -10,6 +10,7 @@ from benchmarks.journal import Journal
 from benchmarks.model import CASES, Cell, Record, Run, Sample
 from benchmarks.plan import PLANS, choose_cells
 from benchmarks.standing import explain, standing
+from benchmarks.switches import Gain
 from benchmarks.workers.measuring import Job
 
 DEEP = Cell("cached-file", "read", 4096, 32)
@@ -54,6 +55,15 @@ def test_a_bar_for_another_python_is_left_out() -> None:
     assert [verdict.word for verdict in judge(run)] == ["met"]
     run.machine["Python"] = "CPython 3.13.5, GIL"
     assert [verdict.word for verdict in judge(run)] == ["NOT MET"]
+
+
+def test_what_a_queue_does_by_itself_costs_when_its_whole_interval_says_so() -> None:
+    assert Gain.of([1.2, 1.3, 1.1] * 5).kept
+    assert Gain.of([0.96, 0.97, 0.99, 1.0] * 5).kept
+    costs = Gain.of([0.9, 0.95, 0.92] * 5)
+    assert not costs.kept
+    assert str(costs).endswith("COSTS")
+    assert costs.low <= costs.median <= costs.high
 
 
 def test_whoever_is_ahead_is_found_and_named() -> None:
