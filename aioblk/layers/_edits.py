@@ -4,7 +4,8 @@ What is guaranteed about the order stands in the docstring of ByteView.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, cast, final
 
@@ -22,8 +23,11 @@ REMEMBERED = 64  # changes, before those that are done are forgotten
 
 _EVERYTHING = 2**64  # beyond every offset
 
-_Work: TypeAlias = Request[None] | Begun[None] | asyncio.Task[None]
+_Work: TypeAlias = Request[Any] | Begun[Any] | asyncio.Future[Any]
 _Change: TypeAlias = tuple[int, int, _Work]  # from where to where, in whole blocks, and who makes it
+_Direct: TypeAlias = "tuple[int, int, weakref.ref[Request[Any] | asyncio.Future[Any]]]"
+"""The same of a change that the device keeps alive while it has it. Once done, it is its caller's alone: it
+may have an error, which has the frames that have seen it, and these have the caller's memory."""
 _Zero: TypeAlias = Callable[[int, int], Awaitable[None]]
 
 
@@ -71,12 +75,12 @@ class Edits:
         self._file = device if cut and isinstance(device, Device) else None
         self._turns: list[_Change] = []  # changes of parts of blocks, and who waits for them; in order
         self._cuts: set[asyncio.Task[None]] = set()  # of a file that was made longer by a part of a block
-        self._direct: list[_Change] = []  # changes that the device has; some may be done
+        self._direct: list[_Direct] = []  # changes that the device has; some may be done, or gone
         self._forget_at = REMEMBERED
 
     async def finish(self) -> None:
         """Wait for all changes, those that were cancelled included."""
-        while left := [work for _, _, work in (*self._turns, *self._direct) if not work.done()]:
+        while left := [work for _, _, work in (*self._turns, *self._under_way()) if not work.done()]:
             await _end_of(left[0])
 
     # --- whole blocks ---------------------------------------------------------------------------------------
@@ -103,10 +107,18 @@ class Edits:
         """Have later changes of parts of blocks wait for this one."""
         if self._block > 1 and not request.done():  # with smaller blocks nobody will ever wait for it
             if len(self._direct) >= self._forget_at:
-                self._direct = [change for change in self._direct if not change[2].done()]
+                self._direct = [(at, to, weakref.ref(work)) for at, to, work in self._under_way()]
                 self._forget_at = 2 * len(self._direct) + REMEMBERED
-            self._direct.append((start, end, request))
+            work = request.future if isinstance(request, Begun) else request
+            self._direct.append((start, end, weakref.ref(work)))
         return request
+
+    def _under_way(self) -> "Iterator[tuple[int, int, Request[Any] | asyncio.Future[Any]]]":
+        """The changes that the device has."""
+        for start, end, reference in self._direct:
+            work = reference()
+            if work is not None and not work.done():
+                yield start, end, work
 
     # --- parts of blocks ------------------------------------------------------------------------------------
 
@@ -148,7 +160,7 @@ class Edits:
         end, grows = span.end, self._may_make_longer(span)
         if grows:
             end = _EVERYTHING  # whoever makes the file longer meanwhile would be cut off
-        earlier = _meeting((*self._turns, *self._direct), span.start, end)
+        earlier = _meeting((*self._turns, *self._under_way()), span.start, end)
         first = None if earlier else asyncio.ensure_future(self._read_edges(span))
         reading = [first] if first else []
 

@@ -30,8 +30,12 @@ CALLS: dict[str, Call] = {
     "write_many": lambda view, memory: view.write_many([(3, memory), (4 * BLOCK, memory)]),
     "write_zeroes": lambda view, _: view.write_zeroes(3, 5),
     "write_zeroes, blocks": lambda view, _: view.write_zeroes(3, 4 * BLOCK),
+    "write, a block": lambda view, memory: view.write(0, memory),
+    "writev, a block": lambda view, memory: view.writev(0, [memory]),
+    "write_many, a block": lambda view, memory: view.write_many([(0, memory)]),
+    "write_zeroes, a block": lambda view, _: view.write_zeroes(0, BLOCK),
 }
-"""Of parts of blocks."""
+"""Of parts of blocks, but where it says so."""
 
 Errors = list["weakref.ref[BaseException]"]
 
@@ -94,6 +98,7 @@ async def test_of_requests_that_are_cancelled(backend: Disk, simulator: Simulato
         view = aioblk.ByteView(device)
         simulator.configure(hold=1)
         waiter = asyncio.get_running_loop().create_task(caught(call(view, bytearray(BLOCK))))
+        await asyncio.sleep(0)
         await until_held(simulator, 1)
         waiter.cancel()
         await asyncio.sleep(0)
