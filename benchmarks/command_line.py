@@ -23,6 +23,7 @@ from benchmarks import (
     report,
     switches,
     tables,
+    writes,
 )
 from benchmarks.model import CASES, Operation, Run, parse_size
 from benchmarks.paths import RESULTS, WORK
@@ -41,6 +42,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
   ./run bench nbd       the example's NBD server beside qemu-nbd and nbdkit (3 minutes)
   ./run bench switches  what a queue does by itself, on and off in turn: it must not cost (2 minutes)
+  ./run bench writes    ways to write to a file, through the page cache, past it, and durably (1 minute)
   ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
   ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer
   ./run bench profile   where a microsecond goes, by function, native and Python; also: ./run profile
@@ -79,6 +81,8 @@ def main() -> int:
                 return 0 if fairness.measure(console, **common(arguments)) else 1
             case "switches":
                 return 0 if switches.measure(console, **common(arguments)) else 1
+            case "writes":
+                return 0 if writes.measure(console, **common(arguments)) else 1
             case "nbd":
                 measured = nbd.measure(console, **common(arguments))
                 if arguments.json:
@@ -124,7 +128,7 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    commands = [*PLANS, "fairness", "instructions", "nbd", "profile", "report", "switches"]
+    commands = [*PLANS, "fairness", "instructions", "nbd", "profile", "report", "switches", "writes"]
     option("command", nargs="?", choices=commands, default="run", help="default: run")
     option(
         "--rounds", type=int, default=3, metavar="N", help="how often everything is measured (%(default)s)"
