@@ -12,8 +12,8 @@ import pytest
 import aioblk
 from aioblk._native._core import QueueCore
 
-from .devices import BLOCK, device_on, pattern
-from .library import Disk, Simulator
+from .devices import BLOCK, device_on, pattern, until_held
+from .library import Disk, Place, Simulator
 
 DEPTH = 16
 EPOCH = 512  # requests
@@ -42,6 +42,14 @@ class User:
 
         self.kicked.clear()
         await asyncio.gather(*(some() for _ in range(DEPTH)))
+
+    async def read_batches(self, epochs: int, cost: Cost) -> None:
+        self.kicked.clear()
+        for _ in range(epochs * EPOCH // DEPTH // 2):
+            await asyncio.gather(*(self._dev.read_many([(0, BLOCK)] * DEPTH) for _ in range(2)))
+            self.kicked.append(self.core.kicks)
+            self._now += 2 * DEPTH * cost(self.core.kicks)
+            self._simulator.clock(self._now)
 
     @property
     def share(self) -> float:
@@ -151,6 +159,32 @@ async def test_parts_are_handed_over_before_the_turn_ends(backend: Disk, simulat
         at_the_end = await calls_of_a_flush()
         dev.queue()._compiled.kicks = True
         assert await calls_of_a_flush() > at_the_end + 2
+
+
+@pytest.mark.parametrize("kicks", [False, True])
+async def test_the_first_of_a_batch_are_with_the_device_while_the_others_are_issued(
+    backend: Disk, simulator: Simulator, kicks: bool
+) -> None:
+    async with device_on(backend) as dev:
+        await dev.write(0, pattern(1))
+        simulator.configure(hold=1)
+        earlier = dev.read(0, BLOCK)  # or else the whole batch would be submitted at once
+        await until_held(simulator, 1)
+        dev.queue()._compiled.kicks = kicks
+        batch = dev.read_many([(0, BLOCK)] * DEPTH)
+        at_device = sum(each.place is Place.AT_DEVICE for each in simulator.requests())
+        assert at_device == (DEPTH - 4 + 1 if kicks else 1)
+        simulator.configure(hold=0)
+        simulator.complete()
+        assert [await earlier, *await batch] == [pattern(1)] * (DEPTH + 1)
+
+
+async def test_batches_count_as_what_is_in_them(backend: Disk, simulator: Simulator) -> None:
+    """Or else a program of batches would need hours to find out what pays."""
+    async with user_on(backend, simulator, late=5) as user:
+        await user.read_batches(30, pays)
+        await user.read_batches(40, pays)
+        assert user.share > 0.8
 
 
 async def test_a_turn_with_kicks_ends_in_time(backend: Disk, simulator: Simulator) -> None:

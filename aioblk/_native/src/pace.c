@@ -3,7 +3,7 @@
  *
  * A turn wakes many tasks, each of which submits its next request, and the device sees nothing of them before the turn ends.
  * Where it works beside us, on a processor of its own, it stands still meanwhile; there, what has been submitted is handed
- * over between two tasks: a kick. Where the backend needs the processor that we run on, or the kernel does the work within
+ * over between two tasks, and between the parts of a batch: a kick. Where the backend needs the processor that we run on, or the kernel does the work within
  * the call, kicks make many small submissions of a large one, and cost up to half of the throughput.
  *
  * No single kick shows which of the two it is: whom it wakes needs longer than a turn to wake up. So a queue tries. For as

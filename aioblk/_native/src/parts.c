@@ -222,9 +222,25 @@ void request_fail_unadmitted(Request *r, int error, PyObject *exception)
     request_drop_unadmitted(r);
 }
 
+#define GROUP 4 /* parts of a batch that are handed over while the next ones are issued */
+
+/*
+ * A kick, see pace.c, in the midst of a batch. It takes no completions, so that nobody runs; should it fail, so does the
+ * flush that follows.
+ */
+static void hand_over_group(QueueCore *q)
+{
+    if (queue_usable(q) && blkioq_do_io(q->blkioq, NULL, 0, 0, NULL) >= 0) {
+        q->counters.do_io_calls++;
+        q->carried += q->unflushed_parts;
+        q->unflushed_parts = 0;
+    }
+}
+
 /* The request's parts in order, as far as there is room. */
 bool queue_admit_parts(QueueCore *q, Request *r)
 {
+    bool kicks = r->batch && q->pace.kicks;
     while (r->admitted < r->part_count) {
         Part *part = request_part(r, r->admitted);
         if (!queue_prepare_part(q, part)) {
@@ -232,6 +248,9 @@ bool queue_admit_parts(QueueCore *q, Request *r)
         }
         r->admitted++;
         enqueue(q, part);
+        if (kicks && q->unflushed_parts >= GROUP && r->admitted < r->part_count) {
+            hand_over_group(q);
+        }
     }
     return true;
 }

@@ -26,8 +26,10 @@ static int exchange(QueueCore *q)
     }
     q->carried = 0;
     int count = queue_reap(q);
-    q->pace.flushes++;
-    q->pace.flushes_done += q->device_count == 0;
+    if (parts > 0) {
+        q->pace.flushes++;
+        q->pace.flushes_done += q->device_count == 0;
+    }
     if (count == 0 && q->device_count > 0) {
         count = queue_spin(q);
     }

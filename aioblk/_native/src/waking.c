@@ -199,9 +199,10 @@ int queue_wake_ready(QueueCore *q, bool direct)
     PyObject *context = direct && q->ready_head ? leave_context(q) : NULL;
     q->waking = true;
     bool kick = false;
-    int count = 0;
+    int count = 0, weight = 0;
     while ((count < WAKE_MAX || !direct) && (r = queue_take_ready(q)) != NULL) {
         count++;
+        weight += r->weight;
         assert(r->queue == q && r->state != PENDING);
         int status = request_wake(r, direct);
         if (r->callback || r->more_callbacks) {
@@ -226,7 +227,7 @@ int queue_wake_ready(QueueCore *q, bool direct)
         }
     }
     q->waking = again;
-    pace_count(&q->pace, count);
+    pace_count(&q->pace, weight);
     if (context) {
         return_to_context(context);
     }
