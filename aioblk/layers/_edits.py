@@ -25,9 +25,9 @@ _EVERYTHING = 2**64  # beyond every offset
 
 _Work: TypeAlias = Request[Any] | Begun[Any] | asyncio.Future[Any]
 _Change: TypeAlias = tuple[int, int, _Work]  # from where to where, in whole blocks, and who makes it
-_Direct: TypeAlias = "tuple[int, int, weakref.ref[Request[Any] | asyncio.Future[Any]]]"
-"""The same of a change that the device keeps alive while it has it. Once done, it is its caller's alone: it
-may have an error, which has the frames that have seen it, and these have the caller's memory."""
+_Direct: TypeAlias = "tuple[int, int, weakref.ref[Request[Any]]]"
+"""The same of a request, which the device keeps alive while it has it. Once done, it is its caller's alone:
+it may have an error, which has the frames that have seen it, and these have the caller's memory."""
 _Zero: TypeAlias = Callable[[int, int], Awaitable[None]]
 
 
@@ -76,6 +76,7 @@ class Edits:
         self._turns: list[_Change] = []  # changes of parts of blocks, and who waits for them; in order
         self._cuts: set[asyncio.Task[None]] = set()  # of a file that was made longer by a part of a block
         self._direct: list[_Direct] = []  # changes that the device has; some may be done, or gone
+        self._begun: set[_Change] = set()  # the same of a device that gives no requests
         self._forget_at = REMEMBERED
 
     async def finish(self) -> None:
@@ -106,19 +107,28 @@ class Edits:
     def remember(self, start: int, end: int, request: Request[Any] | Begun[Any]) -> Request[Any] | Begun[Any]:
         """Have later changes of parts of blocks wait for this one."""
         if self._block > 1 and not request.done():  # with smaller blocks nobody will ever wait for it
+            if isinstance(request, Begun):
+                change = start, end, request
+                self._begun.add(change)
+                request.add_done_callback(lambda _: self._begun.discard(change))
+                return request
             if len(self._direct) >= self._forget_at:
-                self._direct = [(at, to, weakref.ref(work)) for at, to, work in self._under_way()]
+                self._direct = [(at, to, weakref.ref(work)) for at, to, work in self._requests()]
                 self._forget_at = 2 * len(self._direct) + REMEMBERED
-            work = request.future if isinstance(request, Begun) else request
-            self._direct.append((start, end, weakref.ref(work)))
+            self._direct.append((start, end, weakref.ref(request)))
         return request
 
-    def _under_way(self) -> "Iterator[tuple[int, int, Request[Any] | asyncio.Future[Any]]]":
-        """The changes that the device has."""
+    def _requests(self) -> Iterator[tuple[int, int, Request[Any]]]:
+        """The changes that are the device's requests, and under way."""
         for start, end, reference in self._direct:
-            work = reference()
-            if work is not None and not work.done():
-                yield start, end, work
+            request = reference()
+            if request is not None and not request.done():
+                yield start, end, request
+
+    def _under_way(self) -> Iterator[_Change]:
+        """The changes that the device has."""
+        yield from self._requests()
+        yield from self._begun
 
     # --- parts of blocks ------------------------------------------------------------------------------------
 
