@@ -355,3 +355,58 @@ def test_the_interpreter_ends_inside_the_loop(
         storage_daemon(latency_ns=SLOW).socket,
         str(scratch_file),
     )
+
+
+def test_a_child_that_ends_within_a_turn_takes_no_event_of_its_parents(tmp_path: Path) -> None:
+    """It was forked by a task that the queue had woken, and goes back through the queue as it ends."""
+    image = tmp_path / "image"
+    image.write_bytes(bytes(1 << 20))
+    run_script(
+        """
+        import time, warnings
+
+        warnings.simplefilter("ignore", DeprecationWarning)  # of a fork beside threads
+        child = None
+
+        async def main():
+            async with aioblk.IoUring(sys.argv[1]) as device:
+                device.queue().spin = 0
+
+                async def some(number):
+                    global child
+                    for again in range(40):
+                        await device.read(0, 4096)
+                        if number == 6 and again == 10:
+                            reader, writer = os.pipe()
+                            child = os.fork()
+                            if child == 0:
+                                os.close(writer)
+                                os.read(reader, 1)  # until the parent has submitted
+                                sys.exit(3)
+                            os.close(reader)
+                            ends.append(writer)
+
+                ends = []
+                await asyncio.gather(*(some(number) for number in range(8)))
+                file = os.open(sys.argv[1], os.O_RDONLY)
+                os.fsync(file)
+                os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+                reads = [device.read(at * 65536, 4096) for at in range(8)]
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                os.close(ends[0])
+                _, status = os.waitpid(child, 0)  # the loop is busy meanwhile
+                assert os.waitstatus_to_exitcode(status) == 3
+                async with asyncio.timeout(20):
+                    for read in reads:
+                        assert await read == bytes(4096)
+
+        try:
+            asyncio.new_event_loop().run_until_complete(main())
+        except SystemExit as end:
+            if child == 0:
+                os._exit(end.code)
+            raise
+        """,
+        image,
+    )

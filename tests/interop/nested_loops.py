@@ -68,6 +68,27 @@ async def patched_at_first() -> None:
         await beside
 
 
+async def patched_within_a_turn() -> None:
+    """What is submitted before or after it, in the same step, is done although that turn has not ended."""
+    async with aioblk.IoUring(PATH) as device:
+        await be_woken_directly(device)
+        before = begin(device)
+        patch()
+        assert run_here(wait_for(before)) == ZEROES
+        assert run_here(wait_for(begin(device))) == ZEROES
+
+
+async def patched_before_it_submits() -> None:
+    async with aioblk.IoUring(PATH) as device:
+        await be_woken_directly(device)
+        patch()
+        assert run_here(wait_for(begin(device))) == ZEROES
+
+
+async def wait_for(request: aioblk.Request[bytes]) -> bytes:
+    return await request
+
+
 async def nested_in_nested() -> None:
     async def deeper(device: aioblk.Device, depth: int) -> None:
         await read(device)

@@ -16,6 +16,8 @@ PATCHES = ["nest_asyncio2"] + (["nest_asyncio"] if sys.version_info < (3, 14) el
     [
         "patched_after_a_direct_wake",
         "patched_at_first",
+        "patched_within_a_turn",
+        "patched_before_it_submits",
         "nested_in_nested",
         "waiting_for_the_next_to_be_woken",
         "another_loop_within",

@@ -43,12 +43,12 @@ class User:
         self.kicked.clear()
         await asyncio.gather(*(some() for _ in range(DEPTH)))
 
-    async def read_batches(self, epochs: int, cost: Cost) -> None:
+    async def read_batches(self, count: int, length: int, cost: Cost) -> None:
         self.kicked.clear()
-        for _ in range(epochs * EPOCH // DEPTH // 2):
-            await asyncio.gather(*(self._dev.read_many([(0, BLOCK)] * DEPTH) for _ in range(2)))
+        for _ in range(count):
+            await self._dev.read_many([(0, BLOCK)] * length)
             self.kicked.append(self.core.kicks)
-            self._now += 2 * DEPTH * cost(self.core.kicks)
+            self._now += length * cost(self.core.kicks)
             self._simulator.clock(self._now)
 
     @property
@@ -179,12 +179,15 @@ async def test_the_first_of_a_batch_are_with_the_device_while_the_others_are_iss
         assert [await earlier, *await batch] == [pattern(1)] * (DEPTH + 1)
 
 
-async def test_batches_count_as_what_is_in_them(backend: Disk, simulator: Simulator) -> None:
-    """Or else a program of batches would need hours to find out what pays."""
-    async with user_on(backend, simulator, late=5) as user:
-        await user.read_batches(30, pays)
-        await user.read_batches(40, pays)
-        assert user.share > 0.8
+@pytest.mark.parametrize(("count", "length"), [(1000, 16), (40, 1500)])
+async def test_batches_count_as_what_is_in_them(
+    backend: Disk, simulator: Simulator, count: int, length: int
+) -> None:
+    """Or else a program of batches would need hours to find out what pays, and one of long ones for ever."""
+    async with user_on(backend, simulator, late=1) as user:
+        await user.read_batches(count, length, lambda kicks: 4 * pays(kicks))
+        await user.read_batches(count, length, lambda kicks: 4 * pays(kicks))
+        assert user.share > 0.6
 
 
 async def test_a_turn_with_kicks_ends_in_time(backend: Disk, simulator: Simulator) -> None:

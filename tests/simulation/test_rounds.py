@@ -261,3 +261,104 @@ def test_what_was_submitted_before_ctrl_c_arrives_in_a_round_is_not_forgotten(
     loop.run_until_complete(finish())
     assert not any(task.exception() for task in tasks)
     loop.close()
+
+
+@pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
+def test_an_exit_is_not_lost_beside_what_completes_meanwhile(
+    backend: Disk, simulator: Simulator, raised: type[BaseException]
+) -> None:
+    """A task of a round raises it, and requests are done that the round has not seen yet."""
+    loop, unhandled = asyncio.new_event_loop(), list[dict[str, Any]]()
+    loop.set_exception_handler(lambda _, context: unhandled.append(context))
+    dev, tasks = device_on(backend), list[asyncio.Task[None]]()
+
+    async def begin() -> None:
+        await dev.open()
+        await dev.write(0, pattern(1))
+        dev.queue().spin = 0
+        simulator.configure(hold=1, late=0, record=0)
+        first, second, third = (dev.read(at * BLOCK, BLOCK) for at in range(3))
+        held = {request.start: request for request in await until_held(simulator, 3)}
+
+        async def begins_a_round() -> None:
+            await first
+            simulator.complete(held[BLOCK])
+            await dev.read(3 * BLOCK, BLOCK)
+
+        async def ends_it() -> None:
+            await second
+            simulator.complete()
+            raise raised
+
+        async def drains() -> None:
+            await dev.queue().drain()
+
+        tasks.extend(loop.create_task(each()) for each in (begins_a_round, ends_it, drains))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        simulator.complete(held[0])
+        assert not third.done()
+
+    def run() -> None:
+        loop.run_until_complete(begin())
+        loop.run_forever()
+
+    with pytest.raises(raised):
+        run()
+    simulator.configure(hold=0)
+    simulator.complete()
+
+    async def finish() -> None:
+        async with asyncio.timeout(20):
+            await asyncio.wait(tasks)
+        await dev.aclose()
+
+    loop.run_until_complete(finish())
+    assert isinstance(tasks[1].exception(), raised)
+    assert [tasks[0].exception(), tasks[2].exception(), *unhandled] == [None, None]
+    loop.close()
+
+
+@pytest.mark.parametrize("on", [False, True])
+async def test_who_waits_for_bounce_memory_is_told_of_what_the_end_of_a_round_finds(
+    virtio_disk: Disk, simulator: Simulator, on: bool
+) -> None:
+    async with device_on(virtio_disk, bounce_pool_size=65536) as dev:
+        await dev.write(0, pattern(1))
+        dev.queue().spin = 0
+        rounds(dev, on)
+        simulator.configure(hold=1, late=0, record=0)
+        large = asyncio.ensure_future(dev.write(0, pattern(2, 256 << 10)))  # 64 KiB at a time
+        first, second = dev.flush(), dev.flush()
+        held = [each for each in await until_held(simulator, 3) if each.operation == "flush"]
+
+        async def begins_a_round() -> None:
+            await first
+            simulator.complete(held[1])
+            dev.flush().cancel()
+
+        async def ends_it() -> None:
+            await second
+            simulator.configure(hold=0)
+            simulator.complete()  # of the large write, a part: found at the end of the round
+
+        tasks = [asyncio.ensure_future(each()) for each in (begins_a_round, ends_it)]
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        simulator.complete(held[0])
+        async with asyncio.timeout(20):
+            await asyncio.gather(large, *tasks)
+
+
+@pytest.mark.parametrize("kicks", [False, True])
+async def test_a_poll_queue_goes_on_with_a_batch_that_waits_for_bounce_memory(
+    virtio_disk: Disk, simulator: Simulator, kicks: bool
+) -> None:
+    """What was admitted in a task has been handed over whole, and no event will tell of it."""
+    options = {"num_queues": 1, "num_poll_queues": 1, "bounce_pool_size": 64 << 10}
+    async with device_on(virtio_disk, **options) as dev, dev.poll_queue(0) as queue:
+        queue._compiled.kicks = kicks
+        pairs = [(at * 16384, pattern(at, 16384)) for at in range(12)]
+        async with asyncio.timeout(20):
+            await queue.write_many(pairs)
+            assert await queue.read_many([(at, 16384) for at, _ in pairs]) == [data for _, data in pairs]

@@ -209,6 +209,9 @@ static PyObject *request_add_done_callback(Request *r, PyObject *const *args, Py
         (void)refuse_awaiting(r);
         return NULL;
     }
+    if (!queue_woke_caller(r->queue)) {
+        queue_pay_flush(r->queue); /* in a loop that is run within this turn */
+    }
     if (names && args[1] != Py_None) {
         context = Py_NewRef(args[1]);
     } else {

@@ -8,7 +8,7 @@
 #include <unistd.h>
 
 unsigned fork_generation;
-static PyObject *call_soon_names, *str_ready, *str_thread_id;
+static PyObject *call_soon_names, *str_ready, *str_thread_id, *asyncio_names, *str_nest_patched;
 
 /* ---- exceptions ------------------------------------------------------------------------------------------ */
 
@@ -53,6 +53,9 @@ static void keep_for_loop(QueueCore *q)
     }
 }
 
+/* nest_asyncio and its successor leave this mark in asyncio. */
+bool loop_may_nest(void) { return PyDict_Contains(asyncio_names, str_nest_patched) != 0; }
+
 /* ---- turns ----------------------------------------------------------------------------------------------- */
 
 int queue_call_soon(QueueCore *q, PyObject *callback, PyObject *argument, PyObject *context)
@@ -82,7 +85,9 @@ int queue_schedule_flush(QueueCore *q)
 static bool is_left_to_this_turn(QueueCore *q)
 {
     bool left = q->turn_flushes && (!q->woken_context || queue_woke_caller(q));
-    q->flush_owed |= left;
+    if (left && !q->flush_owed) {
+        q->flush_owed = left = !loop_may_nest(); /* since the turn began */
+    }
     return left;
 }
 
@@ -113,6 +118,14 @@ void queue_go_on_next_turn(QueueCore *q)
     PyErr_Restore(type, value, traceback);
 }
 
+void queue_pay_flush(QueueCore *q)
+{
+    if (q->flush_owed && q->thread == PyThread_get_thread_ident()) {
+        q->flush_owed = false;
+        queue_go_on_next_turn(q);
+    }
+}
+
 void queue_go_on_soon(QueueCore *q)
 {
     if (!is_left_to_this_turn(q)) {
@@ -130,8 +143,8 @@ bool loop_has_others(QueueCore *q)
     Py_ssize_t count = ready ? PyObject_Size(ready) : -1;
     Py_XDECREF(ready);
     if (count < 0 && PyErr_ExceptionMatches(PyExc_Exception)) {
+        q->loop_is_mute = PyErr_ExceptionMatches(PyExc_AttributeError) || PyErr_ExceptionMatches(PyExc_TypeError);
         PyErr_Clear();
-        q->loop_is_mute = true;
     } else if (count < 0) {
         queue_put_off(q);
     }
@@ -140,11 +153,12 @@ bool loop_has_others(QueueCore *q)
 
 /*
  * Up to 3.11, asyncio asks for the number of the process each time it is asked for the running loop: a system call, where a
- * cached read takes three. Its own loops, but not uvloop's, say in which thread they are running.
+ * cached read takes three. Its own loops, but not uvloop's, say in which thread they are running: then they are what runs
+ * there, unless another one may run within.
  */
 bool loop_says_it_runs(QueueCore *q)
 {
-    if (PY_VERSION_HEX >= 0x030C0000 || q->loop_hides_thread) {
+    if (PY_VERSION_HEX >= 0x030C0000 || q->loop_hides_thread || loop_may_nest()) {
         return false;
     }
     PyObject *thread = PyObject_GetAttr(q->loop, str_thread_id);
@@ -252,10 +266,17 @@ PyObject *loop_finished_future(PyObject *loop)
 
 int loop_module_init(void)
 {
+    PyObject *asyncio = PyImport_ImportModule("asyncio");
+    if (!asyncio) {
+        return -1;
+    }
+    asyncio_names = Py_NewRef(PyModule_GetDict(asyncio));
+    Py_DECREF(asyncio);
+    str_nest_patched = PyUnicode_InternFromString("_nest_patched");
     PyObject *context = PyUnicode_InternFromString("context"); /* interned: the callee finds it by identity */
     call_soon_names = context ? PyTuple_Pack(1, context) : NULL;
     Py_XDECREF(context);
     str_ready = PyUnicode_InternFromString("_ready");
     str_thread_id = PyUnicode_InternFromString("_thread_id");
-    return call_soon_names && str_ready && str_thread_id ? 0 : -1;
+    return call_soon_names && str_ready && str_thread_id && str_nest_patched ? 0 : -1;
 }

@@ -3,8 +3,9 @@
  *
  * A turn wakes many tasks, each of which submits its next request, and the device sees nothing of them before the turn ends.
  * Where it works beside us, on a processor of its own, it stands still meanwhile; there, what has been submitted is handed
- * over between two tasks, and between the parts of a batch: a kick. Where the backend needs the processor that we run on, or the kernel does the work within
- * the call, kicks make many small submissions of a large one, and cost up to half of the throughput.
+ * over between two tasks, and between the parts of a batch: a kick. Where the backend needs the processor that we run on, or
+ * the kernel does the work within the call, kicks make many small submissions of a large one, and cost up to half of the
+ * throughput.
  *
  * No single kick shows which of the two it is: whom it wakes needs longer than a turn to wake up. So a queue tries. For as
  * many requests it does what it has done so far, the other, the other, and the first again, so that a trend does not favour
@@ -53,6 +54,7 @@ static bool is_done_inside(const Pace *p) { return 2 * p->flushes_done > p->flus
 static void end_epoch(Pace *p)
 {
     bool inside = !p->pays && is_done_inside(p);
+    uint64_t requests = p->woken; /* a batch may have brought many more than an epoch has */
     p->woken = p->flushes = p->flushes_done = 0;
     if (p->step == 0) {
         if (p->left > 0 || inside) {
@@ -64,7 +66,7 @@ static void end_epoch(Pace *p)
         begin_step(p, 1);
         return;
     }
-    uint64_t now = clock_now_ns(), took = now - p->began, *least = &p->took[p->step == 2 || p->step == 3];
+    uint64_t now = clock_now_ns(), took = (now - p->began) * PACE_EPOCH / requests, *least = &p->took[p->step == 2 || p->step == 3];
     p->began = now;
     *least = took < *least ? took : *least;
     if (took > (uint64_t)PACE_EPOCH * SLOW_NS) {

@@ -234,6 +234,7 @@ static void hand_over_group(QueueCore *q)
         q->counters.do_io_calls++;
         q->carried += q->unflushed_parts;
         q->unflushed_parts = 0;
+        q->unflushed_bytes = 0;
     }
 }
 

@@ -54,7 +54,8 @@ static PyObject *queue_detach_bounce(QueueCore *q, PyObject *Py_UNUSED(ignored))
 
 static void after_admission(QueueCore *q)
 {
-    if (q->unflushed_parts > 0 || q->backlog_head) {
+    bool silent = q->completion_fd < 0 && q->device_count > 0; /* a poll queue tells nothing by itself */
+    if (q->unflushed_parts > 0 || q->backlog_head || silent) {
         queue_go_on_soon(q);
     }
 }

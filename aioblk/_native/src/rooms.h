@@ -199,7 +199,6 @@ RUNS_PYTHON int queue_wake_others(QueueCore *q);
 RUNS_PYTHON void queue_wake_others_quietly(QueueCore *q);
 /* Has the loop run a step of the task whose wake-up the callback is. False: it is none, or the loop did not take it. */
 RUNS_PYTHON bool waking_rouse(Request *r, PyObject *callback, PyObject *context);
-RUNS_PYTHON bool waking_may_nest(void); /* a task may run the loop that runs it */
 PyObject *waking_task_type(void); /* asyncio.Task, borrowed */
 RUNS_PYTHON int waking_module_init(void);
 
@@ -330,8 +329,10 @@ RUNS_PYTHON void queue_go_on_next_turn(QueueCore *q);
 /* The same two for what the end of this turn can do as well: see turns.c. */
 RUNS_PYTHON int queue_schedule_flush_soon(QueueCore *q);
 RUNS_PYTHON void queue_go_on_soon(QueueCore *q);
+RUNS_PYTHON void queue_pay_flush(QueueCore *q); /* by way of the loop: somebody may be running it before this turn ends */
 /* A hook (UNTOLD_*) could not be called: it will be in the next turn. */
 RUNS_PYTHON void queue_tell_later(QueueCore *q, uint8_t hook);
+RUNS_PYTHON bool loop_may_nest(void); /* a task may run the loop that runs it, or another one */
 RUNS_PYTHON bool loop_has_others(QueueCore *q); /* other callbacks are ready, as far as it says so */
 RUNS_PYTHON bool loop_says_it_runs(QueueCore *q); /* here; false: it is to be found out otherwise */
 void queue_new_turn(QueueCore *q); /* others have had their turn: inline completions are harmless again */

@@ -69,6 +69,7 @@ static void submit_now(QueueCore *q, Request *r)
 static void submit_batch_now(QueueCore *q, Request *batch)
 {
     submit_inline(q, batch);
+    q->carried = 0; /* it was nobody's but its own */
     if (batch->state == PENDING && (q->backlog_head || q->room_made)) {
         queue_go_on_next_turn(q);
     }
@@ -77,9 +78,12 @@ static void submit_batch_now(QueueCore *q, Request *batch)
 /* Of a queue without a loop nothing goes to the device before its thread waits, but what a kick carries: see pace.c. */
 static void kick_without_loop(QueueCore *q)
 {
+#ifndef Py_GIL_DISABLED /* or else another thread may be giving the queue up, as long as its own does not wait */
     if (q->pace.kicks && !queue_has_loop(q) && pace_wants_kick(q)) {
+        queue_issue_backlog(q);
         pace_count(&q->pace, queue_reap(q));
     }
+#endif
 }
 
 /* Since the caller was checked: preparing may run Python code, which may have closed the queue, or found the device lost. */

@@ -76,12 +76,31 @@ static void tell(QueueCore *q)
     }
 }
 
+/*
+ * The event of what rounds have taken is still to be read. Where a flush follows, it reaps; and so it does where an exception
+ * is on its way, beside which nobody may run.
+ */
+static void end_rounds(QueueCore *q, bool took, bool raises)
+{
+    bool flushes = q->flush_owed || (took && raises);
+    if (took && queue_usable(q)) {
+        queue_reset_event(q);
+        if (!flushes) {
+            queue_reap(q);
+        }
+    }
+    if (flushes || q->ready_head || (q->room_made && q->waiting > 0) || q->untold) {
+        q->flush_owed = false;
+        queue_go_on_next_turn(q);
+    }
+}
+
 /* Wakes who waits for what has completed, as long as there is time; of all others the loop is to have its turn. */
 static int wake(QueueCore *q)
 {
     uint64_t end = 0;
     int status, rounds = 0, completions = 0;
-    q->turn_flushes = q->rounds && !waking_may_nest();
+    q->turn_flushes = q->rounds && !loop_may_nest();
     q->pace.may_kick = q->pace.kicks;
     do {
         tell(q);
@@ -104,15 +123,7 @@ static int wake(QueueCore *q)
         }
     } while (true);
     q->turn_flushes = false;
-    if (completions > 0 && !q->flush_owed) {
-        reap_again(q);
-    } else if (completions > 0) {
-        queue_reset_event(q); /* the flush reaps */
-    }
-    if (q->flush_owed || q->ready_head) {
-        q->flush_owed = false;
-        queue_go_on_next_turn(q);
-    }
+    end_rounds(q, completions > 0, status < 0);
     return status;
 }
 
@@ -175,7 +186,7 @@ PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
 /* And other queues this often, where one of them has given up what a request waits for. */
 #define HELD_SLICE_NS 1000000u
 
-/* Drives a queue that has no loop until a request is done; without one, until anything has completed. */
+/* Drives a queue that has no loop until a request is done; without one, until anything has completed, or there is nothing. */
 PyObject *queue_wait(QueueCore *q, PyObject *args)
 {
     PyObject *object;
@@ -198,7 +209,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
     }
     uint64_t end = seconds >= 0 && seconds < 1e9 ? clock_now_ns() + (uint64_t)(seconds * 1e9) : UINT64_MAX, now;
     int count = 0, status = 0;
-    bool done = false;
+    bool done = false, nothing = false;
     Py_XINCREF(r);
     do { /* submits and looks once, however little time there is */
         if (q->held_head) {
@@ -206,6 +217,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         }
         queue_issue_backlog(q);
         if (q->device_count == 0 && !q->held_head) {
+            nothing = true;
             break;
         }
         now = clock_now_ns();
@@ -230,7 +242,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         status = PyErr_CheckSignals();
         done = r ? r->state != PENDING : count > 0;
     } while (status == 0 && !q->put_off && !done && queue_usable(q) && now < end);
-    done = r ? r->state != PENDING : count > 0;
+    done = r ? r->state != PENDING : count > 0 || nothing;
     Py_XDECREF(r);
     return status < 0 || queue_raise_put_off(q) < 0 ? NULL : PyBool_FromLong(done);
 }

@@ -9,7 +9,7 @@
 
 #define WAKE_MAX 512 /* requests woken per turn of the loop */
 
-static PyObject *task_type, *asyncio_names, *str_nest_patched;
+static PyObject *task_type;
 
 PyObject *waking_task_type(void) { return task_type; }
 
@@ -154,9 +154,6 @@ bool waking_rouse(Request *r, PyObject *callback, PyObject *context)
 
 /* ---- all that are ready ------------------------------------------------------------------------------------ */
 
-/* Whether a task may run the loop that runs it: nest_asyncio and its successor leave this mark in asyncio. */
-bool waking_may_nest(void) { return PyDict_Contains(asyncio_names, str_nest_patched) != 0; }
-
 /*
  * The loop calls us in a context. A task that is woken directly, in the middle of that call, may run the loop again, which
  * must then be able to enter that context: so it is left meanwhile.
@@ -195,7 +192,7 @@ int queue_wake_ready(QueueCore *q, bool direct)
     bool again = q->waking;
     q->runs_again |= again && direct;
     bool several = q->ready_head && q->ready_head->ready_next;
-    direct = direct && !q->runs_again && !(several && waking_may_nest());
+    direct = direct && !q->runs_again && !(several && loop_may_nest());
     PyObject *context = direct && q->ready_head ? leave_context(q) : NULL;
     q->waking = true;
     bool kick = false;
@@ -261,8 +258,6 @@ int waking_module_init(void)
 {
     PyObject *asyncio = PyImport_ImportModule("asyncio");
     task_type = asyncio ? PyObject_GetAttrString(asyncio, "Task") : NULL;
-    asyncio_names = asyncio ? Py_NewRef(PyModule_GetDict(asyncio)) : NULL;
-    str_nest_patched = PyUnicode_InternFromString("_nest_patched");
     Py_XDECREF(asyncio);
-    return task_type && str_nest_patched ? 0 : -1;
+    return task_type ? 0 : -1;
 }
