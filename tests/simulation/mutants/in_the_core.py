@@ -57,8 +57,8 @@ IN_THE_CORE = (
         "What a turn has no time left for is not left to the next: it hangs.",
         "84eba04, go on where reaping stopped early",
         f"{SRC}/turns.c",
-        "if (q->flush_owed || q->ready_head) {",
-        "if (q->ready_head) {",
+        "if (flushes || q->ready_head",
+        "if (q->ready_head",
     ),
     Mutant(
         "event-of-a-round-lost",
@@ -66,13 +66,11 @@ IN_THE_CORE = (
         "an event that is read before nobody looks: libblkio(3), event-driven mode",
         f"{SRC}/turns.c",
         """\
-    if (completions > 0 && !q->flush_owed) {
-        reap_again(q);
+        if (!flushes) {
+            queue_reap(q);
+        }
 """,
-        """\
-    if (completions > 0 && !q->flush_owed) {
-        queue_reset_event(q);
-""",
+        "",
     ),
     Mutant(
         "room-of-a-round-untold",
@@ -87,6 +85,14 @@ IN_THE_CORE = (
     tell(q);
     do {
         status""",
+    ),
+    Mutant(
+        "room-at-the-end-of-rounds-untold",
+        "Who waits for bounce memory is not told of what the last look of a turn has given back: it hangs.",
+        "the wake-up of a waiter for bounce memory that got lost",
+        f"{SRC}/turns.c",
+        " || (q->room_made && q->waiting > 0) || q->untold",
+        " || q->untold",
     ),
     Mutant(
         "backlog-of-a-batch-forgotten",
