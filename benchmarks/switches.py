@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import random
-import statistics
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -14,6 +10,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmarks import limits
+from benchmarks.gain import LEAST, Gain
 from benchmarks.model import CASES
 from benchmarks.rounds import ContenderError
 from benchmarks.targets import UnavailableError, open_target
@@ -25,32 +22,6 @@ SWITCHES = {
 }
 WHERE = ("vhost-split-cores", "vhost-same-core", "cached-file")
 DEPTHS = (1, 2, 8, 32, 128)
-LEAST = 0.98
-"""Of the throughput without it: so much the upper end of the interval must reach."""
-RESAMPLES = 2000
-
-
-class Gain(NamedTuple):
-    """The median of paired ratios, with to without, and the interval that holds it at 95 %."""
-
-    median: float
-    low: float
-    high: float
-    pairs: int
-
-    @classmethod
-    def of(cls, ratios: Sequence[float]) -> Gain:
-        chance = random.Random(0)
-        medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(RESAMPLES))
-        low, high = medians[RESAMPLES // 40], medians[-RESAMPLES // 40]
-        return cls(statistics.median(ratios), low, high, len(ratios))
-
-    @property
-    def kept(self) -> bool:
-        return self.high >= LEAST
-
-    def __str__(self) -> str:
-        return f"{self.median:.3f} [{self.low:.3f}-{self.high:.3f}]" + ("" if self.kept else " COSTS")
 
 
 def measure(console: Console, *, rounds: int, seconds: float, directory: Path, file_size: int) -> bool:

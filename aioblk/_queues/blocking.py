@@ -212,7 +212,7 @@ class BlockingQueue(Submitter):
 
     def _make_room(self, request: Request[Any], _need: int) -> None:
         while not self._compiled.admit(request):
-            self._wait(None, -1)
+            self._wait(None, 2 * self._slice)  # what was to complete may have, in a signal's handler
 
     def _on_broken(self, number: int) -> None:
         why = f"the queue broke down: {os.strerror(number)}"

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bars import judge
+from benchmarks.gain import Gain
 from benchmarks.journal import Journal
 from benchmarks.model import CASES, Cell, Record, Run, Sample
 from benchmarks.plan import PLANS, choose_cells
 from benchmarks.standing import explain, standing
-from benchmarks.switches import Gain
 from benchmarks.workers.measuring import Job
 
 DEEP = Cell("cached-file", "read", 4096, 32)

@@ -186,7 +186,7 @@ PyObject *queue_on_event(QueueCore *q, PyObject *Py_UNUSED(ignored))
 /* And other queues this often, where one of them has given up what a request waits for. */
 #define HELD_SLICE_NS 1000000u
 
-/* Drives a queue that has no loop until a request is done; without one, until anything has completed, or there is nothing. */
+/* Drives a queue that has no loop until a request is done; without one, until anything has completed. */
 PyObject *queue_wait(QueueCore *q, PyObject *args)
 {
     PyObject *object;
@@ -209,7 +209,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
     }
     uint64_t end = seconds >= 0 && seconds < 1e9 ? clock_now_ns() + (uint64_t)(seconds * 1e9) : UINT64_MAX, now;
     int count = 0, status = 0;
-    bool done = false, nothing = false;
+    bool done = false;
     Py_XINCREF(r);
     do { /* submits and looks once, however little time there is */
         if (q->held_head) {
@@ -217,7 +217,6 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         }
         queue_issue_backlog(q);
         if (q->device_count == 0 && !q->held_head) {
-            nothing = true;
             break;
         }
         now = clock_now_ns();
@@ -242,7 +241,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
         status = PyErr_CheckSignals();
         done = r ? r->state != PENDING : count > 0;
     } while (status == 0 && !q->put_off && !done && queue_usable(q) && now < end);
-    done = r ? r->state != PENDING : count > 0 || nothing;
+    done = r ? r->state != PENDING : count > 0;
     Py_XDECREF(r);
     return status < 0 || queue_raise_put_off(q) < 0 ? NULL : PyBool_FromLong(done);
 }
