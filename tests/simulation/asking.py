@@ -92,10 +92,21 @@ class Asker:
     def _pieces(self, memory: Any, length: int, dice: float) -> list[Any]:
         """The memory as one buffer or several, cut anywhere."""
         view = memory.view if isinstance(memory, Slot) else memoryview(memory)
-        found: list[Any] = [view[a:b] for a, b in itertools.pairwise(_cuts(length, dice))]
+        cuts = _cuts(length, dice)
+        if self._would_part_sectors(len(cuts) - 1):
+            cuts = sorted({cut // SECTOR * SECTOR for cut in cuts})
+        found: list[Any] = [view[a:b] for a, b in itertools.pairwise(cuts)]
         if isinstance(memory, Slot) and len(found) > 1 and dice * 1000 % 1 < 0.3:  # some are the user's own
             found = [piece if index % 3 == 2 else bytearray(piece) for index, piece in enumerate(found)]
         return found
+
+    def _would_part_sectors(self, pieces: int) -> bool:
+        """Whether so many pieces may take several requests to the disk within a sector, which tears it."""
+        try:
+            limits = self._around.device.limits
+        except aioblk.BlkioError:
+            return False  # nor is anything asked of it
+        return limits.request_alignment < SECTOR and limits.max_segments < pieces
 
     def _prepare_write(
         self, operation: Operation, first: int, count: int, dice: float, cut: float
