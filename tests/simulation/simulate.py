@@ -319,11 +319,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         options.first or 0, histories, options.jobs or os.cpu_count() or 1, length, options.minutes
     )
     seconds = time.monotonic() - began
+    if tally.seed is not None:
+        print(f"simulate: seed {tally.seed} fails: {tally.outcome['kind']}", file=sys.stderr)
     if options.json is not None:
         failed = {key: tally.outcome.get(key) for key in ("kind", "what")}
         options.json.write_text(json.dumps({"histories": tally.histories, "seed": tally.seed, **failed}))
     elif tally.seed is not None:
-        print(f"simulate: seed {tally.seed} fails: {tally.outcome['kind']}", file=sys.stderr)
         explain(draw(tally.seed, length), tally.outcome)
     if tally.seed is not None:
         return 1
