@@ -319,6 +319,35 @@ def test_an_exit_is_not_lost_beside_what_completes_meanwhile(
     loop.close()
 
 
+async def test_what_completes_as_rounds_end_is_found(backend: Disk, simulator: Simulator) -> None:
+    """Its event is read with that of what the last round has taken, and nothing else happens on the queue."""
+    async with device_on(backend) as dev:
+        await dev.write(0, pattern(1))
+        dev.queue().spin = 0
+        simulator.configure(hold=1, late=0, record=0)
+        first, second, third = (dev.read(at * BLOCK, BLOCK) for at in range(3))
+        held = {request.start: request for request in await until_held(simulator, 3)}
+
+        async def begins_a_round() -> None:
+            await first
+            simulator.complete(held[BLOCK])
+            await dev.read(3 * BLOCK, BLOCK)
+
+        async def ends_it() -> None:
+            await second
+            simulator.complete()
+
+        async def waits() -> None:
+            await third
+
+        tasks = [asyncio.ensure_future(each()) for each in (begins_a_round, ends_it, waits)]
+        for _ in range(3):
+            await asyncio.sleep(0)
+        simulator.complete(held[0])
+        async with asyncio.timeout(20):
+            await asyncio.gather(*tasks)
+
+
 @pytest.mark.parametrize("on", [False, True])
 async def test_who_waits_for_bounce_memory_is_told_of_what_the_end_of_a_round_finds(
     virtio_disk: Disk, simulator: Simulator, on: bool

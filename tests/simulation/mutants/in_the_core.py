@@ -61,40 +61,6 @@ IN_THE_CORE = (
         "if (q->ready_head",
     ),
     Mutant(
-        "event-of-a-round-lost",
-        "The event of what completes meanwhile is read at the end of a round, and not looked for: it hangs.",
-        "an event that is read before nobody looks: libblkio(3), event-driven mode",
-        f"{SRC}/turns.c",
-        """\
-        if (!flushes) {
-            queue_reap(q);
-        }
-""",
-        "",
-    ),
-    Mutant(
-        "room-of-a-round-untold",
-        "Who waits for bounce memory is not told of what a round has given back: it hangs.",
-        "the wake-up of a waiter for bounce memory that got lost",
-        f"{SRC}/turns.c",
-        """\
-    do {
-        tell(q);
-        status""",
-        """\
-    tell(q);
-    do {
-        status""",
-    ),
-    Mutant(
-        "room-at-the-end-of-rounds-untold",
-        "Who waits for bounce memory is not told of what the last look of a turn has given back: it hangs.",
-        "the wake-up of a waiter for bounce memory that got lost",
-        f"{SRC}/turns.c",
-        " || (q->room_made && q->waiting > 0) || q->untold",
-        " || q->untold",
-    ),
-    Mutant(
         "backlog-of-a-batch-forgotten",
         "A batch that is longer than the ring is not gone on with where its beginning is done at once: it "
         "hangs.",
