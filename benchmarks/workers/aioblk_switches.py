@@ -21,23 +21,23 @@ async def measure() -> None:
     async with device_and_buffers(job) as (device, buffers):
         core = device.queue()._compiled
 
-        async def run(count: int) -> float:
-            orders, start = job.orders(count), time.perf_counter()
+        async def run(orders: list[list[int]]) -> float:
+            start = time.perf_counter()
             await run_tasks(device.read_into, orders, buffers, None)
             return time.perf_counter() - start
 
         count, elapsed = 1, 0.0
         while elapsed < WARM_UP:
             count *= 2
-            elapsed = await run(count)
-        count = max(1, round(count / elapsed * STEP))
+            elapsed = await run(job.orders(count))
+        orders = job.orders(max(1, round(count / elapsed * STEP)))
         ratios: list[float] = []
         end = time.perf_counter() + job.seconds
         while time.perf_counter() < end:
             taken = {True: 0.0, False: 0.0}
             for on in ORDER:
                 setattr(core, switch, on)
-                taken[on] += await run(count)
+                taken[on] += await run(orders)
             ratios.append(taken[False] / taken[True])
     print(json.dumps({"ratios": ratios}), flush=True)
 
