@@ -41,7 +41,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
                         and opening a file take, which fails when a limit is exceeded (2 minutes)
   ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
   ./run bench nbd       the example's NBD server beside qemu-nbd and nbdkit (3 minutes)
-  ./run bench switches  what a queue does by itself, on and off in turn: it must not cost (2 minutes)
+  ./run bench switches  what a queue does by itself, on and off in turn: it must not cost (5 minutes)
   ./run bench writes    ways to write to a file, through the page cache, past it, and durably (1 minute)
   ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
   ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer

@@ -1,7 +1,6 @@
 """What aioblk leaves to the rest of the program, and the limits it must keep."""
 
 import math
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -34,12 +33,9 @@ def measure(console: Console, *, rounds: int, seconds: float, directory: Path, f
         depth=1,
         seconds=seconds,
     )
-    samples: list[dict[str, float]] = []
-    for number in range(1, rounds + 1):
-        print(f"bench: round {number} of {rounds}", file=sys.stderr)
-        try:
-            samples.append(limits.run_worker("aioblk_fairness", job))
-        except ContenderError as error:
-            console.print(f"aioblk {error}", highlight=False, markup=False)
-            return False
+    try:
+        samples = limits.run_rounds("aioblk_fairness", job, rounds, "fairness")
+    except ContenderError as error:
+        console.print(f"aioblk {error}", highlight=False, markup=False)
+        return False
     return limits.show(console, LIMITS, samples)

@@ -32,6 +32,15 @@ def run_worker(worker: str, job: Job, cpu: int | None = None) -> Any:
     return json.loads(run_process(command, TIMEOUT)[0])
 
 
+def run_rounds(worker: str, job: Job, rounds: int, what: str) -> list[dict[str, float]]:
+    """The figures of each round."""
+    samples: list[dict[str, float]] = []
+    for number in range(1, rounds + 1):
+        print(f"bench: {what}, round {number} of {rounds}", file=sys.stderr)
+        samples.append(run_worker(worker, job))
+    return samples
+
+
 def show(console: Console, limits: dict[str, Limit], samples: Sequence[dict[str, float]]) -> bool:
     """Print median and spread of each figure beside its limit; True when all medians keep theirs."""
     table = Table("", "median", "lowest", "highest", "limit", "", box=SIMPLE_HEAD, pad_edge=False)

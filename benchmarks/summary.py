@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import random
 import statistics
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from benchmarks.model import Cell, Run, Sample
@@ -21,6 +22,29 @@ class Spread:
     def of(cls, values: Iterable[float | None]) -> Spread | None:
         known = [value for value in values if value is not None]
         return cls(statistics.median(known), min(known), max(known)) if known else None
+
+
+RESAMPLES = 2000
+
+
+@dataclass(frozen=True)
+class Interval:
+    """The median of many values, and where it lies at 95 %, by drawing them again and again."""
+
+    median: float
+    low: float
+    high: float
+    count: int
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Interval:
+        chance = random.Random(0)
+        medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(RESAMPLES))
+        low, high = medians[RESAMPLES // 40], medians[-RESAMPLES // 40]
+        return cls(statistics.median(values), low, high, len(values))
+
+    def __str__(self) -> str:
+        return f"{self.median:.2f} [{self.low:.2f}-{self.high:.2f}]"
 
 
 @dataclass(frozen=True)

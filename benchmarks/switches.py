@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
@@ -10,23 +12,45 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmarks import limits
-from benchmarks.gain import LEAST, Gain
-from benchmarks.model import CASES
+from benchmarks.model import CASES, Case
 from benchmarks.rounds import ContenderError
-from benchmarks.targets import UnavailableError, open_target
+from benchmarks.summary import Interval
+from benchmarks.targets import Target, UnavailableError, open_target
 from benchmarks.workers.measuring import Job
 
-SWITCHES = {
-    "rounds": "rounds: a turn goes on with what it has brought about",
-    "spins_by_itself": "spinning by itself: looking again instead of sleeping",
-}
+
+class Switch(NamedTuple):
+    """A member of QueueCore, and in which form requests are made meanwhile."""
+
+    member: str
+    form: str
+    words: str
+    is_tried: bool
+    """The queue tries by itself whether it pays: where it does not, it is off, and costs nothing."""
+
+
+SWITCHES = (
+    Switch("rounds", "await", "rounds, one await each", is_tried=False),
+    Switch("spins_by_itself", "await", "spinning by itself, one await each", is_tried=False),
+    Switch("kicks", "await", "kicks, one await each (tried)", is_tried=True),
+    Switch("kicks", "batch", "kicks, one await for the batch (tried)", is_tried=True),
+    Switch("kicks", "blocking", "kicks, a thread without a loop (tried)", is_tried=True),
+)
 WHERE = ("vhost-split-cores", "vhost-same-core", "cached-file")
 DEPTHS = (1, 2, 8, 32, 128)
+LEAST = 0.98
+"""Of the throughput without it: so much the upper end of the interval must reach, unless it is tried."""
+
+Gains = dict[tuple[Switch, str, int], Interval]
+
+
+def costs(switch: Switch, gain: Interval) -> bool:
+    return not switch.is_tried and gain.high < LEAST
 
 
 def measure(console: Console, *, rounds: int, seconds: float, directory: Path, file_size: int) -> bool:
-    """Print the gains, `rounds` times `seconds` for each; True when nothing costs."""
-    gains: dict[tuple[str, str, int], Gain] = {}
+    """Print the gains, from `rounds` times `seconds` for each; True when nothing costs."""
+    gains: Gains = {}
     with Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -38,43 +62,37 @@ def measure(console: Console, *, rounds: int, seconds: float, directory: Path, f
         task = progress.add_task("", total=len(SWITCHES) * len(WHERE) * len(DEPTHS))
         try:
             for place in WHERE:
-                case = CASES[place]
-                with open_target(case, directory, file_size) as target:
-                    for depth in DEPTHS:
-                        for switch in SWITCHES:
-                            progress.update(task, description=f"{case.title}, depth {depth}: {switch}")
-                            job = Job(
-                                path=str(target.path),
-                                kind=case.kind,
-                                capacity=target.capacity,
-                                operation="read",
-                                block_size=4096,
-                                depth=depth,
-                                seconds=rounds * seconds,
-                                options=(switch,),
-                            )
-                            measured = limits.run_worker("aioblk_switches", job, case.client_cpu)
-                            gains[switch, place, depth] = Gain.of(measured["ratios"])
-                            progress.advance(task)
+                with open_target(CASES[place], directory, file_size) as target:
+                    for depth, switch in itertools.product(DEPTHS, SWITCHES):
+                        progress.update(task, description=f"{target.case.title}, {depth}: {switch.words}")
+                        gains[switch, place, depth] = gain_of(switch, target, depth, rounds * seconds)
+                        progress.advance(task)
         except (ContenderError, UnavailableError) as error:
             console.print(f"{error}", highlight=False, markup=False)
             return False
     show(console, gains)
-    return all(gain.kept for gain in gains.values())
+    return not any(costs(switch, gain) for (switch, _, _), gain in gains.items())
 
 
-def show(console: Console, gains: dict[tuple[str, str, int], Gain]) -> None:
-    for switch, words in SWITCHES.items():
-        table = Table(
-            words, *(f"depth {depth}" for depth in DEPTHS), title="", box=SIMPLE_HEAD, pad_edge=False
-        )
+def gain_of(switch: Switch, target: Target, depth: int, seconds: float) -> Interval:
+    case: Case = target.case
+    options = (switch.member, switch.form)
+    job = Job(str(target.path), case.kind, target.capacity, "read", 4096, depth, seconds, options=options)
+    return Interval.of(limits.run_worker("aioblk_switches", job, case.client_cpu)["ratios"])
+
+
+def show(console: Console, gains: Gains) -> None:
+    for switch in SWITCHES:
+        table = Table(switch.words, *(f"depth {depth}" for depth in DEPTHS), box=SIMPLE_HEAD, pad_edge=False)
         for place in WHERE:
-            table.add_row(CASES[place].title, *(str(gains[switch, place, depth]) for depth in DEPTHS))
+            found = [gains[switch, place, depth] for depth in DEPTHS]
+            table.add_row(CASES[place].title, *(f"{gain}{' COSTS' * costs(switch, gain)}" for gain in found))
         console.print(table)
-    pairs = sorted(gain.pairs for gain in gains.values())
+    pairs = sorted(gain.count for gain in gains.values())
     console.print(
-        f"Throughput with it to without, reads of 4 KiB: the median of {pairs[0]} to {pairs[-1]} pairs, "
-        f"and where it lies at 95 %. It costs where that is below {LEAST}.",
+        f"Throughput with it to without, reads of 4 KiB: the median of {pairs[0]} to {pairs[-1]} pairs, and "
+        f"where it lies at 95 %. It costs where that is below {LEAST}; of what is tried, a queue does what "
+        "pays.",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,7 +1,6 @@
 """Ways to write to a file, and what a block costs in each: through the page cache, past it, durably."""
 
 import statistics
-import sys
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -27,14 +26,11 @@ KINDS = ("buffered", "direct")
 def measure(console: Console, *, rounds: int, seconds: float, directory: Path, file_size: int) -> bool:
     """Print what a block takes in each way, and how that compares with `os.pwrite` in the same round."""
     job = Job(str(scratch_file(directory, file_size)), "file", file_size, "write", 4096, 32, seconds / 2)
-    samples: list[dict[str, float]] = []
-    for number in range(1, rounds + 1):
-        print(f"bench: ways to write, round {number} of {rounds}", file=sys.stderr)
-        try:
-            samples.append(limits.run_worker("aioblk_writes", job))
-        except ContenderError as error:
-            console.print(f"aioblk {error}", highlight=False, markup=False)
-            return False
+    try:
+        samples = limits.run_rounds("aioblk_writes", job, rounds, "ways to write")
+    except ContenderError as error:
+        console.print(f"aioblk {error}", highlight=False, markup=False)
+        return False
     table = Table(
         "microseconds for each block of 4 KiB; x os.pwrite", *KINDS, box=SIMPLE_HEAD, pad_edge=False
     )

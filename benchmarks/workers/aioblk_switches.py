@@ -1,12 +1,18 @@
 """What a queue does by itself, on and off in turn: ratios of throughput with it to without, as JSON.
 
 On, off, off, on, some 20 ms each, in one process and on one device: what else the machine does meanwhile
-meets both. Its option is the name of a member of QueueCore.
+meets both. Its options are the name of a member of QueueCore, and in which form requests are made: with an
+await for each, in batches, or by a thread without a loop that has as many in flight as the depth.
 """
 
 import json
 import time
+from collections import deque
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any
 
+import aioblk
 from benchmarks.workers.aioblk_device import device_and_buffers
 from benchmarks.workers.measuring import WARM_UP, Job, run_loop, run_tasks
 
@@ -14,22 +20,61 @@ STEP = 0.02
 ORDER = (True, False, False, True)
 
 job = Job.from_arguments()
-(switch,) = job.options
+switch, form = job.options
+
+Orders = list[list[int]]
+Work = Callable[[Orders], Awaitable[None]]
+"""Reads at the offsets: a list of them for each of as many slots as the depth."""
+
+
+async def read_in_tasks(device: aioblk.Device, buffers: list[Any], orders: Orders) -> None:
+    await run_tasks(device.read_into, orders, buffers, None)
+
+
+async def read_in_batches(device: aioblk.Device, buffers: list[Any], orders: Orders) -> None:
+    for offsets in zip(*orders, strict=True):
+        await device.read_into_many(zip(offsets, buffers, strict=True))
+
+
+def read_and_wait(queue: aioblk.BlockingQueue, buffers: list[Any], orders: Orders) -> None:
+    begun: deque[aioblk.Request[None]] = deque()
+    for offsets in zip(*orders, strict=True):
+        for offset, buffer in zip(offsets, buffers, strict=True):
+            if len(begun) == len(buffers):
+                queue.wait(begun.popleft())
+            begun.append(queue.read_into(offset, buffer))
+    for request in begun:
+        queue.wait(request)
+
+
+@asynccontextmanager
+async def queue_and_work() -> AsyncGenerator[tuple[Any, Work]]:
+    """The compiled part of the queue that is used, and what uses it."""
+    async with device_and_buffers(job, num_queues=2) as (device, buffers):
+        if form == "blocking":
+            with device.blocking_queue(1) as queue:
+
+                async def work(orders: Orders) -> None:
+                    read_and_wait(queue, buffers, orders)
+
+                yield queue._compiled, work
+        else:
+            read = read_in_batches if form == "batch" else read_in_tasks
+            yield device.queue()._compiled, lambda orders: read(device, buffers, orders)
+
+
+async def stopwatch(work: Work, orders: Orders) -> float:
+    start = time.perf_counter()
+    await work(orders)
+    return time.perf_counter() - start
 
 
 async def measure() -> None:
-    async with device_and_buffers(job) as (device, buffers):
-        core = device.queue()._compiled
-
-        async def run(orders: list[list[int]]) -> float:
-            start = time.perf_counter()
-            await run_tasks(device.read_into, orders, buffers, None)
-            return time.perf_counter() - start
-
+    async with queue_and_work() as (core, work):
         count, elapsed = 1, 0.0
         while elapsed < WARM_UP:
             count *= 2
-            elapsed = await run(job.orders(count))
+            elapsed = await stopwatch(work, job.orders(count))
         orders = job.orders(max(1, round(count / elapsed * STEP)))
         ratios: list[float] = []
         end = time.perf_counter() + job.seconds
@@ -37,7 +82,7 @@ async def measure() -> None:
             taken = {True: 0.0, False: 0.0}
             for on in ORDER:
                 setattr(core, switch, on)
-                taken[on] += await run(orders)
+                taken[on] += await stopwatch(work, orders)
             ratios.append(taken[False] / taken[True])
     print(json.dumps({"ratios": ratios}), flush=True)
 

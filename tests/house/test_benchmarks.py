@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from benchmarks.bars import judge
-from benchmarks.gain import Gain
 from benchmarks.journal import Journal
 from benchmarks.model import CASES, Cell, Record, Run, Sample
 from benchmarks.plan import PLANS, choose_cells
 from benchmarks.standing import explain, standing
+from benchmarks.summary import Interval
 from benchmarks.workers.measuring import Job
 
 DEEP = Cell("cached-file", "read", 4096, 32)
@@ -57,13 +57,10 @@ def test_a_bar_for_another_python_is_left_out() -> None:
     assert [verdict.word for verdict in judge(run)] == ["NOT MET"]
 
 
-def test_what_a_queue_does_by_itself_costs_when_its_whole_interval_says_so() -> None:
-    assert Gain.of([1.2, 1.3, 1.1] * 5).kept
-    assert Gain.of([0.96, 0.97, 0.99, 1.0] * 5).kept
-    costs = Gain.of([0.9, 0.95, 0.92] * 5)
-    assert not costs.kept
-    assert str(costs).endswith("COSTS")
-    assert costs.low <= costs.median <= costs.high
+def test_an_interval_holds_the_median_and_grows_with_the_scatter() -> None:
+    narrow, wide = Interval.of([0.99, 1.0, 1.01] * 5), Interval.of([0.5, 1.0, 1.5] * 5)
+    assert wide.low < narrow.low <= narrow.median == 1.0 <= narrow.high < wide.high
+    assert (narrow.count, str(narrow)) == (15, "1.00 [0.99-1.01]")
 
 
 def test_whoever_is_ahead_is_found_and_named() -> None:

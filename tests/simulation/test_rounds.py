@@ -263,40 +263,54 @@ def test_what_was_submitted_before_ctrl_c_arrives_in_a_round_is_not_forgotten(
     loop.close()
 
 
+Ending = Callable[[], Coroutine[Any, Any, None]]
+
+
+async def begin_a_round_that_ends(
+    dev: aioblk.Device, simulator: Simulator, ending: Ending
+) -> tuple[list[asyncio.Task[None]], aioblk.Request[bytes]]:
+    """Two tasks, and a request. The first task begins a round, in which the second is woken; that has the
+    request complete, which the round has not seen yet, and does the *ending*."""
+    dev.queue().spin = 0
+    simulator.configure(hold=1, late=0, record=0)
+    first, second, third = (dev.read(at * BLOCK, BLOCK) for at in range(3))
+    held = {request.start: request for request in await until_held(simulator, 3)}
+
+    async def begins_a_round() -> None:
+        await first
+        simulator.complete(held[BLOCK])
+        await dev.read(3 * BLOCK, BLOCK)
+
+    async def ends_it() -> None:
+        await second
+        simulator.complete()
+        await ending()
+
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(each()) for each in (begins_a_round, ends_it)]
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    simulator.complete(held[0])
+    return tasks, third
+
+
 @pytest.mark.parametrize("raised", [KeyboardInterrupt, SystemExit])
 def test_an_exit_is_not_lost_beside_what_completes_meanwhile(
     backend: Disk, simulator: Simulator, raised: type[BaseException]
 ) -> None:
-    """A task of a round raises it, and requests are done that the round has not seen yet."""
+    """A task of a round raises it, and the hook of who drains the queue is called for what has completed."""
     loop, unhandled = asyncio.new_event_loop(), list[dict[str, Any]]()
     loop.set_exception_handler(lambda _, context: unhandled.append(context))
-    dev, tasks = device_on(backend), list[asyncio.Task[None]]()
+    dev, begun = device_on(backend), list[asyncio.Task[None]]()
+
+    async def raises() -> None:
+        raise raised
 
     async def begin() -> None:
         await dev.open()
         await dev.write(0, pattern(1))
-        dev.queue().spin = 0
-        simulator.configure(hold=1, late=0, record=0)
-        first, second, third = (dev.read(at * BLOCK, BLOCK) for at in range(3))
-        held = {request.start: request for request in await until_held(simulator, 3)}
-
-        async def begins_a_round() -> None:
-            await first
-            simulator.complete(held[BLOCK])
-            await dev.read(3 * BLOCK, BLOCK)
-
-        async def ends_it() -> None:
-            await second
-            simulator.complete()
-            raise raised
-
-        async def drains() -> None:
-            await dev.queue().drain()
-
-        tasks.extend(loop.create_task(each()) for each in (begins_a_round, ends_it, drains))
-        for _ in range(3):
-            await asyncio.sleep(0)
-        simulator.complete(held[0])
+        tasks, third = await begin_a_round_that_ends(dev, simulator, raises)
+        begun.extend((*tasks, loop.create_task(dev.queue().drain())))
         assert not third.done()
 
     def run() -> None:
@@ -310,42 +324,26 @@ def test_an_exit_is_not_lost_beside_what_completes_meanwhile(
 
     async def finish() -> None:
         async with asyncio.timeout(20):
-            await asyncio.wait(tasks)
+            await asyncio.wait(begun)
         await dev.aclose()
 
     loop.run_until_complete(finish())
-    assert isinstance(tasks[1].exception(), raised)
-    assert [tasks[0].exception(), tasks[2].exception(), *unhandled] == [None, None]
+    assert isinstance(begun[1].exception(), raised)
+    assert [begun[0].exception(), begun[2].exception(), *unhandled] == [None, None]
     loop.close()
 
 
 async def test_what_completes_as_rounds_end_is_found(backend: Disk, simulator: Simulator) -> None:
     """Its event is read with that of what the last round has taken, and nothing else happens on the queue."""
+
+    async def nothing() -> None:
+        pass
+
     async with device_on(backend) as dev:
         await dev.write(0, pattern(1))
-        dev.queue().spin = 0
-        simulator.configure(hold=1, late=0, record=0)
-        first, second, third = (dev.read(at * BLOCK, BLOCK) for at in range(3))
-        held = {request.start: request for request in await until_held(simulator, 3)}
-
-        async def begins_a_round() -> None:
-            await first
-            simulator.complete(held[BLOCK])
-            await dev.read(3 * BLOCK, BLOCK)
-
-        async def ends_it() -> None:
-            await second
-            simulator.complete()
-
-        async def waits() -> None:
-            await third
-
-        tasks = [asyncio.ensure_future(each()) for each in (begins_a_round, ends_it, waits)]
-        for _ in range(3):
-            await asyncio.sleep(0)
-        simulator.complete(held[0])
+        tasks, third = await begin_a_round_that_ends(dev, simulator, nothing)
         async with asyncio.timeout(20):
-            await asyncio.gather(*tasks)
+            await asyncio.gather(third, *tasks)
 
 
 @pytest.mark.parametrize("on", [False, True])

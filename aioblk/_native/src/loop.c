@@ -84,11 +84,11 @@ int queue_schedule_flush(QueueCore *q)
 /* Whether the turn that is under way, but not a loop that is run within it, flushes at its end. */
 static bool is_left_to_this_turn(QueueCore *q)
 {
-    bool left = q->turn_flushes && (!q->woken_context || queue_woke_caller(q));
-    if (left && !q->flush_owed) {
-        q->flush_owed = left = !loop_may_nest(); /* since the turn began */
+    if (!q->turn_flushes || (q->woken_context && !queue_woke_caller(q))) {
+        return false;
     }
-    return left;
+    q->flush_owed = q->flush_owed || !loop_may_nest();
+    return q->flush_owed;
 }
 
 int queue_schedule_flush_soon(QueueCore *q) { return is_left_to_this_turn(q) ? 0 : queue_schedule_flush(q); }
@@ -133,17 +133,31 @@ void queue_go_on_soon(QueueCore *q)
     }
 }
 
-/* Only asyncio's own loops say so. */
+/* A new reference, or NULL: the loop has it not, as other loops than asyncio's own, or not now. */
+static PyObject *ask_loop(QueueCore *q, PyObject *name, bool *has_it_not)
+{
+    PyObject *answer = PyObject_GetAttr(q->loop, name);
+    if (answer) {
+        return answer;
+    }
+    *has_it_not = PyErr_ExceptionMatches(PyExc_AttributeError);
+    if (PyErr_ExceptionMatches(PyExc_Exception)) {
+        PyErr_Clear();
+    } else {
+        queue_put_off(q);
+    }
+    return NULL;
+}
+
 bool loop_has_others(QueueCore *q)
 {
-    if (q->loop_is_mute) {
+    PyObject *ready = q->loop_is_mute ? NULL : ask_loop(q, str_ready, &q->loop_is_mute);
+    if (!ready) {
         return false;
     }
-    PyObject *ready = PyObject_GetAttr(q->loop, str_ready);
-    Py_ssize_t count = ready ? PyObject_Size(ready) : -1;
-    Py_XDECREF(ready);
+    Py_ssize_t count = PyObject_Size(ready);
+    Py_DECREF(ready);
     if (count < 0 && PyErr_ExceptionMatches(PyExc_Exception)) {
-        q->loop_is_mute = PyErr_ExceptionMatches(PyExc_AttributeError) || PyErr_ExceptionMatches(PyExc_TypeError);
         PyErr_Clear();
     } else if (count < 0) {
         queue_put_off(q);
@@ -153,25 +167,17 @@ bool loop_has_others(QueueCore *q)
 
 /*
  * Up to 3.11, asyncio asks for the number of the process each time it is asked for the running loop: a system call, where a
- * cached read takes three. Its own loops, but not uvloop's, say in which thread they are running: then they are what runs
- * there, unless another one may run within.
+ * cached read takes three. Its own loops say in which thread they are running: then they are what runs there, unless another
+ * one may run within.
  */
 bool loop_says_it_runs(QueueCore *q)
 {
     if (PY_VERSION_HEX >= 0x030C0000 || q->loop_hides_thread || loop_may_nest()) {
         return false;
     }
-    PyObject *thread = PyObject_GetAttr(q->loop, str_thread_id);
-    if (!thread) {
-        if (!PyErr_ExceptionMatches(PyExc_Exception)) {
-            queue_put_off(q);
-        }
-        PyErr_Clear();
-        q->loop_hides_thread = true;
-        return false;
-    }
-    bool here = PyLong_CheckExact(thread) && PyLong_AsUnsignedLongMask(thread) == q->thread;
-    Py_DECREF(thread);
+    PyObject *thread = ask_loop(q, str_thread_id, &q->loop_hides_thread);
+    bool here = thread && PyLong_CheckExact(thread) && PyLong_AsUnsignedLongMask(thread) == q->thread;
+    Py_XDECREF(thread);
     return here;
 }
 

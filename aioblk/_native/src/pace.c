@@ -66,7 +66,8 @@ static void end_epoch(Pace *p)
         begin_step(p, 1);
         return;
     }
-    uint64_t now = clock_now_ns(), took = (now - p->began) * PACE_EPOCH / requests, *least = &p->took[p->step == 2 || p->step == 3];
+    uint64_t now = clock_now_ns(), took = (now - p->began) * PACE_EPOCH / requests;
+    uint64_t *least = &p->took[p->kicks != p->pays];
     p->began = now;
     *least = took < *least ? took : *least;
     if (took > (uint64_t)PACE_EPOCH * SLOW_NS) {
@@ -88,3 +89,8 @@ void pace_count(Pace *p, int requests)
 }
 
 void pace_begin(Pace *p) { p->pause = p->left = PAUSE_MIN; }
+
+void pace_settle(Pace *p, bool pays)
+{
+    *p = (Pace){.pays = pays, .kicks = pays, .may_kick = p->may_kick && pays, .pause = PAUSE_MIN, .left = PAUSE_MAX};
+}

@@ -310,6 +310,18 @@ static PyObject *queue_get_bounce_takes(QueueCore *q, void *Py_UNUSED(closure))
     return ask_bounce(q, allocator_takes);
 }
 
+static PyObject *queue_get_kicks(QueueCore *q, void *Py_UNUSED(closure)) { return PyBool_FromLong(q->pace.kicks); }
+
+static int queue_set_kicks(QueueCore *q, PyObject *value, void *Py_UNUSED(closure))
+{
+    int pays = value ? PyObject_IsTrue(value) : 0;
+    if (pays < 0) {
+        return -1;
+    }
+    pace_settle(&q->pace, pays);
+    return 0;
+}
+
 static PyObject *queue_get_spin_ns(QueueCore *q, void *Py_UNUSED(closure))
 {
     return PyLong_FromUnsignedLongLong(q->spin_ns);
@@ -364,7 +376,6 @@ static PyMemberDef queue_members[] = {
     {"on_broken", T_OBJECT, offsetof(QueueCore, on_broken), 0, NULL},
     {"waiting", T_PYSSIZET, offsetof(QueueCore, waiting), 0, NULL},
     {"in_flight", T_PYSSIZET, offsetof(QueueCore, in_flight_count), READONLY, NULL},
-    {"kicks", T_BOOL, offsetof(QueueCore, pace.kicks), 0, NULL},
     {"rounds", T_BOOL, offsetof(QueueCore, rounds), 0, NULL},
     {"spins_by_itself", T_BOOL, offsetof(QueueCore, spins_by_itself), 0, NULL},
     {"spin_penalty", T_UINT, offsetof(QueueCore, spin_penalty), READONLY, NULL},
@@ -376,6 +387,7 @@ static PyGetSetDef queue_getset[] = {
     {"bounce_in_use", (getter)queue_get_bounce_in_use, NULL, "Bytes of bounce memory in use.", NULL},
     {"bounce_peak", (getter)queue_get_bounce_peak, NULL, "The most bytes in use since attach_bounce.", NULL},
     {"bounce_takes", (getter)queue_get_bounce_takes, NULL, "Bounce buffers handed out since attach_bounce.", NULL},
+    {"kicks", (getter)queue_get_kicks, (setter)queue_set_kicks, "Whether parts are handed over within a turn.", NULL},
     {"spin_ns", (getter)queue_get_spin_ns, (setter)queue_set_spin_ns, "How long a flush looks again, as was said.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -333,7 +333,7 @@ RUNS_PYTHON void queue_pay_flush(QueueCore *q); /* by way of the loop: somebody 
 /* A hook (UNTOLD_*) could not be called: it will be in the next turn. */
 RUNS_PYTHON void queue_tell_later(QueueCore *q, uint8_t hook);
 RUNS_PYTHON bool loop_may_nest(void); /* a task may run the loop that runs it, or another one */
-RUNS_PYTHON bool loop_has_others(QueueCore *q); /* other callbacks are ready, as far as it says so */
+RUNS_PYTHON bool loop_has_others(QueueCore *q); /* other callbacks are ready; false also where it does not say */
 RUNS_PYTHON bool loop_says_it_runs(QueueCore *q); /* here; false: it is to be found out otherwise */
 void queue_new_turn(QueueCore *q); /* others have had their turn: inline completions are harmless again */
 /* The current exception is for the loop, which raises it in its next turn; without a loop, wait() does. */
@@ -398,6 +398,7 @@ void queue_put_back_ready(QueueCore *q, Request *r);
  * ---- pace.c: learns whether parts are handed to the device in the middle of a turn ----
  */
 void pace_begin(Pace *pace);
+void pace_settle(Pace *pace, bool pays); /* as if it had been learnt, and for long */
 void pace_count(Pace *pace, int requests); /* that have been woken, or taken as done where there is no loop */
 bool pace_wants_kick(const QueueCore *q);
 

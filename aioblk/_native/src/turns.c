@@ -16,9 +16,19 @@
 #define TURN_NS 250000u /* in which parts are handed over between two tasks, and rounds begin */
 #define ROUNDS_MAX 64   /* of both together, should the clock stand still */
 
+/* So many parts have been submitted, and what was done by then has been taken. */
+static void note_pace(QueueCore *q, uint32_t parts)
+{
+    if (parts > 0) {
+        q->pace.flushes++;
+        q->pace.flushes_done += q->device_count == 0;
+    }
+}
+
 /* Submits what can be, takes what has completed, and looks again where that pays. Returns how many completions. */
 static int exchange(QueueCore *q)
 {
+    q->counters.flushes++;
     queue_issue_backlog(q);
     uint32_t parts = q->unflushed_parts + q->carried;
     if (q->spin_until == 0 || parts > 0) { /* or else it only looks again */
@@ -26,10 +36,7 @@ static int exchange(QueueCore *q)
     }
     q->carried = 0;
     int count = queue_reap(q);
-    if (parts > 0) {
-        q->pace.flushes++;
-        q->pace.flushes_done += q->device_count == 0;
-    }
+    note_pace(q, parts);
     if (count == 0 && q->device_count > 0) {
         count = queue_spin(q);
     }
@@ -51,9 +58,11 @@ static void reap_again(QueueCore *q)
 /* Between two tasks, the device is given what it has not got yet. */
 static void kick(QueueCore *q)
 {
-    queue_issue_backlog(q);
-    q->carried += q->unflushed_parts;
-    queue_reap(q);
+    if (queue_usable(q)) {
+        queue_issue_backlog(q);
+        q->carried += q->unflushed_parts;
+        queue_reap(q);
+    }
 }
 
 /* Those whom this turn has woken have submitted, and the loop has nothing else to call. */
@@ -99,29 +108,25 @@ static void end_rounds(QueueCore *q, bool took, bool raises)
 static int wake(QueueCore *q)
 {
     uint64_t end = 0;
-    int status, rounds = 0, completions = 0;
-    q->turn_flushes = q->rounds && !loop_may_nest();
+    int status, left = ROUNDS_MAX, completions = 0;
+    q->turn_flushes = q->rounds;
     q->pace.may_kick = q->pace.kicks;
-    do {
-        tell(q);
-        status = queue_wake_ready(q, true);
-        if (status < 0 || (status != KICK_WANTED && !wants_round(q))) {
-            break;
-        }
+    tell(q);
+    while ((status = queue_wake_ready(q, true)) == KICK_WANTED || (status == 0 && wants_round(q))) {
         uint64_t now = clock_now_ns();
         end = end ? end : now + TURN_NS;
-        bool goes_on = now < end && ++rounds < ROUNDS_MAX;
-        q->pace.may_kick = q->pace.kicks && goes_on;
-        if (status == KICK_WANTED && queue_usable(q)) {
+        bool in_time = now < end && --left > 0;
+        q->pace.may_kick = q->pace.kicks && in_time;
+        if (status == KICK_WANTED) {
             kick(q);
-        } else if (status != KICK_WANTED && goes_on) {
+        } else if (in_time) {
             q->flush_owed = false;
-            q->counters.flushes++;
             completions += exchange(q);
-        } else if (status != KICK_WANTED) {
+        } else {
             break;
         }
-    } while (true);
+        tell(q);
+    }
     q->turn_flushes = false;
     end_rounds(q, completions > 0, status < 0);
     return status;
@@ -146,7 +151,6 @@ PyObject *queue_flush(QueueCore *q, PyObject *Py_UNUSED(ignored))
 {
     q->flush_scheduled = false;
     queue_new_turn(q);
-    q->counters.flushes++;
     if (q->held_head && q->fork_generation == fork_generation) {
         given_up_release(q);
     }
@@ -226,9 +230,10 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
             slice = slice < HELD_SLICE_NS ? slice : HELD_SLICE_NS;
         }
         if (q->device_count > 0) {
+            uint32_t parts = q->unflushed_parts + q->carried;
+            q->carried = 0;
             int taken = queue_reap_blocking(q, slice);
-            q->pace.flushes++;
-            q->pace.flushes_done += q->device_count == 0;
+            note_pace(q, parts);
             pace_count(&q->pace, taken);
             count += taken;
         } else {
