@@ -32,7 +32,7 @@ class Switch(NamedTuple):
 SWITCHES = (
     Switch("rounds", "await", "rounds, one await each", is_tried=False),
     Switch("spins_by_itself", "await", "spinning by itself, one await each", is_tried=False),
-    Switch("kicks", "await", "kicks, one await each (tried)", is_tried=True),
+    Switch("kicks", "no-spin", "kicks, one await each, spin = 0 (tried)", is_tried=True),
     Switch("kicks", "batch", "kicks, one await for the batch (tried)", is_tried=True),
     Switch("kicks", "blocking", "kicks, a thread without a loop (tried)", is_tried=True),
 )

@@ -32,7 +32,7 @@ class QueueStatistics:
     inline_completions: int = 0
     """Requests that had completed by the time their method returned."""
     flushes: int = 0
-    """Turns of the loop that submitted something."""
+    """Times that was submitted what had been collected: in a turn of the loop, and in each round of one."""
     do_io_calls: int = 0
     events: int = 0
     """Times the loop found the completion descriptor readable."""

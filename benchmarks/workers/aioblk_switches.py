@@ -2,7 +2,8 @@
 
 On, off, off, on, some 20 ms each, in one process and on one device: what else the machine does meanwhile
 meets both. Its options are the name of a member of QueueCore, and in which form requests are made: with an
-await for each, in batches, or by a thread without a loop that has as many in flight as the depth.
+await for each, spinning or not, in batches, or by a thread without a loop that has as many in flight as the
+depth.
 """
 
 import json
@@ -59,6 +60,8 @@ async def queue_and_work() -> AsyncGenerator[tuple[Any, Work]]:
 
                 yield queue._compiled, work
         else:
+            if form == "no-spin":
+                device.queue().spin = 0
             read = read_in_batches if form == "batch" else read_in_tasks
             yield device.queue()._compiled, lambda orders: read(device, buffers, orders)
 

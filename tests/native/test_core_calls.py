@@ -183,15 +183,15 @@ def test_comparing() -> None:
     assert view != b"12345679"
     assert view != 5
     with pytest.raises(TypeError):
-        view < b"1"  # type: ignore[operator]  # noqa: B015
+        _ = view < b"1"  # type: ignore[operator]
     with pytest.raises(TypeError):
-        view > b"1"  # type: ignore[operator]  # noqa: B015
+        _ = view > b"1"  # type: ignore[operator]
     with pytest.raises(BufferError):
-        view == memoryview(b"1234567812345678")[::2]  # noqa: B015
+        _ = view == memoryview(b"1234567812345678")[::2]
     assert memory.uses == 0
     memory.close()
     with pytest.raises(ValueError, match="closed"):
-        view == b"12345678"  # noqa: B015
+        _ = view == b"12345678"
 
 
 def test_memory_that_its_release_keeps_comes_to_life_again() -> None:

@@ -38,10 +38,12 @@ class Search:
 
     def try_seed(self, seed: int) -> bool:
         """Whether nothing was found. What a process says is printed if something was."""
-        for _ in range(TRIES):
+        for _ in range(TRIES - 1):
             status, said = self._play(seed)
             if QEMU_FELL not in said:
                 break
+        else:
+            status, said = self._play(seed)
         self.seeds += 1
         if status == "0":
             return True
