@@ -3,7 +3,7 @@
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any, Protocol, final
 
@@ -257,13 +257,23 @@ class Asker:
             operation, lambda: target.read_many(pairs, return_exceptions=lists), queue, style
         )
 
+    def _places(self, dice: tuple[float, ...]) -> Iterator[tuple[float, tuple[int, int]]]:
+        """Dice, sectors and their number; often side by side, which goes to the device as one."""
+        side_by_side = dice[5] * 1000 % 1 < 0.4
+        end = self._history.sectors
+        for each in _series(dice):
+            first, count = self._range(each, dice[2] * 0.7)
+            if side_by_side and end + count <= self._history.sectors:
+                first = end
+            end = first + count
+            yield each, (first, count)
+
     async def do_write_many(self, dice: tuple[float, ...]) -> None:
         target, queue = self._target(dice[0])
         fua = dice[5] * 100 % 1 < 0.2
         operation = Operation("write_many", private=self._leaves_at_once, is_batch=True, durable=fua)
         pairs: list[tuple[int, Any]] = []
-        for each in _series(dice):
-            first, count = self._range(each, dice[2] * 0.7)
+        for each, (first, count) in self._places(dice):
             memory = each if dice[2] < 0.4 else 0.0  # its user's own: who cancels does not wait then
             (piece,) = self._prepare_write(operation, first, count, memory, 0)
             pairs.append((first * SECTOR, piece))

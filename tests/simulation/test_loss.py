@@ -308,7 +308,7 @@ async def test_a_cancelled_batch_that_is_lost_is_cancelled(backend: Disk, simula
     async with device_on(backend) as dev, dev.allocate(2 * BLOCK) as region:
         await dev.read(0, BLOCK)
         simulator.configure(hold=1)
-        batch = dev.write_many([(0, region[:BLOCK]), (BLOCK, region[BLOCK:])])
+        batch = dev.write_many([(BLOCK, region[BLOCK:]), (0, region[:BLOCK])])
         await until_held(simulator, 2)
         batch.cancel()
         assert not batch.done()

@@ -19,7 +19,7 @@ from types import TracebackType
 from typing import Self
 
 READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES = 0, 1, 4, 11, 13  # virtio-blk's
-OK, UNSUPPORTED = 0, 2
+OK, FAILED, UNSUPPORTED = 0, 1, 2
 SECTOR = 512
 SEGMENTS = 126
 PATIENCE = 30  # seconds
@@ -121,6 +121,8 @@ class FakeBackend:
         """(kind, offset, length) of what was carried out."""
         self.delay: Callable[[], float] = lambda: 0.0
         """Gives the seconds that a request takes."""
+        self.fails: Callable[[int, int, int], bool] = lambda _kind, _offset, _length: False
+        """Tells whether a request comes to an error: with half of what it was to write on the disk."""
         self._num_queues = num_queues
         self._features = FEATURES if write_zeroes else FEATURES & ~F_WRITE_ZEROES
         self._owns_socket = beside is None
@@ -337,7 +339,12 @@ class _Client:
 
     def _carry_out(self, request: _Request) -> None:
         data, at, status = self._disk.data, request.offset, OK
-        if request.kind == READ:
+        if self._disk.fails(request.kind, at, request.length):
+            status = FAILED
+            if request.kind == WRITE:
+                half = b"".join(request.buffers)[: request.length // 2]
+                data[at : at + len(half)] = half
+        elif request.kind == READ:
             for buffer in request.buffers:
                 buffer[:] = data[at : at + len(buffer)]
                 at += len(buffer)

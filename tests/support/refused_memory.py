@@ -422,6 +422,11 @@ def a_batch_of_long_ones(device: aioblk.Device) -> Case:
 
 
 @case
+def a_batch_of_neighbours(device: aioblk.Device) -> Case:
+    return submitting(device.write_many, lambda: [(i * BLOCK, bytes(BLOCK)) for i in range(12)])
+
+
+@case
 def a_batch_of_failures(device: aioblk.Device) -> Case:
     return submitting(
         device.write_many,

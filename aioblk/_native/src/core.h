@@ -143,13 +143,18 @@ struct segment {
 struct vector {
     size_t segment_count;
     int iov_count;
+    uint32_t riders; /* parts of the same batch, those that follow, which go to the device with this one: see merge.c */
     struct iovec *iov; /* what the device is given; made when bounce memory is known */
     Segment segments[];
 };
 
-/* Of a part without bounce memory: not yet, or never; or the part is over, though its request is not. */
+/*
+ * Of a part without bounce memory: not yet, or never; or the part is over, though its request is not; or it is a rider, and
+ * never issued.
+ */
 #define NO_BOUNCE (-1)
 #define PART_OVER (-2)
+#define PART_RIDES (-3)
 
 /* One libblkio request, and the user_data of its completion. */
 struct part {
@@ -361,7 +366,12 @@ struct submitter {
 /* ---- what they answer by themselves --------------------------------------------------------------------------- */
 
 static inline Part *request_part(Request *r, uint32_t i) { return i == 0 ? &r->first_part : &r->more_parts[i - 1]; }
+static inline uint32_t part_index(const Part *part)
+{
+    return part == &part->request->first_part ? 0 : (uint32_t)(part - part->request->more_parts) + 1;
+}
 static inline Item *request_item(Request *r, uint32_t i) { return r->batch ? &r->items[i] : &r->item; }
+static inline uint32_t part_riders(const Part *part) { return part->vector ? part->vector->riders : 0; }
 static inline Item *part_item(const Part *part) { return request_item(part->request, part->item); }
 
 /* Nobody wants it any more. Of a request in flight, only cancelling settles the state before the parts are over. */

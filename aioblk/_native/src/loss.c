@@ -191,8 +191,9 @@ PyObject *queue_recall(QueueCore *q, PyObject *Py_UNUSED(ignored))
         r->age = 0;
         assert(r->admitted <= r->part_count);
         for (uint32_t i = 0; i < r->admitted; i++) {
-            if (request_part(r, i)->bounce_offset != PART_OVER) {
-                queue_append_backlog(q, request_part(r, i));
+            Part *part = request_part(r, i);
+            if (part->bounce_offset != PART_OVER && part->bounce_offset != PART_RIDES) {
+                queue_append_backlog(q, part);
             }
         }
     }

@@ -155,8 +155,31 @@ static void item_fail(Item *item, int error, const char *message)
     }
 }
 
+/* One that carries others: what it came to is true of each. Where it has failed, each is made by itself, to know which fails. */
+static __attribute__((noinline)) void merged_done(QueueCore *q, Part *part, int ret, const char *message)
+{
+    Request *r = part->request;
+    bool again = ret < 0 && !part_is_pointless(part);
+    uint32_t first = part_index(part), riders = merge_undo(part);
+    for (uint32_t i = 0; again && i <= riders; i++) {
+        queue_append_backlog(q, request_part(r, first + i));
+    }
+    if (again) {
+        queue_go_on_next_turn(q);
+        return;
+    }
+    for (uint32_t i = riders; i > 0; i--) { /* the request is not over before its last part, which is this one or later */
+        queue_part_done(q, request_part(r, first + i), ret, message);
+    }
+    queue_part_done(q, part, ret, message);
+}
+
 void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
 {
+    if (part_riders(part) > 0) {
+        merged_done(q, part, ret, message);
+        return;
+    }
     Request *r = part->request;
     Item *item = part_item(part);
     assert(r->queue == q && r->linked && part->bounce_offset != PART_OVER);
@@ -203,7 +226,8 @@ void request_drop_unadmitted(Request *r)
     assert(r->linked && !r->held);
     assert(r->admitted <= r->part_count);
     while (r->admitted < r->part_count) {
-        Part *part = request_part(r, r->admitted++);
+        Part *part = request_part(r, r->admitted);
+        r->admitted += 1 + part_riders(part);
         assert(part_is_pointless(part));
         queue_append_backlog(q, part);
         q->sweep_due = true;
@@ -247,7 +271,7 @@ bool queue_admit_parts(QueueCore *q, Request *r)
         if (!queue_prepare_part(q, part)) {
             return false;
         }
-        r->admitted++;
+        r->admitted += 1 + part_riders(part);
         enqueue(q, part);
         if (kicks && q->unflushed_parts >= GROUP && r->admitted < r->part_count) {
             hand_over_group(q);

@@ -254,6 +254,7 @@ static int part_set_segments(Part *part, const Segments *taken)
         return -1;
     }
     vector->iov_count = 0;
+    vector->riders = 0;
     vector->iov = (struct iovec *)((char *)vector + size);
     part->vector = vector;
     part->request->has_plan = true;

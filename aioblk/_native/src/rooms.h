@@ -376,6 +376,14 @@ bool zeroes_go_on(Part *part);
 bool zeroes_instead(Request *r);
 
 /*
+ * ---- merge.c: writes of a batch that lie side by side, as one ----
+ */
+/* Of a batch that is planned, and not submitted. It does what it has memory for. */
+void merge_adjacent(Request *batch);
+/* The part is itself again, and so are its riders: how many there were. The device must be through with it. */
+uint32_t merge_undo(Part *part);
+
+/*
  * ---- lists.c: what hangs on a queue: in flight, backlog, dropped, held, ready ----
  *
  * Pointers only. What is taken comes off its list.
