@@ -231,6 +231,9 @@ class Submitter:
         Every pair is checked before the first is submitted, and refused as by :meth:`read`. The first error,
         in the order of the pairs, is raised when all are over; with ``return_exceptions`` errors and
         refusals are in the list instead.
+
+        Pairs that lie side by side, one after the other, go to the device as one request of at most 128 KiB
+        if it reaches their memory by itself; should that fail, each is made by itself, to know which fails.
         """
     @overload
     def read_many(

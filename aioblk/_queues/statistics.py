@@ -26,7 +26,8 @@ class QueueStatistics:
     bytes_read: int = 0
     bytes_written: int = 0
     parts: int = 0
-    """libblkio requests completed; more than requests where they had to be split."""
+    """libblkio requests completed; more than requests where they had to be split, fewer where items
+    of a batch lie side by side and were merged."""
     bounced_bytes: int = 0
     """Bytes that were copied because the device could not reach the caller's memory."""
     inline_completions: int = 0

@@ -1,4 +1,4 @@
-"""Writes of a batch that lie side by side go to the device as one, and nothing else of them changes."""
+"""What a batch transfers side by side goes to the device as one, and nothing else of it changes."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -11,7 +11,7 @@ from aioblk._native.buffers import BytesLike
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import held, pattern
-from ..support.fake_backend import WRITE, FakeBackend
+from ..support.fake_backend import READ, WRITE, FakeBackend
 
 BLOCK = 4096
 COUNT = 24
@@ -92,6 +92,31 @@ async def test_neighbours_in_the_order_of_the_items_are_one_request(
     assert after.bytes_written - before.bytes_written == len(blocks) * BLOCK
 
 
+async def test_neighbours_are_read_as_one(
+    device: aioblk.Device, disk: FakeBackend, region: aioblk.MemoryRegion
+) -> None:
+    disk.carried_out.clear()
+    region[:] = bytes(COUNT * BLOCK)
+    await device.read_into_many(items(region, 1, 2, 3, 7, 8))
+    assert disk.carried_out == [(READ, BLOCK, 3 * BLOCK), (READ, 7 * BLOCK, 2 * BLOCK)]
+    expected = bytearray(COUNT * BLOCK)
+    for first, end in ((1, 4), (7, 9)):
+        expected[first * BLOCK : end * BLOCK] = OLD[first * BLOCK : end * BLOCK]
+    assert bytes(region) == expected
+
+
+async def test_bytes_that_are_read_side_by_side(file_device: aioblk.Device) -> None:
+    """What lies beyond the end of a file is zeroes, as for a request alone."""
+    await file_device.write(0, NEW)
+    before = file_device.statistics()
+    blocks = await file_device.read_many([(i * BLOCK, BLOCK) for i in range(8)])
+    after = file_device.statistics()
+    assert blocks == [NEW[i * BLOCK : (i + 1) * BLOCK] for i in range(8)]
+    assert (after.parts - before.parts, after.bytes_read - before.bytes_read) == (1, 8 * BLOCK)
+    end = file_device.capacity
+    assert await file_device.read_many([(end - BLOCK, BLOCK), (end, BLOCK)]) == [bytes(BLOCK)] * 2
+
+
 async def test_memory_of_the_regions_alone_is_merged(
     device: aioblk.Device, disk: FakeBackend, region: aioblk.MemoryRegion
 ) -> None:
@@ -152,6 +177,16 @@ async def test_who_has_failed_is_known_as_if_each_had_been_alone(
     with pytest.raises(aioblk.BlkioError) as caught:
         await device.write_many(items(region, *range(8)))
     assert caught.value.offset == 7 * BLOCK
+
+
+async def test_who_could_not_be_read_is_known(
+    device: aioblk.Device, disk: FakeBackend, region: aioblk.MemoryRegion
+) -> None:
+    disk.fails = lambda _, offset, length: offset <= 3 * BLOCK < offset + length
+    results = await device.read_into_many(items(region, *range(8)), return_exceptions=True)
+    assert [number for number, result in enumerate(results) if result is not None] == [3]
+    assert region[: 3 * BLOCK] == OLD[: 3 * BLOCK]
+    assert region[4 * BLOCK : 8 * BLOCK] == OLD[4 * BLOCK : 8 * BLOCK]
 
 
 async def test_what_fails_once_as_a_whole_is_done(

@@ -222,8 +222,7 @@ class Asker:
         target, queue = self._target(dice[0])
         operation = Operation("read_into_many", private=self._leaves_at_once, is_batch=True)
         pairs: list[tuple[int, Any]] = []
-        for each in _series(dice):
-            first, count = self._range(each, dice[2] * 0.7)
+        for each, (first, count) in self._places(dice):
             (piece,) = self._prepare_read(operation, first, count, each, 0)
             pairs.append((first * SECTOR, piece))
         operation.name += " " + ", ".join(f"{r.first}+{r.count}" for r in operation.readings)

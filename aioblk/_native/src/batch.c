@@ -133,9 +133,7 @@ Request *prepare_batch(QueueCore *q, Operation op, bool bytes, PyObject *objects
     if (add_items(q, batch, bytes, objects) < 0) {
         return request_discard(batch);
     }
-    if (op == OP_WRITE) {
-        merge_adjacent(batch);
-    }
+    merge_adjacent(batch);
     q->batch_hint = batch->count < LARGEST_HINT ? batch->count : LARGEST_HINT;
     if (batch->weight == 0) {
         request_drop_pins(batch);

@@ -1,6 +1,6 @@
 /*
- * Merging: writes of a batch that lie side by side, in the order of the items, go to the device as one. A write through the page
- * cache of ext4 costs a hand-over to a worker of the kernel, whatever its length, and any other at least a request.
+ * Merging: what a batch transfers side by side, in the order of the items, goes to the device as one. A write through the page
+ * cache of ext4 costs a hand-over to a worker of the kernel, whatever its length, and all else at least a request.
  *
  * Each part is planned, counted and taken as done by itself. The first of a run is issued, with a vector of the memory of all,
  * and carries the others, its riders: those are admitted with it, and never issued. Should it fail, they part, and each

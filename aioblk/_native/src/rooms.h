@@ -376,7 +376,7 @@ bool zeroes_go_on(Part *part);
 bool zeroes_instead(Request *r);
 
 /*
- * ---- merge.c: writes of a batch that lie side by side, as one ----
+ * ---- merge.c: what a batch transfers side by side, as one ----
  */
 /* Of a batch that is planned, and not submitted. It does what it has memory for. */
 void merge_adjacent(Request *batch);
