@@ -54,13 +54,25 @@ static void carry(Request *batch, uint32_t first, uint32_t riders)
     batch->has_plan = true;
 }
 
-void merge_adjacent(Request *batch)
+static __attribute__((noinline)) void merge_from(Request *batch, uint32_t first)
 {
     uint32_t riders;
-    for (uint32_t i = 0; i + 1 < batch->part_count; i += 1 + riders) {
+    for (uint32_t i = first; i + 1 < batch->part_count; i += 1 + riders) {
         riders = count_riders(batch, i);
         if (riders > 0) {
             carry(batch, i, riders);
+        }
+    }
+}
+
+/* Most batches have nothing to merge. */
+void merge_adjacent(Request *batch)
+{
+    const Part *part = &batch->first_part, *next = batch->more_parts;
+    for (uint32_t i = 0; i + 1 < batch->part_count; i++, part = next++) {
+        if (next->offset == part->offset + part->length) {
+            merge_from(batch, i);
+            return;
         }
     }
 }

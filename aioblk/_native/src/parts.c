@@ -155,31 +155,8 @@ static void item_fail(Item *item, int error, const char *message)
     }
 }
 
-/* One that carries others: what it came to is true of each. Where it has failed, each is made by itself, to know which fails. */
-static __attribute__((noinline)) void merged_done(QueueCore *q, Part *part, int ret, const char *message)
-{
-    Request *r = part->request;
-    bool again = ret < 0 && !part_is_pointless(part);
-    uint32_t first = part_index(part), riders = merge_undo(part);
-    for (uint32_t i = 0; again && i <= riders; i++) {
-        queue_append_backlog(q, request_part(r, first + i));
-    }
-    if (again) {
-        queue_go_on_next_turn(q);
-        return;
-    }
-    for (uint32_t i = riders; i > 0; i--) { /* the request is not over before its last part, which is this one or later */
-        queue_part_done(q, request_part(r, first + i), ret, message);
-    }
-    queue_part_done(q, part, ret, message);
-}
-
 void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
 {
-    if (part_riders(part) > 0) {
-        merged_done(q, part, ret, message);
-        return;
-    }
     Request *r = part->request;
     Item *item = part_item(part);
     assert(r->queue == q && r->linked && part->bounce_offset != PART_OVER);
@@ -216,6 +193,25 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
         part->bounce_offset = PART_OVER;
         r->age = 0;
     }
+}
+
+/* What it came to is true of each. Where it has failed, each is made by itself, to know which fails. */
+__attribute__((noinline, cold)) void queue_merged_done(QueueCore *q, Part *part, int ret, const char *message)
+{
+    Request *r = part->request;
+    bool again = ret < 0 && !part_is_pointless(part);
+    uint32_t first = part_index(part), riders = merge_undo(part);
+    for (uint32_t i = 0; again && i <= riders; i++) {
+        queue_append_backlog(q, request_part(r, first + i));
+    }
+    if (again) {
+        queue_go_on_next_turn(q);
+        return;
+    }
+    for (uint32_t i = riders; i > 0; i--) { /* the request is not over before its last part, which is this one or later */
+        queue_part_done(q, request_part(r, first + i), ret, message);
+    }
+    queue_part_done(q, part, ret, message);
 }
 
 /* ---- admission: the parts of a request are handed on in order, as far as there is room ------------------------------ */
@@ -359,6 +355,15 @@ static __attribute__((noinline, cold)) void admit_late(QueueCore *q, Request *r)
     Py_DECREF(r);
 }
 
+static void end_pointless(QueueCore *q, Part *part)
+{
+    if (part_riders(part) > 0) {
+        queue_merged_done(q, part, -ECANCELED, NULL);
+    } else {
+        queue_part_done(q, part, -ECANCELED, NULL);
+    }
+}
+
 /*
  * Ending one may run Python code, which may give the device up, or end others of them: those that are left hang on the
  * queue.
@@ -368,7 +373,7 @@ static void sweep_backlog(QueueCore *q)
     Part *part;
     queue_sort_backlog(q);
     while ((part = queue_take_dropped(q)) != NULL) {
-        queue_part_done(q, part, -ECANCELED, NULL);
+        end_pointless(q, part);
     }
 }
 
@@ -385,7 +390,7 @@ void queue_issue_backlog(QueueCore *q)
         }
         queue_take_backlog(q);
         if (pointless) {
-            queue_part_done(q, part, -ECANCELED, NULL);
+            end_pointless(q, part);
         } else if (part->bounce_length > 0 && part->bounce_offset < 0) {
             admit_late(q, part->request);
         } else {

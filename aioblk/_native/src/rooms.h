@@ -182,6 +182,7 @@ bool queue_has_room(const QueueCore *q, const Part *part); /* in the ring: if no
 void queue_issue(QueueCore *q, Part *part);
 RUNS_PYTHON void queue_issue_backlog(QueueCore *q);
 RUNS_PYTHON void queue_part_done(QueueCore *q, Part *part, int ret, const char *message);
+RUNS_PYTHON void queue_merged_done(QueueCore *q, Part *part, int ret, const char *message); /* of one that carries others */
 /* False: it is over already. The next turn ends what of it the device does not have. */
 RUNS_PYTHON bool request_cancel_io(Request *r, PyObject *message);
 
