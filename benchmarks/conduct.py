@@ -8,9 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from benchmarks import machine, queues
 from benchmarks.contenders import (
     AWAIT,
@@ -32,6 +29,7 @@ from benchmarks.model import Case, Cell, Run
 from benchmarks.paths import ROOT, WORK
 from benchmarks.peers import peer_contenders
 from benchmarks.plan import choose_cells
+from benchmarks.progress import steps
 from benchmarks.rounds import measure
 from benchmarks.targets import UnavailableError, check_target
 
@@ -112,23 +110,7 @@ def measure_all(
         for cell in found
         for contender in contenders
     )
-    console = Console(stderr=True)
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console,
-        transient=True,
-    ) as progress:
-        task = progress.add_task("", total=total, completed=len(done))
-
-        def show(text: str) -> None:
-            progress.update(task, description=text)
-            if not console.is_terminal:  # a log: a line for each sample
-                print(f"bench: {progress.tasks[0].completed:.0f}/{total} {text}", file=sys.stderr, flush=True)
-
+    with steps(total, done=len(done)) as begin_sample:
         for record in measure(
             cells,
             contenders,
@@ -137,11 +119,10 @@ def measure_all(
             directory=arguments.directory,
             file_size=arguments.file_size,
             known=run.records,
-            progress=show,
+            progress=begin_sample,
         ):
             run.records.append(record)
             journal.add(record)
-            progress.advance(task)
 
 
 def choose_contenders(arguments: argparse.Namespace) -> list[Contender]:

@@ -12,6 +12,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.progress import steps
 from benchmarks.rounds import run_process
 from benchmarks.targets import pin
 from benchmarks.workers.measuring import Job
@@ -35,9 +36,10 @@ def run_worker(worker: str, job: Job, cpu: int | None = None) -> Any:
 def run_rounds(worker: str, job: Job, rounds: int, what: str) -> list[dict[str, float]]:
     """The figures of each round."""
     samples: list[dict[str, float]] = []
-    for number in range(1, rounds + 1):
-        print(f"bench: {what}, round {number} of {rounds}", file=sys.stderr)
-        samples.append(run_worker(worker, job))
+    with steps(rounds) as begin:
+        for number in range(1, rounds + 1):
+            begin(f"round {number} of {rounds}: {what}")
+            samples.append(run_worker(worker, job))
     return samples
 
 

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.paths import ROOT
+from benchmarks.progress import steps
 from benchmarks.targets import UnavailableError, scratch_file
 
 BLOCK_SIZES = ("4k", "256k")
@@ -68,13 +69,14 @@ def measure(
             stack.enter_context(running(name, command, Path(where, f"{name}.sock")))
             for name, command in commands(file, Path(where)).items()
         ]
-        for number in range(1, rounds + 1):
-            for size, depth, operation in product(BLOCK_SIZES, DEPTHS, OPERATIONS):
-                cell = f"{size} {operation} QD{depth}"
-                print(f"bench: round {number} of {rounds}, {cell}", file=sys.stderr)
-                for server in servers:
-                    sample = run_fio(server, size, depth, operation, seconds)
-                    samples.setdefault(cell, {}).setdefault(server.name, []).append(sample)
+        cells = list(product(range(1, rounds + 1), BLOCK_SIZES, DEPTHS, OPERATIONS))
+        begin = stack.enter_context(steps(len(cells) * len(servers)))
+        for number, size, depth, operation in cells:
+            cell = f"{size} {operation} QD{depth}"
+            for server in servers:
+                begin(f"round {number} of {rounds}: {cell}, {server.name}")
+                sample = run_fio(server, size, depth, operation, seconds)
+                samples.setdefault(cell, {}).setdefault(server.name, []).append(sample)
     show(console, samples)
     return samples
 

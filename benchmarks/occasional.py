@@ -1,6 +1,5 @@
 """What happens now and then beside the requests and must not be slow either: memory comes and goes."""
 
-import sys
 from pathlib import Path
 
 from rich.console import Console
@@ -8,6 +7,7 @@ from rich.console import Console
 from benchmarks import limits
 from benchmarks.limits import Limit
 from benchmarks.model import CASES
+from benchmarks.progress import steps
 from benchmarks.rounds import ContenderError
 from benchmarks.targets import UnavailableError, check_target, open_target
 from benchmarks.workers.measuring import Job
@@ -26,14 +26,15 @@ def measure(console: Console, *, rounds: int, seconds: float, directory: Path, f
     all_kept = True
     for name, kept in LIMITS.items():
         case = CASES[name]
+        samples: list[dict[str, float]] = []
         try:
             check_target(case, directory)
-            samples: list[dict[str, float]] = []
-            for number in range(1, rounds + 1):
-                print(f"bench: {case.title}, now and then, round {number} of {rounds}", file=sys.stderr)
-                with open_target(case, directory, file_size) as target:
-                    job = Job(str(target.path), case.kind, target.capacity, "read", 4096, 1, seconds)
-                    samples.append(limits.run_worker("aioblk_occasional", job, case.client_cpu))
+            with steps(rounds) as begin:
+                for number in range(1, rounds + 1):
+                    begin(f"round {number} of {rounds}: {case.title}, now and then")
+                    with open_target(case, directory, file_size) as target:
+                        job = Job(str(target.path), case.kind, target.capacity, "read", 4096, 1, seconds)
+                        samples.append(limits.run_worker("aioblk_occasional", job, case.client_cpu))
         except (ContenderError, UnavailableError) as error:
             console.print(f"{case.title}: {error}", highlight=False, markup=False)
             return False

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -23,6 +24,7 @@ from rich.table import Table
 from benchmarks import instructions
 from benchmarks.instructions import Route
 from benchmarks.paths import ROOT
+from benchmarks.progress import steps
 from benchmarks.rounds import run_process
 
 ROUTES = (Route("await", "read", 32), Route("batch", "read", 32), Route("await", "read", 1))
@@ -69,16 +71,25 @@ class NoSamplesError(Exception):
 def show(console: Console, *, seconds: float) -> None:
     """Print the table: for each route, what every function takes of an operation."""
     try:
-        profiles = [sampled(route, seconds) for route in ROUTES]
+        profiles = of_each_route(lambda route: sampled(route, seconds))
         unit = "nanoseconds"
     except NoSamplesError as reason:
         console.print(f"Instructions instead of time: {reason}", highlight=False, markup=False)
-        profiles = [counted(route) for route in ROUTES]
+        profiles = of_each_route(counted)
         unit = "instructions"
     console.print(table(profiles, unit))
     if unit == "nanoseconds":
         samples = ", ".join(str(profile.parts.total()) for profile in profiles)
         console.print(f"Shares are of {samples} samples; --seconds 5 takes more.", highlight=False)
+
+
+def of_each_route(measure: Callable[[Route], Profile]) -> list[Profile]:
+    found: list[Profile] = []
+    with steps(len(ROUTES)) as begin:
+        for route in ROUTES:
+            begin(route.name)
+            found.append(measure(route))
+    return found
 
 
 # --- time, by py-spy ----------------------------------------------------------------------------------------
@@ -94,7 +105,6 @@ def sampled(route: Route, seconds: float) -> Profile:
             *("--format", "raw", "--output", str(out)),
         ]
         command = [*looking, "--", *instructions.worker(route, round(seconds / cost))]
-        print(f"profile: {route.name}", file=sys.stderr)
         done = subprocess.run(
             command, cwd=ROOT, capture_output=True, text=True, timeout=TIMEOUT + 10 * seconds
         )
@@ -170,7 +180,6 @@ def owner_of(file: str) -> str:
 
 
 def counted(route: Route) -> Profile:
-    print(f"profile: {route.name}", file=sys.stderr)
     operations = instructions.LONG - instructions.SHORT
     parts: Counter[Part] = Counter()
     long, short = (

@@ -8,11 +8,11 @@ from typing import NamedTuple
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from benchmarks import limits
 from benchmarks.model import CASES, Case
+from benchmarks.progress import steps
 from benchmarks.rounds import ContenderError
 from benchmarks.summary import Interval
 from benchmarks.targets import Target, UnavailableError, open_target
@@ -51,22 +51,13 @@ def costs(switch: Switch, gain: Interval) -> bool:
 def measure(console: Console, *, rounds: int, seconds: float, directory: Path, file_size: int) -> bool:
     """Print the gains, from `rounds` times `seconds` for each; True when nothing costs."""
     gains: Gains = {}
-    with Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.completed}/{task.total}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    ) as progress:
-        task = progress.add_task("", total=len(SWITCHES) * len(WHERE) * len(DEPTHS))
+    with steps(len(SWITCHES) * len(WHERE) * len(DEPTHS)) as begin:
         try:
             for place in WHERE:
                 with open_target(CASES[place], directory, file_size) as target:
                     for depth, switch in itertools.product(DEPTHS, SWITCHES):
-                        progress.update(task, description=f"{target.case.title}, {depth}: {switch.words}")
+                        begin(f"{target.case.title}, {depth}: {switch.words}")
                         gains[switch, place, depth] = gain_of(switch, target, depth, rounds * seconds)
-                        progress.advance(task)
         except (ContenderError, UnavailableError) as error:
             console.print(f"{error}", highlight=False, markup=False)
             return False
