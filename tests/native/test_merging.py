@@ -2,11 +2,13 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import aioblk
+from aioblk._libblkio.limits import Limits
 from aioblk._native.buffers import BytesLike
 
 from ..conftest import StorageDaemonFactory
@@ -195,6 +197,34 @@ async def test_what_fails_once_as_a_whole_is_done(
     disk.fails = lambda _kind, _offset, length: length > BLOCK
     await device.write_many(items(region, *range(8)))
     assert holds_new(disk, *range(8))
+
+
+async def test_a_neighbour_of_an_item_that_has_failed_is_made_all_the_same(
+    disk: FakeBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first item is split, and its first part fails; then, with the second item, its last part does."""
+    read = Limits.read
+    monkeypatch.setattr(Limits, "read", lambda device: replace(read(device), max_transfer=8 * BLOCK))
+    async with (
+        aioblk.VirtioBlkVhostUser(disk.socket, num_queues=2) as device,
+        device.allocate(1 << 16) as region,
+    ):
+        region[:] = NEW[: len(region)]
+        disk.fails = lambda _, offset, length: offset == 0 or length == 6 * BLOCK
+        gate = disk.gate(WRITE, 8 * BLOCK)
+        batch = device.write_many(
+            [(0, region[: 12 * BLOCK]), (12 * BLOCK, region[12 * BLOCK : 14 * BLOCK])], return_exceptions=True
+        )
+        await gate.reached()
+        while not writes(disk):  # noqa: ASYNC110 (there is no event)
+            await asyncio.sleep(0.001)
+        await device.read(32 * BLOCK, BLOCK)  # the failure has been taken, too
+        gate.open()
+        first, second = await batch
+        assert isinstance(first, aioblk.BlkioError)
+        assert second is None
+        assert writes(disk) == [(0, 8), (8, 6), (12, 2)]
+        assert disk.data[12 * BLOCK : 14 * BLOCK] == NEW[12 * BLOCK : 14 * BLOCK]
 
 
 async def test_nothing_of_one_that_was_cancelled_is_made_again(

@@ -195,23 +195,29 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
     }
 }
 
-/* What it came to is true of each. Where it has failed, each is made by itself, to know which fails. */
+/*
+ * What it came to is true of each. Where it has failed, each that is wanted is made by itself, to know which fails: not all of them
+ * may be, since an item that has another part may have failed already.
+ */
 __attribute__((noinline, cold)) void queue_merged_done(QueueCore *q, Part *part, int ret, const char *message)
 {
     Request *r = part->request;
-    bool again = ret < 0 && !part_is_pointless(part);
+    bool again = false;
     uint32_t first = part_index(part), riders = merge_undo(part);
-    for (uint32_t i = 0; again && i <= riders; i++) {
-        queue_append_backlog(q, request_part(r, first + i));
+    for (uint32_t i = 0; i <= riders; i++) {
+        if (ret < 0 && !part_is_pointless(request_part(r, first + i))) {
+            queue_append_backlog(q, request_part(r, first + i));
+            again = true;
+        }
+    }
+    for (uint32_t i = riders + 1; i-- > 0;) { /* the request is not over before the first of them is */
+        if (ret >= 0 || part_is_pointless(request_part(r, first + i))) {
+            queue_part_done(q, request_part(r, first + i), ret, message);
+        }
     }
     if (again) {
         queue_go_on_next_turn(q);
-        return;
     }
-    for (uint32_t i = riders; i > 0; i--) { /* the request is not over before its last part, which is this one or later */
-        queue_part_done(q, request_part(r, first + i), ret, message);
-    }
-    queue_part_done(q, part, ret, message);
 }
 
 /* ---- admission: the parts of a request are handed on in order, as far as there is room ------------------------------ */

@@ -308,8 +308,8 @@ IN_THE_CORE = (
         "Of writes that have failed as one, the last is not made alone: its batch hangs.",
         "chosen when merging was written",
         f"{SRC}/parts.c",
-        "for (uint32_t i = 0; again && i <= riders; i++) {",
-        "for (uint32_t i = 0; again && i < riders; i++) {",
+        "for (uint32_t i = 0; i <= riders; i++) {",
+        "for (uint32_t i = 0; i < riders; i++) {",
     ),
     Mutant(
         "carrier-stays-long",
