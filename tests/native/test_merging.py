@@ -191,6 +191,26 @@ async def test_who_could_not_be_read_is_known(
     assert region[4 * BLOCK : 8 * BLOCK] == OLD[4 * BLOCK : 8 * BLOCK]
 
 
+async def test_a_whole_that_has_failed_is_no_silence(
+    device: aioblk.Device, disk: FakeBackend, region: aioblk.MemoryRegion
+) -> None:
+    """The watch for silence begins anew with the items."""
+    core = device.queue()._compiled
+    disk.fails = lambda _kind, _offset, length: length > BLOCK
+    whole = disk.gate(WRITE, 0)
+    batch = device.write_many(items(region, *range(4)))
+    await whole.reached()
+    assert [core.grow_older(), core.grow_older()] == [(age, "write", 0, BLOCK) for age in (1, 2)]
+    alone = [disk.gate(WRITE, block * BLOCK) for block in range(4)]
+    whole.open()
+    for gate in alone:
+        await gate.reached()
+    assert core.grow_older() == (1, "write", 0, BLOCK)
+    for gate in alone:
+        gate.open()
+    await batch
+
+
 async def test_what_fails_once_as_a_whole_is_done(
     device: aioblk.Device, disk: FakeBackend, region: aioblk.MemoryRegion
 ) -> None:

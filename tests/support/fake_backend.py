@@ -362,5 +362,5 @@ class _Client:
         used = self._memory(ring.used, 4 + 8 * ring.size, client=True)
         index = struct.unpack_from("=H", used, 2)[0]
         struct.pack_into("=II", used, 4 + 8 * (index % ring.size), request.head, 1)
-        struct.pack_into("=H", used, 2, (index + 1) % (1 << 16))
+        used[2:4].cast("H")[0] = (index + 1) % (1 << 16)  # at once: pack_into() writes zeroes first
         os.eventfd_write(ring.call, 1)

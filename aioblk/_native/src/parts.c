@@ -216,6 +216,7 @@ __attribute__((noinline, cold)) void queue_merged_done(QueueCore *q, Part *part,
         }
     }
     if (again) {
+        r->age = 0; /* which is not over, then */
         queue_go_on_next_turn(q);
     }
 }

@@ -54,6 +54,7 @@ static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_co
         part->request->issued--;
         if (completions[i].ret == -EIO && was_disturbed(q, part)) {
             queue_append_backlog(q, part); /* it is made again */
+            part->request->age = 0;
             queue_go_on_next_turn(q);
             continue;
         }

@@ -81,6 +81,7 @@ static void kick_without_loop(QueueCore *q)
 #ifndef Py_GIL_DISABLED /* or else another thread may be giving the queue up, as long as its own does not wait */
     if (q->pace.kicks && !queue_has_loop(q) && pace_wants_kick(q)) {
         queue_issue_backlog(q);
+        q->carried += q->unflushed_parts;
         pace_count(&q->pace, queue_reap(q));
     }
 #endif
