@@ -75,6 +75,8 @@ def main() -> int:
     console = Console(width=None if sys.stdout.isatty() else 160)
     try:
         match arguments.command:
+            case command if arguments.list and command not in PLANS:
+                raise UnavailableError(f"{command} compares no contenders, so it has none to name")
             case "report":
                 report.write_pages()
             case "fairness":

@@ -160,13 +160,17 @@ class DeviceMemory:
     # --- regions --------------------------------------------------------------------------------------------
 
     async def attach(self, memory: Memory, fd: int | None, fd_offset: int) -> Mapped | None:
-        """Have the memory mapped; None where the device needs no regions. RegistrationError: it is not."""
+        """Have the memory mapped; None where the device needs no regions.
+
+        RegistrationError: the device does not reach it.
+        """
         self.refuse_other_loops()
         self._refuse_if_closed()
         self._memories[memory] = None
         if self.calls.lost is not None:
             raise self._refusal("the device is lost", len(memory))
         if not self.limits.needs_mem_regions:
+            self._check_alignment(memory)
             return None
         mapped = await self._find_or_map(memory, fd, fd_offset)
         assert mapped.mapping is not None
@@ -241,11 +245,14 @@ class DeviceMemory:
             )
 
     def _check(self, memory: Memory) -> None:
+        self._check_alignment(memory)
+        if len(self._ranges) >= self._most:
+            raise self._refusal(f"the device cannot take more than {self._most} regions", len(memory))
+
+    def _check_alignment(self, memory: Memory) -> None:
         alignment = self.limits.mem_region_alignment
         if memory.address % alignment or len(memory) % alignment:
             raise self._refusal(f"address and length must be multiples of {alignment}", len(memory))
-        if len(self._ranges) >= self._most:
-            raise self._refusal(f"the device cannot take more than {self._most} regions", len(memory))
 
     def _backing(self, memory: Memory, fd: int | None, fd_offset: int) -> Backing | None:
         if fd is None and not self.limits.needs_mem_region_fd:

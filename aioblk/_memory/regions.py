@@ -98,11 +98,11 @@ class MemoryRegion(AsyncClosing, View):
     @property
     def zero_copy(self) -> bool:
         """Whether aligned requests on the region avoid the bounce pool."""
-        return self.mapped or not self._memory_of_device.limits.needs_mem_regions
+        return self.mapped or not (self._reason or self._memory_of_device.limits.needs_mem_regions)
 
     @property
     def reason(self) -> str | None:
-        """Why the region is not mapped, if mapping it was tried in vain."""
+        """Why the device does not reach the region, if having it so was tried in vain."""
         return self._reason
 
     async def __aenter__(self) -> Self:

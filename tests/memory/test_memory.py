@@ -230,6 +230,24 @@ async def test_any_memory_is_fine_where_no_regions_are_needed(file_device: aiobl
         await file_device.read_into(0, region)
 
 
+async def test_direct_io_takes_aligned_memory_only(loop_device: Path) -> None:
+    memory = memoryview(mmap.mmap(-1, 3 * PAGE))
+    wrong = memory[PAGE + 8 : 2 * PAGE + 8]
+    async with aioblk.IoUring(loop_device, direct=True) as device:
+        rule = f"multiples of {device.limits.mem_region_alignment}"
+        async with device.register(memory[:PAGE], required=True) as region:
+            assert (region.zero_copy, region.reason) == (True, None)
+            await device.read_into(0, region)
+            assert bounced(device) == 0
+        async with device.register(wrong) as region:
+            assert not region.zero_copy
+            assert rule in str(region.reason)
+            await device.read_into(0, region)
+            assert bounced(device) == PAGE
+        with pytest.raises(aioblk.RegistrationError, match=rule):
+            await device.register(wrong, required=True).__aenter__()
+
+
 # --- register: every documented refusal ---------------------------------------------------------------------
 
 
