@@ -343,6 +343,9 @@ class Queue(AsyncClosing, Submitter):
         and not while other callbacks are ready, and leaves that out for longer and longer where it was in
         vain. Then this is what it does now. To set it is to decide: others then wait for as long as it takes.
         None leaves it to the queue again, which begins anew.
+
+        Raises:
+            OptionError: more than 0.001 seconds, or less than none.
         """
         compiled = self._compiled
         if compiled.spins_by_itself:

@@ -33,11 +33,14 @@ class QueueStatistics:
     inline_completions: int = 0
     """Requests that had completed by the time their method returned."""
     flushes: int = 0
-    """Times that was submitted what had been collected: in a turn of the loop, and in each round of one."""
+    """Times that was submitted what had been collected, or was looked again: in a turn of the loop, and in each
+    round of one. A batch that finds the queue idle takes none."""
     do_io_calls: int = 0
+    """Calls of libblkio that submit, and look for what is done: those of kicks and of spinning are among them."""
     events: int = 0
     """Times the loop found the completion descriptor readable."""
     empty_events: int = 0
+    """Times that the descriptor had no event when it was read, or an event came to nothing: harmless."""
     direct_wakes: int = 0
     """Tasks that were resumed without a detour through the loop."""
 
