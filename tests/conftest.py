@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import os
+import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack
@@ -19,6 +20,10 @@ from .support.storage_daemon import StorageDaemon
 
 SCRATCH_SIZE = 8 << 20
 NO_LOOP_DEVICES = cannot_have_loop_devices()
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # The suite runs in the background of a script; programs that it starts and interrupts should not care.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # --- event loops --------------------------------------------------------------------------------------------
 
