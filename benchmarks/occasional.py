@@ -1,5 +1,6 @@
 """What happens now and then beside the requests and must not be slow either: memory comes and goes."""
 
+import math
 from pathlib import Path
 
 from rich.console import Console
@@ -14,10 +15,14 @@ from benchmarks.workers.measuring import Job
 
 LIMITS = {
     "vhost-split-cores": {
+        "map_alone_ms": Limit("vhost-user, two cores: libblkio alone, map and unmap 1 MiB, ms", math.inf),
         "register_ms": Limit("vhost-user, two cores: register memory of one's own and leave it, ms", 0.2),
         "allocate_ms": Limit("vhost-user, two cores: allocate 1 MiB of device memory and leave it, ms", 0.2),
     },
-    "cached-file": {"open_ms": Limit("a file: open and close it, ms", 0.4)},
+    "cached-file": {
+        "open_alone_ms": Limit("a file: libblkio alone, create, connect, start and destroy, ms", math.inf),
+        "open_ms": Limit("a file: open and close it, ms", 0.4),
+    },
 }
 
 
