@@ -281,7 +281,8 @@ class Life:
                 timeout=self.session.options.lost_after,
                 return_when=asyncio.FIRST_COMPLETED,
             )
-        await asyncio.wait([call.done], timeout=LOST_PATIENCE)
+        if not call.done.done():
+            await asyncio.wait([call.done], timeout=LOST_PATIENCE)
         if call.done.done():
             call.take()
 
