@@ -33,10 +33,10 @@ class QueueStatistics:
     inline_completions: int = 0
     """Requests that had completed by the time their method returned."""
     flushes: int = 0
-    """Times that was submitted what had been collected, or was looked again: in a turn of the loop, and in each
-    round of one. A batch that finds the queue idle takes none."""
+    """Times that was submitted what had been collected, or was looked again: in a turn of the loop, and in
+    each round of one. A batch that finds the queue idle takes none."""
     do_io_calls: int = 0
-    """Calls of libblkio that submit, and look for what is done: those of kicks and of spinning are among them."""
+    """Calls of libblkio that submit, and look for what is done: those of kicks and of spinning too."""
     events: int = 0
     """Times the loop found the completion descriptor readable."""
     empty_events: int = 0
