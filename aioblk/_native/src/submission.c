@@ -23,6 +23,24 @@ static bool alone(const QueueCore *q) { return q->last_batch <= 1 && idle(q); }
  */
 #define EVENTS_RESET_INLINE 2
 
+/* What a unit takes is the machine's and the caller's: on a slow one, the budget would last for milliseconds. */
+static __attribute__((noinline)) bool others_wait_long(QueueCore *q)
+{
+    uint64_t now = clock_now_ns();
+    q->inline_since = q->inline_since ? q->inline_since : now;
+    return now - q->inline_since > INLINE_NS;
+}
+
+static void spend_budget(QueueCore *q, int units)
+{
+    int before = q->inline_budget;
+    q->inline_budget -= units;
+    bool looks = (before ^ q->inline_budget) & ~(INLINE_UNITS_UNLOOKED - 1); /* a multiple has been passed */
+    if (looks && others_wait_long(q)) {
+        q->inline_budget = 0;
+    }
+}
+
 /*
  * Submits, and reaps what completes within the call. Where the budget has been used up, who awaits the request lets
  * others have their turn first, although it is done: cheaper than a turn that submits.
@@ -38,7 +56,7 @@ static void submit_inline(QueueCore *q, Request *r)
         return;
     }
     bool first = INLINE_BUDGET - q->inline_budget < EVENTS_RESET_INLINE;
-    q->inline_budget -= cost;
+    spend_budget(q, cost);
     if (q->inline_budget <= 0) {
         r->turn = TURN_DUE;
     }
