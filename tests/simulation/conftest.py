@@ -15,7 +15,7 @@ from ..support.leaks import Holdings, join_threads
 from .devices import new_disk
 from .library import VIRTIO, Disk, Driver, Simulator, is_preloaded, preloaded
 
-LIMIT = 100  # seconds for a module
+LIMIT = 300  # seconds for a module, beside whatever else the machine does
 PATIENCE = 40  # seconds for a test of it
 
 
