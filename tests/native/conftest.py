@@ -7,6 +7,14 @@ from typing import Any
 import pytest
 
 from ..support.bench import Bench
+from ..support.fake_backend import FakeBackend
+
+
+@pytest.fixture
+def disk() -> Iterator[FakeBackend]:
+    """A vhost-user disk that does what a test says."""
+    with FakeBackend() as disk:
+        yield disk
 
 
 @pytest.fixture

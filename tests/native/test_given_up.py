@@ -9,7 +9,7 @@ import random
 import threading
 import time
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,6 @@ from ..support.fake_backend import DISCARD, READ, WRITE, WRITE_ZEROES, FakeBacke
 BLOCK = 4096
 OLD, NEW = pattern(BLOCK, 1), pattern(BLOCK, 2)
 PATIENCE = 30  # seconds
-
-
-@pytest.fixture
-def disk() -> Iterator[FakeBackend]:
-    with FakeBackend() as disk:
-        yield disk
 
 
 @pytest.fixture

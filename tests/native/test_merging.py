@@ -1,7 +1,7 @@
 """What a batch transfers side by side goes to the device as one, and nothing else of it changes."""
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,12 +20,6 @@ COUNT = 24
 PATIENCE = 30  # seconds
 OLD = pattern(COUNT * BLOCK, 1)
 NEW = pattern(COUNT * BLOCK, 2)
-
-
-@pytest.fixture
-def disk() -> Iterator[FakeBackend]:
-    with FakeBackend() as disk:
-        yield disk
 
 
 @pytest.fixture

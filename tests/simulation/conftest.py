@@ -15,7 +15,7 @@ from ..support.leaks import Holdings, join_threads
 from .devices import new_disk
 from .library import VIRTIO, Disk, Driver, Simulator, is_preloaded, preloaded
 
-LIMIT = 300  # seconds for a module, beside whatever else the machine does
+LIMIT = 100  # seconds for a module
 PATIENCE = 40  # seconds for a test of it
 
 

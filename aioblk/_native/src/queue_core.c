@@ -197,7 +197,7 @@ static PyObject *queue_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
     self->thread = PyThread_get_thread_ident();
     note_thread(self->thread);
     self->fork_generation = fork_generation;
-    self->inline_budget = INLINE_BUDGET;
+    queue_new_turn(self);
     self->rounds = true;
     pace_begin(&self->pace);
     self->spins_by_itself = completion_fd >= 0 && loop != Py_None;

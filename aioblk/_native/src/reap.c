@@ -45,11 +45,9 @@ static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_co
     for (int i = 0; i < count && q->blkioq_turns == turns; i++) {
         Part *part = completions[i].user_data;
         assert(q->device_count > 0 && part->request->issued > 0);
-        bool carries = false;
         q->device_count--;
         if (part->vector) {
             q->more_segments -= part->vector->iov_count - 1;
-            carries = part->vector->riders > 0;
         }
         part->request->issued--;
         if (completions[i].ret == -EIO && was_disturbed(q, part)) {
@@ -59,7 +57,7 @@ static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_co
             continue;
         }
         q->counters.parts++;
-        if (__builtin_expect(carries, 0)) {
+        if (__builtin_expect(part_riders(part) > 0, 0)) {
             queue_merged_done(q, part, completions[i].ret, completions[i].error_msg);
         } else {
             queue_part_done(q, part, completions[i].ret, completions[i].error_msg);

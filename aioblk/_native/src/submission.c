@@ -23,22 +23,21 @@ static bool alone(const QueueCore *q) { return q->last_batch <= 1 && idle(q); }
  */
 #define EVENTS_RESET_INLINE 2
 
-/* What a unit takes is the machine's and the caller's: on a slow one, the budget would last for milliseconds. */
-static __attribute__((noinline)) bool others_wait_long(QueueCore *q)
+/*
+ * A slice of the budget is used up: whether there is another one. What a unit takes is the machine's and the caller's: on a
+ * slow machine, the whole budget would last for milliseconds.
+ */
+static __attribute__((noinline, cold)) bool begin_slice(QueueCore *q)
 {
     uint64_t now = clock_now_ns();
     q->inline_since = q->inline_since ? q->inline_since : now;
-    return now - q->inline_since > INLINE_NS;
-}
-
-static void spend_budget(QueueCore *q, int units)
-{
-    int before = q->inline_budget;
-    q->inline_budget -= units;
-    bool looks = (before ^ q->inline_budget) & ~(INLINE_UNITS_UNLOOKED - 1); /* a multiple has been passed */
-    if (looks && others_wait_long(q)) {
-        q->inline_budget = 0;
+    int rest = q->inline_rest + q->inline_budget;
+    if (rest <= 0 || now - q->inline_since > INLINE_NS) {
+        return false;
     }
+    q->inline_budget = rest < INLINE_SLICE ? rest : INLINE_SLICE;
+    q->inline_rest = rest - q->inline_budget;
+    return true;
 }
 
 /*
@@ -55,12 +54,13 @@ static void submit_inline(QueueCore *q, Request *r)
     if (r->state == PENDING) {
         return;
     }
-    bool first = INLINE_BUDGET - q->inline_budget < EVENTS_RESET_INLINE;
-    spend_budget(q, cost);
-    if (q->inline_budget <= 0) {
+    bool resets = INLINE_SLICE - q->inline_budget < EVENTS_RESET_INLINE && q->inline_since == 0;
+    q->inline_budget -= cost;
+    if (q->inline_budget <= 0 && !begin_slice(q)) {
         r->turn = TURN_DUE;
+        resets = true;
     }
-    if (q->device_count == 0 && (first || q->inline_budget <= 0)) {
+    if (resets && q->device_count == 0) {
         queue_reset_event(q);
     }
     q->counters.inline_completions++;
