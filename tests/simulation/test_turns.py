@@ -41,7 +41,7 @@ async def turns_beside(dev: aioblk.Device, simulator: Simulator, seconds: float)
 async def test_others_run_after_half_a_millisecond(
     disk: Disk, simulator: Simulator, seconds: float, least: int, most: int
 ) -> None:
-    """As it is seen at every 32nd request."""
+    """As it is seen at every 64th request."""
     async with device_on(disk) as dev:
         await dev.read(0, BLOCK)
         simulator.configure(record=0)

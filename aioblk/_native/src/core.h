@@ -295,7 +295,7 @@ struct queue_core {
     uint32_t last_batch;        /* parts that the previous flush carried, or kicks and events just before it */
     uint32_t carried;           /* parts that those have carried since the previous flush */
     uint32_t batch_hint;        /* items of the previous batch call */
-    int inline_budget;          /* what is left of INLINE_SLICE until the clock is looked at; <= 0: a turn must pass */
+    int inline_budget;          /* what is left of a slice until the clock is looked at; <= 0: a turn must pass */
     int inline_rest;            /* of INLINE_BUDGET, beyond that slice */
     uint64_t inline_since;      /* when the clock was first looked at since the last turn; 0: it was not */
     Request *inline_request;    /* the latest inline completion that nobody has looked at; never followed */
@@ -341,7 +341,8 @@ struct queue_core {
  * is the copying of so many bytes.
  */
 #define INLINE_BUDGET 512
-#define INLINE_SLICE 32   /* of it, after which the clock is looked at */
+#define INLINE_FIRST 2    /* of it, which each take their event away: see submit_inline */
+#define INLINE_SLICE 64   /* of it, after which the clock is looked at */
 #define INLINE_NS 500000u /* and no more than so long */
 #define BYTES_PER_UNIT 8192
 

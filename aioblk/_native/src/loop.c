@@ -189,8 +189,8 @@ void queue_tell_later(QueueCore *q, uint8_t hook)
 
 void queue_new_turn(QueueCore *q)
 {
-    q->inline_budget = INLINE_SLICE;
-    q->inline_rest = INLINE_BUDGET - INLINE_SLICE;
+    q->inline_budget = INLINE_FIRST;
+    q->inline_rest = INLINE_BUDGET - INLINE_FIRST;
     q->inline_since = 0;
     PUBLISH(q->inline_request, NULL);
 }

@@ -18,12 +18,6 @@ static bool idle(const QueueCore *q)
 static bool alone(const QueueCore *q) { return q->last_batch <= 1 && idle(q); }
 
 /*
- * A completion taken inline leaves its event behind, for which the loop would wake up in vain. The first few of a turn
- * take it away; where many follow each other without a turn between them, one stale event for all is cheaper.
- */
-#define EVENTS_RESET_INLINE 2
-
-/*
  * A slice of the budget is used up: whether there is another one. What a unit takes is the machine's and the caller's: on a
  * slow machine, the whole budget would last for milliseconds.
  */
@@ -43,6 +37,9 @@ static __attribute__((noinline, cold)) bool begin_slice(QueueCore *q)
 /*
  * Submits, and reaps what completes within the call. Where the budget has been used up, who awaits the request lets
  * others have their turn first, although it is done: cheaper than a turn that submits.
+ *
+ * A completion taken inline leaves its event behind, for which the loop would wake up in vain. The first few of a turn
+ * take it away; where many follow each other without a turn between them, one stale event for all is cheaper.
  */
 static void submit_inline(QueueCore *q, Request *r)
 {
@@ -54,7 +51,7 @@ static void submit_inline(QueueCore *q, Request *r)
     if (r->state == PENDING) {
         return;
     }
-    bool resets = INLINE_SLICE - q->inline_budget < EVENTS_RESET_INLINE && q->inline_since == 0;
+    bool resets = q->inline_since == 0;
     q->inline_budget -= cost;
     if (q->inline_budget <= 0 && !begin_slice(q)) {
         r->turn = TURN_DUE;
