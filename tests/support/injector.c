@@ -21,6 +21,7 @@
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stddef.h>
+#include <stdint.h>
 #include <string.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
@@ -28,6 +29,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 /* In the order of injector.py's Kind. */
@@ -304,13 +306,60 @@ CALLS_LIBBLKIO(blkio_add_queue, (struct blkio * device), (device))
 CALLS_LIBBLKIO(blkio_add_poll_queue, (struct blkio * device), (device))
 CALLS_LIBBLKIO(blkio_remove_queue, (struct blkio * device, int index), (device, index))
 CALLS_LIBBLKIO(blkio_remove_poll_queue, (struct blkio * device, int index), (device, index))
-CALLS_LIBBLKIO(blkioq_do_io,
-               (struct blkioq * queue, struct blkio_completion *completions, int least, int most, void *timeout),
-               (queue, completions, least, most, timeout))
-CALLS_LIBBLKIO(blkioq_do_io_interruptible,
-               (struct blkioq * queue, struct blkio_completion *completions, int least, int most, void *timeout,
-                const sigset_t *signals),
-               (queue, completions, least, most, timeout, signals))
+/*
+ * Who spins looks again and again, thousands of times while a device is slow: all these are one step, which ends when
+ * something has come or is submitted.
+ */
+static _Thread_local struct blkioq *found_empty;
+
+#define LOOKS(name, parameters, arguments)                                                                            \
+    int name parameters;                                                                                              \
+    int name parameters                                                                                               \
+    {                                                                                                                 \
+        NEXT_IN_LIBBLKIO(name)                                                                                        \
+        if (found_empty != queue && refuse_libblkio(#name)) {                                                         \
+            return -errno;                                                                                            \
+        }                                                                                                             \
+        inside_libblkio++;                                                                                            \
+        int result = next arguments;                                                                                  \
+        inside_libblkio--;                                                                                            \
+        found_empty = result == 0 ? queue : NULL;                                                                     \
+        return result;                                                                                                \
+    }
+
+LOOKS(blkioq_do_io,
+      (struct blkioq * queue, struct blkio_completion *completions, int least, int most, void *timeout),
+      (queue, completions, least, most, timeout))
+LOOKS(blkioq_do_io_interruptible,
+      (struct blkioq * queue, struct blkio_completion *completions, int least, int most, void *timeout,
+       const sigset_t *signals),
+      (queue, completions, least, most, timeout, signals))
+
+#define SUBMITS(name, parameters, arguments)                                                                          \
+    void name parameters;                                                                                             \
+    void name parameters                                                                                              \
+    {                                                                                                                 \
+        NEXT_IN_LIBBLKIO(name)                                                                                        \
+        found_empty = NULL;                                                                                           \
+        next arguments;                                                                                               \
+    }
+
+SUBMITS(blkioq_read, (struct blkioq * queue, uint64_t start, void *data, size_t length, void *own, uint32_t flags),
+        (queue, start, data, length, own, flags))
+SUBMITS(blkioq_write,
+        (struct blkioq * queue, uint64_t start, const void *data, size_t length, void *own, uint32_t flags),
+        (queue, start, data, length, own, flags))
+SUBMITS(blkioq_readv,
+        (struct blkioq * queue, uint64_t start, const struct iovec *parts, int count, void *own, uint32_t flags),
+        (queue, start, parts, count, own, flags))
+SUBMITS(blkioq_writev,
+        (struct blkioq * queue, uint64_t start, const struct iovec *parts, int count, void *own, uint32_t flags),
+        (queue, start, parts, count, own, flags))
+SUBMITS(blkioq_write_zeroes, (struct blkioq * queue, uint64_t start, uint64_t length, void *own, uint32_t flags),
+        (queue, start, length, own, flags))
+SUBMITS(blkioq_discard, (struct blkioq * queue, uint64_t start, uint64_t length, void *own, uint32_t flags),
+        (queue, start, length, own, flags))
+SUBMITS(blkioq_flush, (struct blkioq * queue, void *own, uint32_t flags), (queue, own, flags))
 
 const char *blkio_get_error_msg(void);
 const char *blkio_get_error_msg(void)
