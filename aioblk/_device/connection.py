@@ -10,6 +10,7 @@ from .._libblkio.descriptor import create_file, require_suitable
 from .._libblkio.handle import Blkio
 from .._libblkio.limits import Limits
 from .._libblkio.options import DriverOptions
+from .._libblkio.own_descriptors import count_spare, find_linked
 from .._libblkio.properties import VHOST_USER
 from .._libblkio.rings import memory_may_come_back
 from .._sync.clock import now, pause
@@ -117,10 +118,9 @@ def _connect(options: DriverOptions) -> Connection:
 
 def _keep_rings_from_children() -> None:
     """The memory of libblkio's virtqueues would be inherited by every program that this process starts."""
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # closed meanwhile; the listing's own descriptor is, for one
-            if os.readlink(f"/proc/self/fd/{name}").startswith("/memfd:virtio-ring"):
-                os.set_inheritable(int(name), False)
+    for fd in find_linked("/memfd:virtio-ring"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            os.set_inheritable(fd, False)
 
 
 def add_queue(handle: Blkio) -> int:
@@ -139,16 +139,12 @@ def _close(handle: Blkio, peer: Peer | None) -> None:
 def _require_descriptors(driver: str, queues: int, operation: str, filename: str | None = None) -> None:
     """Refuse to begin what descriptors would run out in the middle of."""
     needed = _DESCRIPTORS + _DESCRIPTORS_OF_A_QUEUE * queues
-    with contextlib.ExitStack() as reserved:
-        for free in range(needed):
-            try:
-                fd = os.eventfd(0, os.EFD_CLOEXEC)
-            except OSError as error:
-                raise request_error(
-                    driver,
-                    operation,
-                    error.errno or errno.EMFILE,
-                    f"it takes up to {needed} free file descriptors, and there are {free}; see ulimit -n",
-                    filename=filename,
-                ) from None
-            reserved.callback(os.close, fd)
+    spare, reason = count_spare(needed)
+    if spare < needed:
+        raise request_error(
+            driver,
+            operation,
+            reason or errno.EMFILE,
+            f"it takes up to {needed} free file descriptors, and there are {spare}; see ulimit -n",
+            filename=filename,
+        )

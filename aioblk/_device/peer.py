@@ -22,6 +22,7 @@ import threading
 from types import TracebackType
 from typing import ClassVar, Self, final
 
+from .._libblkio.own_descriptors import find_linked
 from .._native._blkio import ffi, lib
 from .._sync.clock import now
 
@@ -168,12 +169,11 @@ def _connected_sockets() -> _Sockets:
     """The connected Unix sockets of this process. They have one inode each, and may have several descriptors:
     a peer that is watched has one of its own."""
     found: _Sockets = {}
-    for name in os.listdir("/proc/self/fd"):
-        fd = int(name)
+    for fd in find_linked("socket:["):
         try:
             inode = os.fstat(fd).st_ino
         except OSError:
-            continue  # closed meanwhile; the listing's own descriptor is, for one
+            continue  # closed meanwhile
         if inode not in found and (peer := _peer_path(fd)):
             found[inode] = fd, peer
     return found

@@ -17,6 +17,7 @@ from typing import NamedTuple, TypeVar
 
 from .._native._blkio import lib
 from .._sync.clock import now, pause
+from .own_descriptors import find_linked
 
 __all__ = [
     "Ring",
@@ -135,10 +136,9 @@ def _try_to_find() -> frozenset[Ring] | None:
 
 def _find() -> frozenset[Ring]:
     found: set[Ring] = set()
-    for name in os.listdir("/proc/self/fd"):
-        with contextlib.suppress(OSError):  # closed meanwhile; the listing's own descriptor is, for one
-            if os.readlink(f"/proc/self/fd/{name}") == "anon_inode:[io_uring]":
-                found.add(Ring(int(name), os.fstat(int(name)).st_ino))
+    for fd in find_linked("anon_inode:[io_uring]"):
+        with contextlib.suppress(OSError):  # closed meanwhile
+            found.add(Ring(fd, os.fstat(fd).st_ino))
     return frozenset(found)
 
 

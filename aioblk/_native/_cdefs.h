@@ -152,6 +152,10 @@ typedef int... off_t;
 int getpeername(int fd, struct sockaddr *address, unsigned int *length);
 int getsockopt(int fd, int level, int option, void *value, unsigned int *length);
 int shutdown(int fd, int how);
-int io_uring_unregister_files(int fd); /* ours */
 void *mmap(void *address, size_t length, int protection, int flags, int fd, off_t offset);
 int munmap(void *address, size_t length);
+
+/* Ours */
+int io_uring_unregister_files(int fd);
+int find_descriptors(const char *link_start, int *numbers, int most);
+int count_spare_descriptors(int wanted);

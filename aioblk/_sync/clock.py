@@ -15,4 +15,5 @@ def now() -> float:
 
 def pause(seconds: float) -> None:
     """Block the thread; not at all if they are less than none."""
-    time.sleep(max(seconds, 0))
+    if seconds > 0:  # a pause of none lasts as long as the kernel's timers are coarse
+        time.sleep(seconds)

@@ -12,6 +12,7 @@ import pytest
 
 import aioblk
 from aioblk._device.peer import Search
+from aioblk._libblkio import own_descriptors
 from aioblk._libblkio.handle import Blkio
 
 from ..support.devices import BLOCK
@@ -48,21 +49,21 @@ def together(monkeypatch: pytest.MonkeyPatch) -> None:
     goes on before both have connected."""
     seen: set[int] = set()
     looked, connected = threading.Event(), threading.Barrier(2)
-    list_directory, connect = os.listdir, Blkio.connect
+    find, connect = own_descriptors.find_linked, Blkio.connect
 
-    def look(path: str) -> list[str]:
-        names = list_directory(path)
+    def look(start: str) -> list[int]:
+        found = find(start)
         seen.add(threading.get_ident())
         if len(seen) == 2:
             looked.set()
-        return names
+        return found
 
     def connect_together(self: Blkio) -> None:
         assert looked.wait(PATIENCE)
         connect(self)
         connected.wait(PATIENCE)
 
-    monkeypatch.setattr(os, "listdir", look)
+    monkeypatch.setattr("aioblk._device.peer.find_linked", look)
     monkeypatch.setattr(Blkio, "connect", connect_together)
 
 
