@@ -61,6 +61,11 @@ BARS = (
         for contender in ("aioblk-no-spin", "aioblk-await", "aioblk-batch")
         for depth, needed in ((8, 1.0), (32, 0.80), (128, None))
     ),
+    *(
+        Bar("aioblk-halves", case, depth, None)
+        for case in ("cached-file", "vhost-split-cores")
+        for depth in (8, 32, 128)
+    ),
     *spinning("aioblk-await", "aioblk-no-spin"),
     *spinning("aioblk-spin", "aioblk-no-spin"),
     *spinning(queues.SPIN, queues.BASELINE),

@@ -14,6 +14,7 @@ from benchmarks.contenders import (
     BASELINE,
     BATCH,
     BYTES,
+    HALVES,
     NO_SPIN,
     SPIN,
     BlkioBench,
@@ -133,7 +134,7 @@ def choose_contenders(arguments: argparse.Namespace) -> list[Contender]:
         case "queues":
             found = queues.queue_contenders(pythons, loops[0])
         case "bars":
-            found = [BlkioBench(), *aioblk_contenders(pythons, loops, [AWAIT, BATCH, NO_SPIN, SPIN])]
+            found = [BlkioBench(), *aioblk_contenders(pythons, loops, [AWAIT, BATCH, HALVES, NO_SPIN, SPIN])]
         case "pythons":
             found = [BlkioBench(), *aioblk_contenders(pythons, loops, [AWAIT, BATCH])]
         case "full":

@@ -173,6 +173,7 @@ class Form:
 
 AWAIT = Form("await", "one await each", "aioblk_await")
 BATCH = Form("batch", "one await for the batch", "aioblk_batch")
+HALVES = Form("halves", "two batches of half the depth in turn", "aioblk_halves", every_loop=False)
 BYTES = Form("bytes", "read() into bytes", "aioblk_bytes", every_loop=False)
 NO_SPIN = Form("no-spin", "one await each, spin = 0", "aioblk_queue", ("no-spin",), every_loop=False)
 SPIN = Form("spin", "one await each, spin = 100 us", "aioblk_queue", ("spin",), every_loop=False)

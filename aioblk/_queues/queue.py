@@ -342,10 +342,11 @@ class Queue(AsyncClosing, Submitter):
         A queue finds out by itself: it looks again for at most 100 us, for a moment in each turn of the loop
         and not while other callbacks are ready, and leaves that out for longer and longer where it was in
         vain. Then this is what it does now. To set it is to decide: others then wait for as long as it takes.
-        None leaves it to the queue again, which begins anew.
+        None leaves it to the queue again, which begins anew. A poll queue has nothing to wait for but its
+        own looking: it does that always, at the end of each turn, and waits in one piece only if this is set.
 
         Raises:
-            OptionError: more than 0.001 seconds, or less than none.
+            OptionError: more than 0.001 seconds, or less than none, or no number.
         """
         compiled = self._compiled
         if compiled.spins_by_itself:
@@ -354,8 +355,9 @@ class Queue(AsyncClosing, Submitter):
 
     @spin.setter
     def spin(self, seconds: float | None) -> None:
-        if seconds is not None and not 0 <= seconds <= LONGEST_SPIN:
-            raise OptionError(f"spin must be from 0 to {LONGEST_SPIN} seconds, or None, not {seconds}")
+        is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+        if seconds is not None and not (is_number and 0 <= seconds <= LONGEST_SPIN):
+            raise OptionError(f"spin must be from 0 to {LONGEST_SPIN} seconds, or None, not {seconds!r}")
         self._compiled.spins_by_itself = seconds is None and not self.poll
         self._compiled.spin_ns = round((seconds or 0) * 1e9)
 

@@ -351,11 +351,16 @@ static PyMethodDef submitter_methods[] = {
     {"flush", (PyCFunction)submitter_flush, METH_NOARGS,
      "flush($self, /)\n--\n\nMake completed writes durable. Writes in flight are not covered."},
     FAST(read_many, "read_many($self, /, requests, *, return_exceptions=False)\n--\n\n"
-                    "Read many (offset, length) pairs with one await; gives a list of bytes."),
+                    "Read many (offset, length) pairs with one await; gives a list of bytes in the order of the pairs.\n\n"
+                    "Every pair is checked before the first is submitted, and refused as by read(). The first error, in the\n"
+                    "order of the pairs, is raised when all are over; with return_exceptions errors and refusals are in the\n"
+                    "list instead."),
     FAST(read_into_many, "read_into_many($self, /, requests, *, return_exceptions=False)\n--\n\n"
-                         "Fill the buffers of many (offset, buffer) pairs with one await."),
+                         "Fill the buffers of many (offset, buffer) pairs with one await; errors as by read_many().\n\n"
+                         "Gives None or, with return_exceptions, a list with an exception or None for each pair."),
     FAST(write_many, "write_many($self, /, requests, *, fua=False, return_exceptions=False)\n--\n\n"
-                     "Write many (offset, buffer) pairs with one await."),
+                     "Write many (offset, buffer) pairs with one await, in no certain order; errors and what it gives as by\n"
+                     "read_into_many(). fua: all of them are durable when it is done."),
     {"_until_landed", (PyCFunction)submitter_until_landed, METH_NOARGS, NULL},
     {"_report_zones", (PyCFunction)submitter_report_zones, METH_VARARGS, NULL},
     {"_manage_zone", (PyCFunction)submitter_manage_zone, METH_VARARGS, NULL},
