@@ -261,6 +261,8 @@ typedef struct {
 
 #define PACE_EPOCH 512 /* requests, after which it is looked how long they have taken */
 
+#define BYTES_WITHOUT_GIL (128u << 10) /* what a do_io may transfer, at most, that keeps it: see reap.c */
+
 struct queue_core {
     PyObject_HEAD
     DeviceCore *device;
@@ -290,8 +292,8 @@ struct queue_core {
     size_t more_segments;       /* that they have, beyond one each */
     size_t depth;               /* entries, or descriptors, of libblkio's ring; 0 where there is no blkioq */
     bool virtqueue;             /* the device's */
-    uint64_t unflushed_bytes;   /* issued since the last do_io */
-    uint32_t unflushed_parts;
+    uint64_t unflushed_bytes;   /* issued since completions were taken last, be they handed over already: see parts.c */
+    uint32_t unflushed_parts;   /* issued since the last do_io */
     uint32_t last_batch;        /* parts that the previous flush carried, or kicks and events just before it */
     uint32_t carried;           /* parts that those have carried since the previous flush */
     uint32_t batch_hint;        /* items of the previous batch call */

@@ -88,6 +88,15 @@ void pace_count(Pace *p, int requests)
     }
 }
 
+/* So many parts have been submitted, and what was done by then has been taken. */
+void pace_note_flush(QueueCore *q, uint32_t parts)
+{
+    if (parts > 0) {
+        q->pace.flushes++;
+        q->pace.flushes_done += q->device_count == 0;
+    }
+}
+
 void pace_begin(Pace *p) { p->pause = p->left = PAUSE_MIN; }
 
 void pace_settle(Pace *p, bool pays)

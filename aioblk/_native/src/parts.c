@@ -261,14 +261,20 @@ static void hand_over_group(QueueCore *q)
         q->counters.do_io_calls++;
         q->carried += q->unflushed_parts;
         q->unflushed_parts = 0;
-        q->unflushed_bytes = 0;
     }
+}
+
+/* Whether the call hands over no more than can be transferred within it while the caller, and all threads, stand still. */
+static bool group_is_small(const QueueCore *q, uint64_t handed)
+{
+    return q->device->needs_regions || q->unflushed_bytes - handed < BYTES_WITHOUT_GIL;
 }
 
 /* The request's parts in order, as far as there is room. */
 bool queue_admit_parts(QueueCore *q, Request *r)
 {
     bool kicks = r->batch && q->pace.kicks;
+    uint64_t handed = q->unflushed_parts == 0 ? q->unflushed_bytes : 0; /* to the device already */
     while (r->admitted < r->part_count) {
         Part *part = request_part(r, r->admitted);
         if (!queue_prepare_part(q, part)) {
@@ -277,7 +283,11 @@ bool queue_admit_parts(QueueCore *q, Request *r)
         r->admitted += 1 + part_riders(part);
         enqueue(q, part);
         if (kicks && q->unflushed_parts >= GROUP && r->admitted < r->part_count) {
-            hand_over_group(q);
+            kicks = group_is_small(q, handed);
+            if (kicks) {
+                hand_over_group(q);
+                handed = q->unflushed_bytes;
+            }
         }
     }
     return true;

@@ -408,7 +408,8 @@ void queue_put_back_ready(QueueCore *q, Request *r);
  */
 void pace_begin(Pace *pace);
 void pace_settle(Pace *pace, bool pays); /* as if it had been learnt, and for long */
-void pace_count(Pace *pace, int requests); /* that have been woken, or taken as done where there is no loop */
+void pace_note_flush(QueueCore *q, uint32_t parts);
+void pace_count(Pace *pace, int requests); /* that have been woken, or taken as done by who has submitted them */
 bool pace_wants_kick(const QueueCore *q);
 
 /*

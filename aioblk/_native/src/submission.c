@@ -43,7 +43,7 @@ static __attribute__((noinline, cold)) bool begin_slice(QueueCore *q)
  */
 static void submit_inline(QueueCore *q, Request *r)
 {
-    int cost = q->unflushed_parts + q->unflushed_bytes / BYTES_PER_UNIT;
+    int cost = q->carried + q->unflushed_parts + q->unflushed_bytes / BYTES_PER_UNIT;
     queue_reap(q);
     if (q->more_to_reap) {
         queue_go_on_next_turn(q); /* of what an interrupted do_io has not submitted, no event will tell */
@@ -83,8 +83,13 @@ static void submit_now(QueueCore *q, Request *r)
 /* A batch is one system call, whatever went before. */
 static void submit_batch_now(QueueCore *q, Request *batch)
 {
+    uint32_t parts = q->carried + q->unflushed_parts;
     submit_inline(q, batch);
     q->carried = 0; /* it was nobody's but its own */
+    pace_note_flush(q, parts);
+    if (batch->state != PENDING) { /* or else it counts when it is woken */
+        pace_count(&q->pace, batch->weight);
+    }
     if (batch->state == PENDING && (q->backlog_head || q->room_made)) {
         queue_go_on_next_turn(q);
     }

@@ -16,15 +16,6 @@
 #define TURN_NS 250000u /* in which parts are handed over between two tasks, and rounds begin */
 #define ROUNDS_MAX 64   /* of both together, should the clock stand still */
 
-/* So many parts have been submitted, and what was done by then has been taken. */
-static void note_pace(QueueCore *q, uint32_t parts)
-{
-    if (parts > 0) {
-        q->pace.flushes++;
-        q->pace.flushes_done += q->device_count == 0;
-    }
-}
-
 /* Submits what can be, takes what has completed, and looks again where that pays. Returns how many completions. */
 static int exchange(QueueCore *q)
 {
@@ -36,7 +27,7 @@ static int exchange(QueueCore *q)
     }
     q->carried = 0;
     int count = queue_reap(q);
-    note_pace(q, parts);
+    pace_note_flush(q, parts);
     if (count == 0 && q->device_count > 0) {
         count = queue_spin(q);
     }
@@ -233,7 +224,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
             uint32_t parts = q->unflushed_parts + q->carried;
             q->carried = 0;
             int taken = queue_reap_blocking(q, slice);
-            note_pace(q, parts);
+            pace_note_flush(q, parts);
             pace_count(&q->pace, taken);
             count += taken;
         } else {
