@@ -54,7 +54,9 @@ async def find_extents(
             return
         try:
             extents = await _start_looking(fd, offset, end).outcome()
-        except BlkioError:
+        except BlkioError as error:  # no thread was to be had
+            error.driver, error.operation = driver, "extents"
+            error.offset, error.length = offset, end - offset
             raise
         except OSError as error:
             raise request_error(

@@ -69,6 +69,9 @@ async def _connect(options: DriverOptions, subject: Subject) -> Connection:
             return await run_blocking(
                 functools.partial(connect_first, options), undo=functools.partial(_undo, options)
             )
+    except BlkioError as error:
+        subject.complete(error, "connect")
+        raise
     except TimeoutError:
         if not timeout.expired():
             raise

@@ -29,7 +29,7 @@ from .._queues.discard import BlockDiscard, discard_method, growing_file
 from .._queues.queue import HasCapacity, Queue, QueueContext
 from .._sync.loops import running_loop
 from .._sync.tasks import start_steadfast_task
-from ..errors import request_error
+from ..errors import BlkioError, request_error
 from .connection import Connection, add_queue
 from .extents import Extent, find_extents
 
@@ -270,7 +270,11 @@ class Session:
 
     async def truncate(self, size: int) -> None:
         """Cut or extend the file."""
-        await self.memory.calls.make(functools.partial(self.handle.truncate, size))
+        try:
+            await self.memory.calls.make(functools.partial(self.handle.truncate, size))
+        except BlkioError as error:
+            error.operation = error.operation or "truncate"
+            raise
 
     def extents(
         self, offset: int, length: int | None, file: Callable[[], int | None]

@@ -15,7 +15,7 @@ from .._libblkio.handle import Blkio
 from .._libblkio.mem_region import MemRegion
 from .._native._core import QueueCore, Request
 from .._sync.tasks import start_steadfast_task
-from ..errors import DeviceLostError
+from ..errors import BlkioError, DeviceLostError
 from .device_memory import DeviceMemory
 
 __all__ = ["BouncePool", "BounceStatistics"]
@@ -104,7 +104,6 @@ class BouncePool:
         self._old: MemRegion | None = None  # to be given back before another is made
         self._resizing: asyncio.Task[None] | None = None
         self._emptying = False
-        self._serving = False
         self._closing = False
         self._idle_check: asyncio.TimerHandle | None = None
         self._takes_seen = 0
@@ -157,6 +156,7 @@ class BouncePool:
             self._idle_check = None
         while self._resizing is not None:
             await asyncio.wait([self._resizing])
+            await asyncio.sleep(0)  # an interrupted one ends a turn later
         if self._region is not None:
             await asyncio.wait([self._start_resizing(0)])
         self._core.on_bounce = self._core.on_room = None
@@ -168,19 +168,15 @@ class BouncePool:
         self._waiters.append(_Waiter(request, need, self._loop.time()))
         self._core.waiting = len(self._waiters)
         self._waits += 1
-        if len(self._waiters) == 1:
+        if len(self._waiters) == 1 or self._waiters[0].request.done():
             self._serve()
 
     def _serve(self) -> None:
         """Admit from the head for as long as requests fit. Also the core's hook: memory has come back."""
-        if self._serving:
-            return  # from within admit
-        self._serving = True
-        try:
-            while self._waiters and self._resizing is None and self._admit_head():
-                pass
-        finally:
-            self._serving = False
+        if self._core.admitting:  # who admits goes on afterwards
+            return
+        while self._waiters and self._resizing is None and self._admit_head():
+            pass
 
     def _admit_head(self) -> bool:
         head = self._waiters[0]
@@ -204,7 +200,13 @@ class BouncePool:
     def _refuse_head(self, error: BaseException) -> None:
         request = self._waiters[0].request
         self._remove_head()
-        self._core.refuse(request, error)
+        if type(error) is BlkioError and error.errno:  # which knows nothing of the request
+            call = f" ({error.operation})" if error.operation else ""
+            text = f"there is no bounce memory to be had{call}"
+            text = f"{text}: {error.message}" if error.message else text
+            self._core.fail(request, error.errno, text)
+        else:
+            self._core.refuse(request, error)
 
     # --- growing and shrinking ------------------------------------------------------------------------------
 
@@ -220,7 +222,16 @@ class BouncePool:
         before = self._core.bounce_size
         self._core.detach_bounce()
         self._resizing = start_steadfast_task(self._loop, self._resize(before, size))
+        self._resizing.add_done_callback(self._go_on)
         return self._resizing
+
+    def _go_on(self, resizing: asyncio.Task[None]) -> None:
+        """Where KeyboardInterrupt or SystemExit has ended it, another begins for who waits."""
+        if resizing.cancelled() or resizing.exception() is None:
+            return
+        if self._resizing is resizing:
+            self._resizing, self._emptying = None, False
+        self._serve()
 
     async def _resize(self, before: int, size: int) -> None:
         if self._region is not None:

@@ -74,6 +74,8 @@ class HandleCalls:
             try:
                 return await self._watched(BlockingCall(take_turn, undo=take_undoing_turn))
             except BlkioError as error:
+                if error.driver is None:  # no thread was to be had
+                    error.driver, error.filename = self._handle.driver, self._handle.filename
                 if isinstance(error, DeviceLostError) or not self.is_coming_back():
                     raise
 

@@ -108,8 +108,13 @@ class QueueCore:
     def admit(self, request: Request[Any], /) -> bool:
         """Give bounce memory to the request's parts, in order, and submit them; True when all are (or it is
         done)."""
+    @property
+    def admitting(self) -> bool:
+        """Within admit(), which may run any code."""
     def refuse(self, request: Request[Any], error: BaseException, /) -> None:
         """Fail what of the request has not been admitted; it is over in the loop's next turn."""
+    def fail(self, request: Request[Any], errno: int, message: str | None, /) -> None:
+        """As refuse(), with an error for each item, as the device's make_error makes them."""
 
     on_discard: Callable[[Request[None], int, int], object] | None
     """Called with (request, offset, length) where discards are done outside libblkio; complete() ends it."""

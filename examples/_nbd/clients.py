@@ -140,7 +140,11 @@ class Clients:
     async def _accept(self, listener: socket.socket) -> socket.socket:
         while True:
             try:
-                connection, _ = await asyncio.get_running_loop().sock_accept(listener)
+                await _readable(listener)
+                connection, _ = listener.accept()
+                connection.setblocking(False)
+            except BlockingIOError:  # the client is gone already
+                continue
             except OSError as error:  # too many descriptors, as a rule: wait until there are fewer
                 self._warn("cannot accept clients: %s", error)
                 self._push_out()
@@ -201,3 +205,20 @@ async def _still_there(clients: Iterable[_Client], seconds: float | None) -> lis
         return []
     _, late = await asyncio.wait(tasks, timeout=seconds)
     return [tasks[task] for task in late]
+
+
+async def _readable(listener: socket.socket) -> None:
+    """Until a client waits. The loop's sock_accept() may be cancelled in the turn in which it accepts one, who
+    is nobody's then."""
+    loop = asyncio.get_running_loop()
+    comes = loop.create_future()
+
+    def tell() -> None:
+        if not comes.done():
+            comes.set_result(None)
+
+    loop.add_reader(listener, tell)
+    try:
+        await comes
+    finally:
+        loop.remove_reader(listener)

@@ -5,9 +5,12 @@ when they arrived goes on as soon as the loop does.
 """
 
 import asyncio
+import contextlib
+import itertools
 import sys
 from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Any, TypeVar
 
 import pytest
@@ -73,6 +76,37 @@ class Once:
         if self.calls == 1:
             raise self._order("arrived")
         return self._function(*arguments, **others)
+
+
+class AtLine:
+    """Within the block, an order is given where a function has come to a line, counted from its beginning."""
+
+    def __init__(self, function: str, line: int, order: type[BaseException]) -> None:
+        self._function = function
+        self._left = line
+        self._order = order
+        self._before: Any = None
+        self.came = False
+
+    def __enter__(self) -> None:
+        self._before = sys.gettrace()
+        sys.settrace(self._enter)
+
+    def __exit__(self, *error: object) -> None:
+        sys.settrace(self._before)
+
+    def _enter(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        if frame.f_code.co_name != self._function or not frame.f_code.co_filename.endswith("bounce.py"):
+            return None
+        return self._step(frame, event, argument)
+
+    def _step(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
+        if not self.came and event in ("call", "line"):
+            self._left -= 1
+            if self._left < 0:
+                self.came = True
+                raise self._order("arrived")
+        return self._step
 
 
 def core_of(device: aioblk.Device) -> QueueCore:
@@ -157,6 +191,31 @@ def test_in_the_hook_that_tells_of_room(
             return await asyncio.gather(*(device.read(0, 1 << 16) for _ in range(3)))
 
     assert run_once_ended(loop, order, work()) == [bytes(1 << 16)] * 3
+
+
+@pytest.mark.parametrize("function", ["_resize", "_enqueue", "_serve", "_admit_head"])
+def test_while_the_bounce_pool_is_made(
+    daemon: StorageDaemon, loop: asyncio.AbstractEventLoop, order: type[BaseException], function: str
+) -> None:
+    """Who waits for its memory gets it all the same, and the pool can be closed."""
+    for line in itertools.count():
+        arrival = AtLine(function, line, order)
+
+        async def work(arrival: AtLine = arrival) -> bytes:
+            async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
+                with arrival, contextlib.suppress(order):  # which ends the call, if it arrives there
+                    return await device.read(0, BLOCK)
+                return await device.read(0, BLOCK)
+
+        task = loop.create_task(work())
+        for _ in range(2):
+            with contextlib.suppress(order):
+                loop.run_until_complete(asyncio.wait([task], timeout=5))
+        assert task.done(), f"the order arrived before line {line}"
+        assert task.result() == bytes(BLOCK)
+        if not arrival.came:
+            assert line > 0
+            break
 
 
 def test_in_the_hook_that_tells_of_the_end(

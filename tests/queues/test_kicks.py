@@ -1,4 +1,4 @@
-"""Where requests are carried out within the call that submits them, kicks give nobody more than their share."""
+"""Where the kernel does all within the call that submits, kicks give nobody more than their share."""
 
 import asyncio
 from collections.abc import AsyncIterator

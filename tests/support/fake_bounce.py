@@ -35,6 +35,7 @@ class FakeQueueCore:
 
     def __init__(self) -> None:
         self.waiting = 0
+        self.admitting = False
         self.on_bounce: Callable[[Any, int], object] | None = None
         self.on_room: Callable[[], object] | None = None
         self.allocator: Allocator | None = None
@@ -73,7 +74,11 @@ class FakeQueueCore:
         if request.done():
             request.admitted = len(request.parts)
             return True
-        return self._admit_parts(request)
+        self.admitting = True
+        try:
+            return self._admit_parts(request)
+        finally:
+            self.admitting = False
 
     def refuse(self, request: FakeRequest, error: BaseException) -> None:
         if not request.done():

@@ -308,6 +308,7 @@ struct queue_core {
     uint32_t spin_penalty;      /* what spin_pause was after the latest spinning in vain */
     Pace pace;
     bool flush_scheduled, waking, closed, room_made;
+    bool admitting;             /* admit() is under way, which may run any code */
     bool rounds;                /* turns go on with what they bring about */
     bool turn_flushes;          /* a turn is under way that ends with a flush: see turns.c */
     bool flush_owed;            /* by it */

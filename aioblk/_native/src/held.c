@@ -89,7 +89,7 @@ static void begin(QueueCore *q, Request *r)
     } else if (request_admit(q, r) < 0) {
         queue_put_off(q);
         if (r->linked) { /* still, whatever has been done meanwhile */
-            request_fail_unadmitted(r, EINTR, NULL);
+            request_fail_unadmitted(r, EINTR, NULL, NULL);
         }
     }
 }

@@ -237,13 +237,14 @@ void request_drop_unadmitted(Request *r)
     }
 }
 
-void request_fail_unadmitted(Request *r, int error, PyObject *exception)
+void request_fail_unadmitted(Request *r, int error, const char *message, PyObject *exception)
 {
     for (uint32_t i = r->admitted; i < r->part_count; i++) {
         Item *item = part_item(request_part(r, i));
-        if (!item->error && !item->exception) {
-            item->error = error;
-            item->exception = Py_XNewRef(exception);
+        if (exception && !item->error && !item->exception) {
+            item->exception = Py_NewRef(exception);
+        } else if (!exception) {
+            item_fail(item, error, message);
         }
     }
     request_drop_unadmitted(r);
@@ -321,7 +322,7 @@ static int ask_for_room(QueueCore *q, Request *r)
     }
     PyObject *exception = take_exception();
     if (r->linked) { /* still, whatever the hook has done */
-        request_fail_unadmitted(r, 0, exception);
+        request_fail_unadmitted(r, 0, NULL, exception);
     }
     Py_DECREF(exception);
     return 0;

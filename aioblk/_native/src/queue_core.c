@@ -66,7 +66,8 @@ static PyObject *queue_admit(QueueCore *q, PyObject *object)
     if (!r) {
         return NULL;
     }
-    bool admitted = true;
+    bool admitted = true, outer = q->admitting;
+    q->admitting = true;
     if (r->linked && r->admitted < r->part_count) {
         assert(r->state == PENDING && !r->cancel_requested); /* or else nothing of it would wait any more */
         if (r->item.error) {
@@ -76,6 +77,7 @@ static PyObject *queue_admit(QueueCore *q, PyObject *object)
         }
     }
     after_admission(q);
+    q->admitting = outer;
     return PyBool_FromLong(admitted);
 }
 
@@ -90,7 +92,26 @@ static PyObject *queue_refuse(QueueCore *q, PyObject *args)
         return NULL;
     }
     if (r->linked && r->admitted < r->part_count) {
-        request_fail_unadmitted(r, 0, exception);
+        request_fail_unadmitted(r, 0, NULL, exception);
+    }
+    after_admission(q);
+    Py_RETURN_NONE;
+}
+
+static PyObject *queue_fail(QueueCore *q, PyObject *args)
+{
+    PyObject *object;
+    int error;
+    const char *message;
+    if (!PyArg_ParseTuple(args, "Oiz", &object, &error, &message)) {
+        return NULL;
+    }
+    Request *r = queue_own_request(q, object);
+    if (!r) {
+        return NULL;
+    }
+    if (r->linked && r->admitted < r->part_count) {
+        request_fail_unadmitted(r, error, message, NULL);
     }
     after_admission(q);
     Py_RETURN_NONE;
@@ -348,6 +369,8 @@ static PyMethodDef queue_methods[] = {
     {"admit", (PyCFunction)queue_admit, METH_O,
      "Give bounce memory to the request's parts, in order, and submit them; True when all are (or it is done)."},
     {"refuse", (PyCFunction)queue_refuse, METH_VARARGS, "(request, error): fail what has not been admitted."},
+    {"fail", (PyCFunction)queue_fail, METH_VARARGS,
+     "(request, errno, message): fail what has not been admitted, each item with an error that names it."},
     {"complete", (PyCFunction)queue_complete, METH_VARARGS,
      "(request, errno, message): the end of work that was done outside libblkio."},
     {"wait", (PyCFunction)queue_wait, METH_VARARGS,
@@ -376,6 +399,7 @@ static PyMemberDef queue_members[] = {
     {"on_broken", T_OBJECT, offsetof(QueueCore, on_broken), 0, NULL},
     {"waiting", T_PYSSIZET, offsetof(QueueCore, waiting), 0, NULL},
     {"in_flight", T_PYSSIZET, offsetof(QueueCore, in_flight_count), READONLY, NULL},
+    {"admitting", T_BOOL, offsetof(QueueCore, admitting), READONLY, NULL},
     {"rounds", T_BOOL, offsetof(QueueCore, rounds), 0, NULL},
     {"spins_by_itself", T_BOOL, offsetof(QueueCore, spins_by_itself), 0, NULL},
     {"spin_penalty", T_UINT, offsetof(QueueCore, spin_penalty), READONLY, NULL},

@@ -177,7 +177,7 @@ RUNS_PYTHON int request_admit(QueueCore *q, Request *r);
 bool queue_admit_parts(QueueCore *q, Request *r);
 /* What has not been admitted goes to the backlog as it is, to be ended there: it is not wanted any more, or fails now. */
 void request_drop_unadmitted(Request *r);
-void request_fail_unadmitted(Request *r, int error, PyObject *exception);
+void request_fail_unadmitted(Request *r, int error, const char *message, PyObject *exception); /* or the last of them */
 bool queue_has_room(const QueueCore *q, const Part *part); /* in the ring: if not, an event tells when there is */
 void queue_issue(QueueCore *q, Part *part);
 RUNS_PYTHON void queue_issue_backlog(QueueCore *q);
