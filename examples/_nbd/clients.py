@@ -208,8 +208,8 @@ async def _still_there(clients: Iterable[_Client], seconds: float | None) -> lis
 
 
 async def _readable(listener: socket.socket) -> None:
-    """Until a client waits. The loop's sock_accept() may be cancelled in the turn in which it accepts one, who
-    is nobody's then."""
+    """Until a client waits. The loop's sock_accept() may be cancelled in the turn in which it accepts one,
+    who is nobody's then."""
     loop = asyncio.get_running_loop()
     comes = loop.create_future()
 
