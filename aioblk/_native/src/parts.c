@@ -271,24 +271,46 @@ static bool group_is_small(const QueueCore *q, uint64_t handed)
     return q->device->needs_regions || q->unflushed_bytes - handed < BYTES_WITHOUT_GIL;
 }
 
-/* The request's parts in order, as far as there is room. */
-bool queue_admit_parts(QueueCore *q, Request *r)
+static inline __attribute__((always_inline)) bool admit_next(QueueCore *q, Request *r)
 {
-    bool kicks = r->batch && q->pace.kicks;
+    Part *part = request_part(r, r->admitted);
+    if (!queue_prepare_part(q, part)) {
+        return false;
+    }
+    r->admitted += 1 + part_riders(part);
+    enqueue(q, part);
+    return true;
+}
+
+/* Kicks in the midst of a batch, until one would hand over too much. */
+static __attribute__((noinline)) bool admit_in_groups(QueueCore *q, Request *r)
+{
+    bool kicks = true;
     uint64_t handed = q->unflushed_parts == 0 ? q->unflushed_bytes : 0; /* to the device already */
     while (r->admitted < r->part_count) {
-        Part *part = request_part(r, r->admitted);
-        if (!queue_prepare_part(q, part)) {
+        if (!admit_next(q, r)) {
             return false;
         }
-        r->admitted += 1 + part_riders(part);
-        enqueue(q, part);
         if (kicks && q->unflushed_parts >= GROUP && r->admitted < r->part_count) {
             kicks = group_is_small(q, handed);
             if (kicks) {
                 hand_over_group(q);
                 handed = q->unflushed_bytes;
             }
+        }
+    }
+    return true;
+}
+
+/* The request's parts in order, as far as there is room. */
+bool queue_admit_parts(QueueCore *q, Request *r)
+{
+    if (__builtin_expect(r->batch && q->pace.kicks, 0)) {
+        return admit_in_groups(q, r);
+    }
+    while (r->admitted < r->part_count) {
+        if (!admit_next(q, r)) {
+            return false;
         }
     }
     return true;
