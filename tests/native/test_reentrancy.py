@@ -243,6 +243,9 @@ def test_an_order_that_is_collected_with_its_queue_is_given_whole(scratch_file: 
     run_script(
         PRELUDE
         + """
+import threading
+from aioblk._sync.threads import NAME, dismiss
+
 def leave_both():
     def interrupt(loop, context):
         raise order
@@ -261,6 +264,10 @@ def leave_both():
     request = loop.run_until_complete(work())
     loop.set_exception_handler(interrupt)
     loop.close()
+    dismiss()
+    for thread in threading.enumerate():  # whose frames may still have what it closed
+        if thread.name == NAME:
+            thread.join()
     gc.collect()  # what is old is emptied first
     del request
     order.__traceback__ = None
