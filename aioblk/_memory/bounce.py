@@ -159,6 +159,8 @@ class BouncePool:
             await asyncio.sleep(0)  # an interrupted one ends a turn later
         if self._region is not None:
             await asyncio.wait([self._start_resizing(0)])
+        self._memory.left += [region for region in (self._old, self._region) if region is not None]
+        self._old = self._region = None
         self._core.on_bounce = self._core.on_room = None
 
     # --- waiting --------------------------------------------------------------------------------------------
@@ -257,6 +259,8 @@ class BouncePool:
 
         It is called again when the device has come back in the meantime.
         """
+        while self._memory.left:
+            self._handle.give_back_mem_region(self._memory.left.pop())
         if (old := self._old) is not None:
             self._handle.give_back_mem_region(old)
             self._old = None

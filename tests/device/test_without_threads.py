@@ -12,6 +12,8 @@ import pytest
 import aioblk
 from aioblk._sync.threads import dismiss
 
+from ..conftest import StorageDaemonFactory
+
 BLOCK = 512
 SIZE = 1 << 20
 
@@ -82,3 +84,20 @@ async def test_opening(tmp_path: Path, no_threads: Callable[[], None]) -> None:
         await aioblk.IoUring(path).open()
     assert (caught.value.driver, caught.value.operation) == ("io_uring", "connect")
     assert caught.value.filename == str(path)
+
+
+async def test_the_pool_of_a_detached_device_leaves_its_place(
+    storage_daemon: StorageDaemonFactory, monkeypatch: pytest.MonkeyPatch, no_threads: Callable[[], None]
+) -> None:
+    """Its memory stays mapped, for want of a thread, until the next pool is made."""
+    async with aioblk.VirtioBlkVhostUser(storage_daemon().socket) as device:
+        mapped = device._session("look").handle._mapped
+        await device.read(0, BLOCK)
+        before = len(mapped)
+        no_threads()
+        await device.detach()
+        monkeypatch.undo()
+        assert len(mapped) == before
+        await device.attach()
+        await device.read(0, BLOCK)
+        assert len(mapped) == before

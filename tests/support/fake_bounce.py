@@ -178,6 +178,7 @@ class FakeDeviceMemory:
         self.pending: list[asyncio.Future[None]] = []
         self.loop = loop
         self.calls = self
+        self.left: list[Any] = []
 
     def round_up(self, length: int) -> int:
         return -(-length // self.PAGE) * self.PAGE
