@@ -10,7 +10,7 @@ from functools import partial
 from typing import NamedTuple
 
 from .._sync.blocking import BlockingCall
-from ..errors import BlkioError, request_error
+from ..errors import BlkioError, complete, request_error
 
 __all__ = ["Extent", "ExtentKind", "find_extents"]
 
@@ -54,9 +54,8 @@ async def find_extents(
             return
         try:
             extents = await _start_looking(fd, offset, end).outcome()
-        except BlkioError as error:  # no thread was to be had
-            error.driver, error.operation = driver, "extents"
-            error.offset, error.length = offset, end - offset
+        except BlkioError as error:
+            complete(error, driver=driver, operation="extents", offset=offset, length=end - offset)
             raise
         except OSError as error:
             raise request_error(

@@ -14,7 +14,7 @@ from .._queues.bound import BoundQueues
 from .._sync.blocking import run_blocking
 from .._sync.scopes import shielded
 from .._sync.tasks import start_steadfast_task
-from ..errors import BlkioError
+from ..errors import BlkioError, complete
 from .connection import Connection, connect_first, remove_created
 from .life import Life
 from .loss import Loss
@@ -70,7 +70,7 @@ async def _connect(options: DriverOptions, subject: Subject) -> Connection:
                 functools.partial(connect_first, options), undo=functools.partial(_undo, options)
             )
     except BlkioError as error:
-        subject.complete(error, "connect")
+        complete(error, driver=options.driver, operation="connect", filename=subject.filename)
         raise
     except TimeoutError:
         if not timeout.expired():

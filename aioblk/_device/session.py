@@ -29,7 +29,7 @@ from .._queues.discard import BlockDiscard, discard_method, growing_file
 from .._queues.queue import HasCapacity, Queue, QueueContext
 from .._sync.loops import running_loop
 from .._sync.tasks import start_steadfast_task
-from ..errors import BlkioError, request_error
+from ..errors import request_error
 from .connection import Connection, add_queue
 from .extents import Extent, find_extents
 
@@ -214,13 +214,13 @@ class Session:
     async def add_queue(self) -> int:
         """Of those that are not for polling; its index."""
         make = functools.partial(add_queue, self.handle)
-        return await self.memory.calls.make(make, undo=self.handle.remove_queue)
+        return await self.memory.calls.make("add_queue", make, undo=self.handle.remove_queue)
 
     async def remove_queue(self, index: int) -> None:
         """One that is not bound, nor the default one."""
         if (self.queue.poll, self.queue.index) == (False, index):
             raise self.subject.misuse("remove_queue", f"{self.queue!r} is the default queue, which stays")
-        await self.memory.calls.make(functools.partial(self.handle.remove_queue, index))
+        await self.memory.calls.make("remove_queue", functools.partial(self.handle.remove_queue, index))
 
     # --- what is behind the device --------------------------------------------------------------------------
 
@@ -243,7 +243,7 @@ class Session:
         if self.options.driver == IO_URING:
             return self.present_capacity()
         ask = functools.partial(self.handle.get, "capacity")
-        self.capacity = cast(int, await self.memory.calls.make(ask))
+        self.capacity = cast(int, await self.memory.calls.make("refresh_capacity", ask))
         return self.capacity
 
     def _end(self) -> int | None:
@@ -270,11 +270,7 @@ class Session:
 
     async def truncate(self, size: int) -> None:
         """Cut or extend the file."""
-        try:
-            await self.memory.calls.make(functools.partial(self.handle.truncate, size))
-        except BlkioError as error:
-            error.operation = error.operation or "truncate"
-            raise
+        await self.memory.calls.make("truncate", functools.partial(self.handle.truncate, size))
 
     def extents(
         self, offset: int, length: int | None, file: Callable[[], int | None]

@@ -42,10 +42,5 @@ class Subject:
         """It is lost, or is so by this."""
         return self._error(DeviceLostError, operation, why)
 
-    def complete(self, error: BlkioError, operation: str) -> None:
-        """Have an error say what it is about, made where that was not known."""
-        if error.driver is None:
-            error.driver, error.operation, error.filename = self.driver, operation, self.filename
-
     def _error(self, kind: type[E], operation: str | None, message: str | None) -> E:
         return kind(message, driver=self.driver, operation=operation, filename=self.filename)

@@ -159,7 +159,7 @@ class BouncePool:
             await asyncio.sleep(0)  # an interrupted one ends a turn later
         if self._region is not None:
             await asyncio.wait([self._start_resizing(0)])
-        self._memory.left += [region for region in (self._old, self._region) if region is not None]
+        self._memory.left_behind += [region for region in (self._old, self._region) if region is not None]
         self._old = self._region = None
         self._core.on_bounce = self._core.on_room = None
 
@@ -224,10 +224,10 @@ class BouncePool:
         before = self._core.bounce_size
         self._core.detach_bounce()
         self._resizing = start_steadfast_task(self._loop, self._resize(before, size))
-        self._resizing.add_done_callback(self._go_on)
+        self._resizing.add_done_callback(self._end_interrupted)
         return self._resizing
 
-    def _go_on(self, resizing: asyncio.Task[None]) -> None:
+    def _end_interrupted(self, resizing: asyncio.Task[None]) -> None:
         """Where KeyboardInterrupt or SystemExit has ended it, another begins for who waits."""
         if resizing.cancelled() or resizing.exception() is None:
             return
@@ -239,7 +239,7 @@ class BouncePool:
         if self._region is not None:
             self._old, self._region = self._region, None
         try:
-            self._region = await self._memory.calls.make(partial(self._replace_region, size))
+            self._region = await self._memory.calls.make("allocate", partial(self._replace_region, size))
             if self._region is not None:
                 self._core.attach_bounce(self._region.address, self._region.length, self._granule)
         except Exception as error:  # whatever it is, nobody may be left waiting
@@ -259,8 +259,8 @@ class BouncePool:
 
         It is called again when the device has come back in the meantime.
         """
-        while self._memory.left:
-            self._handle.give_back_mem_region(self._memory.left.pop())
+        while self._memory.left_behind:
+            self._handle.give_back_mem_region(self._memory.left_behind.pop())
         if (old := self._old) is not None:
             self._handle.give_back_mem_region(old)
             self._old = None

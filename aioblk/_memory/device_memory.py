@@ -49,7 +49,7 @@ class DeviceMemory:
         self._loop = asyncio.get_running_loop()
         self._memories: dict[Memory, None] = {}  # of the regions in use, in order
         self._ranges = MappedRanges()
-        self.left: list[MemRegion] = []
+        self.left_behind: list[MemRegion] = []
         """Of pools that had no thread to give their memory back: the next that has one does it."""
         self._in_limbo: list[Mapped] = []  # threads may still be telling a lost device of these
         self._tasks = SteadfastTasks("register")
@@ -148,7 +148,7 @@ class DeviceMemory:
     def lose(self, error: DeviceLostError) -> None:
         """The device is lost. What it may still write to will be abandoned, and nobody waits for it."""
         self.calls.lose(error)
-        self.left.clear()  # they go with the instance
+        self.left_behind.clear()  # they go with the instance
         for mapped in self._ranges:
             mapped.idle.set()
 
@@ -284,7 +284,7 @@ class DeviceMemory:
 
     async def _map(self, mapped: Mapped) -> None:
         try:
-            await self.calls.make(partial(self._handle.map_mem_region, mapped.region))
+            await self.calls.make("register", partial(self._handle.map_mem_region, mapped.region))
         except Exception as error:
             self._ranges.remove(mapped)
             mapped.mapping = None  # the error keeps this frame, and would be kept by it
@@ -324,7 +324,7 @@ class DeviceMemory:
             return
         if not (self.calls.lost or mapped.is_withdrawn):  # otherwise there is nobody to be told
             try:
-                await self.calls.make(partial(self._handle.unmap_mem_region, mapped.region))
+                await self.calls.make("unregister", partial(self._handle.unmap_mem_region, mapped.region))
             except BlkioError:
                 if not self.calls.lost:
                     mapped.unmapping = None  # it is tried again by whoever comes to it next

@@ -11,7 +11,7 @@ from typing import Any, TypeVar, final
 
 from .._libblkio.handle import Blkio
 from .._sync.blocking import BlockingCall
-from ..errors import BlkioError, DeviceLostError
+from ..errors import BlkioError, DeviceLostError, complete
 
 __all__ = ["HandleCalls"]
 
@@ -47,9 +47,12 @@ class HandleCalls:
         """Whether a worker thread is using the handle."""
         return self._turn.locked()
 
-    async def make(self, function: Callable[[], T], *, undo: Callable[[T], object] | None = None) -> T:
+    async def make(
+        self, operation: str, function: Callable[[], T], *, undo: Callable[[T], object] | None = None
+    ) -> T:
         """Call a function that uses the handle in a worker thread, after whoever does so now.
 
+        *operation* is what the user has asked for, where the function does not come to say it.
         *undo* is called there, too, with a result that comes when the caller has been cancelled.
 
         Raises DeviceLostError as soon as the device is lost: the thread may then go on by itself.
@@ -74,8 +77,8 @@ class HandleCalls:
             try:
                 return await self._watched(BlockingCall(take_turn, undo=take_undoing_turn))
             except BlkioError as error:
-                if error.driver is None:  # no thread was to be had
-                    error.driver, error.filename = self._handle.driver, self._handle.filename
+                handle = self._handle
+                complete(error, driver=handle.driver, operation=operation, filename=handle.filename)
                 if isinstance(error, DeviceLostError) or not self.is_coming_back():
                     raise
 

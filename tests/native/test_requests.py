@@ -13,6 +13,7 @@ import aioblk
 
 from ..support.devices import BLOCK, Target, held, pattern
 from ..support.storage_daemon import StorageDaemon
+from ..support.turns import Others
 
 # --- reading and writing ------------------------------------------------------------------------------------
 
@@ -207,19 +208,10 @@ async def test_waiting_for_a_full_queue_costs_no_turns_of_the_loop(slow_device: 
 
 
 async def test_requests_that_complete_at_once_let_others_run(file_device: aioblk.Device) -> None:
-    turns = 0
-
-    async def count_turns() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
-    counter = asyncio.create_task(count_turns())
-    for _ in range(5000):
-        await file_device.read(0, 512)
-    counter.cancel()
-    assert turns >= 5000 // 600
+    async with Others() as others:
+        for _ in range(5000):
+            await file_device.read(0, 512)
+    assert others.turns >= 5000 // 600
 
 
 # --- errors -------------------------------------------------------------------------------------------------

@@ -1,6 +1,5 @@
 """Where the kernel does all within the call that submits, kicks give nobody more than their share."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,6 +8,7 @@ import pytest
 import aioblk
 
 from ..support.devices import BLOCK
+from ..support.turns import Others
 
 ITEMS = 64
 LARGE = 256 << 10
@@ -43,20 +43,11 @@ async def test_the_call_transfers_no_more_than_a_flush(cached: aioblk.Device, ki
 async def test_batches_in_a_row_let_others_have_their_turn(cached: aioblk.Device) -> None:
     queue = cached.queue()
     items = scattered(BLOCK)
-    turns = 0
-
-    async def count() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    counting = asyncio.create_task(count())
-    for _ in range(5 * EPOCH // ITEMS):
-        queue._compiled.kicks = True
-        await cached.read_into_many(items)
-    counting.cancel()
-    assert turns >= 4
+    async with Others() as others:
+        for _ in range(5 * EPOCH // ITEMS):
+            queue._compiled.kicks = True
+            await cached.read_into_many(items)
+    assert others.turns >= 4
     assert queue.statistics().inline_completions > 0
 
 

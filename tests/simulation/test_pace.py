@@ -12,6 +12,7 @@ import pytest
 import aioblk
 from aioblk._native._core import QueueCore
 
+from ..support.turns import Others
 from .devices import BLOCK, device_on, pattern, until_held
 from .library import Disk, Place, Simulator
 
@@ -194,16 +195,6 @@ async def test_a_turn_with_kicks_ends_in_time(backend: Disk, simulator: Simulato
     """What completes in a kick is woken in the same turn, and submits again: that has to end."""
     async with user_on(backend, simulator, late=1) as user:
         user.core.kicks = True
-        turns = 0
-
-        async def count() -> None:
-            nonlocal turns
-            while True:
-                turns += 1
-                await asyncio.sleep(0)
-
-        counting = asyncio.ensure_future(count())
-        await user.read(2, lambda _: 10 * MICROSECOND)
-        counting.cancel()
-        await asyncio.wait([counting])
-        assert turns > 2 * EPOCH // 100
+        async with Others() as others:
+            await user.read(2, lambda _: 10 * MICROSECOND)
+        assert others.turns > 2 * EPOCH // 100

@@ -9,6 +9,7 @@ import pytest
 
 import aioblk
 
+from ..support.turns import Others
 from .devices import BLOCK, device_on, pattern, until_held
 from .library import Disk, Simulator
 
@@ -138,21 +139,11 @@ async def test_a_descriptor_has_its_turn_where_the_clock_stands_still(
 
 
 async def test_others_have_their_turn_after_each_round(dev: aioblk.Device, simulator: Simulator) -> None:
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            turns += 1
-            await asyncio.sleep(0)
-
-    other = asyncio.ensure_future(others())
-    await together(dev, simulator, reading(dev))
-    other.cancel()
-    await asyncio.wait([other])
+    async with Others() as others:
+        await together(dev, simulator, reading(dev))
     if type(asyncio.get_running_loop()).__module__.startswith("asyncio"):  # uvloop does not tell of others
-        assert turns >= READS - 2
-    assert turns >= 2
+        assert others.turns >= READS - 2
+    assert others.turns >= 2
 
 
 async def test_who_waits_for_bounce_memory_gets_it_in_a_round(

@@ -9,6 +9,7 @@ import pytest
 
 import aioblk
 
+from ..support.turns import Others
 from .devices import BLOCK, device_on
 from .library import Disk, Simulator
 
@@ -18,23 +19,14 @@ MICROSECOND = 1e-6
 
 async def turns_beside(dev: aioblk.Device, simulator: Simulator, seconds: float) -> int:
     """How many turns others have while a task reads, with so much time passing for each."""
-    turns = 0
-
-    async def others() -> None:
-        nonlocal turns
-        while True:
-            await asyncio.sleep(0)
-            turns += 1
-
     before = dev.statistics().inline_completions
-    other = asyncio.create_task(others())
-    await asyncio.sleep(0)
-    for number in range(COUNT):
-        await dev.read(0, BLOCK)
-        simulator.clock(6 + number * seconds)
-    other.cancel()
+    async with Others() as others:
+        await asyncio.sleep(0)
+        for number in range(COUNT):
+            await dev.read(0, BLOCK)
+            simulator.clock(6 + number * seconds)
     assert dev.statistics().inline_completions - before == COUNT
-    return turns
+    return others.turns
 
 
 @pytest.mark.parametrize(("seconds", "least", "most"), [(0.1, 0, 2), (20.0, 5, 9), (1000.0, 7, 9)])

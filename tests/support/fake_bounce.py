@@ -178,12 +178,12 @@ class FakeDeviceMemory:
         self.pending: list[asyncio.Future[None]] = []
         self.loop = loop
         self.calls = self
-        self.left: list[Any] = []
+        self.left_behind: list[Any] = []
 
     def round_up(self, length: int) -> int:
         return -(-length // self.PAGE) * self.PAGE
 
-    async def make(self, function: Callable[[], Any]) -> Any:
+    async def make(self, operation: str, function: Callable[[], Any]) -> Any:
         turn = self.loop.create_future()
         self.pending.append(turn)
         await turn

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Self
 
 import uvloop
 
@@ -9,6 +10,26 @@ LOOP_FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
     "asyncio": asyncio.SelectorEventLoop,
     "uvloop": uvloop.new_event_loop,
 }
+
+
+class Others:
+    """Within the block, a task that is always ready for its turn, and counts them."""
+
+    def __init__(self) -> None:
+        self.turns = 0
+
+    async def _take_turns(self) -> None:
+        while True:
+            await asyncio.sleep(0)
+            self.turns += 1
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._take_turns())
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self._task.cancel()
+        await asyncio.wait([self._task])
 
 
 class DrivenLoop:

@@ -261,7 +261,7 @@ typedef struct {
 
 #define PACE_EPOCH 512 /* requests, after which it is looked how long they have taken */
 
-#define BYTES_WITHOUT_GIL (128u << 10) /* what a do_io may transfer, at most, that keeps it: see reap.c */
+#define BYTES_WITHOUT_GIL (128u << 10) /* what is transferred by a call that gives it away, at least: see reap.c */
 
 struct queue_core {
     PyObject_HEAD

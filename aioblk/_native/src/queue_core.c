@@ -81,21 +81,24 @@ static PyObject *queue_admit(QueueCore *q, PyObject *object)
     return PyBool_FromLong(admitted);
 }
 
-static PyObject *queue_refuse(QueueCore *q, PyObject *args)
+/* What has not been admitted fails: with the exception or, where there is none, each item with an error of its own. */
+static PyObject *end_waiting(QueueCore *q, PyObject *object, int error, const char *message, PyObject *exception)
 {
-    PyObject *object, *exception;
-    if (!PyArg_ParseTuple(args, "OO", &object, &exception)) {
-        return NULL;
-    }
     Request *r = queue_own_request(q, object);
     if (!r) {
         return NULL;
     }
     if (r->linked && r->admitted < r->part_count) {
-        request_fail_unadmitted(r, 0, NULL, exception);
+        request_fail_unadmitted(r, error, message, exception);
     }
     after_admission(q);
     Py_RETURN_NONE;
+}
+
+static PyObject *queue_refuse(QueueCore *q, PyObject *args)
+{
+    PyObject *object, *exception;
+    return PyArg_ParseTuple(args, "OO", &object, &exception) ? end_waiting(q, object, 0, NULL, exception) : NULL;
 }
 
 static PyObject *queue_fail(QueueCore *q, PyObject *args)
@@ -103,18 +106,7 @@ static PyObject *queue_fail(QueueCore *q, PyObject *args)
     PyObject *object;
     int error;
     const char *message;
-    if (!PyArg_ParseTuple(args, "Oiz", &object, &error, &message)) {
-        return NULL;
-    }
-    Request *r = queue_own_request(q, object);
-    if (!r) {
-        return NULL;
-    }
-    if (r->linked && r->admitted < r->part_count) {
-        request_fail_unadmitted(r, error, message, NULL);
-    }
-    after_admission(q);
-    Py_RETURN_NONE;
+    return PyArg_ParseTuple(args, "Oiz", &object, &error, &message) ? end_waiting(q, object, error, message, NULL) : NULL;
 }
 
 /* The end of work that was done outside libblkio: on_discard's. */

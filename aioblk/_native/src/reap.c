@@ -67,9 +67,9 @@ static void take_completions(QueueCore *q, uint32_t turns, const struct blkio_co
 
 /*
  * The kernel executes cached reads, and takes over what is written, within the call. Of so many bytes that takes longer than
- * giving the GIL away and getting it back (BYTES_WITHOUT_GIL): meanwhile another loop, in another thread, goes on. Below, and where the
- * transfer is left to a process at the other end, both loops would wait for each other more often than they gain. A queue
- * without a loop may be given up by another thread while its own does not wait.
+ * giving the GIL away and getting it back (BYTES_WITHOUT_GIL): meanwhile another loop, in another thread, goes on. Below, and
+ * where the transfer is left to a process at the other end, both loops would wait for each other more often than they gain. A
+ * queue without a loop may be given up by another thread while its own does not wait.
  */
 static int do_io(QueueCore *q, struct blkio_completion *completions)
 {

@@ -175,9 +175,12 @@ RUNS_PYTHON int request_start(QueueCore *q, Request *r);
 RUNS_PYTHON int request_admit(QueueCore *q, Request *r);
 /* The request's parts in order, as far as there is room. False: some are left. */
 bool queue_admit_parts(QueueCore *q, Request *r);
-/* What has not been admitted goes to the backlog as it is, to be ended there: it is not wanted any more, or fails now. */
+/*
+ * What has not been admitted goes to the backlog as it is, to be ended there: it is not wanted any more, or fails now, with
+ * the exception or else with the errno.
+ */
 void request_drop_unadmitted(Request *r);
-void request_fail_unadmitted(Request *r, int error, const char *message, PyObject *exception); /* or the last of them */
+void request_fail_unadmitted(Request *r, int error, const char *message, PyObject *exception);
 bool queue_has_room(const QueueCore *q, const Part *part); /* in the ring: if not, an event tells when there is */
 void queue_issue(QueueCore *q, Part *part);
 RUNS_PYTHON void queue_issue_backlog(QueueCore *q);
