@@ -21,7 +21,6 @@ __all__ = [
     "StreamBusyError",
     "UnsupportedError",
     "UsageError",
-    "complete",
     "request_error",
 ]
 
@@ -172,21 +171,6 @@ class RegistrationError(BlkioError):
 
     _default_errno: ClassVar[int] = errnos.ENOMEM
     _explains_itself: ClassVar[bool] = True
-
-
-def complete(
-    error: BlkioError,
-    *,
-    driver: str,
-    operation: str | None = None,
-    offset: int | None = None,
-    length: int | None = None,
-    filename: str | None = None,
-) -> None:
-    """Have an error say what it is about that was made where that was not known: for want of a thread."""
-    if error.driver is None:
-        error.driver, error.operation, error.filename = driver, operation, filename
-        error.offset, error.length = offset, length
 
 
 def request_error(

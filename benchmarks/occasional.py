@@ -20,6 +20,7 @@ LIMITS = {
         "allocate_ms": Limit("vhost-user, two cores: allocate 1 MiB of device memory and leave it, ms", 0.2),
     },
     "cached-file": {
+        "hand_over_ms": Limit("a call that does nothing, in a thread that waits for one, ms", math.inf),
         "open_alone_ms": Limit("a file: libblkio alone, create, connect, start and destroy, ms", math.inf),
         "open_ms": Limit("a file: open and close it, ms", 0.4),
     },

@@ -9,8 +9,9 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import NamedTuple
 
+from .._libblkio.subject import complete
 from .._sync.blocking import BlockingCall
-from ..errors import BlkioError, complete, request_error
+from ..errors import BlkioError, request_error
 
 __all__ = ["Extent", "ExtentKind", "find_extents"]
 

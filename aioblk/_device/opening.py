@@ -9,12 +9,12 @@ import weakref
 
 from .._libblkio.options import DriverOptions
 from .._libblkio.properties import VHOST_USER
-from .._libblkio.subject import Subject
+from .._libblkio.subject import Subject, complete
 from .._queues.bound import BoundQueues
 from .._sync.blocking import run_blocking
 from .._sync.scopes import shielded
 from .._sync.tasks import start_steadfast_task
-from ..errors import BlkioError, complete
+from ..errors import BlkioError
 from .connection import Connection, connect_first, remove_created
 from .life import Life
 from .loss import Loss

@@ -5,7 +5,7 @@ from typing import TypeVar, final
 
 from ..errors import BlkioError, DeviceClosedError, DeviceLostError, OptionError, UnsupportedError, UsageError
 
-__all__ = ["Subject"]
+__all__ = ["Subject", "complete"]
 
 E = TypeVar("E", bound=BlkioError)
 
@@ -44,3 +44,18 @@ class Subject:
 
     def _error(self, kind: type[E], operation: str | None, message: str | None) -> E:
         return kind(message, driver=self.driver, operation=operation, filename=self.filename)
+
+
+def complete(
+    error: BlkioError,
+    *,
+    driver: str,
+    operation: str | None = None,
+    offset: int | None = None,
+    length: int | None = None,
+    filename: str | None = None,
+) -> None:
+    """Have an error say what it is about that was made where that was not known: for want of a thread."""
+    if error.driver is None:
+        error.driver, error.operation, error.filename = driver, operation, filename
+        error.offset, error.length = offset, length

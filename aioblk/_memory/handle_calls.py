@@ -10,8 +10,9 @@ from collections.abc import Callable
 from typing import Any, TypeVar, final
 
 from .._libblkio.handle import Blkio
+from .._libblkio.subject import complete
 from .._sync.blocking import BlockingCall
-from ..errors import BlkioError, DeviceLostError, complete
+from ..errors import BlkioError, DeviceLostError
 
 __all__ = ["HandleCalls"]
 

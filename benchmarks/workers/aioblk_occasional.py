@@ -19,6 +19,7 @@ from contextlib import (
 from typing import TYPE_CHECKING
 
 from aioblk._native._blkio import ffi, lib
+from aioblk._sync.blocking import run_blocking
 from benchmarks.workers.aioblk_device import make_device
 from benchmarks.workers.measuring import WARM_UP, Job, run_loop
 
@@ -83,9 +84,17 @@ async def milliseconds_alone(make: Callable[[], AbstractContextManager[object]])
     return await milliseconds(made)
 
 
+@asynccontextmanager
+async def handed_over() -> AsyncGenerator[None]:
+    """To a thread and back, which is how aioblk calls whatever may block."""
+    await run_blocking(int)
+    yield
+
+
 async def measure() -> None:
     if job.kind == "file":
         figures = {
+            "hand_over_ms": await milliseconds(handed_over),
             "open_alone_ms": await milliseconds_alone(opened),
             "open_ms": await milliseconds(lambda: make_device(job)),
         }
