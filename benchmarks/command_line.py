@@ -68,6 +68,7 @@ SECONDS = {"full": 0.25, "bars": 0.5}
 """Length of a sample where it is not a second."""
 LOOPS = {"full": ("asyncio", "uvloop"), "pythons": ("asyncio", "uvloop")}
 T = TypeVar("T")
+N = TypeVar("N", int, float)
 
 
 def main() -> int:
@@ -133,13 +134,22 @@ def parse_arguments() -> argparse.Namespace:
     commands = [*PLANS, "fairness", "instructions", "nbd", "profile", "report", "switches", "writes"]
     option("command", nargs="?", choices=commands, default="run", help="default: run")
     option(
-        "--rounds", type=int, default=3, metavar="N", help="how often everything is measured (%(default)s)"
+        "--rounds",
+        type=ROUNDS,
+        default=3,
+        metavar="N",
+        help="how often everything is measured (%(default)s)",
     )
-    option("--seconds", type=float, metavar="S", help="length of one sample (1; full: 0.25, bars: 0.5)")
+    option(
+        "--seconds",
+        type=SAMPLE_SECONDS,
+        metavar="S",
+        help="length of one sample (1; full: 0.25, bars: 0.5)",
+    )
     option("--cases", type=words, metavar="C,...", help=", ".join(CASES))
     option("--operations", type=operations, metavar="O,...", help="read, write")
-    option("--block-sizes", type=listed(parse_size), metavar="SIZE,...", help="512 to 1M")
-    option("--depths", type=listed(int), metavar="N,...", help="operations in flight, 1 to 1024")
+    option("--block-sizes", type=BLOCK_SIZES, metavar="SIZE,...", help="512 to 1M")
+    option("--depths", type=DEPTHS, metavar="N,...", help="operations in flight, 1 to 1024")
     option("--loops", type=words, metavar="L,...", help="asyncio, uvloop")
     option("--only", type=words, metavar="NAME,...", help="measure these contenders only (--list names them)")
     option("--list", action="store_true", help="name the contenders of the command and end")
@@ -174,6 +184,19 @@ def parse_arguments() -> argparse.Namespace:
 # --- lists, as an option takes them: a,b,c ------------------------------------------------------------------
 
 
+def within(read: Callable[[str], N], low: N, high: N) -> Callable[[str], N]:
+    def read_number(text: str) -> N:
+        try:
+            number = read(text)
+        except (ValueError, KeyError):
+            raise argparse.ArgumentTypeError(f"{text!r} is no number") from None
+        if not low <= number <= high:
+            raise argparse.ArgumentTypeError(f"{text} is not from {low} to {high}")
+        return number
+
+    return read_number
+
+
 def listed(read: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
     def read_list(text: str) -> tuple[T, ...]:
         return tuple(read(word) for word in text.split(","))
@@ -182,6 +205,10 @@ def listed(read: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
 
 
 words = listed(str)
+ROUNDS = within(int, 1, 1000)
+SAMPLE_SECONDS = within(float, 0.01, 3600)
+BLOCK_SIZES = listed(within(parse_size, 512, 1 << 20))
+DEPTHS = listed(within(int, 1, 1024))
 
 
 def operations(text: str) -> tuple[Operation, ...]:

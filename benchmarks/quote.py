@@ -21,7 +21,8 @@ def quote(runs: dict[str, Run]) -> None:
     for name, run in runs.items():
         replace(README, f"ratios of {name}", short(run))
         replace(PERFORMANCE, f"ratios of {name}", ratios(run))
-        replace(PERFORMANCE, f"bars of {name}", "\n\n".join(map(markdown, bars_grids(run))))
+        bars = [f"{source(run)}:", *map(markdown, bars_grids(run))]
+        replace(PERFORMANCE, f"bars of {name}", "\n\n".join(bars))
 
 
 def replace(page: Path, what: str, text: str) -> None:

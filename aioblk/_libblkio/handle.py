@@ -36,7 +36,7 @@ from ..errors import (
     request_error,
 )
 from .descriptor import size_of
-from .hints import hint
+from .hints import hint, shortage
 from .loans import Loans
 from .mem_region import MemRegion, address_of, allocate, free, to_struct
 from .properties import (
@@ -424,7 +424,7 @@ class Blkio:
                 self._driver,
                 "alloc_mem_region",
                 error.errno or errnos.ENOMEM,
-                f"{length} bytes of memory with a file behind it cannot be had",
+                f"{length} bytes of memory with a file behind it cannot be had{shortage(error.errno)}",
             ) from error
         self._allocated[region] = None
         return region

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from .properties import DRIVERS, IO_URING, NVME_IO_URING, RINGS, VFIO_PCI, VHOST_USER, VHOST_VDPA
 
-__all__ = ["hint"]
+__all__ = ["hint", "shortage"]
 
 _NO_RING = (
     "io_uring is not available here: kernel.io_uring_disabled or a container's seccomp filter forbids it"
@@ -41,3 +41,8 @@ _HINTS: Mapping[tuple[str, str, int], str] = {
 def hint(driver: str, operation: str, number: int) -> str | None:
     """The usual reason for errno *number* from *operation* ("connect" or "start"), if there is one."""
     return _HINTS.get((driver, operation, number))
+
+
+def shortage(number: int | None) -> str:
+    """What to look at, as the end of a sentence, where memory with a file behind it is not to be had."""
+    return "; see ulimit -n" if number == errno.EMFILE else ""

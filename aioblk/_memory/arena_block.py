@@ -10,6 +10,7 @@ from functools import partial
 from types import TracebackType
 from typing import Self, final
 
+from .._libblkio.hints import shortage
 from .._native._core import Allocator, Memory, View
 from ..errors import BlkioError
 
@@ -62,7 +63,7 @@ class ArenaBlock:
         except (OSError, OverflowError, ValueError) as error:  # the latter two: no memory is that large
             self._close_file()
             raise BlkioError(
-                f"a block of {size} bytes cannot be had: {error.args[-1]}",
+                f"a block of {size} bytes cannot be had{shortage(getattr(error, 'errno', None))}",
                 errno=(error.errno if isinstance(error, OSError) else None) or errno.ENOMEM,
                 operation="add_block",
             ) from error

@@ -8,6 +8,7 @@ from functools import partial
 from typing import final
 
 from .._libblkio.handle import Blkio
+from .._libblkio.hints import shortage
 from .._libblkio.limits import Limits
 from .._libblkio.mem_region import MemRegion
 from .._native._core import DeviceCore, Memory
@@ -107,7 +108,7 @@ class DeviceMemory:
                 self._handle.driver,
                 "allocate",
                 error.errno or errno.ENOMEM,
-                f"{whole} bytes of memory with a file behind it cannot be had",
+                f"{whole} bytes of memory with a file behind it cannot be had{shortage(error.errno)}",
             ) from error
         return MemoryRegion(self, Memory.from_buffer(pages), length, required=required)
 

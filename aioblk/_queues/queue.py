@@ -357,7 +357,12 @@ class Queue(AsyncClosing, Submitter):
     def spin(self, seconds: float | None) -> None:
         is_number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
         if seconds is not None and not (is_number and 0 <= seconds <= LONGEST_SPIN):
-            raise OptionError(f"spin must be from 0 to {LONGEST_SPIN} seconds, or None, not {seconds!r}")
+            raise OptionError(
+                f"spin must be from 0 to {LONGEST_SPIN} seconds, or None, not {seconds!r}",
+                driver=self._context.handle.driver,
+                operation="spin",
+                filename=self._context.handle.filename,
+            )
         self._compiled.spins_by_itself = seconds is None and not self.poll
         self._compiled.spin_ns = round((seconds or 0) * 1e9)
 
