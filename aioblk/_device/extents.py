@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from typing import NamedTuple
 
-from .._libblkio.subject import complete
+from .._libblkio.subject import Subject, complete
 from .._sync.blocking import BlockingCall
 from ..errors import BlkioError, request_error
 
@@ -41,7 +41,7 @@ class Extent(NamedTuple):
 
 
 async def find_extents(
-    driver: str, file: Callable[[], int | None], offset: int, end: int
+    subject: Subject, file: Callable[[], int | None], offset: int, end: int
 ) -> AsyncGenerator[Extent]:
     """The extents between two offsets, in order and without gaps.
 
@@ -56,11 +56,23 @@ async def find_extents(
         try:
             extents = await _start_looking(fd, offset, end).outcome()
         except BlkioError as error:
-            complete(error, driver=driver, operation="extents", offset=offset, length=end - offset)
+            complete(
+                error,
+                driver=subject.driver,
+                operation="extents",
+                offset=offset,
+                length=end - offset,
+                filename=subject.filename,
+            )
             raise
         except OSError as error:
             raise request_error(
-                driver, "extents", error.errno or errno.EIO, offset=offset, length=end - offset
+                subject.driver,
+                "extents",
+                error.errno or errno.EIO,
+                offset=offset,
+                length=end - offset,
+                filename=subject.filename,
             ) from None
         for extent in extents:
             yield extent

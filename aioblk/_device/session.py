@@ -281,7 +281,7 @@ class Session:
         if not 0 <= offset <= end <= capacity:
             text = f"the range is not within the device's {capacity} bytes"
             raise self.subject.invalid("extents", text, offset, length)
-        return find_extents(self.options.driver, file, offset, end)
+        return find_extents(self.subject, file, offset, end)
 
     def file(self) -> int | None:
         """The descriptor of what is behind the device, where that may be a file."""

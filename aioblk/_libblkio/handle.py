@@ -100,7 +100,8 @@ class Blkio:
         self.filename: str | None = None
         """The device's, for errors. Who opens it by descriptor may know it."""
         self._mapped: list[MemRegion] = []  # sorted by address
-        self._allocated: dict[MemRegion, None] = {}  # in order
+        self._allocated: dict[MemRegion, MemRegion] = {}  # in order, each by itself
+        self._given_up: list[MemRegion] = []  # to be given back by whoever may block next
         self._facts: dict[str, PropertyValue] = {}  # once started: what cannot change any more
         self._slots: dict[tuple[bool, int], _Slot] = {}  # once started, by (poll, index)
         self._rings: frozenset[Ring] | None = None  # None: it is not certain which are ours
@@ -226,7 +227,7 @@ class Blkio:
                 if not in_use:
                     wait_for_the_kernel(self._last_removal if given_back else end)
             while self._allocated:
-                self._free(self._allocated.popitem()[0])
+                self._free(self._allocated.popitem()[1])
             self._close_fd()
 
     @_in_turn
@@ -416,6 +417,7 @@ class Blkio:
         is reconnected outlives, and memory that a lost device still writes to must.
         """
         self._require_started("alloc_mem_region")
+        self._give_back_given_up()
         self._require_alignment("alloc_mem_region", "length", length)
         try:
             region = allocate(length)
@@ -426,7 +428,7 @@ class Blkio:
                 error.errno or errnos.ENOMEM,
                 f"{length} bytes of memory with a file behind it cannot be had{shortage(error.errno)}",
             ) from error
-        self._allocated[region] = None
+        self._allocated[region] = region
         return region
 
     @_in_turn
@@ -444,11 +446,24 @@ class Blkio:
 
     @_in_turn
     def give_back_mem_region(self, region: MemRegion) -> None:
-        """Unmap it and free it, as far as that has not been done: with the instance that knew it, for one."""
+        """Unmap it and free it, if that has not been done: with the instance that knew it, for one.
+
+        Its address may be another region's by now, with the very same values: that one stays.
+        """
+        if self._allocated.get(region) is not region:
+            return
         if self._is_mapped(region):
             self.unmap_mem_region(region)
-        if region in self._allocated:
-            self.free_mem_region(region)
+        self.free_mem_region(region)
+
+    def give_back_later(self, region: MemRegion) -> None:
+        """As soon as somebody maps or allocates another one: he may block. Does not block itself."""
+        self._given_up.append(region)
+
+    def _give_back_given_up(self) -> None:
+        while self._given_up:
+            with suppress(BlkioError):
+                self.give_back_mem_region(self._given_up.pop())
 
     def _free(self, region: MemRegion) -> None:
         self.loans.once_given_back(region, partial(free, region))
@@ -468,6 +483,7 @@ class Blkio:
         descriptor afterwards.
         """
         self._require_started("map_mem_region")
+        self._give_back_given_up()
         self._require_alignment("map_mem_region", "address", region.address)
         self._require_alignment("map_mem_region", "length", region.length)
         self._require_room(region)

@@ -6,6 +6,7 @@ order, and how large the region is.
 """
 
 import asyncio
+import errno
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -101,7 +102,8 @@ class BouncePool:
         self._loop = asyncio.get_running_loop()
         self._waiters: deque[_Waiter] = deque()
         self._region: MemRegion | None = None
-        self._old: MemRegion | None = None  # to be given back before another is made
+        self._made: list[MemRegion] = []  # and not given back, be the call that made it interrupted
+        self._attempts = 0  # to replace the region: nobody waits any more for any but the last
         self._resizing: asyncio.Task[None] | None = None
         self._emptying = False
         self._closing = False
@@ -140,7 +142,6 @@ class BouncePool:
         """
         while self._waiters:
             self._refuse_head(error)
-        self._old = None
         if self._core.bounce_in_use and self._region is not None:
             self._high_water = max(self._high_water, self._core.bounce_peak)
             self._core.abandon_bounce()
@@ -159,8 +160,10 @@ class BouncePool:
             await asyncio.sleep(0)  # an interrupted one ends a turn later
         if self._region is not None:
             await asyncio.wait([self._start_resizing(0)])
-        self._memory.left_behind += [region for region in (self._old, self._region) if region is not None]
-        self._old = self._region = None
+        self._region = None
+        self._attempts += 1
+        while self._made:  # for want of a thread, or interrupted
+            self._handle.give_back_later(self._made.pop())
         self._core.on_bounce = self._core.on_room = None
 
     # --- waiting --------------------------------------------------------------------------------------------
@@ -202,11 +205,10 @@ class BouncePool:
     def _refuse_head(self, error: BaseException) -> None:
         request = self._waiters[0].request
         self._remove_head()
-        if type(error) is BlkioError and error.errno:  # which knows nothing of the request
-            call = f" ({error.operation})" if error.operation else ""
-            text = f"there is no bounce memory to be had{call}"
-            text = f"{text}: {error.message}" if error.message else text
-            self._core.fail(request, error.errno, text)
+        if isinstance(error, BlkioError) and not isinstance(error, DeviceLostError):
+            # It is about memory, and one for all: what it is to the request, each of its items says itself.
+            why = f": {error.message}" if error.message else ""
+            self._core.fail(request, error.errno or errno.EIO, f"there is no bounce memory to be had{why}")
         else:
             self._core.refuse(request, error)
 
@@ -236,16 +238,15 @@ class BouncePool:
         self._serve()
 
     async def _resize(self, before: int, size: int) -> None:
-        if self._region is not None:
-            self._old, self._region = self._region, None
+        self._region = None
+        self._attempts += 1
+        replace = partial(self._replace_region, self._attempts, size)
         try:
-            self._region = await self._memory.calls.make("allocate", partial(self._replace_region, size))
+            self._region = await self._memory.calls.make("allocate", replace)
             if self._region is not None:
                 self._core.attach_bounce(self._region.address, self._region.length, self._granule)
         except Exception as error:  # whatever it is, nobody may be left waiting
             self._resizing, self._emptying = None, False
-            if isinstance(error, DeviceLostError):
-                self._old = None  # it goes with the instance, and another region may get its address
             if self._waiters:
                 self._refuse_head(error)
         else:
@@ -254,24 +255,25 @@ class BouncePool:
             self._watch_for_idleness()
         self._serve()
 
-    def _replace_region(self, size: int) -> MemRegion | None:
+    def _replace_region(self, attempt: int, size: int) -> MemRegion | None:
         """In a worker thread. After an error there is neither the old region nor a new one.
 
-        It is called again when the device has come back in the meantime.
+        It is called again when the device has come back in the meantime, or when who waited was interrupted.
         """
-        while self._memory.left_behind:
-            self._handle.give_back_mem_region(self._memory.left_behind.pop())
-        if (old := self._old) is not None:
-            self._handle.give_back_mem_region(old)
-            self._old = None
+        if attempt != self._attempts:
+            return None  # its thread comes late, and what there is now is another's
+        while self._made:
+            self._handle.give_back_mem_region(self._made[-1])
+            self._made.pop()
         if size == 0:
             return None
         new = self._handle.alloc_mem_region(size)
+        self._made.append(new)
         if self._memory.limits.needs_mem_regions:
             try:
                 self._handle.map_mem_region(new)
             except BaseException:
-                self._handle.free_mem_region(new)
+                self._handle.give_back_mem_region(self._made.pop())
                 raise
         return new
 

@@ -50,8 +50,6 @@ class DeviceMemory:
         self._loop = asyncio.get_running_loop()
         self._memories: dict[Memory, None] = {}  # of the regions in use, in order
         self._ranges = MappedRanges()
-        self.left_behind: list[MemRegion] = []
-        """Of pools that had no thread to give their memory back: the next that has one does it."""
         self._in_limbo: list[Mapped] = []  # threads may still be telling a lost device of these
         self._tasks = SteadfastTasks("register")
         self._closed = False
@@ -149,7 +147,6 @@ class DeviceMemory:
     def lose(self, error: DeviceLostError) -> None:
         """The device is lost. What it may still write to will be abandoned, and nobody waits for it."""
         self.calls.lose(error)
-        self.left_behind.clear()  # they go with the instance
         for mapped in self._ranges:
             mapped.idle.set()
 

@@ -76,12 +76,16 @@ class HandleCalls:
                 raise DeviceLostError(self.lost.message, driver=self._handle.driver) from self.lost
             losses = self._losses
             try:
-                return await self._watched(BlockingCall(take_turn, undo=take_undoing_turn))
+                result = await self._watched(BlockingCall(take_turn, undo=take_undoing_turn))
+                break
             except BlkioError as error:
                 handle = self._handle
                 complete(error, driver=handle.driver, operation=operation, filename=handle.filename)
                 if isinstance(error, DeviceLostError) or not self.is_coming_back():
                     raise
+        if losses != self._losses:  # in the turn in which it was delivered: it went with the instance
+            raise DeviceLostError("the device was lost meanwhile", driver=self._handle.driver)
+        return result
 
     async def _watched(self, call: BlockingCall[T]) -> T:
         for other in list(self._calls):

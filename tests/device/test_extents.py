@@ -141,9 +141,10 @@ async def test_a_look_that_fails_says_what_it_was(sparse_file: Path, monkeypatch
 
     monkeypatch.setattr(extents_module, "_seek", fail)
     async with aioblk.IoUring(sparse_file) as device:
-        with pytest.raises(aioblk.BlkioError, match="extents at offset 1, length 2") as caught:
+        with pytest.raises(aioblk.BlkioError, match="at offset 1, length 2") as caught:
             await extents(device, 1, 2)
-        assert caught.value.errno == errno.EIO
+        assert (caught.value.errno, caught.value.operation) == (errno.EIO, "extents")
+        assert caught.value.filename == str(sparse_file)
 
 
 # --- capacity -----------------------------------------------------------------------------------------------

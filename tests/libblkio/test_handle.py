@@ -16,7 +16,7 @@ import pytest
 
 from aioblk._libblkio.handle import Blkio
 from aioblk._libblkio.mem_region import MemRegion
-from aioblk._libblkio.properties import State
+from aioblk._libblkio.properties import State, usable_mem_regions
 from aioblk._native._blkio import ffi
 from aioblk.errors import (
     AlignmentError,
@@ -565,3 +565,30 @@ def test_a_socket_that_nobody_listens_on_is_said_to_be(storage_daemon: StorageDa
         device.set("path", str(daemon.socket))
         with pytest.raises(BlkioError, match="Connection refused: no backend listens on the socket"):
             device.connect()
+
+
+# --- giving back --------------------------------------------------------------------------------------------
+
+
+def test_a_region_with_the_same_values_is_not_given_back(vhost_user: Blkio) -> None:
+    """It has the address of one that is long gone."""
+    region = vhost_user.alloc_mem_region(PAGE)
+    vhost_user.map_mem_region(region)
+    vhost_user.give_back_mem_region(MemRegion(*region))
+    assert region in vhost_user.mapped_regions
+    vhost_user.give_back_mem_region(region)
+    vhost_user.give_back_mem_region(region)
+    assert region not in vhost_user.mapped_regions
+
+
+def test_what_could_not_be_given_back_makes_room_for_the_next(vhost_user: Blkio) -> None:
+    most = usable_mem_regions(vhost_user)
+    regions = [vhost_user.alloc_mem_region(PAGE) for _ in range(most + 1)]
+    for region in regions[:most]:
+        vhost_user.map_mem_region(region)
+    with pytest.raises(RegistrationError):
+        vhost_user.map_mem_region(regions[-1])
+    vhost_user.give_back_later(regions[0])
+    assert regions[0] in vhost_user.mapped_regions
+    vhost_user.map_mem_region(regions[-1])
+    assert regions[0] not in vhost_user.mapped_regions

@@ -151,8 +151,10 @@ async def test_no_room_for_the_pool_fails_the_request_clearly(
         patch.setattr(type(device.bounce_pool._handle), "map_mem_region", refuse)
         results = await asyncio.gather(device.read(0, 512), device.read(0, 512), return_exceptions=True)
     for result in results:
-        assert isinstance(result, aioblk.RegistrationError)
-        assert result.message == "no more regions"
+        assert isinstance(result, aioblk.BlkioError)
+        assert result.message == "there is no bounce memory to be had: no more regions"
+        assert (result.operation, result.offset, result.length) == ("read", 0, 512)
+    assert results[0] is not results[1]
     assert len(await device.read(0, 512)) == 512
 
 

@@ -81,7 +81,8 @@ class Once:
 class AtLine:
     """Within the block, an order is given where a function has come to a line, counted from its beginning."""
 
-    def __init__(self, function: str, line: int, order: type[BaseException]) -> None:
+    def __init__(self, file: str, function: str, line: int, order: type[BaseException]) -> None:
+        self._file = f"/{file}"
         self._function = function
         self._left = line
         self._order = order
@@ -96,7 +97,8 @@ class AtLine:
         sys.settrace(self._before)
 
     def _enter(self, frame: FrameType, event: str, argument: object) -> Callable[..., Any] | None:
-        if frame.f_code.co_name != self._function or not frame.f_code.co_filename.endswith("bounce.py"):
+        code = frame.f_code
+        if code.co_name != self._function or not code.co_filename.endswith(self._file):
             return None
         return self._step(frame, event, argument)
 
@@ -193,19 +195,36 @@ def test_in_the_hook_that_tells_of_room(
     assert run_once_ended(loop, order, work()) == [bytes(1 << 16)] * 3
 
 
-@pytest.mark.parametrize("function", ["_resize", "_enqueue", "_serve", "_admit_head"])
+@pytest.mark.parametrize(
+    ("file", "function"),
+    [
+        *(
+            ("bounce.py", name)
+            for name in ("_resize", "_enqueue", "_serve", "_admit_head", "_start_resizing")
+        ),
+        *(("handle_calls.py", name) for name in ("make", "_watched")),
+        *(("blocking.py", name) for name in ("__init__", "outcome", "take")),
+    ],
+)
 def test_while_the_bounce_pool_is_made(
-    daemon: StorageDaemon, loop: asyncio.AbstractEventLoop, order: type[BaseException], function: str
+    daemon: StorageDaemon,
+    loop: asyncio.AbstractEventLoop,
+    order: type[BaseException],
+    file: str,
+    function: str,
 ) -> None:
-    """Who waits for its memory gets it all the same, and the pool can be closed."""
+    """Who waits for its memory gets it all the same, no other is kept, and the pool can be closed."""
     for line in itertools.count():
-        arrival = AtLine(function, line, order)
+        arrival = AtLine(file, function, line, order)
 
         async def work(arrival: AtLine = arrival) -> bytes:
             async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
                 with arrival, contextlib.suppress(order):  # which ends the call, if it arrives there
-                    return await device.read(0, BLOCK)
-                return await device.read(0, BLOCK)
+                    await device.read(0, BLOCK)
+                data = await device.read(0, BLOCK)
+                handle = device._session("look").handle
+                assert (len(handle._allocated), len(handle._mapped)) == (1, 1)
+                return data
 
         task = loop.create_task(work())
         for _ in range(2):

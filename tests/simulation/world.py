@@ -134,7 +134,9 @@ class World:
         weather = self._history.weather
         if isinstance(error, aioblk.DeviceLostError):
             return self.fate.may_lose
-        if isinstance(error, aioblk.RegistrationError) and "max_mem_regions" in self._history.properties:
+        no_bounce_memory = error.message is not None and error.message.startswith("there is no bounce memory")
+        no_region = isinstance(error, aioblk.RegistrationError) or no_bounce_memory
+        if no_region and "max_mem_regions" in self._history.properties:
             return True
         if isinstance(error, aioblk.UsageError) and (
             self._jobs.were_left or self._history.view or self._holdings.added

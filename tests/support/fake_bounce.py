@@ -8,7 +8,7 @@ from typing import Any
 
 from aioblk._libblkio.mem_region import MemRegion
 from aioblk._native._core import Allocator
-from aioblk.errors import RegistrationError
+from aioblk.errors import BlkioError, RegistrationError
 
 
 @dataclass(eq=False)
@@ -85,6 +85,9 @@ class FakeQueueCore:
             request.error = error
         request.admitted = len(request.parts)
 
+    def fail(self, request: FakeRequest, number: int, message: str | None) -> None:
+        self.refuse(request, BlkioError(message, errno=number))
+
     # --- what the test does ---------------------------------------------------------------------------------
 
     def submit(self, request: FakeRequest) -> None:
@@ -157,9 +160,14 @@ class FakeHandle:
         self.mapped.remove(region)
 
     def give_back_mem_region(self, region: MemRegion) -> None:
+        if region not in self.allocated:
+            return
         if region in self.mapped_regions:
             self.unmap_mem_region(region)
         self.free_mem_region(region)
+
+    def give_back_later(self, region: MemRegion) -> None:
+        self.give_back_mem_region(region)
 
 
 @dataclass
@@ -178,7 +186,6 @@ class FakeDeviceMemory:
         self.pending: list[asyncio.Future[None]] = []
         self.loop = loop
         self.calls = self
-        self.left_behind: list[Any] = []
 
     def round_up(self, length: int) -> int:
         return -(-length // self.PAGE) * self.PAGE

@@ -196,7 +196,7 @@ PyObject *queue_wait(QueueCore *q, PyObject *args)
     bool here = !queue_has_loop(q) && q->thread == PyThread_get_thread_ident();
     bool told = here && queue_abandon_if_told(q);
     if (here && (r ? r->state != PENDING : told)) {
-        Py_RETURN_TRUE;
+        return queue_raise_put_off(q) < 0 ? NULL : Py_NewRef(Py_True);
     }
     if (!here || !queue_usable(q)) {
         PyErr_SetString(PyExc_RuntimeError, "wait() is for a usable queue without a loop, in its own thread");

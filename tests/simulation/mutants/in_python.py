@@ -107,10 +107,10 @@ IN_PYTHON = (
         """\
         while self._waiters:
             self._refuse_head(error)
-        self._old = None
+        if self._core.bounce_in_use and self._region is not None:
 """,
         """\
-        self._old = None
+        if self._core.bounce_in_use and self._region is not None:
 """,
     ),
     Mutant(
