@@ -448,14 +448,19 @@ def test_when_memory_is_released(order: type[BaseException]) -> None:
     assert memory.released
 
 
+@pytest.mark.parametrize("kicks", [False, True])
 async def test_in_a_thread_without_a_loop(
-    storage_daemon: StorageDaemonFactory, order: type[BaseException], monkeypatch: pytest.MonkeyPatch
+    storage_daemon: StorageDaemonFactory,
+    order: type[BaseException],
+    monkeypatch: pytest.MonkeyPatch,
+    kicks: bool,
 ) -> None:
-    """wait() raises it, and goes on when it is called again."""
+    """wait() raises it, and goes on when it is called again; also when the submission has met it already."""
     monkeypatch.setattr("aioblk._libblkio.refusals.request_error", Once(order, request_error))
     daemon = storage_daemon(num_queues=2)
     async with aioblk.VirtioBlkVhostUser(daemon.socket, num_queues=2) as device:
         with device.blocking_queue(1) as queue:
+            queue._compiled.kicks = kicks
             batch = queue.read_many([(0, BLOCK), (device.capacity, BLOCK)], return_exceptions=True)
             with pytest.raises(order):
                 queue.wait(batch)
