@@ -34,7 +34,7 @@ def replace(page: Path, what: str, text: str) -> None:
 def source(run: Run) -> str:
     """The command that measures the same, when it did, and on what."""
     command = re.sub(r" --(publish|json) \S+| --resume", "", run.command)
-    python, machine = run.machine["Python"].split(",")[0], run.machine["processor"]
+    python, machine = run.machine["Python"].removesuffix(", GIL"), run.machine["processor"]
     return f"`{command}`, {run.date.split()[0]}, {python}, {machine}, {run.machine['kernel']}"
 
 

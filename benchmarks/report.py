@@ -46,7 +46,7 @@ def write_pages() -> None:
 
 
 def section(name: str, run: Run) -> str:
-    python = run.machine["Python"].split(",")[0]
+    python = run.machine["Python"].removesuffix(", GIL")
     parts = [f"## {run.title} ({python})", f"`{run.command}`, {run.date}"]
     if (RESULTS / f"{name}.svg").exists():
         parts.append(f"![throughput and latency against queue depth](results/{name}.svg)")
