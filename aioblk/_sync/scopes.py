@@ -74,6 +74,10 @@ async def _shielded_outcome(task: asyncio.Future[T]) -> T:
         try:
             await asyncio.wait([task])
         except asyncio.CancelledError as error:
+            if task.done():  # in the very turn in which it has ended: there is nobody left to hand this on to
+                if not task.cancelled():
+                    task.exception()  # nobody will ask for it any more
+                raise
             task.cancel(*error.args)
         if task.done():
             return task.result()

@@ -55,3 +55,22 @@ async def test_an_error_that_it_has_met_by_then_is_not_told_to_anybody() -> None
     del request, task
     gc.collect()
     assert told == []
+
+
+async def test_who_is_cancelled_in_the_very_turn_of_the_end_hears_of_it() -> None:
+    loop = asyncio.get_running_loop()
+    for outcome in (None, OSError("nobody is told")):
+        request: asyncio.Future[None] = loop.create_future()
+
+        async def wait(request: "asyncio.Future[None]" = request) -> None:
+            await Begun(request)
+
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        if outcome is None:
+            request.set_result(None)
+        else:
+            request.set_exception(outcome)
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled()
