@@ -169,6 +169,8 @@ class Submitter:
     _core: QueueCore | None
     def _until_landed(self) -> Request[None]:
         """Done when no change may land any more that has been given up by now."""
+    def _changes(self) -> list[tuple[int, int, Request[Any]]]:
+        """Those in flight on the queue that were not given up, from where to where: one for each item."""
     def _report_zones(self, offset: int, zones: int, /) -> Request[bytes]: ...
     def _manage_zone(self, operation: str, offset: int = 0, /) -> Request[None]: ...
     def read(self, offset: int, length: int) -> Request[bytes]:

@@ -1,10 +1,11 @@
-"""What may be given where bytes are wanted, for type checkers."""
+"""What may be given where bytes are wanted, and how many bytes that is."""
 
+from collections.abc import Iterable
 from typing import Any, Protocol, TypeAlias, cast
 
 from typing_extensions import Buffer
 
-__all__ = ["BytesLike", "SupportsArrayInterface", "as_memoryview"]
+__all__ = ["BytesLike", "SupportsArrayInterface", "as_memoryview", "length_of"]
 
 
 class SupportsArrayInterface(Protocol):
@@ -20,3 +21,16 @@ BytesLike: TypeAlias = Buffer | SupportsArrayInterface
 
 def as_memoryview(buffer: BytesLike) -> memoryview:
     return memoryview(cast(Buffer, buffer))
+
+
+def length_of(buffers: Iterable[BytesLike], *, contiguous: bool = False, writable: bool = False) -> int:
+    """Of all together, in bytes; BufferError: one of them is not as it must be."""
+    length = 0
+    for buffer in buffers:
+        memory = as_memoryview(buffer)
+        if (contiguous or writable) and not memory.c_contiguous:
+            raise BufferError("the buffer is not contiguous")
+        if writable and memory.readonly:
+            raise BufferError("the buffer is read-only")
+        length += memory.nbytes
+    return length

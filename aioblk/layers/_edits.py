@@ -4,8 +4,7 @@ What is guaranteed about the order stands in the docstring of ByteView.
 """
 
 import asyncio
-import weakref
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias, cast, final
 
@@ -15,19 +14,15 @@ from .._device.device import Device
 from .._native._core import Request
 from .._native.buffers import BytesLike, as_memoryview
 from ._begun import Begun, begin, begin_all, begun
+from ._under_way import UnderWay, end_of
 from .block_device import BlockDevice
 
 __all__ = ["Edits", "Span"]
-
-REMEMBERED = 64  # changes, before those that are done are forgotten
 
 _EVERYTHING = 2**64  # beyond every offset
 
 _Work: TypeAlias = Request[Any] | Begun[Any] | asyncio.Future[Any]
 _Change: TypeAlias = tuple[int, int, _Work]  # from where to where, in whole blocks, and who makes it
-_Direct: TypeAlias = "tuple[int, int, weakref.ref[Request[Any]]]"
-"""The same of a request, which the device keeps alive while it has it. Once done, it is its caller's alone:
-it may have an error, which has the frames that have seen it, and these have the caller's memory."""
 _Zero: TypeAlias = Callable[[int, int], Awaitable[None]]
 
 
@@ -75,16 +70,19 @@ class Edits:
         self._file = device if cut and isinstance(device, Device) else None
         self._turns: list[_Change] = []  # changes of parts of blocks, and who waits for them; in order
         self._cuts: set[asyncio.Task[None]] = set()  # of a file that was made longer by a part of a block
-        self._direct: list[_Direct] = []  # changes that the device has; some may be done, or gone
-        self._begun: set[_Change] = set()  # the same of a device that gives no requests
-        self._forget_at = REMEMBERED
+        self._under_way = UnderWay(device)  # changes that the device has
 
     async def finish(self) -> None:
         """Wait for all changes, those that were cancelled included."""
-        while left := [work for _, _, work in (*self._turns, *self._under_way()) if not work.done()]:
-            await _end_of(left[0])
+        while left := [work for _, _, work in (*self._turns, *self._under_way) if not work.done()]:
+            await end_of(left[0])
 
     # --- whole blocks ---------------------------------------------------------------------------------------
+
+    @property
+    def are_free(self) -> bool:
+        """Whether a change of whole blocks waits for nobody, and nothing needs to be remembered of it."""
+        return not self._turns and self._under_way.is_known
 
     def are_in_the_way(self, ranges: Iterable[tuple[int, int]]) -> bool:
         """Whether changes of whole blocks have to wait for their turn; offsets and lengths of them."""
@@ -106,29 +104,9 @@ class Edits:
 
     def remember(self, start: int, end: int, request: Request[Any] | Begun[Any]) -> Request[Any] | Begun[Any]:
         """Have later changes of parts of blocks wait for this one."""
-        if self._block > 1 and not request.done():  # with smaller blocks nobody will ever wait for it
-            if isinstance(request, Begun):
-                change = start, end, request
-                self._begun.add(change)
-                request.add_done_callback(lambda _: self._begun.discard(change))
-                return request
-            if len(self._direct) >= self._forget_at:
-                self._direct = [(at, to, weakref.ref(work)) for at, to, work in self._requests()]
-                self._forget_at = 2 * len(self._direct) + REMEMBERED
-            self._direct.append((start, end, weakref.ref(request)))
+        if self._block > 1:  # with smaller blocks nobody will ever wait for it
+            self._under_way.add(start, end, request)
         return request
-
-    def _requests(self) -> Iterator[tuple[int, int, Request[Any]]]:
-        """The changes that are the device's requests, and under way."""
-        for start, end, reference in self._direct:
-            request = reference()
-            if request is not None and not request.done():
-                yield start, end, request
-
-    def _under_way(self) -> Iterator[_Change]:
-        """The changes that the device has."""
-        yield from self._requests()
-        yield from self._begun
 
     # --- parts of blocks ------------------------------------------------------------------------------------
 
@@ -170,7 +148,7 @@ class Edits:
         end, grows = span.end, self._may_make_longer(span)
         if grows:
             end = _EVERYTHING  # whoever makes the file longer meanwhile would be cut off
-        earlier = _meeting((*self._turns, *self._under_way()), span.start, end)
+        earlier = _meeting((*self._turns, *self._under_way), span.start, end)
         first = None if earlier else asyncio.ensure_future(self._read_edges(span))
         reading = [first] if first else []
 
@@ -212,9 +190,9 @@ class Edits:
             nonlocal work
             try:
                 for other in earlier:
-                    await _end_of(other)
+                    await end_of(other)
                 for cut in tuple(self._cuts) if earlier else ():  # begun by those, and not known before
-                    await _end_of(cut)
+                    await end_of(cut)
                 await work()
             finally:
                 del work  # an error keeps this frame, which would keep the caller's memory
@@ -270,10 +248,3 @@ def _lasting(buffers: Iterable[BytesLike]) -> list[memoryview]:
 def _meeting(changes: Iterable[_Change], start: int, end: int) -> list[_Work]:
     """Those of the changes that share a block with the range."""
     return [work for its_start, its_end, work in changes if its_start < end and start < its_end]
-
-
-async def _end_of(work: _Work) -> None:
-    """Wait until it is done, however that ends, and leave it alone if the waiting is cancelled."""
-    ended = asyncio.Event()
-    work.add_done_callback(lambda _: ended.set())
-    await ended.wait()

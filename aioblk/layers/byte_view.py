@@ -4,19 +4,21 @@ import errno
 from collections.abc import Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any, Generic, Literal, NoReturn, Self, TypeAlias, cast, final, overload
+from typing import Any, Generic, Literal, Self, TypeAlias, cast, final, overload
 
 from typing_extensions import TypeVar
 
 from .._device.device import Device
 from .._libblkio.limits import Limits
 from .._native._core import Submitter
-from .._native.buffers import BytesLike, as_memoryview
+from .._native.buffers import BytesLike, as_memoryview, length_of
 from .._queues.statistics import QueueStatistics
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
-from ..errors import BlkioError, DeviceClosedError, OptionError, UnsupportedError
+from ..errors import BlkioError, OptionError, UnsupportedError
 from ._begun import BegunRequests, begin, begin_all, future_of
+from ._closed import Closed
 from ._edits import Edits, Span
+from ._plain import PLAIN
 from .block_device import BlockDevice
 
 __all__ = ["ByteView"]
@@ -112,7 +114,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
 
         Whatever else is in flight is the device's own, which finishes it before it is closed.
         """
-        self._to, self._block = cast(Device, _Closed()), 1  # so that everything goes straight there
+        self._to, self._block = cast(Device, Closed("the view")), 1  # so that everything goes straight there
         with shielded_if_cancelled():
             await self._edits.finish()
 
@@ -138,7 +140,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
 
     def readv(self, offset: int, buffers: Sequence[BytesLike]) -> _Result[None]:
         """Fill several writable buffers, one after the other, from ``offset`` on; as :meth:`read_into`."""
-        length = _length(buffers)
+        length = length_of(buffers)
         if (offset | length) % self._block == 0:
             return self._to.readv(offset, buffers)
         span = self._span("read", offset, length)
@@ -180,7 +182,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
             return self._to.read_into_many(pairs, return_exceptions=return_exceptions)
         if not return_exceptions:
             for offset, buffer in pairs:
-                self._span("read", offset, _length([buffer], writable=True))
+                self._span("read", offset, length_of([buffer], writable=True))
         calls = [partial(self.read_into, *pair) for pair in pairs]
         return begin_all(calls, results=False, return_exceptions=return_exceptions)
 
@@ -196,19 +198,22 @@ class ByteView(AsyncClosing, Generic[D_co]):
         """
         if self._block == 1:  # nothing to align, and nobody to wait for
             return self._to.write(offset, data, fua=fua)
-        if (offset | (length := as_memoryview(data).nbytes)) % self._block == 0:
+        length = len(data) if type(data) in PLAIN else as_memoryview(data).nbytes  # type: ignore[arg-type]
+        if (offset | length) % self._block == 0:
+            if self._edits.are_free:
+                return self._to.write(offset, data, fua=fua)
             submit = partial(self._to.write, offset, fua=fua)
             return self._edits.pass_on(offset, offset + length, submit, data)
         return self.writev(offset, [data], fua=fua)
 
     def writev(self, offset: int, buffers: Sequence[BytesLike], *, fua: bool = False) -> _Result[None]:
         """Write several buffers, one after the other, at ``offset``; as :meth:`write`."""
-        length = _length(buffers)
+        length = length_of(buffers)
         if (offset | length) % self._block == 0:
             return self._edits.pass_on(
                 offset, offset + length, lambda *given: self._to.writev(offset, given, fua=fua), *buffers
             )
-        span = self._span_to_change("write", offset, _length(buffers, contiguous=True))
+        span = self._span_to_change("write", offset, length_of(buffers, contiguous=True))
         return self._edits.write(span, buffers, fua=fua)
 
     def write_zeroes(
@@ -266,12 +271,14 @@ class ByteView(AsyncClosing, Generic[D_co]):
         ranges = _ranges(pairs)
         if self._are_whole_blocks(ranges) and not self._edits.are_in_the_way(ranges):
             request = self._to.write_many(pairs, fua=fua, return_exceptions=return_exceptions)
+            if self._edits.are_free:
+                return request
             for offset, length in ranges:
                 self._edits.remember(offset, offset + length, request)
             return request
         if not return_exceptions:
             for offset, buffer in pairs:
-                self._span_to_change("write", offset, _length([buffer], contiguous=True))
+                self._span_to_change("write", offset, length_of([buffer], contiguous=True))
         calls = [partial(self.write, *pair, fua=fua) for pair in pairs]
         return begin_all(calls, results=False, return_exceptions=return_exceptions)
 
@@ -307,29 +314,12 @@ class ByteView(AsyncClosing, Generic[D_co]):
         return kind(message, errno=errno, driver=driver, operation=operation, offset=offset, length=length)
 
 
-@final
-class _Closed:
-    """Takes the device's place when a view is closed: whatever is asked of it is refused."""
-
-    def __getattr__(self, operation: str) -> NoReturn:
-        raise DeviceClosedError("the view is closed", operation=operation)
-
-
 def _ranges(pairs: Iterable[tuple[int, BytesLike]]) -> list[tuple[int, int]]:
-    return [(offset, as_memoryview(buffer).nbytes) for offset, buffer in pairs]
-
-
-def _length(buffers: Iterable[BytesLike], *, contiguous: bool = False, writable: bool = False) -> int:
-    """Of all together; BufferError: one of them is not as it must be."""
-    length = 0
-    for buffer in buffers:
-        memory = as_memoryview(buffer)
-        if (contiguous or writable) and not memory.c_contiguous:
-            raise BufferError("the buffer is not contiguous")
-        if writable and memory.readonly:
-            raise BufferError("the buffer is read-only")
-        length += memory.nbytes
-    return length
+    plain = PLAIN
+    return [
+        (offset, len(buffer) if type(buffer) in plain else as_memoryview(buffer).nbytes)  # type: ignore[arg-type]
+        for offset, buffer in pairs
+    ]
 
 
 async def _cut(request: Awaitable[bytes], start: int, length: int) -> bytes:

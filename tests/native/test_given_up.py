@@ -646,3 +646,36 @@ async def test_what_was_acknowledged_stays(device: aioblk.Device, disk: FakeBack
     for block, data in acknowledged.items():
         assert disk.data[block * BLOCK : (block + 1) * BLOCK] == data
     assert counts["given up"] > 10
+
+
+# --- what is in flight --------------------------------------------------------------------------------------
+
+
+async def test_a_queue_tells_which_changes_it_has(device: aioblk.Device, disk: FakeBackend) -> None:
+    """Each range once, with its request; not what was given up, nor what changes nothing."""
+    gates = [disk.gate(WRITE, place * BLOCK) for place in (0, 4)]
+    given_up, write = device.write(0, NEW), device.write(4 * BLOCK, NEW)
+    await give_up(given_up, gates[0])
+    await gates[1].reached()
+    batch = device.write_many([(8 * BLOCK, NEW), (10 * BLOCK, OLD)])
+    others = [device.read(20 * BLOCK, BLOCK), device.flush(), device.write(0, b"")]
+    assert sorted(device._changes(), key=lambda change: change[0]) == [
+        (4 * BLOCK, 5 * BLOCK, write),
+        (8 * BLOCK, 9 * BLOCK, batch),
+        (10 * BLOCK, 11 * BLOCK, batch),
+    ]
+    for gate in gates:
+        gate.open()
+    await asyncio.gather(write, batch, *others)
+    assert device._changes() == []
+    await device.aclose()
+    assert device._changes() == []
+
+
+async def test_who_asks_for_them_may_cancel_them_all(device: aioblk.Device) -> None:
+    requests = [device.write(place * BLOCK, NEW) for place in range(20)]
+    for _, _, request in device._changes():
+        request.cancel()
+    await asyncio.gather(*requests, return_exceptions=True)
+    assert all(request.cancelled() for request in requests)
+    assert device._changes() == []

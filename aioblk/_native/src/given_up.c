@@ -59,6 +59,53 @@ bool given_up_meets(const GivenUp *given_up, Request *r)
     return false;
 }
 
+/* ---- in flight ------------------------------------------------------------------------------------------- */
+
+typedef struct {
+    Range range;
+    Request *request;
+} Change;
+
+static bool is_change_in_flight(const Request *r) { return r->state == PENDING && changes_data(r->operation); }
+
+/* With new references: what is done with them may run Python code, which changes what is in flight. */
+static Change *changes_in_flight(QueueCore *q, size_t *count)
+{
+    *count = 0;
+    for (Request *r = q->in_flight; r; r = r->following) {
+        *count += is_change_in_flight(r) ? count_ranges(r) : 0;
+    }
+    Change *found = PyMem_Malloc((*count + 1) * sizeof(*found)), *next = found;
+    for (Request *r = q->in_flight; found && r; r = r->following) {
+        for (uint32_t i = 0; is_change_in_flight(r) && i < count_ranges(r); i++) {
+            *next++ = (Change){range_of(r, i), (Request *)Py_NewRef(r)};
+        }
+    }
+    return found;
+}
+
+PyObject *queue_changes(QueueCore *q)
+{
+    size_t count;
+    Change *changes = changes_in_flight(q, &count);
+    if (!changes) {
+        return PyErr_NoMemory();
+    }
+    PyObject *found = PyList_New(0);
+    for (Change *change = changes; change < changes + count; change++) {
+        PyObject *triple = found ? Py_BuildValue("KKO", (unsigned long long)change->range.start,
+                                                 (unsigned long long)change->range.end, change->request)
+                                 : NULL;
+        if (!triple || PyList_Append(found, triple) < 0) {
+            Py_CLEAR(found);
+        }
+        Py_XDECREF(triple);
+        Py_DECREF(change->request);
+    }
+    PyMem_Free(changes);
+    return found;
+}
+
 /* ---- giving up ------------------------------------------------------------------------------------------- */
 
 bool given_up_can_be(const Request *r)

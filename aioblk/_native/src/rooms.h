@@ -273,6 +273,8 @@ RUNS_PYTHON int device_refuse_range(DeviceCore *device, Operation op, PyObject *
  *
  * Their ranges hang on the device; who meets one is held by its queue until it is over.
  */
+/* The changes that are in flight and were not given up, as (from, to, request): a list with one for each item of a batch. */
+RUNS_PYTHON PyObject *queue_changes(QueueCore *q);
 /* Whether the request, once cancelled, may change data all the same, while nobody waits for it. */
 bool given_up_can_be(const Request *r);
 /* What comes after waits for it, until given_up_end(). False: there is no memory to note it down. */

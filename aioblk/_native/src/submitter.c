@@ -203,6 +203,16 @@ static PyObject *submitter_until_landed(Submitter *self, PyObject *Py_UNUSED(ign
     return (PyObject *)r;
 }
 
+/* Of the queue, whoever has asked for them. A device that is closed or lost has none. */
+static PyObject *submitter_changes(Submitter *self, PyObject *Py_UNUSED(ignored))
+{
+    if (!OBSERVE(self->core)) {
+        return PyList_New(0);
+    }
+    QueueCore *q = open_core(self, OP_FLUSH);
+    return q ? queue_changes(q) : NULL;
+}
+
 /* ---- batches: one awaitable for many requests ------------------------------------------------------------------- */
 
 static PyObject *submit_batch(METHOD_ARGUMENTS, Operation op, bool bytes, const Signature *signature, int exceptions)
@@ -362,6 +372,7 @@ static PyMethodDef submitter_methods[] = {
                      "Write many (offset, buffer) pairs with one await, in no certain order; errors and what it gives as by\n"
                      "read_into_many(). fua: all of them are durable when it is done."),
     {"_until_landed", (PyCFunction)submitter_until_landed, METH_NOARGS, NULL},
+    {"_changes", (PyCFunction)submitter_changes, METH_NOARGS, NULL},
     {"_report_zones", (PyCFunction)submitter_report_zones, METH_VARARGS, NULL},
     {"_manage_zone", (PyCFunction)submitter_manage_zone, METH_VARARGS, NULL},
     {NULL, NULL, 0, NULL},

@@ -174,7 +174,7 @@ IN_PYTHON = (
         "undoes it.",
         "fb227ac, a write of whole blocks beside a read-modify-write of one of them was undone",
         "layers/_edits.py",
-        "earlier = _meeting((*self._turns, *self._under_way()), span.start, end)",
+        "earlier = _meeting((*self._turns, *self._under_way), span.start, end)",
         "earlier = _meeting(self._turns, span.start, end)",
     ),
     Mutant(

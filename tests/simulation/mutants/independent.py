@@ -199,7 +199,7 @@ INDEPENDENT = (
         "layers/_edits.py",
         """\
                 for other in earlier:
-                    await _end_of(other)
+                    await end_of(other)
 """,
         """\
                 for other in earlier:
