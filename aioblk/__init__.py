@@ -9,9 +9,10 @@
 This module holds the public names and nothing else. See README.md for a tour and docs/ for the whole story.
 What lies below it, from the top down; each wing knows those under it, and none above::
 
+    testing/       devices in memory, faults, power failures, a recorder; for programs' tests
     addresses.py   open() by a name and options: above all that can be opened
     drivers/       what a user names: a class for each driver of libblkio, with its options
-    layers/        what a block device is, and what lies over any: any bytes, zones
+    layers/        what a block device is, and what lies over any: any bytes, zones, parts, mirrors
     services/      what services have beside devices: limits of what is in flight, streams of messages
     _device/       a device's life: connecting, closing, losing, coming back
     _queues/       a queue on an event loop, one in a thread, and all that a device has
@@ -50,6 +51,7 @@ from .errors import (
     DeviceClosedError,
     DeviceLostError,
     OptionError,
+    PartitionTableError,
     PropertyError,
     RegistrationError,
     StreamBusyError,
@@ -58,6 +60,16 @@ from .errors import (
 )
 from .layers.block_device import BlockDevice, KnowsExtents
 from .layers.byte_view import ByteView
+from .layers.copy_on_write import CopyOnWrite
+from .layers.dirty_bitmap import DirtyBitmap
+from .layers.layer import Layer
+from .layers.mirror import Leg, LegState, Mirror
+from .layers.partitions import Partition, partitions
+from .layers.reader import Reader
+from .layers.slice import Slice
+from .layers.throttle import Rate, Throttle, ThrottleGroup, ThrottleStatistics
+from .layers.tracked import Tracked
+from .layers.writer import Writer
 from .layers.zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
 from .services.in_flight import InFlight
 from .services.socket_stream import DisconnectedError, SocketStream
@@ -100,29 +112,44 @@ __all__ = [
     "BouncePool",
     "BounceStatistics",
     "ByteView",
+    "CopyOnWrite",
     "Device",
     "DeviceClosedError",
     "DeviceLostError",
+    "DirtyBitmap",
     "DisconnectedError",
     "Extent",
     "ExtentKind",
     "InFlight",
     "IoUring",
     "KnowsExtents",
+    "Layer",
+    "Leg",
+    "LegState",
     "Limits",
     "MapsMemory",
     "MemoryRegion",
+    "Mirror",
     "NvmeIoUring",
     "OptionError",
+    "Partition",
+    "PartitionTableError",
     "Properties",
     "PropertyError",
     "Queue",
     "QueueStatistics",
+    "Rate",
+    "Reader",
     "RegistrationError",
     "Request",
     "SequentialWriter",
+    "Slice",
     "SocketStream",
     "StreamBusyError",
+    "Throttle",
+    "ThrottleGroup",
+    "ThrottleStatistics",
+    "Tracked",
     "UnsupportedError",
     "UsageError",
     "View",
@@ -131,6 +158,7 @@ __all__ = [
     "VirtioBlkVhostVdpa",
     "WaitQueue",
     "WaitQueueStatistics",
+    "Writer",
     "Zone",
     "ZoneState",
     "ZoneType",
@@ -138,4 +166,5 @@ __all__ = [
     "open",
     "parse_properties",
     "parse_size",
+    "partitions",
 ]

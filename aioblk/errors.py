@@ -16,6 +16,7 @@ __all__ = [
     "DeviceClosedError",
     "DeviceLostError",
     "OptionError",
+    "PartitionTableError",
     "PropertyError",
     "RegistrationError",
     "StreamBusyError",
@@ -123,6 +124,13 @@ class AlignmentError(BlkioError, ValueError):
 
 class OptionError(BlkioError, ValueError):
     """An option of a driver is missing, unknown, contradicts another one or has an impossible value."""
+
+    _default_errno: ClassVar[int] = errnos.EINVAL
+    _explains_itself: ClassVar[bool] = True
+
+
+class PartitionTableError(BlkioError, ValueError):
+    """The partition table of a device is damaged, or contradicts itself or the device."""
 
     _default_errno: ClassVar[int] = errnos.EINVAL
     _explains_itself: ClassVar[bool] = True

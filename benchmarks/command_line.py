@@ -16,6 +16,7 @@ from benchmarks import (
     conduct,
     fairness,
     instructions,
+    layers,
     nbd,
     occasional,
     pictures,
@@ -42,6 +43,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
   ./run bench nbd       the example's NBD server beside qemu-nbd and nbdkit (3 minutes)
   ./run bench switches  what a queue does by itself, on and off in turn: it must not cost (5 minutes)
+  ./run bench layers    what layers cost that only pass on; fails when that is more than 10 % (2 minutes)
   ./run bench writes    ways to write to a file, through the page cache, past it, and durably (1 minute)
   ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
   ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer
@@ -82,6 +84,8 @@ def main() -> int:
                 report.write_pages()
             case "fairness":
                 return 0 if fairness.measure(console, **common(arguments)) else 1
+            case "layers":
+                return 0 if layers.measure(console, **common(arguments)) else 1
             case "switches":
                 return 0 if switches.measure(console, **common(arguments)) else 1
             case "writes":
@@ -131,7 +135,17 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     option = parser.add_argument
-    commands = [*PLANS, "fairness", "instructions", "nbd", "profile", "report", "switches", "writes"]
+    commands = [
+        *PLANS,
+        "fairness",
+        "instructions",
+        "layers",
+        "nbd",
+        "profile",
+        "report",
+        "switches",
+        "writes",
+    ]
     option("command", nargs="?", choices=commands, default="run", help="default: run")
     option(
         "--rounds",

@@ -6,17 +6,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pytest
 import uvloop
 
+from aioblk.testing.plugin import VhostUserDaemons, vhost_user_daemon  # noqa: F401 (a fixture)
+
 from .support.devices import device, file_device, slow_daemon, slow_device, target  # noqa: F401 (fixtures)
 from .support.leaks import Holdings, join_threads
 from .support.loop_device import LoopDevice, cannot_have_loop_devices
-from .support.storage_daemon import StorageDaemon
 
 SCRATCH_SIZE = 8 << 20
 NO_LOOP_DEVICES = cannot_have_loop_devices()
@@ -120,44 +120,13 @@ def loop_device(scratch_file: Path) -> Iterator[Path]:
         yield loop.path
 
 
-class StorageDaemonFactory(Protocol):
-    def __call__(
-        self,
-        file: Path | None = None,
-        *,
-        size: int = ...,
-        latency_ns: int = ...,
-        num_queues: int = ...,
-        writable: bool = ...,
-        block_size: int = ...,
-    ) -> StorageDaemon: ...
+StorageDaemonFactory = VhostUserDaemons
 
 
 @pytest.fixture
-def storage_daemon() -> Iterator[StorageDaemonFactory]:
+def storage_daemon(vhost_user_daemon: VhostUserDaemons) -> VhostUserDaemons:  # noqa: F811
     """Starts daemons that export *file* or, without one, zeroes, each request taking *latency_ns*."""
-    with ExitStack() as daemons:
-
-        def start(
-            file: Path | None = None,
-            *,
-            size: int = SCRATCH_SIZE,
-            latency_ns: int = 0,
-            num_queues: int = 1,
-            writable: bool = True,
-            block_size: int = 512,
-        ) -> StorageDaemon:
-            blockdev: dict[str, object]
-            if file is None:
-                blockdev = {"driver": "null-co", "size": size, "latency-ns": latency_ns, "read-zeroes": True}
-            else:
-                blockdev = {"driver": "file", "filename": str(file), "discard": "unmap"}
-            if not writable:
-                blockdev["read-only"] = True
-            daemon = StorageDaemon(blockdev, num_queues=num_queues, writable=writable, block_size=block_size)
-            return daemons.enter_context(daemon)
-
-        yield start
+    return vhost_user_daemon
 
 
 # --- machines without loop devices --------------------------------------------------------------------------

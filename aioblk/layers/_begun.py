@@ -10,7 +10,18 @@ from typing import Any, TypeVar, final
 from .._native._core import Request
 from .._sync.scopes import outcome_of
 
-__all__ = ["Begun", "BegunRequests", "begin", "begin_all", "begun", "calls_of", "future_of"]
+__all__ = [
+    "Begun",
+    "BegunRequests",
+    "Followed",
+    "begin",
+    "begin_all",
+    "begun",
+    "calls_of",
+    "failed",
+    "future_of",
+    "give_up",
+]
 
 T = TypeVar("T")
 
@@ -84,6 +95,34 @@ def begun(request: Awaitable[T]) -> Request[T] | Begun[T]:
 
 
 @final
+class Followed(asyncio.Future[T]):
+    """A request whose end somebody learns of before whoever awaits it."""
+
+    def __init__(
+        self, request: "asyncio.Future[T]", on_end: Callable[[BaseException | None], object]
+    ) -> None:
+        """*on_end* is called with the error, if it has one."""
+        super().__init__(loop=asyncio.get_running_loop())
+        self._request = request
+        self._on_end = on_end
+        request.add_done_callback(self._settle)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        return self._request.cancel(msg)
+
+    def _settle(self, request: "asyncio.Future[T]") -> None:
+        if request.cancelled():
+            self._on_end(asyncio.CancelledError())
+            super().cancel()
+        elif (error := request.exception()) is not None:
+            self._on_end(error)
+            self.set_exception(error)
+        else:
+            self._on_end(None)
+            self.set_result(request.result())
+
+
+@final
 class BegunRequests:
     """A block device by way of which every request is a :class:`Begun`, whatever the device itself gives."""
 
@@ -106,6 +145,13 @@ class BegunRequests:
         return begin_it
 
 
+def failed(error: BaseException) -> Begun[Any]:
+    """A request whose error is for who awaits it, though it was known by the call."""
+    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future.set_exception(error)
+    return Begun(future)
+
+
 def future_of(request: Awaitable[T]) -> "asyncio.Future[T]":
     """The same with what futures have."""
     return request.future if isinstance(request, Begun) else asyncio.ensure_future(request)
@@ -116,11 +162,11 @@ def begin(work: Coroutine[Any, Any, T], first: asyncio.Future[Any] | None = None
     unless it ends before."""
     task = asyncio.get_running_loop().create_task(work)
     if first is not None:
-        task.add_done_callback(lambda _: _give_up(first))
+        task.add_done_callback(lambda _: give_up(first))
     return Begun(task)
 
 
-def _give_up(request: "asyncio.Future[Any]") -> None:
+def give_up(request: "asyncio.Future[Any]") -> None:
     """Cancel it, if it is not over and lets itself be cancelled; nobody wants to know how it ends."""
     if request.done():
         _forget(request)
@@ -166,7 +212,7 @@ def begin_all(
         except Exception as refusal:
             if not return_exceptions:
                 for other in futures:
-                    _give_up(other)
+                    give_up(other)
                 raise
             futures.append(asyncio.get_running_loop().create_future())
             futures[-1].set_exception(refusal)

@@ -1,31 +1,24 @@
 """What a queue does by itself, on and off in turn: ratios of throughput with it to without, as JSON.
 
-On, off, off, on, some 20 ms each, in one process and on one device: what else the machine does meanwhile
-meets both. Its options are the name of a member of QueueCore, and in which form requests are made: with an
+Its options are the name of a member of QueueCore, and in which form requests are made: with an
 await for each, spinning or not, in batches, or by a thread without a loop that has as many in flight as the
 depth.
 """
 
 import json
-import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import aioblk
+from benchmarks.workers import in_turn
 from benchmarks.workers.aioblk_device import device_and_buffers
-from benchmarks.workers.measuring import WARM_UP, Job, run_loop, run_tasks
-
-STEP = 0.02
-ORDER = (True, False, False, True)
+from benchmarks.workers.in_turn import Orders, Work
+from benchmarks.workers.measuring import Job, run_loop, run_tasks
 
 job = Job.from_arguments()
 switch, form = job.options
-
-Orders = list[list[int]]
-Work = Callable[[Orders], Awaitable[None]]
-"""Reads at the offsets: a list of them for each of as many slots as the depth."""
 
 
 async def read_in_tasks(device: aioblk.Device, buffers: list[Any], orders: Orders) -> None:
@@ -66,28 +59,14 @@ async def queue_and_work() -> AsyncGenerator[tuple[Any, Work]]:
             yield device.queue()._compiled, lambda orders: read(device, buffers, orders)
 
 
-async def stopwatch(work: Work, orders: Orders) -> float:
-    start = time.perf_counter()
-    await work(orders)
-    return time.perf_counter() - start
-
-
 async def measure() -> None:
     async with queue_and_work() as (core, work):
-        count, elapsed = 1, 0.0
-        while elapsed < WARM_UP:
-            count *= 2
-            elapsed = await stopwatch(work, job.orders(count))
-        orders = job.orders(max(1, round(count / elapsed * STEP)))
-        ratios: list[float] = []
-        end = time.perf_counter() + job.seconds
-        while time.perf_counter() < end:
-            taken = {True: 0.0, False: 0.0}
-            for on in ORDER:
-                setattr(core, switch, on)
-                taken[on] += await stopwatch(work, orders)
-            ratios.append(taken[False] / taken[True])
-    print(json.dumps({"ratios": ratios}), flush=True)
+
+        def choose(on: bool) -> Work:
+            setattr(core, switch, on)
+            return work
+
+        print(json.dumps({"ratios": await in_turn.ratios(job, choose)}), flush=True)
 
 
 run_loop(job, measure())

@@ -10,9 +10,9 @@ import pytest
 import aioblk
 import aioblk._device.extents as extents_module
 from aioblk import Extent, ExtentKind
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
-from ..support.storage_daemon import StorageDaemon
 
 HOLE, DATA = ExtentKind.HOLE, ExtentKind.DATA
 BLOCK = 64 << 10

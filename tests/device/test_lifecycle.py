@@ -18,10 +18,10 @@ import anyio
 import pytest
 
 import aioblk
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, LATENCY, Target, held, pattern
-from ..support.storage_daemon import StorageDaemon
 
 PATIENCE = 20  # seconds
 

@@ -7,10 +7,10 @@ import anyio
 import pytest
 
 import aioblk
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, LATENCY, held, pattern
-from ..support.storage_daemon import StorageDaemon
 
 NOTICED = 10  # seconds; more than enough for a hang-up
 

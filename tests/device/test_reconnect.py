@@ -18,10 +18,10 @@ import aioblk
 from aioblk._device import loss
 from aioblk._device.recovery import incompatibility, release_old
 from aioblk._memory.handle_calls import HandleCalls
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, held, pattern
-from ..support.storage_daemon import StorageDaemon
 
 PATIENCE = 30  # seconds; more than enough
 LATENCY = 0.02  # seconds

@@ -28,8 +28,7 @@ from log_store import (
 from typing_extensions import Buffer
 
 import aioblk
-
-from ..support.storage_daemon import StorageDaemon
+from aioblk.testing.storage_daemon import StorageDaemon
 
 if TYPE_CHECKING:
     from ..conftest import StorageDaemonFactory

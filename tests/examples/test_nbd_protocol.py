@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from aioblk.testing.storage_daemon import StorageDaemon
+
 from ..support.nbd_exports import SIZE, new_image
 from ..support.nbd_server import NbdServer
-from ..support.storage_daemon import StorageDaemon
 from . import wire
 from .wire import Client, OptionReply, Reply, counted
 

@@ -1,6 +1,7 @@
 """The services among the examples, on devices that aioblk knows nothing of."""
 
 import asyncio
+import errno
 import inspect
 import random
 import struct
@@ -14,20 +15,45 @@ from log_store import LogInUseError, LogStore, OccupiedError
 from ram_device import RamDevice
 
 import aioblk
+from aioblk.testing import Fault, Faulty, MemoryDevice, PowerLoss, Recorder
 
 from ..support.nbd_server import EXAMPLES, TIME_LIMIT
 from . import wire
 
 SIZE = 8 << 20
 
+LIMITS = aioblk.Limits(request_alignment=512)
+SLOWLY = aioblk.Rate(operations=5000, burst_operations=20)
+
+
+def memory() -> MemoryDevice:
+    return MemoryDevice(SIZE, limits=LIMITS)
+
+
 DEVICES: dict[str, Callable[[], aioblk.BlockDevice]] = {
     "our own": lambda: RamDevice(SIZE),
     "a layer over it": lambda: aioblk.ByteView(RamDevice(SIZE)),
+    "Layer": lambda: aioblk.Layer(memory()),
+    "Slice": lambda: aioblk.Slice(MemoryDevice(2 * SIZE, limits=LIMITS), SIZE // 2, SIZE),
+    "Throttle": lambda: aioblk.Throttle(memory(), aioblk.ThrottleGroup(total=SLOWLY)),
+    "Tracked": lambda: aioblk.Tracked(memory()),
+    "CopyOnWrite": lambda: aioblk.CopyOnWrite(MemoryDevice(SIZE, read_only=True), memory()),
+    "Mirror": lambda: aioblk.Mirror(memory(), memory()),
+    "a mirror that loses a leg": lambda: aioblk.Mirror(
+        memory(), Faulty(memory(), Fault(after=20, error=errno.EIO))
+    ),
+    "all of them": lambda: aioblk.Tracked(
+        aioblk.CopyOnWrite(aioblk.Slice(memory()), aioblk.Mirror(aioblk.Layer(memory()), memory()))
+    ),
+    "MemoryDevice": memory,
+    "Faulty": lambda: Faulty(memory(), Fault(probability=0.5), Fault(probability=0.1, delay=0.001)),
+    "PowerLoss": lambda: PowerLoss(SIZE, limits=LIMITS),
+    "Recorder": lambda: Recorder(memory()),
 }
 
 
 @pytest.fixture(params=DEVICES)
-def device(request: pytest.FixtureRequest) -> aioblk.BlockDevice:
+async def device(request: pytest.FixtureRequest) -> aioblk.BlockDevice:
     device = DEVICES[request.param]()
     assert not isinstance(device, aioblk.Device)
     return device
@@ -73,14 +99,14 @@ async def test_the_nbd_server(
     async with asyncio.timeout(TIME_LIMIT):
         while not place.exists():  # noqa: ASYNC110 (the server says so on its standard output only)
             await asyncio.sleep(0)
-        await asyncio.to_thread(use, place)
+        await asyncio.to_thread(use, place, isinstance(device, aioblk.KnowsExtents))
         assert await device.read(0, 4096) == bytes(1000) + b"x" * 3000 + bytes(96)
         ending.begin()
         await serving
     assert ending.status == 0
 
 
-def use(place: Path) -> None:
+def use(place: Path, knows_extents: bool) -> None:
     """Every command there is, at offsets that suit no block."""
     with wire.Client(place).connect(allocation=True) as client:
         assert client.call(wire.WRITE, 1000, 5000, flags=wire.FUA, data=b"x" * 5000).error == 0
@@ -91,7 +117,10 @@ def use(place: Path) -> None:
             assert client.call(kind, 0, 0).error == 0
         assert client.call(wire.TRIM, SIZE // 2, SIZE // 2).error == 0
         status = client.call(wire.BLOCK_STATUS, 0, SIZE)
-        assert struct.unpack_from(">II", status.data, 4) == (SIZE, 0)  # all data: it does not know better
+        extents = [*struct.iter_unpack(">II", status.data[4:])]
+        assert sum(length for length, _ in extents) == SIZE
+        assert any(kind == 0 for _, kind in extents)  # data
+        assert knows_extents or extents == [(SIZE, 0)]
         assert client.call(wire.READ, SIZE - 1, 1).data == b"\0"
         assert client.call(wire.READ, SIZE, 1).error
         client.send_command(wire.DISC)

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 
 import aioblk
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.injector import FOR_EVER, Injector, Kind
 from ..support.loop_device import LoopDevice
-from ..support.storage_daemon import StorageDaemon
 
 __all__ = ["BLOCK", "CONTENT", "FAULTS", "Fault", "World", "make_fault"]
 

@@ -22,6 +22,7 @@ PACKAGE = Path(aioblk.__file__).parent
 FLOORS = (
     ("__init__",),
     ("_former",),
+    ("testing",),
     ("addresses",),
     ("drivers",),
     ("layers", "services"),
@@ -35,7 +36,7 @@ FLOORS = (
 )
 """From the top. A wing knows those below it."""
 
-MOST_ROOMS = 12  # at the root, beside its face; what is added is put into a wing, or argued here
+MOST_ROOMS = 13  # at the root, beside its face; what is added is put into a wing, or argued here
 KNOWS_NO_DEVICE = ("services", "_sync")
 """Wings that can be used without any device."""
 

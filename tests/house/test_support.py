@@ -65,7 +65,7 @@ def test_a_storage_daemon_answers_pauses_and_dies(
 def test_a_storage_daemon_dies_with_whoever_started_it() -> None:
     script = """if True:
         import os, sys
-        from tests.support.storage_daemon import StorageDaemon
+        from aioblk.testing.storage_daemon import StorageDaemon
         daemon = StorageDaemon({"driver": "null-co", "size": 4096})
         print(daemon.pid, flush=True)
         sys.stdin.readline()

@@ -14,9 +14,9 @@ import pytest
 
 import aioblk
 import aioblk._device.opening
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.devices import BLOCK, Target, held
-from ..support.storage_daemon import StorageDaemon
 
 LARGEST = 2**63 - 1
 

@@ -14,10 +14,10 @@ import pytest
 
 import aioblk
 from aioblk.layers._edits import Edits
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.devices import BLOCK, LATENCY, held, pattern
 from ..support.scripts import run_script
-from ..support.storage_daemon import StorageDaemon
 
 MANY = 200  # turns of the loop; so often is a task cancelled that cannot leave
 FEW = 4

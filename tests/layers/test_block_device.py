@@ -13,77 +13,15 @@ from typing_extensions import Buffer
 
 import aioblk
 from aioblk._sync import scopes
+from aioblk.testing import Fault, Faulty, MemoryDevice, PowerLoss, Recorder
+from aioblk.testing.conformance import BLOCK, TURNS, BlockDeviceConformance, Opener
 
 from ..conftest import StorageDaemonFactory
-from .block_device_contract import BLOCK, TURNS, BlockDeviceContract, Opener
 
 SIZE = 1 << 20
 
 
-class Slice(aioblk.BlockDevice):
-    """A stretch of another device, which is closed with it. Only what is beyond its end is its own to say."""
-
-    def __init__(self, device: aioblk.BlockDevice, start: int, size: int) -> None:
-        self._device, self._start, self._size = device, start, size
-
-    @property
-    def limits(self) -> aioblk.Limits:
-        return self._device.limits
-
-    @property
-    def capacity(self) -> int:
-        return self._size
-
-    @property
-    def read_only(self) -> bool:
-        return self._device.read_only
-
-    def statistics(self) -> aioblk.QueueStatistics:
-        return self._device.statistics()
-
-    async def aclose(self) -> None:
-        await self._device.aclose()
-
-    def _at(self, offset: int, length: int) -> int:
-        """Where that is on the device; what is wrong stays wrong, and what is beyond the end goes there."""
-        if offset < 0:
-            return offset
-        end = self.capacity if offset + length <= self.capacity else self._device.capacity
-        return self._start + offset if end == self.capacity else end
-
-    def read(self, offset: int, length: int) -> Awaitable[bytes]:
-        return self._device.read(self._at(offset, length), length)
-
-    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
-        return self._device.readv(self._at(offset, _length(buffers)), buffers)
-
-    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
-        return self._device.writev(self._at(offset, _length(buffers)), buffers, fua=fua)
-
-    def write_zeroes(
-        self,
-        offset: int,
-        length: int,
-        *,
-        fua: bool = False,
-        no_unmap: bool = False,
-        no_fallback: bool = False,
-    ) -> Awaitable[None]:
-        at = self._at(offset, length)
-        return self._device.write_zeroes(at, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
-
-    def discard(self, offset: int, length: int) -> Awaitable[None]:
-        return self._device.discard(self._at(offset, length), length)
-
-    def flush(self) -> Awaitable[None]:
-        return self._device.flush()
-
-
-def _length(buffers: Sequence[Buffer]) -> int:
-    return sum(memoryview(buffer).nbytes for buffer in buffers)
-
-
-class TestDeviceOnAFile(BlockDeviceContract):
+class TestDeviceOnAFile(BlockDeviceConformance):
     """Any bytes, and it grows."""
 
     @pytest.fixture
@@ -91,7 +29,7 @@ class TestDeviceOnAFile(BlockDeviceContract):
         return lambda *, read_only=False: aioblk.IoUring(scratch_file, read_only=read_only)
 
 
-class TestDeviceOfVhostUser(BlockDeviceContract):
+class TestDeviceOfVhostUser(BlockDeviceConformance):
     """Blocks of 512 bytes, and memory of its own."""
 
     @pytest.fixture
@@ -99,7 +37,7 @@ class TestDeviceOfVhostUser(BlockDeviceContract):
         return lambda *, read_only=False: vhost_user(storage_daemon, scratch_file, read_only)
 
 
-class TestQueue(BlockDeviceContract):
+class TestQueue(BlockDeviceConformance):
     @pytest.fixture
     def opener(self, scratch_file: Path) -> Opener:
         @asynccontextmanager
@@ -111,7 +49,7 @@ class TestQueue(BlockDeviceContract):
         return open_queue
 
 
-class TestByteView(BlockDeviceContract):
+class TestByteView(BlockDeviceConformance):
     @pytest.fixture
     def opener(self, storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Opener:
         @asynccontextmanager
@@ -125,29 +63,115 @@ class TestByteView(BlockDeviceContract):
         return open_view
 
 
-class TestLayerOfOurOwn(BlockDeviceContract):
-    """Over a view, none of whose requests is one of whole blocks."""
+class OfLayers(BlockDeviceConformance):
+    """Of one that is given a device below, which it does not close."""
+
+    over: Callable[[aioblk.Device], Any]
 
     @pytest.fixture
     def opener(self, storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Opener:
         @asynccontextmanager
-        async def open_layer(*, read_only: bool = False) -> AsyncIterator[Slice]:
+        async def open_layer(*, read_only: bool = False) -> AsyncIterator[aioblk.BlockDevice]:
             async with (
                 vhost_user(storage_daemon, scratch_file, read_only) as device,
-                aclosing(Slice(aioblk.ByteView(device), 1, device.capacity - BLOCK)) as part,
+                type(self).over(device) as layer,
             ):
-                yield part
+                yield layer
 
         return open_layer
 
 
-class TestOurOwn(BlockDeviceContract):
+class TestLayer(OfLayers):
+    over = aioblk.Layer
+
+
+class TestSlice(OfLayers):
+    """Over a view, none of whose requests is one of whole blocks."""
+
+    @staticmethod
+    def over(device: aioblk.Device) -> Any:
+        return aioblk.Slice(aioblk.ByteView(device), 1, device.capacity - BLOCK)
+
+
+class TestTracked(OfLayers):
+    over = aioblk.Tracked
+
+
+class TestThrottle(OfLayers):
+    """Nearly everything has to wait."""
+
+    @staticmethod
+    def over(device: aioblk.Device) -> Any:
+        rate = aioblk.Rate(operations=20_000, burst_operations=1)
+        return aioblk.Throttle(device, aioblk.ThrottleGroup(total=rate))
+
+
+class TestOpenThrottle(OfLayers):
+    @staticmethod
+    def over(device: aioblk.Device) -> Any:
+        return aioblk.Throttle(device, aioblk.ThrottleGroup())
+
+
+class TestMirror(OfLayers):
+    @staticmethod
+    def over(device: aioblk.Device) -> Any:
+        other = MemoryDevice(device.capacity, limits=device.limits, read_only=device.read_only)
+        return aioblk.Mirror(device, other)
+
+
+class TestFaultyWithoutFaults(OfLayers):
+    over = Faulty
+
+
+class TestFaultyThatIsSlow(OfLayers):
+    @staticmethod
+    def over(device: aioblk.Device) -> Any:
+        return Faulty(device, Fault(delay=0.0001, probability=0.5), Fault(probability=0.5))
+
+
+class TestRecorder(OfLayers):
+    over = Recorder
+
+
+class TestCopyOnWrite(BlockDeviceConformance):
+    @pytest.fixture
+    def opener(self, storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Opener:
+        @asynccontextmanager
+        async def open_layer(*, read_only: bool = False) -> AsyncIterator[aioblk.BlockDevice]:
+            base = MemoryDevice(SIZE, read_only=True)
+            async with (
+                vhost_user(storage_daemon, scratch_file, False) as overlay,
+                aioblk.CopyOnWrite(base, overlay) as device,
+            ):
+                yield aioblk.Slice(device, read_only=True) if read_only else device
+
+        return open_layer
+
+
+class TestMemoryDevice(BlockDeviceConformance):
+    @pytest.fixture(params=[aioblk.Limits(), aioblk.Limits(request_alignment=BLOCK, can_grow=True)])
+    def opener(self, request: pytest.FixtureRequest) -> Opener:
+        return lambda *, read_only=False: MemoryDevice(SIZE, limits=request.param, read_only=read_only)
+
+
+class TestPowerLoss(BlockDeviceConformance):
+    @pytest.fixture
+    def opener(self) -> Opener:
+        @asynccontextmanager
+        async def open_device(*, read_only: bool = False) -> AsyncIterator[aioblk.BlockDevice]:
+            async with PowerLoss(SIZE) as device:
+                yield aioblk.Slice(device, read_only=True) if read_only else device
+
+        return open_device
+
+
+class TestOurOwn(BlockDeviceConformance):
     @pytest.fixture
     def opener(self) -> Opener:
         return lambda *, read_only=False: aclosing(RamDevice(SIZE, read_only=read_only))
 
 
-class TestByteViewOfOurOwn(BlockDeviceContract):
+class TestByteViewOfOurOwn(BlockDeviceConformance):
     @pytest.fixture
     def opener(self) -> Opener:
         return lambda *, read_only=False: aioblk.ByteView(RamDevice(SIZE, read_only=read_only))

@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import aioblk
 from aioblk.layers.byte_view import ByteView
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import held
 from ..support.fake_backend import WRITE, FakeBackend
-from ..support.storage_daemon import StorageDaemon
 
 BLOCK = 512
 SLOW = 20_000_000  # nanoseconds

@@ -12,12 +12,12 @@ import pytest
 
 import aioblk
 from aioblk._native._core import Memory, QueueCore, View
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
 from ..support.bench import BLOCK, Bench
 from ..support.fake_backend import WRITE, FakeBackend
 from ..support.refused_memory import new_device_core
-from ..support.storage_daemon import StorageDaemon
 
 PATIENCE = 30  # seconds
 LARGEST = 64 << 10  # bytes; what a part of a real device's bounces at most

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 import aioblk
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.devices import BLOCK, LATENCY, held, settled
-from ..support.storage_daemon import StorageDaemon
 
 ZEROES = bytes(BLOCK)
 

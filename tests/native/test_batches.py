@@ -7,9 +7,9 @@ import pytest
 
 import aioblk
 from aioblk.errors import request_error
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.devices import BLOCK, LATENCY, held, pattern, settled
-from ..support.storage_daemon import StorageDaemon
 
 BLOCKS = [pattern(BLOCK, seed) for seed in range(8)]
 

@@ -13,10 +13,10 @@ import pytest
 
 import aioblk
 from aioblk._sync.threads import NAME, dismiss
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, LATENCY, held, pattern
-from ..support.storage_daemon import StorageDaemon
 
 
 async def turns(count: int = 3) -> None:

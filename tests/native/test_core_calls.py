@@ -15,11 +15,11 @@ import pytest
 
 import aioblk
 from aioblk._native._core import Allocator, DeviceCore, Memory, QueueCore, Submitter, View
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.devices import BLOCK, held, settled
 from ..support.refused_memory import new_device_core
 from ..support.scripts import run_script
-from ..support.storage_daemon import StorageDaemon
 
 
 class Refuses:

@@ -21,10 +21,10 @@ from aioblk._device.recovery import Recovery
 from aioblk._libblkio.refusals import Refusals
 from aioblk._native._core import DeviceCore, Memory, QueueCore
 from aioblk.errors import request_error
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, held, settled
-from ..support.storage_daemon import StorageDaemon
 
 T = TypeVar("T")
 

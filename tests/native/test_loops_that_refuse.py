@@ -11,10 +11,10 @@ import pytest
 
 import aioblk
 from aioblk._native._core import QueueCore, Submitter
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.bench import BLOCK, Bench, Loop, closed
 from ..support.devices import held as held_daemon
-from ..support.storage_daemon import StorageDaemon
 
 ENDINGS: dict[str, Callable[[Bench, Any], object]] = {
     "cancel": lambda _, request: request.cancel(),

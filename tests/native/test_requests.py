@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 import aioblk
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.devices import BLOCK, Target, held, pattern
-from ..support.storage_daemon import StorageDaemon
 from ..support.turns import Others
 
 # --- reading and writing ------------------------------------------------------------------------------------

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator
 import pytest
 
 import aioblk
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, held
-from ..support.storage_daemon import StorageDaemon
 
 LOST_AFTER = 0.5  # seconds
 NOTICED = 15  # seconds; more than enough

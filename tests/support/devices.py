@@ -17,8 +17,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import aioblk
-
-from .storage_daemon import StorageDaemon
+from aioblk.testing.storage_daemon import StorageDaemon
 
 if TYPE_CHECKING:
     from ..conftest import StorageDaemonFactory

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from aioblk.testing.storage_daemon import StorageDaemon
+
 from .nbd_server import NbdServer
-from .storage_daemon import StorageDaemon
 
 SIZE = 16 << 20
 

@@ -18,11 +18,11 @@ import pytest
 import aioblk
 from aioblk._sync.blocking import BlockingCall, call_elsewhere, run_blocking
 from aioblk._sync.threads import NAME, dismiss
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, Target
 from ..support.scripts import run_script
-from ..support.storage_daemon import StorageDaemon
 
 PATIENCE = 15  # seconds; more than enough
 MOST_TURNS = 40

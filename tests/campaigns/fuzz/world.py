@@ -20,9 +20,9 @@ from typing import Any, TypeVar
 import uvloop
 
 import aioblk
+from aioblk.testing.storage_daemon import StorageDaemon
 
 from ...support.leaks import Holdings, join_threads
-from ...support.storage_daemon import StorageDaemon
 from ...support.turns import LOOP_FACTORIES
 from . import hostile
 

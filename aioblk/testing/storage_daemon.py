@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+__all__ = ["StorageDaemon"]
+
 NODE = "disk"
 
 

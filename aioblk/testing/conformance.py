@@ -1,6 +1,14 @@
 """The contract of a BlockDevice, as tests: what its documentation promises, of whatever keeps it.
 
-A class of tests derives from BlockDeviceContract and says how its device is opened; see test_block_device.py.
+It needs pytest and pytest-asyncio. A class of tests derives from :class:`BlockDeviceConformance` and says how
+its device is opened::
+
+    from aioblk.testing.conformance import BlockDeviceConformance, Opener
+
+    class TestMyDevice(BlockDeviceConformance):
+        @pytest.fixture
+        def opener(self) -> Opener:
+            return lambda *, read_only=False: MyDevice(1 << 20, read_only=read_only)
 """
 
 import asyncio
@@ -10,8 +18,13 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import pytest
+import pytest_asyncio
 
-import aioblk
+from .._libblkio.limits import Limits
+from ..errors import AlignmentError, BlkioError, DeviceClosedError, OptionError
+from ..layers.block_device import BlockDevice
+
+__all__ = ["BLOCK", "BlockDeviceConformance", "Opener"]
 
 BLOCK = 4096  # a multiple of what any device here asks for
 SOON = 30.0  # seconds; by then, what goes on by itself is done
@@ -22,10 +35,10 @@ OLD, NEW = b"o" * BLOCK, b"n" * BLOCK
 class Opener(Protocol):
     """Opens a device that begins with at least 64 blocks of zeroes, and closes it when it is left."""
 
-    def __call__(self, *, read_only: bool = False) -> AbstractAsyncContextManager[aioblk.BlockDevice]: ...
+    def __call__(self, *, read_only: bool = False) -> AbstractAsyncContextManager[BlockDevice]: ...
 
 
-Call = Callable[[aioblk.BlockDevice], Awaitable[object]]
+Call = Callable[[BlockDevice], Awaitable[object]]
 
 READS: dict[str, Call] = {
     "read": lambda device: device.read(0, BLOCK),
@@ -49,35 +62,36 @@ CALLS: dict[str, Call] = {
 }
 
 
-async def until(device: aioblk.BlockDevice, offset: int, content: bytes) -> None:
+async def until(device: BlockDevice, offset: int, content: bytes) -> None:
     """Wait until it is there, by way of requests of one's own."""
     async with asyncio.timeout(SOON):
         while await device.read(offset, len(content)) != content:  # noqa: ASYNC110 (nobody else tells)
             await asyncio.sleep(0)
 
 
-class BlockDeviceContract:
+@pytest.mark.asyncio
+class BlockDeviceConformance:
     """Derive from it, and define the fixture ``opener``."""
 
     @pytest.fixture
     def opener(self) -> Opener:
         raise NotImplementedError
 
-    @pytest.fixture
-    async def device(self, opener: Opener) -> AsyncIterator[aioblk.BlockDevice]:
+    @pytest_asyncio.fixture
+    async def device(self, opener: Opener) -> AsyncIterator[BlockDevice]:
         async with opener() as device:
             yield device
 
     # --- what it is -----------------------------------------------------------------------------------------
 
-    async def test_it_is_known_as_one_open_or_closed(self, device: aioblk.BlockDevice) -> None:
-        assert isinstance(device, aioblk.BlockDevice)
+    async def test_it_is_known_as_one_open_or_closed(self, device: BlockDevice) -> None:
+        assert isinstance(device, BlockDevice)
         await device.aclose()
-        assert isinstance(device, aioblk.BlockDevice)
+        assert isinstance(device, BlockDevice)
 
-    async def test_it_says_what_it_accepts_and_how_large_it_is(self, device: aioblk.BlockDevice) -> None:
+    async def test_it_says_what_it_accepts_and_how_large_it_is(self, device: BlockDevice) -> None:
         limits = device.limits
-        assert isinstance(limits, aioblk.Limits)
+        assert isinstance(limits, Limits)
         assert limits.request_alignment & (limits.request_alignment - 1) == 0
         assert BLOCK % limits.request_alignment == 0
         assert device.capacity >= 64 * BLOCK
@@ -86,27 +100,27 @@ class BlockDeviceContract:
     # --- beginning ------------------------------------------------------------------------------------------
 
     @pytest.mark.parametrize("call", CALLS)
-    async def test_a_request_is_counted_by_the_call(self, device: aioblk.BlockDevice, call: str) -> None:
+    async def test_a_request_is_counted_by_the_call(self, device: BlockDevice, call: str) -> None:
         before = device.statistics().submitted
         request = CALLS[call](device)
         assert device.statistics().submitted > before
         await request
 
     @pytest.mark.parametrize("call", CHANGES)
-    async def test_what_nobody_awaits_is_done(self, device: aioblk.BlockDevice, call: str) -> None:
+    async def test_what_nobody_awaits_is_done(self, device: BlockDevice, call: str) -> None:
         await device.write(0, OLD)
         _ = CHANGES[call](device)
         await until(device, 0, bytes(BLOCK) if call == "write_zeroes" else NEW)
 
-    async def test_a_buffer_is_filled_though_nobody_awaits_it(self, device: aioblk.BlockDevice) -> None:
+    async def test_a_buffer_is_filled_though_nobody_awaits_it(self, device: BlockDevice) -> None:
         await device.write(0, NEW)
         buffer = bytearray(BLOCK)
         _ = device.read_into(0, buffer)
         async with asyncio.timeout(SOON):
-            while buffer != NEW:  # noqa: ASYNC110 (there is nothing else to see)
+            while bytes(buffer) != NEW:  # noqa: ASYNC110 (there is nothing else to see)
                 await asyncio.sleep(0)
 
-    async def test_requests_may_be_handed_to_asyncio(self, device: aioblk.BlockDevice) -> None:
+    async def test_requests_may_be_handed_to_asyncio(self, device: BlockDevice) -> None:
         ended = asyncio.Event()
         write = asyncio.ensure_future(device.write(0, NEW))
         write.add_done_callback(lambda _: ended.set())
@@ -120,7 +134,7 @@ class BlockDeviceContract:
 
     # --- reading and changing -------------------------------------------------------------------------------
 
-    async def test_what_is_written_is_read(self, device: aioblk.BlockDevice) -> None:
+    async def test_what_is_written_is_read(self, device: BlockDevice) -> None:
         await device.write(BLOCK, NEW, fua=True)
         await device.writev(2 * BLOCK, [OLD[:1000], NEW[1000:], OLD])
         content = NEW + OLD[:1000] + NEW[1000:] + OLD
@@ -129,7 +143,7 @@ class BlockDeviceContract:
         await asyncio.gather(device.read_into(BLOCK, whole), device.readv(BLOCK, pieces))
         assert whole == b"".join(pieces) == content
 
-    async def test_zeroes_and_discards(self, device: aioblk.BlockDevice) -> None:
+    async def test_zeroes_and_discards(self, device: BlockDevice) -> None:
         await device.write(0, 4 * OLD)
         for no_unmap in (False, True):
             await device.write_zeroes(BLOCK, BLOCK, no_unmap=no_unmap, fua=no_unmap)
@@ -138,7 +152,7 @@ class BlockDeviceContract:
         assert await device.read(3 * BLOCK, BLOCK) == OLD
         await device.flush()
 
-    async def test_nothing_is_nothing(self, device: aioblk.BlockDevice) -> None:
+    async def test_nothing_is_nothing(self, device: BlockDevice) -> None:
         assert await device.read(0, 0) == b""
         await asyncio.gather(
             device.read_into(0, bytearray()),
@@ -154,7 +168,7 @@ class BlockDeviceContract:
 
     # --- many with one await --------------------------------------------------------------------------------
 
-    async def test_batches(self, device: aioblk.BlockDevice) -> None:
+    async def test_batches(self, device: BlockDevice) -> None:
         places, content = (5 * BLOCK, 3 * BLOCK, 4 * BLOCK), [bytes([place]) * BLOCK for place in (5, 3, 4)]
         assert await device.write_many(zip(places, content, strict=True), fua=True) is None
         assert await device.read_many((place, BLOCK) for place in places) == content
@@ -162,16 +176,16 @@ class BlockDeviceContract:
         assert await device.read_into_many(zip(places, buffers, strict=True)) is None
         assert [bytes(buffer) for buffer in buffers] == content
 
-    async def test_batches_with_an_error(self, device: aioblk.BlockDevice) -> None:
+    async def test_batches_with_an_error(self, device: BlockDevice) -> None:
         pairs = [(0, NEW), (1 << 62, NEW), (BLOCK, NEW)]
-        with pytest.raises(aioblk.BlkioError):
+        with pytest.raises(BlkioError):
             await device.write_many(pairs)
         outcomes = await device.write_many(pairs, return_exceptions=True)
         assert [outcome is None for outcome in outcomes] == [True, False, True]
-        assert isinstance(outcomes[1], aioblk.BlkioError)
+        assert isinstance(outcomes[1], BlkioError)
         assert await device.read(0, 2 * BLOCK) == 2 * NEW
 
-    async def test_batches_of_reads_with_an_error(self, device: aioblk.BlockDevice) -> None:
+    async def test_batches_of_reads_with_an_error(self, device: BlockDevice) -> None:
         ranges = [(0, BLOCK), (device.capacity, BLOCK), (BLOCK, BLOCK)]
         found = await device.read_many(ranges, return_exceptions=True)
         into = await device.read_into_many(
@@ -182,33 +196,33 @@ class BlockDeviceContract:
         if device.limits.can_grow:
             assert (found[1], into[1]) == (bytes(BLOCK), None)
             return
-        assert isinstance(found[1], aioblk.BlkioError)
-        assert isinstance(into[1], aioblk.BlkioError)
-        with pytest.raises(aioblk.BlkioError):
+        assert isinstance(found[1], BlkioError)
+        assert isinstance(into[1], BlkioError)
+        with pytest.raises(BlkioError):
             await device.read_many(ranges)
 
-    async def test_batches_with_a_refusal(self, device: aioblk.BlockDevice) -> None:
-        with pytest.raises(aioblk.OptionError):
+    async def test_batches_with_a_refusal(self, device: BlockDevice) -> None:
+        with pytest.raises(OptionError):
             _ = device.read_many([(0, BLOCK), (-BLOCK, BLOCK)])
         found = await device.read_many([(0, BLOCK), (-BLOCK, BLOCK)], return_exceptions=True)
         assert found[0] == bytes(BLOCK)
-        assert isinstance(found[1], aioblk.OptionError)
+        assert isinstance(found[1], OptionError)
         with pytest.raises((BufferError, TypeError)):
             _ = device.read_into_many([(0, bytes(BLOCK))])
         outcomes = await device.write_many([(-BLOCK, NEW), (0, NEW)], return_exceptions=True)
-        assert isinstance(outcomes[0], aioblk.OptionError)
+        assert isinstance(outcomes[0], OptionError)
         assert outcomes[1] is None
         assert await device.read(0, BLOCK) == NEW
 
     # --- errors ---------------------------------------------------------------------------------------------
 
-    async def test_wrong_arguments_are_refused_by_the_call(self, device: aioblk.BlockDevice) -> None:
+    async def test_wrong_arguments_are_refused_by_the_call(self, device: BlockDevice) -> None:
         before = device.statistics().submitted
         for offset, length in ((-BLOCK, BLOCK), (0, -BLOCK)):
             for call in (device.read, device.write_zeroes, device.discard):
-                with pytest.raises(aioblk.OptionError):
+                with pytest.raises(OptionError):
                     _ = call(offset, length)
-        with pytest.raises(aioblk.OptionError):
+        with pytest.raises(OptionError):
             _ = device.write(-BLOCK, NEW)
         with pytest.raises((BufferError, TypeError)):
             _ = device.read_into(0, bytes(BLOCK))
@@ -223,11 +237,11 @@ class BlockDeviceContract:
                 lambda: device.read_many([(1, alignment)]),
             )
             for call_wrongly in wrong:
-                with pytest.raises(aioblk.AlignmentError):
+                with pytest.raises(AlignmentError):
                     _ = call_wrongly()
         assert device.statistics().submitted == before
 
-    async def test_beyond_the_end(self, device: aioblk.BlockDevice) -> None:
+    async def test_beyond_the_end(self, device: BlockDevice) -> None:
         end = device.capacity
         if device.limits.can_grow:
             await device.write(end, NEW)
@@ -241,7 +255,7 @@ class BlockDeviceContract:
         )
         for call in calls:
             request = call(device)
-            with pytest.raises(aioblk.BlkioError):
+            with pytest.raises(BlkioError):
                 await request
         assert device.capacity == end
 
@@ -249,7 +263,7 @@ class BlockDeviceContract:
         async with opener(read_only=True) as device:
             assert device.read_only is True
             for name in (*CHANGES, "discard"):
-                with pytest.raises(aioblk.BlkioError) as refused:
+                with pytest.raises(BlkioError) as refused:
                     _ = CALLS[name](device)
                 assert refused.value.errno == errno.EBADF
             for read in READS.values():
@@ -258,7 +272,7 @@ class BlockDeviceContract:
 
     # --- cancellation ---------------------------------------------------------------------------------------
 
-    async def test_what_comes_after_a_cancelled_change_stays(self, device: aioblk.BlockDevice) -> None:
+    async def test_what_comes_after_a_cancelled_change_stays(self, device: BlockDevice) -> None:
         for turns in range(12):
             change = asyncio.ensure_future(device.write(0, OLD))
             for _ in range(turns):
@@ -268,7 +282,7 @@ class BlockDeviceContract:
             await asyncio.wait([change])
             assert await device.read(0, BLOCK) == NEW
 
-    async def test_after_a_cancelled_read_the_buffer_is_the_callers(self, device: aioblk.BlockDevice) -> None:
+    async def test_after_a_cancelled_read_the_buffer_is_the_callers(self, device: BlockDevice) -> None:
         for turns in range(12):
             buffer = bytearray(BLOCK)
             read = asyncio.ensure_future(device.read_into(0, buffer))
@@ -282,14 +296,14 @@ class BlockDeviceContract:
 
     # --- closing --------------------------------------------------------------------------------------------
 
-    async def test_a_closed_one_refuses_every_call(self, device: aioblk.BlockDevice) -> None:
+    async def test_a_closed_one_refuses_every_call(self, device: BlockDevice) -> None:
         await device.aclose()
         await device.aclose()
         for call in CALLS.values():
-            with pytest.raises(aioblk.DeviceClosedError):
+            with pytest.raises(DeviceClosedError):
                 _ = call(device)
 
-    async def test_closing_waits_for_changes(self, device: aioblk.BlockDevice) -> None:
+    async def test_closing_waits_for_changes(self, device: BlockDevice) -> None:
         changes = [asyncio.ensure_future(device.write(place * BLOCK, NEW)) for place in range(32)]
         await asyncio.gather(device.aclose(), device.aclose())
         for _ in range(TURNS):

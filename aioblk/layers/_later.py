@@ -1,0 +1,105 @@
+"""Later: a request that is made when its turn comes, and then is the device's."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+from dataclasses import replace
+from typing import Any, TypeVar, final
+
+from .._queues.statistics import QueueStatistics
+from ._begun import future_of
+
+__all__ = ["Later", "Waiting"]
+
+T = TypeVar("T")
+
+
+@final
+class Later(asyncio.Future[T]):
+    """Cancelled before it is made, it never is; afterwards it ends as the device's own does."""
+
+    def __init__(self, call: Callable[[], Awaitable[T]], then: Callable[[T], T] | None = None) -> None:
+        """*call* makes it; *then* has the last word on what it gives, and may raise."""
+        super().__init__(loop=asyncio.get_running_loop())
+        self._call: Callable[[], Awaitable[T]] | None = call
+        self._then = then
+        self._request: asyncio.Future[T] | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether its turn has not come."""
+        return self._call is not None
+
+    @property
+    def was_made(self) -> bool:
+        return self._request is not None
+
+    def begin(self) -> bool:
+        """Make it; False: it was given up, or has failed."""
+        if self._call is None:
+            return False
+        call, self._call = self._call, None
+        try:
+            self._request = future_of(call())
+        except Exception as refusal:  # the device was closed meanwhile
+            self.set_exception(refusal)
+        else:
+            self._request.add_done_callback(self._settle)
+        return True
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if self._request is not None:
+            return self._request.cancel(msg)
+        self._call = None
+        return super().cancel(msg)
+
+    def fail(self, error: BaseException) -> None:
+        """Instead of making it, if it was not made."""
+        if self._call is not None:
+            self._call = None
+            self.set_exception(error)
+
+    def _settle(self, request: "asyncio.Future[T]") -> None:
+        if request.cancelled():
+            super().cancel()
+            return
+        try:
+            result = request.result()
+            self.set_result(result if self._then is None else self._then(result))
+        except Exception as error:
+            self.set_exception(error)
+        finally:
+            del request  # which has the error that keeps this frame
+
+
+@final
+class Waiting:
+    """The requests of a layer that are made later, as its statistics have them."""
+
+    def __init__(self) -> None:
+        self._requests: set[Later[Any]] = set()  # that are not done
+        self._never_made = 0
+
+    def add(self, request: Later[Any]) -> None:
+        self._requests.add(request)
+        request.add_done_callback(self._done)
+
+    def _done(self, request: Any) -> None:
+        self._requests.discard(request)
+        self._never_made += not request.was_made
+
+    def __iter__(self) -> Iterator[Later[Any]]:
+        return iter(tuple(self._requests))
+
+    def added_to(self, counted: QueueStatistics) -> QueueStatistics:
+        """What the device below counts, with what it has not been asked for."""
+        waiting = sum(request.is_waiting for request in self._requests)
+        return replace(
+            counted,
+            submitted=counted.submitted + waiting + self._never_made,
+            cancelled=counted.cancelled + self._never_made,
+            in_flight=counted.in_flight + waiting,
+        )
+
+    async def finish(self) -> None:
+        while self._requests:
+            await asyncio.wait(self._requests)

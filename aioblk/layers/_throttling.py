@@ -1,0 +1,233 @@
+"""How much a second those who share a gate may ask of their devices, and who comes next."""
+
+import asyncio
+import math
+from collections import deque
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, final
+
+from ..errors import OptionError
+from ._later import Later
+
+__all__ = ["Direction", "Flow", "Gate", "Rate", "ThrottleStatistics"]
+
+Direction: TypeAlias = Literal["read", "write"]
+
+BURST = 0.1  # seconds' worth that may go at once, where nothing else is said
+SOON = 1e-6  # seconds, after which a debt that was paid to the last byte has become room
+
+
+@final
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rate:
+    """What may be done in a second, on average. None: as much as one likes.
+
+    After a while of less, so much more may be done at once as the bursts say: a tenth of a second's worth
+    where they say nothing. A request of more bytes than that is not refused: those after it wait for longer.
+    """
+
+    operations: float | None = None
+    """A second."""
+    bytes: float | None = None
+    """A second."""
+    burst_operations: float | None = None
+    burst_bytes: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in self.__slots__:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise OptionError(
+                    f"{name} must be positive, not {value}", driver="throttle", operation="open"
+                )
+        if self.burst_operations is not None and self.operations is None:
+            raise OptionError("burst_operations needs operations", driver="throttle", operation="open")
+        if self.burst_bytes is not None and self.bytes is None:
+            raise OptionError("burst_bytes needs bytes", driver="throttle", operation="open")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ThrottleStatistics:
+    """What a group has done since it was made."""
+
+    passed: int
+    """Requests that did not have to wait; a batch counts as one."""
+    delayed: int
+    """Requests that had to, and have begun since."""
+    waiting: int
+    """Requests that wait now."""
+    seconds_waited: float
+    """By those that have begun, in all."""
+
+
+@final
+class Gate:
+    """What requests go through: at once while there is room and nobody waits, else in their turn."""
+
+    def __init__(self, total: Rate, reads: Rate, writes: Rate) -> None:
+        self.rates = {"total": total, "read": reads, "write": writes}
+        self._buckets: dict[Direction, list[_Bucket]] = {}
+        self.is_open = False
+        """Whether nothing is limited."""
+        self._waiting: list[Flow] = []  # of which a request waits
+        self._timer: asyncio.TimerHandle | None = None
+        self._clock = 0.0  # of shares: how far the flow was that was served last
+        self._passed = 0
+        self._delayed = 0
+        self._seconds_waited = 0.0
+        self._fill_buckets()
+
+    def set_rate(self, name: str, rate: Rate) -> None:
+        self.rates[name] = rate
+        self._fill_buckets()
+        if self._waiting:
+            self._serve()
+
+    def _fill_buckets(self) -> None:
+        total = _buckets(self.rates["total"])
+        self._buckets = {
+            "read": [*total, *_buckets(self.rates["read"])],
+            "write": [*total, *_buckets(self.rates["write"])],
+        }
+        self.is_open = not any(self._buckets.values())
+
+    @property
+    def waiting(self) -> int:
+        return sum(request.is_waiting for flow in self._waiting for _, _, request in flow.waiting)
+
+    def statistics(self) -> ThrottleStatistics:
+        return ThrottleStatistics(self._passed, self._delayed, self.waiting, self._seconds_waited)
+
+    def passes(self, direction: Direction, operations: int, length: int) -> bool:
+        """Whether one request may begin at once; it counts then."""
+        buckets = self._buckets[direction]
+        if buckets and self._waiting:
+            return False
+        now = asyncio.get_running_loop().time()
+        if not all(bucket.has_room(now) for bucket in buckets):
+            return False
+        for bucket in buckets:
+            bucket.take(operations, length)
+        self._passed += 1
+        return True
+
+    def passes_at_once(self, direction: Direction, operations: int, length: int) -> bool:
+        """The same of many together, which pass only if there is room for all."""
+        buckets = self._buckets[direction]
+        if buckets:
+            now = asyncio.get_running_loop().time()
+            if self._waiting or not all(bucket.has_room_for(operations, length, now) for bucket in buckets):
+                return False
+        return self.passes(direction, operations, length)
+
+    def wait(self, flow: "Flow", length: int, request: Later[Any]) -> None:
+        """Begin the request when it is its turn, now if it is."""
+        if not flow.waiting:
+            flow.clock = max(flow.clock, self._clock)
+            self._waiting.append(flow)
+        flow.waiting.append((asyncio.get_running_loop().time(), length, request))
+        self._serve()
+
+    def _serve(self) -> None:
+        """Begin whatever may begin, and see to it that this is called again when more may."""
+        loop = asyncio.get_running_loop()
+        while self._forget_given_up():
+            now = loop.time()
+            able = [
+                flow for flow in self._waiting if all(b.has_room(now) for b in self._buckets[flow.direction])
+            ]
+            if not able:
+                break
+            self._begin_one(min(able, key=lambda flow: flow.clock), now)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._waiting:
+            seconds = min(self._seconds_to_wait(flow) for flow in self._waiting)
+            self._timer = loop.call_later(seconds, self._serve)
+
+    def _forget_given_up(self) -> bool:
+        """Whether anybody waits, besides those that were cancelled."""
+        for flow in tuple(self._waiting):
+            while flow.waiting and not flow.waiting[0][2].is_waiting:
+                flow.waiting.popleft()
+            if not flow.waiting:
+                self._waiting.remove(flow)
+        return bool(self._waiting)
+
+    def _begin_one(self, flow: "Flow", now: float) -> None:
+        since, length, request = flow.waiting.popleft()
+        if not flow.waiting:
+            self._waiting.remove(flow)
+        request.begin()
+        buckets = self._buckets[flow.direction]
+        self._clock = flow.clock
+        flow.clock += max((bucket.seconds(1, length) for bucket in buckets), default=0.0) / flow.weight
+        for bucket in buckets:
+            bucket.take(1, length)
+        self._delayed += 1
+        self._seconds_waited += now - since
+
+    def _seconds_to_wait(self, flow: "Flow") -> float:
+        return max((bucket.seconds_until_room() for bucket in self._buckets[flow.direction]), default=0.0)
+
+
+@final
+class Flow:
+    """The requests of one layer in one direction."""
+
+    __slots__ = ("clock", "direction", "waiting", "weight")
+
+    def __init__(self, direction: Direction, weight: float) -> None:
+        self.direction: Direction = direction
+        self.weight = weight
+        self.clock = 0.0
+        """Seconds of the group that it has used, by its weight, while others waited as well."""
+        self.waiting: deque[tuple[float, int, Later[Any]]] = deque()
+        """Since when, how many bytes, and which; some may have been given up."""
+
+
+@final
+class _Bucket:
+    """So much a second, of operations or of bytes. Who finds anything left may take more than that: the next
+    one waits until the debt is paid."""
+
+    __slots__ = ("_burst", "_counts_bytes", "_left", "_rate", "_since")
+
+    def __init__(self, rate: float, burst: float | None, *, counts_bytes: bool) -> None:
+        self._rate = rate
+        self._burst = burst if burst is not None else max(rate * BURST, 1.0)
+        self._counts_bytes = counts_bytes
+        self._left = self._burst
+        self._since = -math.inf
+
+    def has_room(self, now: float) -> bool:
+        self._left = min(self._burst, self._left + (now - self._since) * self._rate)
+        self._since = now
+        return self._left > 0
+
+    def has_room_for(self, operations: int, length: int, now: float) -> bool:
+        return self.has_room(now) and self._left >= self._amount(operations, length)
+
+    def take(self, operations: int, length: int) -> None:
+        self._left -= self._amount(operations, length)
+
+    def seconds(self, operations: int, length: int) -> float:
+        """How long that is worth."""
+        return self._amount(operations, length) / self._rate
+
+    def seconds_until_room(self) -> float:
+        return max(-self._left / self._rate, 0.0) + SOON
+
+    def _amount(self, operations: int, length: int) -> int:
+        return length if self._counts_bytes else operations
+
+
+def _buckets(rate: Rate) -> list[_Bucket]:
+    found: list[_Bucket] = []
+    if rate.operations is not None:
+        found.append(_Bucket(rate.operations, rate.burst_operations, counts_bytes=False))
+    if rate.bytes is not None:
+        found.append(_Bucket(rate.bytes, rate.burst_bytes, counts_bytes=True))
+    return found

@@ -1,0 +1,309 @@
+"""CopyOnWrite: a device whose changes go to another one, and leave it as it is."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Sequence
+from functools import partial
+from typing import Self, final
+
+from typing_extensions import Buffer
+
+from .._device.extents import Extent
+from .._libblkio.limits import Limits
+from .._native.buffers import as_memoryview
+from .._queues.statistics import QueueStatistics
+from .._sync.scopes import AsyncClosing, shielded_if_cancelled
+from ..errors import BlkioError, DeviceClosedError, OptionError, UsageError
+from ._asked import Asked, end_of_stretch
+from ._begun import Begun, Followed, begin, begin_all, failed, future_of
+from ._combined import combined_limits
+from ._under_way import UnderWay
+from .block_device import BlockDevice
+from .dirty_bitmap import DirtyBitmap
+from .layer import extents_of
+
+__all__ = ["CopyOnWrite"]
+
+AT_A_TIME = 1 << 20  # bytes that are committed by one step
+
+
+@final
+class CopyOnWrite(AsyncClosing, BlockDevice):
+    """A base that stays as it is, and an overlay that has the changes::
+
+        async with (
+            aioblk.IoUring("golden.img", read_only=True) as base, aioblk.IoUring("changes.img") as changes,
+            # as large as the base, or a file that grows
+        ):
+            machine = aioblk.CopyOnWrite(base, changes)
+            await machine.write(0, data)                             # to changes.img, at the same offset
+
+    A read takes each block from where it is: what was written from the overlay, all else from the base. A
+    block is the least that can be written (``limits.request_alignment``), so nothing is ever copied.
+
+    :meth:`commit` writes the changes to the base. Which blocks the overlay has is known here alone, and is
+    gone when the program ends; the overlay is of no use to anyone else. What is to last needs a format, such
+    as qcow2: docs/layers.md shows how to have that below a device.
+
+    A change counts from when it is done: one that fails, or is cancelled, may leave the range as it was.
+    Otherwise requests are as those of the two devices. They belong to one event loop, and are neither opened
+    nor closed.
+    """
+
+    def __init__(self, base: BlockDevice, overlay: BlockDevice) -> None:
+        """Of two open devices. Whatever the overlay has now is of no importance.
+
+        Raises:
+            OptionError: the overlay is smaller than the base and does not grow, is the base, or is open for
+                reading only.
+        """
+        if base is overlay:
+            raise _wrong("the overlay is the base itself")
+        if overlay.read_only:
+            raise _wrong("the overlay is open for reading only")
+        self._limits = combined_limits("copy-on-write", [base.limits, overlay.limits])
+        self._block = self._limits.request_alignment
+        self._capacity = base.capacity // self._block * self._block
+        if overlay.capacity < self._capacity and not overlay.limits.can_grow:
+            raise _wrong(f"the overlay has {overlay.capacity} bytes, and the base {self._capacity}")
+        self._base = base
+        self._overlay = overlay
+        self._changed = DirtyBitmap(self._block)  # what the overlay has
+        self._committing: DirtyBitmap | None = (
+            None  # what is being written to the base, and not changed since
+        )
+        self._asked = Asked("copy-on-write", self._limits, lambda: self._capacity, lambda: False)
+        self._under_way = UnderWay(None)  # changes
+        self._closed = False
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        """Refuse new requests, and wait for those in flight. Both devices stay open; idempotent."""
+        self._closed = True
+        with shielded_if_cancelled():
+            await self._under_way.finish()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or being closed."""
+        return self._closed
+
+    # --- what it is -----------------------------------------------------------------------------------------
+
+    @property
+    def base(self) -> BlockDevice:
+        return self._base
+
+    @property
+    def overlay(self) -> BlockDevice:
+        return self._overlay
+
+    @property
+    def changed(self) -> DirtyBitmap:
+        """What the overlay has; of no use to change it."""
+        return self._changed
+
+    @property
+    def limits(self) -> Limits:
+        """What suits both. It does not grow."""
+        return self._limits
+
+    @property
+    def capacity(self) -> int:
+        """The base's, in whole blocks."""
+        return self._capacity
+
+    @property
+    def read_only(self) -> bool:
+        """Never."""
+        return False
+
+    def statistics(self) -> QueueStatistics:
+        """What the two devices count: the requests that those of this one, and of others, were made of."""
+        return self._base.statistics() + self._overlay.statistics()
+
+    def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
+        """What was changed is data; of the rest, what the base tells."""
+        self._refuse_if_closed("extents")
+        end = end_of_stretch("copy-on-write", self._capacity, offset, length)
+        return self._extents(list(self._changed.runs(offset, end - offset)))
+
+    async def _extents(self, runs: list[tuple[int, int, bool]]) -> AsyncGenerator[Extent]:
+        for offset, length, is_changed in runs:
+            if is_changed:
+                yield Extent(offset, length)
+                continue
+            async for extent in extents_of(self._base, offset, length):
+                yield extent
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        length = self._asked.to_read(offset, length)
+        if error := self._refusal("read", offset, length):
+            return failed(error)
+        runs = self._runs(offset, length)
+        if len(runs) == 1:
+            return self._having(runs[0]).read(offset, length)
+        calls = [partial(self._having(run).read, *run[:2]) for run in runs]
+        pieces = future_of(begin_all(calls, return_exceptions=False))
+        return begin(_joined(pieces), pieces)
+
+    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        buffers = tuple(buffers)
+        length = self._asked.to_fill(offset, buffers)
+        if error := self._refusal("read", offset, length):
+            return failed(error)
+        runs = self._runs(offset, length)
+        if len(runs) == 1:
+            return self._having(runs[0]).readv(offset, buffers)
+        pieces = _divided(buffers, [size for _, size, _ in runs])
+        calls = [
+            partial(self._having(run).readv, run[0], piece) for run, piece in zip(runs, pieces, strict=True)
+        ]
+        return begin_all(calls, results=False, return_exceptions=False)
+
+    def _runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
+        """The range as (offset, length, whether the overlay has it); one at least."""
+        return list(self._changed.runs(offset, length)) or [(offset, 0, False)]
+
+    def _having(self, run: tuple[int, int, bool]) -> BlockDevice:
+        return self._overlay if run[2] else self._base
+
+    # --- changing -------------------------------------------------------------------------------------------
+
+    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
+        buffers = tuple(buffers)
+        length = self._asked.to_write(offset, buffers)
+        if error := self._refusal("write", offset, length):
+            return failed(error)
+        return self._change(offset, length, self._overlay.writev(offset, buffers, fua=fua))
+
+    def write_zeroes(
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_unmap: bool = False,
+        no_fallback: bool = False,
+    ) -> Awaitable[None]:
+        length = self._asked.to_change("write_zeroes", offset, length)
+        if error := self._refusal("write_zeroes", offset, length):
+            return failed(error)
+        zeroing = self._overlay.write_zeroes(
+            offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback
+        )
+        return self._change(offset, length, zeroing)
+
+    def _change(self, offset: int, length: int, request: Awaitable[None]) -> Awaitable[None]:
+        followed = Followed(future_of(request), lambda error: self._ended(offset, length, error))
+        return self._keep(offset, length, followed)
+
+    def _ended(self, offset: int, length: int, error: BaseException | None) -> None:
+        if error is None:
+            self._changed.mark(offset, length)
+
+    def _keep(self, offset: int, length: int, change: "asyncio.Future[None]") -> Begun[None]:
+        """A commit that is under way may have read what was there before the change, or in the midst of it:
+        however that ends, the overlay keeps the blocks."""
+        if self._committing is not None:
+            self._committing.clear(offset, length)
+        begun = Begun(change)
+        self._under_way.add(offset, offset + length, begun)
+        return begun
+
+    def discard(self, offset: int, length: int) -> Awaitable[None]:
+        """Of the overlay. What was never written there goes on reading as the base has it."""
+        length = self._asked.to_discard(offset, length)
+        if error := self._refusal("discard", offset, length):
+            return failed(error)
+        return self._keep(offset, length, future_of(self._overlay.discard(offset, length)))
+
+    def flush(self) -> Awaitable[None]:
+        """Of the overlay, which is all that is written to but by :meth:`commit`."""
+        self._refuse_if_closed("flush")
+        return self._overlay.flush()
+
+    def _refusal(self, operation: str, offset: int, length: int) -> BlkioError | None:
+        """What is wrong with a request that was asked for in the right way."""
+        self._refuse_if_closed(operation)
+        return self._asked.beyond_the_end(operation, offset, length)
+
+    def _refuse_if_closed(self, operation: str) -> None:
+        if self._closed:
+            raise DeviceClosedError("it is closed", driver="copy-on-write", operation=operation)
+
+    # --- committing -----------------------------------------------------------------------------------------
+
+    async def commit(self, target: BlockDevice | None = None) -> None:
+        """Write what was changed to the base and flush it. What is changed meanwhile stays in the overlay,
+        and everything stays there if this fails or is cancelled: it can be repeated.
+
+        With *target* it is written there, as to a copy of the base, and the overlay keeps it.
+
+        A crash in the midst of it leaves the base with a part of the changes.
+
+        Raises:
+            UsageError: the base is open for reading only, or is being committed to.
+            OptionError: *target* has less capacity.
+            BlkioError: one of the devices fails.
+        """
+        self._refuse_if_closed("commit")
+        to = self._base if target is None else target
+        if self._committing is not None:
+            raise UsageError("it is being committed already", driver="copy-on-write", operation="commit")
+        if to.read_only:
+            what = "the base" if target is None else "the target"
+            message = f"{what} is open for reading only; open it for writing, or commit to another device"
+            raise UsageError(message, driver="copy-on-write", operation="commit")
+        if to.capacity < self._capacity and not to.limits.can_grow:
+            raise _wrong(f"the target has {to.capacity} bytes, and the base {self._capacity}", "commit")
+        self._committing = DirtyBitmap(self._block)
+        self._committing.update(self._changed)
+        for start, end, _ in self._under_way:
+            self._committing.clear(start, end - start)
+        try:
+            for offset, length in self._committing:
+                for start in range(offset, offset + length, AT_A_TIME):
+                    size = min(AT_A_TIME, offset + length - start)
+                    await to.write(start, await self._overlay.read(start, size))
+            await to.flush()
+            if target is None:
+                for offset, length in self._committing:
+                    self._changed.clear(offset, length)
+        finally:
+            self._committing = None
+
+    def __repr__(self) -> str:
+        return f"<aioblk.CopyOnWrite over {self._base!r}, to {self._overlay!r}>"
+
+
+async def _joined(pieces: "asyncio.Future[list[bytes]]") -> bytes:
+    try:
+        return b"".join(await pieces)
+    finally:
+        del pieces  # which has the error that keeps this frame
+
+
+def _divided(buffers: Sequence[Buffer], lengths: Sequence[int]) -> list[list[memoryview]]:
+    """The buffers as so many bytes each."""
+    pieces: list[list[memoryview]] = [[]]
+    room = list(lengths)
+    for buffer in buffers:
+        left = as_memoryview(buffer).cast("B")
+        while left.nbytes:
+            if room[len(pieces) - 1] == 0:
+                pieces.append([])
+            piece = left[: room[len(pieces) - 1]]
+            pieces[-1].append(piece)
+            room[len(pieces) - 1] -= piece.nbytes
+            left = left[piece.nbytes :]
+    return pieces
+
+
+def _wrong(message: str, operation: str = "open") -> OptionError:
+    return OptionError(message, driver="copy-on-write", operation=operation)

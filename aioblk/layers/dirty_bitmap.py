@@ -1,0 +1,147 @@
+"""DirtyBitmap: which parts of a device were changed."""
+
+from collections.abc import Iterator
+from typing import final
+
+__all__ = ["DirtyBitmap"]
+
+_PER_CHUNK = 4096  # units; what was never marked takes no memory
+_ALL, _NONE = b"\1" * _PER_CHUNK, bytes(_PER_CHUNK)
+
+
+@final
+class DirtyBitmap:
+    """A set of bytes of a device, kept in units of ``granularity`` bytes: what is marked is marked with all
+    of the units that it is in.
+
+    To look at it is to iterate: it gives (offset, length) pairs, in order, of which no two touch. A byte of
+    memory is taken for each unit, in pieces of 4096 units of which one at least is marked.
+    """
+
+    __slots__ = ("_chunks", "_granularity", "end")
+
+    def __init__(self, granularity: int = 1 << 16, *, end: int | None = None) -> None:
+        """With nothing marked. ``granularity`` is in bytes. Of units that reach beyond *end*, ranges have
+        what lies before it.
+
+        Raises:
+            ValueError: it is not positive.
+        """
+        if granularity < 1:
+            raise ValueError(f"granularity must be positive, not {granularity}")
+        self._granularity = granularity
+        self.end = end
+        """Where the device ends, in bytes; None: that is not known."""
+        self._chunks: dict[int, bytearray] = {}  # by number; a byte is 1 where the unit is marked
+
+    @property
+    def granularity(self) -> int:
+        """The size of a unit in bytes."""
+        return self._granularity
+
+    # --- changing -------------------------------------------------------------------------------------------
+
+    def mark(self, offset: int, length: int) -> None:
+        """Every unit that has one of the bytes. Nothing, where there are none."""
+        if length <= 0:
+            return
+        first, last = offset // self._granularity, (offset + length - 1) // self._granularity
+        if first == last and (units := self._chunks.get(first // _PER_CHUNK)) is not None:
+            units[first % _PER_CHUNK] = 1
+            return
+        for chunk, start, stop in _by_chunk(first, last + 1):
+            units = self._chunks.setdefault(chunk, bytearray(_PER_CHUNK))
+            units[start:stop] = _ALL[start:stop]
+
+    def clear(self, offset: int, length: int) -> None:
+        """Every unit that has no other bytes than these."""
+        first, end = -(-offset // self._granularity), (offset + length) // self._granularity
+        for chunk, start, stop in _by_chunk(first, end):
+            if (units := self._chunks.get(chunk)) is not None:
+                units[start:stop] = _NONE[start:stop]
+                if 1 not in units:
+                    del self._chunks[chunk]
+
+    def update(self, other: "DirtyBitmap") -> None:
+        """Mark what another one has marked."""
+        for offset, length in other:
+            self.mark(offset, length)
+
+    def take(self) -> "DirtyBitmap":
+        """What is marked, as a bitmap of its own; this one has nothing marked afterwards."""
+        taken = DirtyBitmap(self._granularity, end=self.end)
+        taken._chunks, self._chunks = self._chunks, {}
+        return taken
+
+    # --- looking --------------------------------------------------------------------------------------------
+
+    def __bool__(self) -> bool:
+        """Whether anything is marked."""
+        return next(iter(self), None) is not None
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """The (offset, length) pairs, also of what is marked behind the place that iterating has reached."""
+        unit = 0
+        while (first := self._next_marked(unit)) is not None:
+            unit = self._next_clear(first)
+            start, stop = first * self._granularity, unit * self._granularity
+            if self.end is not None and stop > self.end:
+                if start < self.end:
+                    yield start, self.end - start
+                return
+            yield start, stop - start
+
+    def runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
+        """The range as (offset, length, whether it is marked), in order, as long as can be."""
+        end = offset + length
+        while offset < end:
+            unit = offset // self._granularity
+            marked = self._is_marked(unit)
+            after = self._next_clear(unit) if marked else self._next_marked(unit)
+            stop = end if after is None else min(after * self._granularity, end)
+            yield offset, stop - offset, marked
+            offset = stop
+
+    def overlaps(self, offset: int, length: int) -> bool:
+        """Whether any of the bytes is marked."""
+        return any(marked for _, _, marked in self.runs(offset, length))
+
+    @property
+    def dirty_bytes(self) -> int:
+        """How many bytes are marked, in whole units."""
+        return self._granularity * sum(units.count(1) for units in self._chunks.values())
+
+    def _is_marked(self, unit: int) -> bool:
+        units = self._chunks.get(unit // _PER_CHUNK, _NONE)
+        return bool(units[unit % _PER_CHUNK])
+
+    def _next_marked(self, unit: int) -> int | None:
+        """The first marked unit from there on."""
+        chunk, place = divmod(unit, _PER_CHUNK)
+        if (units := self._chunks.get(chunk)) is not None and (found := units.find(1, place)) >= 0:
+            return chunk * _PER_CHUNK + found
+        for later in sorted(number for number in self._chunks if number > chunk):
+            if (found := self._chunks[later].find(1)) >= 0:
+                return later * _PER_CHUNK + found
+        return None
+
+    def _next_clear(self, unit: int) -> int:
+        """The first unit from there on that is not marked."""
+        chunk, place = divmod(unit, _PER_CHUNK)
+        while (units := self._chunks.get(chunk)) is not None:
+            if (found := units.find(0, place)) >= 0:
+                return chunk * _PER_CHUNK + found
+            chunk, place = chunk + 1, 0
+        return chunk * _PER_CHUNK + place
+
+    def __repr__(self) -> str:
+        return f"<DirtyBitmap {self.dirty_bytes} bytes in units of {self._granularity}>"
+
+
+def _by_chunk(first: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """The units from *first* to *end* as (chunk, first and end within it)."""
+    while first < end:
+        chunk, start = divmod(first, _PER_CHUNK)
+        stop = min(end - chunk * _PER_CHUNK, _PER_CHUNK)
+        yield chunk, start, stop
+        first = chunk * _PER_CHUNK + stop

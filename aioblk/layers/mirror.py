@@ -1,0 +1,359 @@
+"""Mirror: several devices with the same content, as one that goes on as long as one of them does."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
+from functools import partial
+from typing import Self, TypeVar, final
+
+from typing_extensions import Buffer
+
+from .._device.extents import Extent
+from .._libblkio.limits import Limits
+from .._queues.statistics import QueueStatistics
+from .._sync.scopes import AsyncClosing, shielded_if_cancelled
+from ..errors import DeviceClosedError, OptionError, UnsupportedError, UsageError
+from ._asked import Asked, end_of_stretch
+from ._begun import Begun, failed
+from ._combined import combined_limits
+from ._counts import Counts
+from ._legs import Leg, Legs, LegState, Member
+from ._mirrored import Call, Change, Read
+from ._turns import Turn, Turns
+from .block_device import BlockDevice
+from .layer import extents_of
+
+__all__ = ["Leg", "LegState", "Mirror"]
+
+T = TypeVar("T")
+
+AT_A_TIME = 1 << 20  # bytes that are copied by one step of resilvering, if the granularity is not larger
+STEPS = 4  # of them at a time
+
+
+@final
+class Mirror(AsyncClosing, BlockDevice):
+    """Devices with the same content: changes go to all of them, reads to one::
+
+        mirror = aioblk.Mirror(one, other)
+        await mirror.write(0, data)                  # on both
+        ...
+        for leg in mirror.legs:
+            if leg.state is aioblk.LegState.DROPPED:
+                await leg.device.reconnect()         # or whatever brings it back
+                await mirror.resilver(leg)           # copies what was changed meanwhile
+
+    **A leg that fails** a request is dropped, as long as another one has done it: the request succeeds, a
+    warning is logged to ``aioblk.mirror``, *on_change* is called, and from then on the mirror remembers what
+    the leg is missing. That is what is changed from now on, and what was since the last completed
+    :meth:`flush`: a device that is gone may have lost it. The last leg in sync is never dropped; its errors
+    are those of the requests. Where a change fails on all, what the range reads as is not known, and only the
+    first leg stays, so that it reads as one thing.
+
+    **Resilvering** copies what a leg is missing while the mirror is in use, flushes it, and counts it in.
+
+    **Order and cancellation.** Changes that share bytes take turns, so that all legs have them in the same
+    order; therefore a change that has begun is carried through although it is cancelled, and then ends as
+    cancelled. Reads are cancelled as those of the leg are.
+
+    **After a crash** of the program, or where not all legs were there, nothing here knows which leg is right:
+    a change may have reached one and not the other. Name those that are not to be trusted as *stale*, and
+    resilver them.
+
+    Memory is what all legs reach together: an :class:`Arena` that is attached to each. Limits are those that
+    suit all. The legs belong to one event loop, and are neither opened nor closed.
+    """
+
+    def __init__(
+        self,
+        *devices: BlockDevice,
+        stale: Iterable[BlockDevice] = (),
+        granularity: int = 1 << 16,
+        on_change: Callable[[Leg], object] | None = None,
+    ) -> None:
+        """Over open *devices*, which have the same content, and *stale* ones, which have not and begin as
+        dropped. ``granularity``: the size in bytes of the units in which what a leg is missing is remembered.
+        *on_change* is called in the loop's thread with each leg whose state has changed.
+
+        Raises:
+            OptionError: no device is to be trusted, one is there twice, or their limits contradict each
+            other.
+        """
+        outdated = list(stale)
+        given = [*devices, *outdated]
+        if not devices:
+            raise _wrong("one device at least is to be in sync")
+        if len(set(map(id, given))) < len(given):
+            raise _wrong("a device is in a mirror once")
+        self._limits = combined_limits("mirror", [device.limits for device in given])
+        alignment = self._limits.request_alignment
+        if granularity < 1 or granularity % alignment:
+            raise _wrong(
+                f"granularity is {granularity}; it must be a multiple of {alignment}, the request-alignment"
+            )
+        self._capacity = min(device.capacity for device in given) // alignment * alignment
+        self._granularity = granularity
+        self._legs = Legs(devices, outdated, self._capacity, granularity, on_change)
+        self._asked = Asked("mirror", self._limits, lambda: self._capacity, lambda: self.read_only)
+        self._turns = Turns()
+        self._counts = Counts()
+        self._zeroes_slowly = False  # one leg at least, whatever others can
+        self._closed = False
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        """Refuse new requests, and wait for those in flight. The legs stay open; idempotent."""
+        self._closed = True
+        with shielded_if_cancelled():
+            await self._turns.finish()
+            await self._counts.finish()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the mirror is closed, or being closed."""
+        return self._closed
+
+    # --- what it is -----------------------------------------------------------------------------------------
+
+    @property
+    def legs(self) -> tuple[Leg, ...]:
+        """All of them, in the order in which they were given."""
+        return self._legs.legs
+
+    @property
+    def limits(self) -> Limits:
+        """What suits all legs. It does not grow."""
+        return self._limits
+
+    @property
+    def capacity(self) -> int:
+        """That of the smallest leg, when the mirror was made."""
+        return self._capacity
+
+    @property
+    def read_only(self) -> bool:
+        """Whether changes are refused: one of the legs refuses them."""
+        return any(leg.device.read_only for leg in self._legs.present())
+
+    def statistics(self) -> QueueStatistics:
+        """What was asked of the mirror. What the legs count are the requests that these were made of."""
+        return self._counts.snapshot()
+
+    def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
+        """As of one of the legs."""
+        self._refuse_if_closed("extents")
+        end = end_of_stretch("mirror", self._capacity, offset, length)
+        return extents_of(self._legs.in_sync()[0].device, offset, end - offset)
+
+    # --- reading --------------------------------------------------------------------------------------------
+
+    def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        return self._read(offset, self._asked.to_read(offset, length), lambda leg: leg.read(offset, length))
+
+    def read_into(self, offset: int, buffer: Buffer) -> Awaitable[None]:
+        length = self._asked.to_fill(offset, [buffer])
+        return self._read(offset, length, lambda leg: leg.read_into(offset, buffer))
+
+    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        buffers = tuple(buffers)
+        length = self._asked.to_fill(offset, buffers)
+        return self._read(offset, length, lambda leg: leg.readv(offset, buffers))
+
+    def _read(self, offset: int, length: int, call: Call[T]) -> Awaitable[T]:
+        self._refuse_if_closed("read")
+        if error := self._asked.beyond_the_end("read", offset, length):
+            self._counts.refused()
+            return failed(error)
+        read = Read(self._legs, call)
+        self._counts.add(read, read=length)
+        return Begun(read)
+
+    # --- changing -------------------------------------------------------------------------------------------
+
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
+        length = self._asked.to_write(offset, [data])
+        return self._change("write", offset, length, lambda leg: leg.write(offset, data, fua=fua))
+
+    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
+        buffers = tuple(buffers)
+        length = self._asked.to_write(offset, buffers)
+        return self._change("write", offset, length, lambda leg: leg.writev(offset, buffers, fua=fua))
+
+    def write_zeroes(
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_unmap: bool = False,
+        no_fallback: bool = False,
+    ) -> Awaitable[None]:
+        """As of the legs. With ``no_fallback`` it fails as soon as it is known that one of them would have to
+        write the zeroes out; the first time that some can and others cannot, those do."""
+        length = self._asked.to_change("write_zeroes", offset, length)
+        if no_fallback and self._zeroes_slowly:
+            self._refuse_if_closed("write_zeroes")
+            self._counts.refused()
+            return failed(
+                UnsupportedError(
+                    "a leg of the mirror would have to write zeroes out",
+                    driver="mirror",
+                    operation="write_zeroes",
+                    offset=offset,
+                    length=length,
+                )
+            )
+
+        def zero(leg: BlockDevice, no_fallback: bool = no_fallback) -> Awaitable[None]:
+            return leg.write_zeroes(offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
+
+        def zero_slowly(leg: BlockDevice) -> Awaitable[None]:
+            self._zeroes_slowly = True
+            return zero(leg, no_fallback=False)
+
+        return self._change(
+            "write_zeroes", offset, length, zero, instead=zero_slowly if no_fallback else None
+        )
+
+    def discard(self, offset: int, length: int) -> Awaitable[None]:
+        """As of the legs that can."""
+        length = self._asked.to_discard(offset, length)
+        return self._change("discard", offset, length, lambda leg: leg.discard(offset, length), optional=True)
+
+    def _change(
+        self,
+        operation: str,
+        offset: int,
+        length: int,
+        call: Call[None],
+        *,
+        instead: Call[None] | None = None,
+        optional: bool = False,
+    ) -> Awaitable[None]:
+        self._refuse_if_closed(operation)
+        if error := self._asked.beyond_the_end(operation, offset, length):
+            self._counts.refused()
+            return failed(error)
+        change = Change(
+            self._legs,
+            call,
+            begins=lambda: self._legs.change_begins(offset, length),
+            ends=lambda outcomes: self._legs.change_ends(offset, length, outcomes),
+            instead=instead,
+            optional=optional,
+        )
+        self._counts.add(change, written=length)
+        self._turns.take(offset, offset + length, lambda turn: self._begin(change, turn))
+        return Begun(change)
+
+    def _begin(self, change: Change, turn: Turn) -> None:
+        change.begin(lambda: self._turns.end(turn))
+
+    def flush(self) -> Awaitable[None]:
+        """Make what changes that are done have written durable, on all legs in sync."""
+        self._refuse_if_closed("flush")
+        covered = self._legs.flush_begins(self._turns.ranges)
+        flush = Change(
+            self._legs,
+            lambda leg: leg.flush(),
+            begins=lambda: None,
+            ends=lambda outcomes: self._legs.flush_ends(covered, outcomes),
+        )
+        self._counts.add(flush)
+        self._turns.take(0, 0, lambda turn: self._begin(flush, turn))  # no bytes: nobody waits
+        return Begun(flush)
+
+    def _refuse_if_closed(self, operation: str) -> None:
+        if self._closed:
+            raise DeviceClosedError("the mirror is closed", driver="mirror", operation=operation)
+
+    # --- resilvering ----------------------------------------------------------------------------------------
+
+    async def resilver(self, leg: Leg, device: BlockDevice | None = None) -> None:
+        """Give a dropped leg what it is missing, and count it in again. The mirror is in use meanwhile;
+        ``leg.missing.dirty_bytes`` tells how much is left.
+
+        With *device* it takes the place of the leg's own, and is given everything.
+
+        If it fails, is cancelled, or the leg is dropped again, the leg stays dropped, with less missing.
+
+        Raises:
+            UsageError: the leg is not dropped, or another mirror's.
+            OptionError: *device* is smaller than the mirror, accepts less, or is a leg already.
+            BlkioError: the leg cannot be written, or no other one be read.
+        """
+        self._refuse_if_closed("resilver")
+        member = self._legs.member_of(leg)
+        if member is None or member.state is not LegState.DROPPED:
+            what = "it is another mirror's" if member is None else f"it is {member.state}"
+            raise UsageError(
+                f"a dropped leg can be resilvered; {what}", driver="mirror", operation="resilver"
+            )
+        if device is not None:
+            self._refuse_unless_suitable(device)
+            self._legs.replace(member, device, self._capacity)
+        self._legs.start_resilvering(member)
+        try:
+            while self._legs.is_resilvering(member):
+                if member.missing:
+                    await self._copy_missing(member)
+                    continue
+                await member.device.flush()  # what it was given is to be as durable as on the others
+                if self._legs.is_resilvering(member) and not member.missing:  # no change has failed meanwhile
+                    self._legs.end_resilvering(member)
+                    return
+        except BaseException as error:
+            if self._legs.is_resilvering(member):
+                self._legs.drop(member, error)
+            raise
+        assert member.error is not None  # it was dropped again
+        raise member.error
+
+    def _refuse_unless_suitable(self, device: BlockDevice) -> None:
+        if any(device is other.device for other in self._legs.all):
+            raise _wrong("a device is in a mirror once", "resilver")
+        if device.capacity < self._capacity:
+            raise _wrong(f"it has {device.capacity} bytes, and the mirror {self._capacity}", "resilver")
+        if combined_limits("mirror", [self._limits, device.limits]) != self._limits:
+            raise _wrong("it accepts less than the mirror does, whose limits are fixed", "resilver")
+
+    async def _copy_missing(self, member: Member) -> None:
+        pieces = self._pieces(member)
+        steps = [asyncio.create_task(self._copy(member, pieces)) for _ in range(STEPS)]
+        try:
+            await asyncio.gather(*steps)
+        finally:
+            for step in steps:
+                step.cancel()
+            with shielded_if_cancelled():
+                await asyncio.wait(steps)
+
+    def _pieces(self, member: Member) -> Iterator[tuple[int, int]]:
+        """What is missing, in steps."""
+        at_a_time = max(AT_A_TIME // self._granularity, 1) * self._granularity
+        for offset, length in member.missing:
+            for start in range(offset, offset + length, at_a_time):
+                yield start, min(at_a_time, offset + length - start)
+
+    async def _copy(self, member: Member, pieces: Iterator[tuple[int, int]]) -> None:
+        for offset, length in pieces:
+            async with self._turns.hold(offset, offset + length):  # nobody changes it meanwhile
+                if not self._legs.is_resilvering(member):
+                    return
+                data = await Begun(Read(self._legs, partial(_read_from, offset=offset, length=length)))
+                await member.device.write(offset, data)
+                member.missing.clear(offset, -(-length // self._granularity) * self._granularity)
+
+    def __repr__(self) -> str:
+        return f"<aioblk.Mirror {', '.join(map(repr, self._legs.legs))}>"
+
+
+def _read_from(leg: BlockDevice, *, offset: int, length: int) -> Awaitable[bytes]:
+    return leg.read(offset, length)
+
+
+def _wrong(message: str, operation: str = "open") -> OptionError:
+    return OptionError(message, driver="mirror", operation=operation)

@@ -1,0 +1,279 @@
+"""Faulty: a device that fails, is slow, lies or goes away, as it is told to."""
+
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, NamedTuple, NoReturn, TypeAlias, TypeVar, final
+
+import typing_extensions
+from typing_extensions import Buffer
+
+from .._native.buffers import as_memoryview
+from .._queues.statistics import QueueStatistics
+from ..errors import BlkioError, DeviceLostError, OptionError
+from ..layers._asked import Asked
+from ..layers._begun import Begun
+from ..layers._later import Later, Waiting
+from ..layers.block_device import BlockDevice
+from ..layers.layer import Layer
+from .memory_device import MemoryDevice
+
+__all__ = ["Fault", "Faulty", "Operation"]
+
+T = TypeVar("T")
+D_co = typing_extensions.TypeVar("D_co", bound=BlockDevice, default=MemoryDevice, covariant=True)
+
+Operation: TypeAlias = Literal["read", "write", "write_zeroes", "discard", "flush"]
+
+
+@final
+@dataclass(slots=True, kw_only=True, eq=False)
+class Fault:
+    """A rule of a :class:`Faulty` device: which requests it is for, and what becomes of them.
+
+    Of several that are for a request, delays add up; the first with an ``error`` decides that.
+    """
+
+    # which requests
+    operations: frozenset[Operation] | set[Operation] | tuple[Operation, ...] = ()
+    """None named: all."""
+    offset: int = 0
+    length: int | None = None
+    """Those that touch ``length`` bytes from ``offset`` on, in bytes; flushes touch everything."""
+    after: int = 0
+    """Not the first so many of them."""
+    times: int | None = None
+    """Only so many of them."""
+    probability: float = 1.0
+    """Of those, by chance, which is the device's."""
+
+    # what becomes of them
+    delay: float | Callable[[random.Random], float] = 0.0
+    """Seconds until it is executed, or how to draw them: ``lambda chance: chance.expovariate(1000)``."""
+    error: int | BaseException | None = None
+    """With this errno, or exception, it fails."""
+    executed: bool = False
+    """It is executed though it fails: a request whose answer is lost."""
+    corrupt: bool = False
+    """One bit of what is read, or written, is another."""
+
+    hits: int = 0
+    """How many requests it was for, so far."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.probability <= 1:
+            raise OptionError(f"probability must be from 0 to 1, not {self.probability}", driver="faulty")
+        if self.error is None and self.executed:
+            raise OptionError("what is executed though it fails needs an error", driver="faulty")
+
+    def applies(self, operation: Operation, offset: int, length: int, chance: random.Random) -> bool:
+        """Whether it is for this one; it counts then."""
+        if self.operations and operation not in self.operations:
+            return False
+        if operation != "flush" and not self._touches(offset, length):
+            return False
+        if self.times is not None and self.hits >= self.after + self.times:
+            return False
+        if self.probability < 1 and chance.random() >= self.probability:
+            return False
+        self.hits += 1
+        return self.hits > self.after
+
+    def _touches(self, offset: int, length: int) -> bool:
+        end = None if self.length is None else self.offset + self.length
+        return offset + length > self.offset and (end is None or offset < end)
+
+
+class _Fate(NamedTuple):
+    """What becomes of one request."""
+
+    delay: float = 0.0
+    error: int | BaseException | None = None
+    executed: bool = True
+    corrupt: bool = False
+
+
+@final
+class Faulty(Layer[D_co]):
+    """A device with faults, by rule or by chance::
+
+        dev = Faulty(MemoryDevice(1 << 20), seed=7)
+        dev.add(Fault(operations={"write"}, after=3, times=1, error=errno.ENOSPC))
+        dev.add(Fault(probability=0.01, delay=lambda chance: chance.expovariate(100)))
+        dev.lose("the cable was pulled")
+
+    Everything by chance comes of *seed*: the same requests have the same faults. Without rules, requests are
+    the device's own. A batch is made of requests of its own, each with its faults.
+    """
+
+    def __init__(self, device: D_co, *faults: Fault, seed: int = 0) -> None:
+        super().__init__(device)
+        self._faults = list(faults)
+        self._chance = random.Random(seed)
+        self._lost: DeviceLostError | None = None
+        self._asked = Asked("faulty", device.limits, lambda: device.capacity, lambda: device.read_only)
+        self._waiting = Waiting()
+
+    @property
+    def faults(self) -> tuple[Fault, ...]:
+        """The rules, in the order in which they are asked."""
+        return tuple(self._faults)
+
+    def add(self, fault: Fault) -> Fault:
+        """One more rule; gives it, to look at what it hits."""
+        self._faults.append(fault)
+        return fault
+
+    def remove(self, fault: Fault) -> None:
+        """ValueError: there is no such rule."""
+        self._faults.remove(fault)
+
+    # --- loss -----------------------------------------------------------------------------------------------
+
+    @property
+    def lost(self) -> DeviceLostError | None:
+        """Why the device is lost; None: it is not."""
+        return self._lost
+
+    def lose(self, reason: str = "the device was lost") -> None:
+        """Be lost, as a device whose backend died: what has not been executed fails, and every new request is
+        refused, with DeviceLostError."""
+        self._lost = DeviceLostError(reason, driver="faulty")
+        for request in self._waiting:
+            request.fail(DeviceLostError(reason, driver="faulty"))
+
+    async def reconnect(self) -> None:
+        """Come back, with what was executed."""
+        self._lost = None
+
+    def _refuse_if_lost(self, operation: Operation) -> None:
+        if self._lost is not None:
+            raise DeviceLostError(self._lost.message, driver="faulty", operation=operation)
+
+    async def _finish(self) -> None:
+        await self._waiting.finish()
+        await super()._finish()
+
+    def statistics(self) -> QueueStatistics:
+        """What the device counts, and what waits or has failed before it came there."""
+        return self._waiting.added_to(self._device.statistics())
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        length = self._asked.to_read(offset, length)
+        call = partial(self._below.read, offset, length)
+        return self._request("read", offset, length, call, self._corrupted)
+
+    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        length = self._asked.to_fill(offset, buffers := tuple(buffers))
+        call = partial(self._below.readv, offset, buffers)
+        return self._request("read", offset, length, call, lambda _: self._corrupt_one_of(buffers))
+
+    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
+        length = self._asked.to_write(offset, buffers := tuple(buffers))
+        fate = self._fate("write", offset, length)
+        if fate is not None and fate.corrupt:
+            buffers = (self._corrupted(b"".join(as_memoryview(buffer).cast("B") for buffer in buffers)),)
+        return self._with(
+            fate, "write", offset, length, partial(self._below.writev, offset, buffers, fua=fua)
+        )
+
+    def write_zeroes(
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_unmap: bool = False,
+        no_fallback: bool = False,
+    ) -> Awaitable[None]:
+        length = self._asked.to_change("write_zeroes", offset, length)
+        how = {"fua": fua, "no_unmap": no_unmap, "no_fallback": no_fallback}
+        return self._request(
+            "write_zeroes", offset, length, partial(self._below.write_zeroes, offset, length, **how)
+        )
+
+    def discard(self, offset: int, length: int) -> Awaitable[None]:
+        length = self._asked.to_discard(offset, length)
+        return self._request("discard", offset, length, partial(self._below.discard, offset, length))
+
+    def flush(self) -> Awaitable[None]:
+        return self._request("flush", 0, 0, self._below.flush)
+
+    read_into = BlockDevice.read_into
+    write = BlockDevice.write
+    read_many = BlockDevice.read_many
+    read_into_many = BlockDevice.read_into_many
+    write_many = BlockDevice.write_many
+
+    # --- fates ----------------------------------------------------------------------------------------------
+
+    def _request(
+        self,
+        operation: Operation,
+        offset: int,
+        length: int,
+        call: Callable[[], Awaitable[T]],
+        corrupt: Callable[[T], T] | None = None,
+    ) -> Awaitable[T]:
+        return self._with(self._fate(operation, offset, length), operation, offset, length, call, corrupt)
+
+    def _fate(self, operation: Operation, offset: int, length: int) -> _Fate | None:
+        """None: nothing becomes of it but what the device makes of it."""
+        self._refuse_if_lost(operation)
+        applying = [fault for fault in self._faults if fault.applies(operation, offset, length, self._chance)]
+        if not applying:
+            return None
+        failing = next((fault for fault in applying if fault.error is not None), None)
+        return _Fate(
+            sum(fault.delay(self._chance) if callable(fault.delay) else fault.delay for fault in applying),
+            None if failing is None else failing.error,
+            failing is None or failing.executed,
+            any(fault.corrupt for fault in applying),
+        )
+
+    def _with(
+        self,
+        fate: _Fate | None,
+        operation: Operation,
+        offset: int,
+        length: int,
+        call: Callable[[], Awaitable[T]],
+        corrupt: Callable[[T], T] | None = None,
+    ) -> Awaitable[T]:
+        if fate is None:
+            return call() if operation in ("read", "flush") else self._change(call())
+        error = fate.error
+        if isinstance(error, int):
+            error = BlkioError(
+                errno=error, driver="faulty", operation=operation, offset=offset, length=length
+            )
+        request: Later[T]
+        if error is not None:
+            request = Later(call if fate.executed else partial(_fail, error), partial(_fail, error))
+        else:
+            request = Later(call, corrupt if fate.corrupt else None)
+        self._waiting.add(request)
+        loop = asyncio.get_running_loop()
+        loop.call_later(fate.delay, request.begin) if fate.delay > 0 else loop.call_soon(request.begin)
+        return Begun(request)
+
+    def _corrupted(self, data: bytes) -> bytes:
+        if not data:
+            return data
+        wrong = bytearray(data)
+        wrong[self._chance.randrange(len(wrong))] ^= 1 << self._chance.randrange(8)
+        return bytes(wrong)
+
+    def _corrupt_one_of(self, buffers: Sequence[Buffer]) -> None:
+        views = [view for buffer in buffers if (view := as_memoryview(buffer).cast("B")).nbytes]
+        if views:
+            view = self._chance.choice(views)
+            view[self._chance.randrange(len(view))] ^= 1 << self._chance.randrange(8)
+
+
+def _fail(error: BaseException, result: object = None) -> NoReturn:
+    raise error

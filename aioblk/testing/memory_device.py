@@ -1,0 +1,249 @@
+"""MemoryDevice: a block device that is memory, with whatever limits a test wants."""
+
+import errno
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Self, TypeVar
+
+from typing_extensions import Buffer
+
+from .._device.extents import Extent, ExtentKind
+from .._libblkio.limits import Limits
+from .._memory.regions import MemoryRegion
+from .._native._core import Memory
+from .._native.buffers import as_memoryview
+from .._queues.statistics import QueueStatistics
+from .._sync.scopes import AsyncClosing, shielded_if_cancelled
+from ..errors import BlkioError, DeviceClosedError, OptionError
+from ..layers._asked import Asked, end_of_stretch
+from ..layers._begun import Begun
+from ..layers._counts import Counts
+from ..layers.block_device import BlockDevice
+from ._done import Done
+from ._media import Media
+from ._reach import Reach
+
+__all__ = ["MemoryDevice"]
+
+T = TypeVar("T")
+
+LARGEST = 1 << 60  # bytes that one grows to
+
+
+class MemoryDevice(AsyncClosing, BlockDevice):
+    """``capacity`` bytes of memory as a block device, for tests::
+
+        async with MemoryDevice(1 << 30, limits=aioblk.Limits(request_alignment=4096)) as dev:
+            await dev.write(0, bytes(4096))
+
+    It keeps the contract of :class:`BlockDevice` to the letter, with the limits that it is given: what is
+    misaligned is refused, with ``limits.can_grow`` writing past the end makes it longer, and with
+    ``limits.needs_mem_regions`` memory has to be registered to be reached: all else counts as bounced in
+    :meth:`statistics`. Its size takes no memory; what is written does. It tells where it has holes.
+
+    A request is executed by its call, and its outcome comes in the next turn of the loop. Buffers are
+    exported until then, as to a real device. How it behaves when it fails, is slow or goes away:
+    :class:`Faulty`.
+    """
+
+    def __init__(
+        self, capacity: int, *, limits: Limits | None = None, read_only: bool = False, content: bytes = b""
+    ) -> None:
+        """Zeroes, or *content* and zeroes behind it. Without *limits* any bytes are taken from any memory.
+
+        Raises:
+            OptionError: ``capacity`` is negative, or less than *content* has.
+        """
+        if capacity < len(content):
+            raise OptionError(
+                f"capacity is {capacity}; it must not be less than 0, nor than the content's {len(content)}",
+                driver="memory",
+                operation="open",
+            )
+        self._limits = Limits() if limits is None else limits
+        self._capacity = capacity
+        self._read_only = read_only
+        self._media = Media()
+        self._media.write(0, content)
+        self._asked = Asked("memory", self._limits, lambda: self._capacity, lambda: self._read_only)
+        self._reach = Reach("memory", self._limits, lambda: self._closed)
+        self._counts = Counts()
+        self._bounced_bytes = 0
+        self._closed = False
+
+    # --- life -----------------------------------------------------------------------------------------------
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def aclose(self) -> None:
+        self._closed = True
+        with shielded_if_cancelled():
+            await self._counts.finish()
+
+    @property
+    def closed(self) -> bool:
+        """Whether it is closed, or being closed."""
+        return self._closed
+
+    # --- what it is -----------------------------------------------------------------------------------------
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    @property
+    def capacity(self) -> int:
+        return self._capacity
+
+    @property
+    def read_only(self) -> bool:
+        return self._read_only
+
+    def statistics(self) -> QueueStatistics:
+        return replace(self._counts.snapshot(), bounced_bytes=self._bounced_bytes)
+
+    def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
+        """Holes are what was never written, or was zeroed, in units of 4096 bytes."""
+        self._refuse_if_closed("extents")
+        end = end_of_stretch("memory", self._capacity, offset, length)
+        return self._extents(list(self._media.runs(offset, end - offset)))
+
+    async def _extents(self, runs: list[tuple[int, int, bool]]) -> AsyncGenerator[Extent]:
+        for offset, length, is_hole in runs:
+            yield Extent(offset, length, ExtentKind.HOLE if is_hole else ExtentKind.DATA)
+
+    def content(self) -> bytes:
+        """All of it, as it is now: whatever was asked for has been executed."""
+        return self._media.read(0, self._capacity)
+
+    # --- memory ---------------------------------------------------------------------------------------------
+
+    def register(
+        self, buffer: Buffer, *, fd: int | None = None, fd_offset: int = 0, required: bool = False
+    ) -> MemoryRegion:
+        """As of a device: the rules of the limits are kept. Files under the memory are not asked for."""
+        self._refuse_if_closed("register")
+        return self._reach.register(buffer, required)
+
+    def allocate(self, length: int) -> MemoryRegion:
+        self._refuse_if_closed("allocate")
+        return self._reach.allocate(length)
+
+    # --- requests -------------------------------------------------------------------------------------------
+
+    def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        length = self._asked.to_read(offset, length)
+        if error := self._refusal("read", offset, length):
+            return self._request(error)
+        self._bounced_bytes += length if self._limits.needs_mem_regions else 0
+        return self._request(self._media.read(offset, length), read=length)
+
+    def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        length = self._asked.to_fill(offset, buffers := tuple(buffers))
+        if error := self._refusal("read", offset, length):
+            return self._request(error)
+        views = self._views(buffers)
+        data = self._media.read(offset, length)
+        done = 0
+        for view in views:
+            view[:] = data[done : done + len(view)]
+            done += len(view)
+        return self._request(None, views, read=length)
+
+    def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
+        length = self._asked.to_write(offset, buffers := tuple(buffers))
+        if error := self._refusal("write", offset, length):
+            return self._request(error)
+        views = self._views(buffers)
+        return self._put(offset, length, b"".join(views), fua, views)
+
+    def write_zeroes(
+        self,
+        offset: int,
+        length: int,
+        *,
+        fua: bool = False,
+        no_unmap: bool = False,
+        no_fallback: bool = False,
+    ) -> Awaitable[None]:
+        length = self._asked.to_change("write_zeroes", offset, length)
+        if error := self._refusal("write_zeroes", offset, length):
+            return self._request(error)
+        return self._put(offset, length, None, fua)
+
+    def discard(self, offset: int, length: int) -> Awaitable[None]:
+        """Of what is discarded, all reads as zeroes."""
+        length = self._asked.to_discard(offset, length)
+        if error := self._refusal("discard", offset, length):
+            return self._request(error)
+        return self._put(offset, max(min(length, self._capacity - offset), 0), None, False)
+
+    def flush(self) -> Awaitable[None]:
+        self._refuse_if_closed("flush")
+        return self._request(None, on_done=self._start_flush())
+
+    # --- how they are executed ------------------------------------------------------------------------------
+
+    def _put(
+        self, offset: int, length: int, data: bytes | None, fua: bool, keep: object = None
+    ) -> Awaitable[None]:
+        self._capacity = max(self._capacity, offset + length)
+        return self._request(None, keep, self._store(offset, length, data, fua), written=length)
+
+    def _store(self, offset: int, length: int, data: bytes | None, fua: bool) -> Callable[[], object] | None:
+        """Have it, or zeroes for None; gives what is to be done when the request is."""
+        if data is None:
+            self._media.zero(offset, length)
+        else:
+            self._media.write(offset, data)
+        return None
+
+    def _start_flush(self) -> Callable[[], object] | None:
+        """Gives what is to be done when it is done."""
+        return None
+
+    def _request(
+        self,
+        outcome: T | BaseException,
+        keep: object = None,
+        on_done: Callable[[], object] | None = None,
+        *,
+        read: int = 0,
+        written: int = 0,
+    ) -> Awaitable[T]:
+        request = Done(outcome, keep, on_done)
+        self._counts.add(request, read=read, written=written)
+        return Begun(request)
+
+    def _views(self, buffers: Sequence[Buffer]) -> list[memoryview]:
+        """The buffers as bytes; those that the device would not reach count as bounced."""
+        views = [as_memoryview(buffer).cast("B") for buffer in buffers]
+        if self._limits.needs_mem_regions:
+            self._bounced_bytes += sum(len(view) for view in views if not self._reaches(view))
+        return views
+
+    def _reaches(self, view: memoryview) -> bool:
+        memory = Memory.from_buffer(view)
+        address, length = memory.address, len(memory)
+        memory.close()
+        return self._reach.has(address, length)
+
+    def _refusal(self, operation: str, offset: int, length: int) -> BlkioError | None:
+        """What is wrong with a request that was asked for in the right way."""
+        self._refuse_if_closed(operation)
+        if not self._limits.can_grow:
+            return self._asked.beyond_the_end(operation, offset, length)
+        if operation != "read" and offset + length > LARGEST:
+            message = f"the device grows to {LARGEST} bytes at most"
+            return BlkioError(
+                message, errno=errno.EFBIG, driver="memory", operation=operation, offset=offset, length=length
+            )
+        return None
+
+    def _refuse_if_closed(self, operation: str) -> None:
+        if self._closed:
+            raise DeviceClosedError("the device is closed", driver="memory", operation=operation)
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._capacity} bytes>"

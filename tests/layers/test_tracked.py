@@ -1,0 +1,161 @@
+"""What a Tracked device marks, and the bitmap that it marks it in."""
+
+import asyncio
+import errno
+from collections.abc import Awaitable, Callable
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from typing_extensions import Buffer
+
+import aioblk
+from aioblk.testing import Fault, Faulty, MemoryDevice
+
+UNIT = 4096
+SIZE = 64 * UNIT
+
+
+@pytest.fixture
+def below() -> Faulty:
+    return Faulty(MemoryDevice(SIZE, limits=aioblk.Limits(request_alignment=512)))
+
+
+@pytest.fixture
+def tracked(below: Faulty) -> "aioblk.Tracked[Faulty]":
+    return aioblk.Tracked(below, granularity=UNIT)
+
+
+CHANGES: list[Callable[[aioblk.BlockDevice], Awaitable[object]]] = [
+    lambda device: device.write(2 * UNIT - 512, bytes(1024)),
+    lambda device: device.writev(2 * UNIT - 512, [bytes(1024)], fua=True),
+    lambda device: device.write_zeroes(UNIT, 2 * UNIT),
+    lambda device: device.discard(UNIT, 2 * UNIT),
+    lambda device: device.write_many([(UNIT, bytes(512)), (2 * UNIT, bytes(512))]),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_every_change_is_marked(
+    tracked: "aioblk.Tracked[Faulty]",
+    below: Faulty,
+    change: Callable[[aioblk.BlockDevice], Awaitable[object]],
+) -> None:
+    await change(tracked)
+    assert list(tracked.take()) == [(UNIT, 2 * UNIT)]
+    assert not tracked.dirty
+    below.add(Fault(error=errno.EIO))
+    with pytest.raises(aioblk.BlkioError):
+        await change(tracked)
+    assert list(tracked.take()) == [(UNIT, 2 * UNIT)]
+
+
+async def test_what_is_refused_or_read_is_not_marked(tracked: "aioblk.Tracked[Faulty]") -> None:
+    for call in (
+        lambda: tracked.write(1, bytes(512)),
+        lambda: tracked.write_zeroes(-512, 512),
+        lambda: tracked.write_many([(1, bytes(512))]),
+    ):
+        with pytest.raises(aioblk.BlkioError):
+            call()
+    await tracked.read(0, SIZE)
+    await tracked.flush()
+    await tracked.write_many([(1, bytes(512)), (0,), 3], return_exceptions=True)  # type: ignore[list-item]
+    assert not tracked.dirty
+
+
+class Held(aioblk.Layer[MemoryDevice]):
+    """Its writes to the first unit take as long as a test wants."""
+
+    def __init__(self, device: MemoryDevice) -> None:
+        super().__init__(device)
+        self.written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
+        return self.written if offset == 0 else super().write(offset, data, fua=fua)
+
+
+async def test_what_is_in_flight_is_marked_again() -> None:
+    below = Held(MemoryDevice(SIZE))
+    tracked = aioblk.Tracked(below, granularity=UNIT)
+    write = tracked.write(0, bytes(512))
+    await tracked.write(UNIT, bytes(512))
+    taken = tracked.take()
+    assert list(taken) == [(0, 2 * UNIT)]
+    assert list(tracked.dirty) == [(0, UNIT)]
+    below.written.set_result(None)
+    await write
+    assert list(tracked.take()) == [(0, UNIT)]
+    assert not tracked.take()
+    tracked.put_back(taken)
+    assert list(tracked.dirty) == [(0, 2 * UNIT)]
+
+
+async def test_with_a_real_device_as_well(scratch_file: object) -> None:
+    async with aioblk.IoUring(str(scratch_file)) as device:
+        tracked = aioblk.Tracked(device, granularity=UNIT)
+        requests = [asyncio.ensure_future(tracked.write(place * UNIT, bytes(512))) for place in range(200)]
+        taken = tracked.take()
+        again = {offset for offset, _ in tracked.dirty}
+        await asyncio.gather(*requests)
+        assert taken.dirty_bytes == 200 * UNIT
+        assert again <= {place * UNIT for place in range(200)}
+        assert tracked.take().dirty_bytes <= 200 * UNIT
+        assert not tracked.take()
+
+
+# --- the bitmap ---------------------------------------------------------------------------------------------
+
+LARGE = 20_000
+"""Units: several chunks of a bitmap."""
+marks = st.tuples(st.booleans(), st.integers(0, LARGE * 10), st.integers(0, LARGE * 6))
+
+
+@given(steps=st.lists(marks, max_size=12), granularity=st.sampled_from([1, 7, 10]))
+@settings(max_examples=200, deadline=None)
+def test_a_bitmap_is_a_set_of_units(steps: list[tuple[bool, int, int]], granularity: int) -> None:
+    bitmap, units = aioblk.DirtyBitmap(granularity), set[int]()
+    for is_mark, offset, length in steps:
+        if is_mark:
+            bitmap.mark(offset, length)
+            if length:
+                units.update(range(offset // granularity, -(-(offset + length) // granularity)))
+        else:
+            bitmap.clear(offset, length)
+            units.difference_update(range(-(-offset // granularity), (offset + length) // granularity))
+    assert bool(bitmap) == bool(units)
+    assert bitmap.dirty_bytes == granularity * len(units)
+    ranges = list(bitmap)
+    assert {
+        unit
+        for start, length in ranges
+        for unit in range(start // granularity, (start + length) // granularity)
+    } == units
+    assert all(start + length < after for (start, length), (after, _) in pairwise(ranges))
+    runs = list(bitmap.runs(5, LARGE * 10))
+    assert sum(length for _, length, _ in runs) == LARGE * 10
+    assert all(one[2] != other[2] for one, other in pairwise(runs))
+    assert all((offset // granularity in units) == marked for offset, _, marked in runs)
+    copy = aioblk.DirtyBitmap(granularity)
+    copy.update(bitmap)
+    assert list(copy.take()) == ranges
+    assert not copy
+
+
+def test_what_no_bitmap_is_made_of() -> None:
+    with pytest.raises(ValueError, match="granularity must be positive, not 0"):
+        aioblk.DirtyBitmap(0)
+
+
+async def test_marking_goes_on_while_it_is_looked_at() -> None:
+    bitmap = aioblk.DirtyBitmap(1)
+    bitmap.mark(5, 1)
+    seen = []
+    for offset, length in bitmap:
+        seen.append((offset, length))
+        bitmap.clear(offset, length)
+        if offset < 50_000:
+            bitmap.mark(offset + 9000, 2)
+    assert seen == [(5, 1), *((5 + 9000 * number, 2) for number in range(1, 7))]
+    assert not bitmap

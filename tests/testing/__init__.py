@@ -1,0 +1,1 @@
+"""The testing kit does what it says."""

@@ -1,0 +1,142 @@
+"""Faulty: which requests a rule is for, and what becomes of them."""
+
+import asyncio
+import errno
+import random
+
+import pytest
+
+import aioblk
+from aioblk.testing import Fault, Faulty, MemoryDevice
+
+BLOCK = 512
+SIZE = 1 << 16
+
+
+def faulty(*faults: Fault, seed: int = 0) -> Faulty:
+    return Faulty(MemoryDevice(SIZE, limits=aioblk.Limits(request_alignment=BLOCK)), *faults, seed=seed)
+
+
+async def fails(device: Faulty, block: int = 0) -> bool:
+    [outcome] = await device.read_many([(block * BLOCK, BLOCK)], return_exceptions=True)
+    if isinstance(outcome, bytes):
+        return False
+    assert isinstance(outcome, aioblk.BlkioError)
+    assert (outcome.driver, outcome.operation, outcome.offset) == ("faulty", "read", block * BLOCK)
+    return True
+
+
+async def test_which_requests_a_rule_is_for() -> None:
+    device = faulty(Fault(operations={"read"}, offset=4 * BLOCK, length=1, error=errno.EIO))
+    assert [await fails(device, block) for block in (3, 4, 5)] == [False, True, False]
+    with pytest.raises(aioblk.BlkioError):
+        await device.read(0, 5 * BLOCK)
+    await device.write(4 * BLOCK, bytes(BLOCK))
+    await device.flush()
+    assert device.faults[0].hits == 2
+
+    device = faulty(Fault(after=2, times=3, error=errno.EIO))
+    assert [await fails(device) for _ in range(8)] == [False, False, True, True, True, False, False, False]
+    device = faulty(Fault(offset=2 * BLOCK, error=errno.EIO))
+    assert [await fails(device, block) for block in (0, 1, 2, 100)] == [False, False, True, True]
+    with pytest.raises(aioblk.BlkioError):
+        await device.flush()
+
+
+async def test_chance_comes_of_the_seed() -> None:
+    runs = [
+        [await fails(device) for _ in range(200)]
+        for seed in (1, 1, 2)
+        for device in [faulty(Fault(probability=0.3, error=errno.EIO), seed=seed)]
+    ]
+    assert runs[0] == runs[1] != runs[2]
+    assert 30 < sum(runs[0]) < 90
+
+
+async def test_what_fails_was_executed_or_not() -> None:
+    for executed in (False, True):
+        device = faulty(Fault(operations={"write"}, error=errno.EIO, executed=executed))
+        with pytest.raises(aioblk.BlkioError):
+            await device.write(0, b"x" * BLOCK)
+        assert (device.device.content()[:1] == b"x") is executed
+
+
+async def test_an_exception_of_ones_own() -> None:
+    device = faulty(Fault(error=aioblk.UnsupportedError("not today")))
+    with pytest.raises(aioblk.UnsupportedError, match="not today"):
+        await device.discard(0, BLOCK)
+
+
+async def test_delays_add_up() -> None:
+    loop = asyncio.get_running_loop()
+    drawn: list[float] = []
+
+    def draw(chance: random.Random) -> float:
+        drawn.append(chance.uniform(0.001, 0.002))
+        return drawn[-1]
+
+    device = faulty(Fault(delay=0.01), Fault(operations={"write"}, delay=draw))
+    before = loop.time()
+    await device.write(0, bytes(BLOCK))
+    assert loop.time() - before >= 0.01 + drawn[0] - 0.001
+    assert device.statistics().in_flight == 0
+
+
+async def test_corruption_is_one_bit_and_silent() -> None:
+    device = faulty(Fault(corrupt=True))
+    found = await device.read(0, BLOCK)
+    pieces = [bytearray(100), bytearray(BLOCK - 100)]
+    await device.readv(0, pieces)
+    content = b"\xff" * BLOCK
+    await device.write(0, content)
+    wrong = device.device.content()[:BLOCK]
+    for one, other in ((found, bytes(BLOCK)), (b"".join(pieces), bytes(BLOCK)), (wrong, content)):
+        assert sum((left ^ right).bit_count() for left, right in zip(one, other, strict=True)) == 1
+    assert await device.read(0, 0) == b""
+
+
+async def test_loss() -> None:
+    device = faulty(Fault(operations={"write"}, delay=60))
+    write = asyncio.ensure_future(device.write(0, b"x" * BLOCK))
+    await asyncio.sleep(0)
+    assert device.statistics().in_flight == 1
+    device.lose("the cable was pulled")
+    with pytest.raises(aioblk.DeviceLostError, match="the cable was pulled"):
+        await write
+    with pytest.raises(aioblk.DeviceLostError, match="the cable was pulled"):
+        device.read(0, BLOCK)
+    assert isinstance(device.lost, aioblk.DeviceLostError)
+    await device.reconnect()
+    assert device.lost is None
+    assert await device.read(0, BLOCK) == bytes(BLOCK)
+
+
+async def test_a_delayed_request_that_is_cancelled_was_never_made() -> None:
+    device = faulty(Fault(operations={"write"}, delay=60))
+    write = asyncio.ensure_future(device.write(0, b"x" * BLOCK))
+    await asyncio.sleep(0)
+    write.cancel()
+    await asyncio.wait([write])
+    assert write.cancelled()
+    assert device.statistics().cancelled == 1
+    async with device:
+        pass
+    assert device.device.content() == bytes(SIZE)
+
+
+async def test_each_of_a_batch_has_its_faults() -> None:
+    device = faulty(Fault(after=1, times=1, error=errno.EIO))
+    found = await device.read_many([(block * BLOCK, BLOCK) for block in range(3)], return_exceptions=True)
+    assert [isinstance(content, bytes) for content in found] == [True, False, True]
+    rule = device.faults[0]
+    device.remove(rule)
+    assert device.faults == ()
+    with pytest.raises(ValueError, match="not in list"):
+        device.remove(rule)
+
+
+async def test_what_is_no_rule() -> None:
+    with pytest.raises(aioblk.OptionError, match=r"probability must be from 0 to 1, not 1.5"):
+        Fault(probability=1.5)
+    with pytest.raises(aioblk.OptionError, match="needs an error"):
+        Fault(executed=True)
