@@ -31,6 +31,7 @@ from ._native._core import Request, View  # before all others: it refuses subint
 
 # isort: split
 from ._device.device import Device
+from ._device.events import DeviceEvent, DeviceLost, DeviceResized, DeviceReturned, DeviceSearching
 from ._device.extents import Extent, ExtentKind
 from ._former import FORMER, FormerPaths
 from ._libblkio.limits import Limits
@@ -115,7 +116,12 @@ __all__ = [
     "CopyOnWrite",
     "Device",
     "DeviceClosedError",
+    "DeviceEvent",
+    "DeviceLost",
     "DeviceLostError",
+    "DeviceResized",
+    "DeviceReturned",
+    "DeviceSearching",
     "DirtyBitmap",
     "DisconnectedError",
     "Extent",

@@ -58,6 +58,7 @@ log = logging.getLogger("nbd")
 def main() -> None:
     options = parse_options()
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
+    logging.getLogger("aioblk.device").propagate = False  # the server says itself what becomes of the device
     hold_standard_descriptors()
     try:
         device = aioblk.open(options.driver, **aioblk.parse_properties(options.driver, options.properties))

@@ -22,6 +22,7 @@ from .._queues.queue import Queue, QueueStatistics
 from .._sync.loops import running_loop
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ..errors import DeviceLostError
+from .events import DeviceEvent
 from .extents import Extent
 from .life import Life, Stage, Unopened
 from .opening import open_device
@@ -201,6 +202,29 @@ class Device(AsyncClosing, Submitter):
             BlkioError: it does not answer.
         """
         return await self._life.opened("refresh_capacity").ask_capacity()
+
+    def events(self, *, capacity_every: float | None = None) -> AsyncGenerator[DeviceEvent]:
+        """What happens to the device from now on, until it is closed::
+
+            async for event in dev.events():
+                match event:
+                    case aioblk.DeviceLost(error):
+                        ...
+
+        ``capacity_every``: the device is asked for its size every so many seconds, since most do not tell of
+        a change by themselves; None: what :meth:`refresh_capacity` and reconnecting find is told. The log
+        ``aioblk.device`` has the same.
+
+        Raises at the call:
+            UsageError: the device belongs to another loop.
+            OptionError: ``capacity_every`` is not positive.
+        """
+        session = self._session("events")
+        session.require_own_loop("events")
+        if capacity_every is not None and not capacity_every > 0:
+            text = f"capacity_every must be positive, not {capacity_every}"
+            raise self._subject.invalid("events", text)
+        return session.events.listen(self.refresh_capacity, capacity_every)
 
     async def truncate(self, size: int) -> None:
         """Make a regular file *size* bytes long: what is beyond is gone, what is added reads as zeroes.

@@ -219,6 +219,7 @@ class Life:
         session = self.session
         self.stage = Stage.CLOSING
         session.begin_closing()
+        session.events.end()
         session.queues.refuse()
         if self.lost is None:
             session.queue.close()

@@ -19,6 +19,7 @@ from typing import Any, TypeAlias, final
 from .._sync.blocking import call_elsewhere, run_blocking
 from ..errors import BlkioError, DeviceLostError
 from .connection import Connection
+from .events import DeviceLost, DeviceReturned, DeviceSearching
 from .peer import Peer
 from .recovery import Recovery, Wanted, connect_again, release_old
 from .session import Session
@@ -109,6 +110,16 @@ class Loss:
     def _become(self, event: Event, presence: Presence) -> None:
         assert TRANSITIONS.get((type(self._presence), event)) is type(presence), (self._presence, event)
         self._presence = presence
+        match event:
+            case Event.FAILED:
+                assert isinstance(presence, Lost)
+                self._session.events.tell(DeviceLost(presence.error))
+            case Event.DIED:
+                self._session.events.tell(DeviceSearching())
+            case Event.REPLACED:
+                self._session.events.tell(DeviceReturned())
+            case Event.ASKED | Event.REFUSED:
+                pass  # whoever has asked knows
 
     # --- what is known --------------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ from .._sync.loops import running_loop
 from .._sync.tasks import start_steadfast_task
 from ..errors import request_error
 from .connection import Connection, add_queue
+from .events import DeviceResized, Events
 from .extents import Extent, find_extents
 
 __all__ = ["LARGEST_PART", "Alarm", "Session", "SessionProperties"]
@@ -103,6 +104,7 @@ class Session:
         self.limits = limits
         self.capacity = connection.capacity
         """In bytes, when it was last asked for."""
+        self.events = Events(subject)
         self.refusals = Refusals(options.driver, limits, subject.filename, _asked_weakly(self._end))
         self.core = self._make_core()
         self.memory = self._make_memory(alarm)
@@ -226,7 +228,7 @@ class Session:
 
     def go_on_with(self, connection: Connection) -> None:
         """The handle has taken over another instance of libblkio."""
-        self.capacity = connection.capacity
+        self._have_capacity(connection.capacity)
         self.core.file_fd = growing_file(self.handle)
 
     def present_capacity(self) -> int:
@@ -241,10 +243,16 @@ class Session:
     async def ask_capacity(self) -> int:
         """Ask the device, which may take as long as it pleases."""
         if self.options.driver == IO_URING:
-            return self.present_capacity()
-        ask = functools.partial(self.handle.get, "capacity")
-        self.capacity = cast(int, await self.memory.calls.make("refresh_capacity", ask))
+            self._have_capacity(self.present_capacity())
+        else:
+            ask = functools.partial(self.handle.get, "capacity")
+            self._have_capacity(cast(int, await self.memory.calls.make("refresh_capacity", ask)))
         return self.capacity
+
+    def _have_capacity(self, capacity: int) -> None:
+        before, self.capacity = self.capacity, capacity
+        if capacity != before:
+            self.events.tell(DeviceResized(before, capacity))
 
     def _end(self) -> int | None:
         """Where requests fail for being beyond it; None: nowhere."""

@@ -5,6 +5,7 @@ slow, and the number of regions is limited; transferring is then as fast as can 
 registered is copied through the bounce pool instead, so registration is never needed for a correct result.
 """
 
+import logging
 import warnings
 from typing import Protocol, Self, final
 
@@ -15,6 +16,8 @@ from ..errors import RegistrationError, UsageError
 from .mapped import Mapped
 
 __all__ = ["MemoryRegion"]
+
+log: logging.Logger = logging.getLogger("aioblk.memory")
 
 
 class Registrar(Protocol):
@@ -128,6 +131,7 @@ class MemoryRegion(AsyncClosing, View):
                 await self.aclose()
                 raise
             self._reason = error.message or error.strerror
+            log.debug("%d bytes are not registered, and requests on them copied: %s", self._length, error)
         return self
 
     async def aclose(self) -> None:

@@ -13,7 +13,7 @@ from .dirty_bitmap import DirtyBitmap
 
 __all__ = ["Leg", "LegState", "Legs", "Member", "Outcomes"]
 
-log = logging.getLogger("aioblk.mirror")
+log = logging.getLogger("aioblk.mirror")  # nobody else tells that a leg was dropped
 
 
 class LegState(enum.StrEnum):
