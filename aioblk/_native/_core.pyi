@@ -259,6 +259,17 @@ class Submitter:
         """Write many (offset, buffer) pairs with one await, in no certain order; otherwise as
         :meth:`read_into_many`."""
 
+_M = TypeVar("_M", bound=Callable[..., Any])
+
+def Moved(method: _M, otherwise: _M, start: int, size: int, /) -> _M:  # noqa: N802
+    """The method of a device, called with (offset, length or buffer, ...), the offset moved by *start*. What
+    does not lie within *size* bytes, or is not of the plainest kind, is *otherwise*'s."""
+
+_T = TypeVar("_T")
+
+def move_pairs(pairs: tuple[tuple[int, _T], ...], start: int, size: int, /) -> list[tuple[int, _T]] | None:
+    """The same of (offset, length or buffer) pairs. None: not all of them are known to lie within."""
+
 @final
 class Allocator:
     """Carves [0, size) into buffers; its own records lie outside the memory it hands out."""

@@ -2,9 +2,10 @@
 
 import asyncio
 import math
+import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, Protocol, TypeAlias, final
 
 from ..errors import OptionError
 from ._later import Later
@@ -61,6 +62,12 @@ class ThrottleStatistics:
     """By those that have begun, in all."""
 
 
+class HasGate(Protocol):
+    """Whose requests go through one."""
+
+    def _look_at_gate(self) -> None: ...
+
+
 @final
 class Gate:
     """What requests go through: at once while there is room and nobody waits, else in their turn."""
@@ -76,11 +83,15 @@ class Gate:
         self._passed = 0
         self._delayed = 0
         self._seconds_waited = 0.0
+        self.on_opened: weakref.WeakSet[HasGate] = weakref.WeakSet()
+        """Who is told when it is opened, or is open no longer."""
         self._fill_buckets()
 
     def set_rate(self, name: str, rate: Rate) -> None:
         self.rates[name] = rate
         self._fill_buckets()
+        for one in tuple(self.on_opened):
+            one._look_at_gate()  # pyright: ignore[reportPrivateUsage]
         if self._waiting:
             self._serve()
 

@@ -18,9 +18,9 @@ from ._closed import Closed
 from ._under_way import UnderWay
 from .block_device import BlockDevice, KnowsExtents
 
-__all__ = ["Layer", "extents_of"]
+__all__ = ["REQUESTS", "Layer", "extents_of"]
 
-_REQUESTS = (
+REQUESTS = (
     *("read", "read_into", "readv", "read_many", "read_into_many", "discard", "flush"),
     *("write", "writev", "write_many", "write_zeroes"),
 )
@@ -57,11 +57,19 @@ class Layer(AsyncClosing, BlockDevice, Generic[D_co]):
         self._below: BlockDevice = device
         self._under_way = UnderWay(device)  # changes
         self._are_known = self._under_way.is_known
-        for name in _REQUESTS:
-            if self._are_known and getattr(type(self), name) is getattr(Layer, name):
-                self.__dict__[name] = getattr(device, name)  # the device's own, without a detour
+        if self._are_known:
+            self._take_over(name for name in REQUESTS if getattr(type(self), name) is getattr(Layer, name))
         if isinstance(device, MapsMemory):  # not declared: whether there are any depends on the device
             self.__dict__.update(register=device.register, allocate=device.allocate)
+
+    def _take_over(self, names: Iterable[str]) -> None:
+        """Have the device's own methods, without a detour."""
+        self.__dict__.update((name, getattr(self._device, name)) for name in names)
+
+    def _take_back(self) -> None:
+        """Have the class's methods, for all requests."""
+        for name in REQUESTS:
+            self.__dict__.pop(name, None)
 
     @property
     def device(self) -> D_co:
@@ -89,8 +97,7 @@ class Layer(AsyncClosing, BlockDevice, Generic[D_co]):
         The device stays open. Reads in flight are the device's own, which finishes them before it is closed.
         """
         self._below = cast(BlockDevice, Closed(f"the {type(self).__name__}"))
-        for name in _REQUESTS:
-            self.__dict__.pop(name, None)
+        self._take_back()
         with shielded_if_cancelled():
             await self._finish()
 

@@ -11,11 +11,11 @@ from typing_extensions import Buffer, TypeVar
 from .._device.device import Device
 from .._device.extents import Extent
 from .._libblkio.limits import Limits
+from .._native._core import Moved, move_pairs
 from .._native.buffers import length_of
 from ..errors import OptionError
 from ._asked import Asked, end_of_stretch
 from ._begun import failed
-from ._plain import PLAIN
 from .block_device import BlockDevice
 from .layer import Layer, extents_of
 
@@ -72,6 +72,15 @@ class Slice(Layer[D_co]):
         self._writable = -1 if self.read_only else length  # the end of what can be changed
         self._limits = _moved(limits, offset)
         self._asked = Asked("slice", self._limits, lambda: self._length, lambda: self.read_only)
+        self._move("read", "read_into")
+        if self._are_known and self._writable >= 0:
+            self._move("write", "write_zeroes", "discard")
+
+    def _move(self, *names: str) -> None:
+        """Have the device's own methods, with the offset moved. What is not within, the class refuses."""
+        for name in names:
+            method, own = getattr(self._device, name), getattr(self, name)
+            self.__dict__[name] = Moved(method, own, self._start, self._length)
 
     @staticmethod
     def _refuse_unless(kept: bool, rule: str, offset: int, length: int) -> None:
@@ -117,8 +126,7 @@ class Slice(Layer[D_co]):
         return self._refused("read", offset, self._asked.to_read(offset, length))
 
     def read_into(self, offset: int, buffer: Buffer) -> Awaitable[None]:
-        length = len(buffer) if type(buffer) in PLAIN else memoryview(buffer).nbytes  # type: ignore[arg-type]
-        if 0 <= offset <= self._length - length:
+        if 0 <= offset <= self._length - memoryview(buffer).nbytes:
             return self._below.read_into(self._start + offset, buffer)
         return self._refused("read", offset, self._asked.to_fill(offset, [buffer]))
 
@@ -129,10 +137,8 @@ class Slice(Layer[D_co]):
         return self._refused("read", offset, self._asked.to_fill(offset, buffers))
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
-        length = len(data) if type(data) in PLAIN else memoryview(data).nbytes  # type: ignore[arg-type]
-        if 0 <= offset <= self._writable - length:
-            request = self._below.write(self._start + offset, data, fua=fua)
-            return request if self._are_known else self._change(request)
+        if 0 <= offset <= self._writable - memoryview(data).nbytes:
+            return self._change(self._below.write(self._start + offset, data, fua=fua))
         return self._refused("write", offset, self._asked.to_write(offset, [data]))
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
@@ -171,42 +177,26 @@ class Slice(Layer[D_co]):
         self, requests: Iterable[tuple[int, int]], *, return_exceptions: bool
     ) -> Awaitable[list[bytes | BaseException]]: ...
     def read_many(self, requests: Iterable[tuple[int, int]], *, return_exceptions: bool = False) -> Any:
-        items, start, size = list(requests), self._start, self._length
-        try:
-            moved = [(start + offset, length) for offset, length in items if 0 <= offset <= size - length]
-        except (TypeError, ValueError):
-            moved = []  # what is no pair of numbers is refused by its own call
-        if len(moved) == len(items):
+        items = tuple(requests)
+        if (moved := move_pairs(items, self._start, self._length)) is not None:
             return self._below.read_many(moved, return_exceptions=return_exceptions)
         return BlockDevice.read_many(self, items, return_exceptions=return_exceptions)
 
     def read_into_many(
         self, requests: Iterable[tuple[int, Buffer]], *, return_exceptions: bool = False
     ) -> Awaitable[Any]:
-        items = list(requests)
-        if len(moved := self._moved(items, self._length)) == len(items):
+        items = tuple(requests)
+        if (moved := move_pairs(items, self._start, self._length)) is not None:
             return self._below.read_into_many(moved, return_exceptions=return_exceptions)
         return BlockDevice.read_into_many(self, items, return_exceptions=return_exceptions)
 
     def write_many(
         self, requests: Iterable[tuple[int, Buffer]], *, fua: bool = False, return_exceptions: bool = False
     ) -> Awaitable[Any]:
-        items = list(requests)
-        if len(moved := self._moved(items, self._writable)) == len(items):
+        items = tuple(requests)
+        if self._writable >= 0 and (moved := move_pairs(items, self._start, self._writable)) is not None:
             return self._change(self._below.write_many(moved, fua=fua, return_exceptions=return_exceptions))
         return BlockDevice.write_many(self, items, fua=fua, return_exceptions=return_exceptions)
-
-    def _moved(self, items: list[tuple[int, Buffer]], end: int) -> list[tuple[int, Buffer]]:
-        """The pairs that are within, with the device's offsets."""
-        start, plain = self._start, PLAIN
-        try:
-            return [
-                (start + offset, data)
-                for offset, data in items
-                if 0 <= offset <= end - (len(data) if type(data) in plain else memoryview(data).nbytes)  # type: ignore[arg-type]
-            ]
-        except (TypeError, ValueError, BufferError):
-            return []
 
     def _refused(self, operation: str, offset: int, length: int) -> Awaitable[Any]:
         """Nothing is wrong with what was asked for, but that it ends beyond the end."""

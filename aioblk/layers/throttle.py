@@ -17,7 +17,7 @@ from ._begun import Begun
 from ._later import Later, Waiting
 from ._throttling import Direction, Flow, Gate, Rate, ThrottleStatistics
 from .block_device import BlockDevice
-from .layer import Layer
+from .layer import REQUESTS, Layer
 
 __all__ = ["Rate", "Throttle", "ThrottleGroup", "ThrottleStatistics"]
 
@@ -104,6 +104,15 @@ class Throttle(Layer[D_co]):
         self._flows: dict[Direction, Flow] = {"read": Flow("read", weight), "write": Flow("write", weight)}
         self._asked = Asked("throttle", device.limits, lambda: device.capacity, lambda: device.read_only)
         self._waiting = Waiting()
+        self._gate.on_opened.add(self)
+        self._look_at_gate()
+
+    def _look_at_gate(self) -> None:
+        """While nothing is limited, the device's own methods are had without a detour."""
+        if self._gate.is_open and self._are_known and self._below is self._device:
+            self._take_over(REQUESTS)
+        else:
+            self._take_back()
 
     @property
     def group(self) -> ThrottleGroup:

@@ -23,7 +23,7 @@ LAYERS: dict[str, Callable[[aioblk.Device], Any]] = {
     "Throttle": lambda device: aioblk.Throttle(
         device, aioblk.ThrottleGroup(total=aioblk.Rate(operations=1e8, bytes=1e12))
     ),
-    "ByteView": aioblk.ByteView,
+    "ByteView, whole blocks": aioblk.ByteView,
 }
 
 job = Job.from_arguments()

@@ -16,7 +16,7 @@ from itertools import count
 from typing import Any
 
 import aioblk
-from aioblk._native._core import Allocator, DeviceCore, Memory, QueueCore, Submitter, View
+from aioblk._native._core import Allocator, DeviceCore, Memory, Moved, QueueCore, Submitter, View, move_pairs
 
 from .injector import Injector, Kind
 
@@ -121,6 +121,42 @@ async def what_a_queue_core_says(device: aioblk.Device) -> Case:
     core = device.queue()._compiled
     yield lambda: (core.statistics(), core.bounce_size, core.bounce_in_use, core.in_flight)
     assert core.statistics()["in_flight"] == 0
+
+
+@case
+async def moved_methods(_: aioblk.Device) -> Case:
+    asked: list[tuple[int, object]] = []
+
+    def method(offset: int, what: object) -> None:
+        asked.append((offset, what))
+
+    def refused(offset: int, what: object) -> None:
+        raise AssertionError("it lies within")
+
+    pairs = tuple((number * BLOCK, bytes(BLOCK)) for number in range(4))
+
+    def call() -> None:
+        Moved(method, refused, BEYOND, 1 << 40)(BLOCK, BLOCK)
+        assert move_pairs(pairs, BEYOND, 1 << 40) is not None
+
+    yield call
+    asked.clear()
+    Moved(method, refused, BEYOND, 1 << 40)(BLOCK, b"x")
+    assert asked == [(BEYOND + BLOCK, b"x")]
+    assert move_pairs(pairs, BEYOND, 1 << 40) == [(BEYOND + offset, data) for offset, data in pairs]
+
+
+@case
+async def changes_in_flight(device: aioblk.Device) -> Case:
+    buffers = [bytearray(BLOCK) for _ in range(3)]
+    requests = [
+        device.write(0, buffers[0]),
+        device.write_many([(BLOCK, buffers[1]), (2 * BLOCK, buffers[2])]),
+    ]
+    yield device._changes
+    for request in requests:
+        await request
+    assert device._changes() == []
 
 
 @case

@@ -21,7 +21,7 @@ static int make_types_ready(void)
         queue_module_init() < 0 || submitter_module_init() < 0 || arguments_module_init() < 0 || zeroes_module_init() < 0) {
         return -1;
     }
-    PyTypeObject *const types[] = {&DeviceCore_Type, &Allocator_Type, &Memory_Type, &View_Type};
+    PyTypeObject *const types[] = {&DeviceCore_Type, &Allocator_Type, &Memory_Type, &View_Type, &Moved_Type};
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
         if (PyType_Ready(types[i]) < 0) {
             return -1;
@@ -43,6 +43,7 @@ static int core_exec(PyObject *module)
         {"Allocator", &Allocator_Type},
         {"Memory", &Memory_Type},
         {"View", &View_Type},
+        {"Moved", &Moved_Type},
     };
     static bool ready; /* for who imports it anew, too */
     if (refuse_subinterpreters() < 0 || (!ready && make_types_ready() < 0)) {
@@ -56,6 +57,11 @@ static int core_exec(PyObject *module)
     }
     return 0;
 }
+
+static PyMethodDef core_functions[] = {
+    {"move_pairs", move_pairs, METH_VARARGS, "Pairs with their offsets moved; None: not all are known to lie within."},
+    {NULL},
+};
 
 static PyModuleDef_Slot core_slots[] = {
     {Py_mod_exec, core_exec},
@@ -72,6 +78,7 @@ static PyModuleDef core_module = {
     PyModuleDef_HEAD_INIT,
     .m_name = "aioblk._native._core",
     .m_doc = "The compiled request path.",
+    .m_methods = core_functions,
     .m_slots = core_slots,
 };
 

@@ -29,6 +29,13 @@ extern PyTypeObject Submitter_Type;
 RUNS_PYTHON int submitter_module_init(void);
 
 /*
+ * ---- moved.c: request methods with their offsets moved, for a slice of a device ----
+ */
+extern PyTypeObject Moved_Type;
+/* (pairs, start, size): the tuple's pairs with their offsets moved; None: not all of them are known to lie within. */
+RUNS_PYTHON PyObject *move_pairs(PyObject *module, PyObject *args);
+
+/*
  * ---- batch.c: many transfers with one awaitable ----
  *
  * Every item is checked and planned before the first is submitted. From there on a batch is a request with many parts.
