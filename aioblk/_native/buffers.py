@@ -5,7 +5,7 @@ from typing import Any, Protocol, TypeAlias, cast
 
 from typing_extensions import Buffer
 
-__all__ = ["BytesLike", "SupportsArrayInterface", "as_memoryview", "length_of"]
+__all__ = ["BytesLike", "SupportsArrayInterface", "as_memoryview", "flat", "length_of"]
 
 
 class SupportsArrayInterface(Protocol):
@@ -21,6 +21,16 @@ BytesLike: TypeAlias = Buffer | SupportsArrayInterface
 
 def as_memoryview(buffer: BytesLike) -> memoryview:
     return memoryview(cast(Buffer, buffer))
+
+
+def flat(buffer: BytesLike) -> memoryview:
+    """Its bytes; BufferError: they do not lie side by side."""
+    memory = as_memoryview(buffer)
+    if not memory.c_contiguous:
+        raise BufferError("the buffer is not contiguous")
+    if memory.nbytes:
+        return memory.cast("B")
+    return memoryview(b"" if memory.readonly else bytearray())  # a shape with a zero cannot be cast
 
 
 def length_of(buffers: Iterable[BytesLike], *, contiguous: bool = False, writable: bool = False) -> int:

@@ -77,14 +77,16 @@ class Asked:
         return self._refusal.failed(operation, number, None, offset, length)
 
 
-def end_of_stretch(name: str, capacity: int, offset: int, length: int | None) -> int:
+def end_of_stretch(
+    name: str, capacity: int, offset: int, length: int | None, operation: str = "extents"
+) -> int:
     """The end of a range that must be within a device; without *length* it goes to the device's end."""
     end = capacity if length is None else offset + length
     if not 0 <= offset <= end <= capacity:
         raise OptionError(
             f"the range is not within the {capacity} bytes of the device",
             driver=name,
-            operation="extents",
+            operation=operation,
             offset=offset,
             length=length,
         )

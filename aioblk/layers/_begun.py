@@ -105,15 +105,17 @@ class Followed(asyncio.Future[T]):
         super().__init__(loop=asyncio.get_running_loop())
         self._request = request
         self._on_end = on_end
+        self._message: Any = None  # of who has cancelled it, by which anyio knows its own
         request.add_done_callback(self._settle)
 
     def cancel(self, msg: Any | None = None) -> bool:
+        self._message = msg
         return self._request.cancel(msg)
 
     def _settle(self, request: "asyncio.Future[T]") -> None:
         if request.cancelled():
             self._on_end(asyncio.CancelledError())
-            super().cancel()
+            super().cancel(self._message)
         elif (error := request.exception()) is not None:
             self._on_end(error)
             self.set_exception(error)

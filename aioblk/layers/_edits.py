@@ -73,9 +73,13 @@ class Edits:
         self._under_way = UnderWay(device)  # changes that the device has
 
     async def finish(self) -> None:
-        """Wait for all changes, those that were cancelled included."""
-        while left := [work for _, _, work in (*self._turns, *self._under_way) if not work.done()]:
+        """Wait for all changes, and for those in turns though they were cancelled. Of those that the device
+        has, only for those of now: others may use it as well, and go on."""
+        now = [work for _, _, work in self._under_way]
+        while left := [work for _, _, work in self._turns if not work.done()]:
             await end_of(left[0])
+        for work in now:
+            await end_of(work)
 
     # --- whole blocks ---------------------------------------------------------------------------------------
 

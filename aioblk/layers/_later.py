@@ -23,6 +23,7 @@ class Later(asyncio.Future[T]):
         self._call: Callable[[], Awaitable[T]] | None = call
         self._then = then
         self._request: asyncio.Future[T] | None = None
+        self._message: Any = None  # of who has cancelled it, by which anyio knows its own
 
     @property
     def is_waiting(self) -> bool:
@@ -47,6 +48,7 @@ class Later(asyncio.Future[T]):
         return True
 
     def cancel(self, msg: Any | None = None) -> bool:
+        self._message = msg
         if self._request is not None:
             return self._request.cancel(msg)
         self._call = None
@@ -60,7 +62,7 @@ class Later(asyncio.Future[T]):
 
     def _settle(self, request: "asyncio.Future[T]") -> None:
         if request.cancelled():
-            super().cancel()
+            super().cancel(self._message)
             return
         try:
             result = request.result()

@@ -4,14 +4,16 @@ import asyncio
 import enum
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TypeAlias, final
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias, final
 
-from ..errors import UnsupportedError
+from ..errors import DeviceClosedError, DeviceLostError, UnsupportedError
 from .block_device import BlockDevice
 from .dirty_bitmap import DirtyBitmap
 
-__all__ = ["Leg", "LegState", "Legs", "Member", "Outcomes"]
+__all__ = ["Leg", "LegState", "Legs", "Member", "Outcome", "Outcomes"]
+
+_GONE = (DeviceLostError, DeviceClosedError)
 
 log = logging.getLogger("aioblk.mirror")  # nobody else tells that a leg was dropped
 
@@ -35,11 +37,18 @@ class Member:
     device: BlockDevice
     missing: DirtyBitmap
     """Where it may differ from the others."""
+    read_only: bool
     state: LegState = LegState.IN_SYNC
     error: BaseException | None = None
     """Why it was dropped. None: it was not, or was stale from the beginning."""
     reads: int = 0
     """That it is asked for now."""
+    generation: int = 0
+    """How often it was dropped: what was asked before says nothing of it any more."""
+    copied: DirtyBitmap = field(default_factory=DirtyBitmap)
+    """What it was given by resilvering, and has not flushed."""
+    resilvering: asyncio.Lock = field(default_factory=asyncio.Lock)
+    """Held by who resilvers it."""
 
 
 @final
@@ -73,8 +82,17 @@ class Leg:
         return f"<Leg {self.state}: {self.device!r}>"
 
 
-Outcomes: TypeAlias = Sequence[tuple[Member, BaseException | None]]
-"""What came of a change, by the legs that were asked for it."""
+@final
+class Outcome(NamedTuple):
+    """What came of a change, or flush, on one leg."""
+
+    member: Member
+    generation: int
+    """Of the member, when it was asked."""
+    error: BaseException | None
+
+
+Outcomes: TypeAlias = Sequence[Outcome]
 
 
 @final
@@ -90,7 +108,15 @@ class Legs:
         on_change: Callable[[Leg], object] | None,
     ) -> None:
         self._on_change = on_change
-        self.all = [Member(device, DirtyBitmap(granularity, end=capacity)) for device in (*trusted, *stale)]
+        self.all = [
+            Member(
+                device,
+                DirtyBitmap(granularity, end=capacity),
+                device.read_only,
+                copied=DirtyBitmap(granularity, end=capacity),
+            )
+            for device in (*trusted, *stale)
+        ]
         for member in self.all[len(trusted) :]:
             member.state = LegState.DROPPED
             member.missing.mark(0, capacity)
@@ -118,9 +144,12 @@ class Legs:
         """Those that changes go to."""
         return [member for member in self.all if member.state is not LegState.DROPPED]
 
-    def to_read(self, tried: Iterable[Member]) -> Member | None:
-        """The least busy one that was not tried."""
+    def to_read(self, tried: Iterable[Member], is_changing: bool) -> Member | None:
+        """The least busy one that was not tried. Of what is being changed, always the same one is asked, or
+        what has been seen might not be there any more."""
         members = [member for member in self.all if member.state is LegState.IN_SYNC and member not in tried]
+        if is_changing and members:
+            return members[0]
         return min(members, key=lambda member: member.reads, default=None)
 
     # --- what they miss -------------------------------------------------------------------------------------
@@ -133,12 +162,12 @@ class Legs:
 
     def change_ends(self, offset: int, length: int, outcomes: Outcomes) -> BaseException | None:
         """The error of the change, if it has one; legs that lack it and others have it are dropped."""
-        if all(error is None for _, error in outcomes):
+        if all(outcome.error is None for outcome in outcomes):
             return None
-        if all(isinstance(error, UnsupportedError) for _, error in outcomes):
-            return outcomes[0][1]  # none of them has done anything
+        if all(isinstance(outcome.error, UnsupportedError) for outcome in outcomes):
+            return outcomes[0].error  # none of them has done anything
         error = self._drop_those_without(outcomes)
-        for member, failure in outcomes:
+        for member, _, failure in outcomes:
             # Where it has failed on all, what they read as there is no longer known to be the same.
             if member.state is not LegState.IN_SYNC and (failure is not None or error is not None):
                 member.missing.mark(offset, length)
@@ -160,22 +189,28 @@ class Legs:
         return error
 
     def _drop_those_without(self, outcomes: Outcomes) -> BaseException | None:
-        """Have only those legs that a change, or flush, has succeeded on; if there is none, one stays."""
-        in_sync = [(member, error) for member, error in outcomes if member.state is LegState.IN_SYNC]
-        error = in_sync[0][1] if in_sync and all(error is not None for _, error in in_sync) else None
-        stays = in_sync[0][0] if error is not None else None
-        for member, failure in outcomes:
-            if failure is not None and member is not stays and member.state is not LegState.DROPPED:
-                self.drop(member, failure)
-        return error
+        """Have only those legs that a change, or flush, has succeeded on. If there is none, one stays: one
+        that is not gone, if there is such a one."""
+        current = [outcome for outcome in outcomes if outcome.generation == outcome.member.generation]
+        in_sync = [outcome for outcome in current if outcome.member.state is LegState.IN_SYNC]
+        stays = None
+        if in_sync and all(outcome.error is not None for outcome in in_sync):
+            stays = min(
+                in_sync, key=lambda outcome: isinstance(outcome.error, _GONE)
+            )  # the first of the others
+        for outcome in current:
+            if outcome.error is not None and (stays is None or outcome.member is not stays.member):
+                self.drop(outcome.member, outcome.error)
+        return None if stays is None else stays.error
 
     # --- leaving and coming back ----------------------------------------------------------------------------
 
     def drop(self, member: Member, error: BaseException) -> None:
         """Ask it for nothing any more. What no completed flush covers, it may have lost."""
-        for unflushed in (self._unflushed, *self._flushing):
+        for unflushed in (self._unflushed, *self._flushing, member.copied.take()):
             member.missing.update(unflushed)
-        member.error = error
+        member.error = error.with_traceback(None)  # which has frames, and these have memory of callers
+        member.generation += 1
         self._change_state(member, LegState.DROPPED)
 
     def start_resilvering(self, member: Member) -> None:
@@ -186,11 +221,13 @@ class Legs:
         return member.state is LegState.RESILVERING
 
     def end_resilvering(self, member: Member) -> None:
+        """It has flushed what it was given."""
+        member.copied.take()
         self._change_state(member, LegState.IN_SYNC)
 
     def replace(self, member: Member, device: BlockDevice, capacity: int) -> None:
         """Another device, of which nothing is known, for one that was dropped."""
-        member.device = device
+        member.device, member.read_only = device, device.read_only
         member.missing.mark(0, capacity)
 
     def _change_state(self, member: Member, state: LegState) -> None:

@@ -1,13 +1,13 @@
 """Requests of a mirror: reads that go on to another leg, and changes that go to all."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, TypeAlias, TypeVar, final
+from typing import Any, NoReturn, TypeAlias, TypeVar, final
 
 from ..errors import UnsupportedError
 from ._begun import future_of
-from ._legs import Legs, Member, Outcomes
+from ._legs import Legs, Member, Outcome, Outcomes
 from .block_device import BlockDevice
 
 __all__ = ["Call", "Change", "Read"]
@@ -22,65 +22,76 @@ Call: TypeAlias = Callable[[BlockDevice], Awaitable[T]]
 class Read(asyncio.Future[T]):
     """Of one leg or, should that fail, of the next. To cancel it is to cancel what the leg is doing."""
 
-    def __init__(self, legs: Legs, call: Call[T]) -> None:
+    def __init__(
+        self,
+        legs: Legs,
+        call: Call[T],
+        *,
+        is_changing: Callable[[], bool],
+        on_failure: Callable[[Member], object],
+    ) -> None:
+        """*is_changing*: whether any of it is being changed; *on_failure* is called with legs that cannot
+        read what another one can."""
         super().__init__(loop=asyncio.get_running_loop())
         self._legs = legs
         self._call: Call[T] | None = call
+        self._is_changing = is_changing
+        self._on_failure = on_failure
         self._failures: list[tuple[Member, BaseException]] = []
         self._request: asyncio.Future[T] | None = None
-        self._is_given_up = False
+        self._given_up: tuple[Any] | None = None  # with what message
         self._try_next()
 
     def cancel(self, msg: Any | None = None) -> bool:
         if self.done():
             return False
-        self._is_given_up = True
+        self._given_up = (msg,)
         if self._request is not None:
             self._request.cancel(msg)
         return True
 
     def _try_next(self) -> None:
         """There always is a leg to begin with."""
-        while (member := self._legs.to_read([member for member, _ in self._failures])) is not None:
+        tried = [member for member, _ in self._failures]
+        while (member := self._legs.to_read(tried, self._is_changing())) is not None:
             assert self._call is not None
             try:
                 self._request = future_of(self._call(member.device))
             except Exception as refusal:
                 self._failures.append((member, refusal))
+                tried.append(member)
                 continue
             member.reads += 1
-            self._request.add_done_callback(partial(self._settle, member))
+            self._request.add_done_callback(partial(self._settle, member, member.generation))
             return
         self._end(None)
 
-    def _settle(self, member: Member, request: "asyncio.Future[T]") -> None:
+    def _settle(self, member: Member, generation: int, request: "asyncio.Future[T]") -> None:
         member.reads -= 1
         self._request = None
-        if request.cancelled():
-            self._end(request)
-        elif (error := request.exception()) is None:
+        error = asyncio.CancelledError() if request.cancelled() else request.exception()
+        if self._given_up is None and error is not None:
+            self._failures.append((member, error))
+            self._try_next()
+            return
+        if error is None:
             for other, failure in self._failures:  # it can be read, but not from there
                 if other in self._legs.in_sync() and len(self._legs.in_sync()) > 1:
                     self._legs.drop(other, failure)
-            self._end(request)
-        elif self._is_given_up:
-            self._end(request)
-        else:
-            self._failures.append((member, error))
-            self._try_next()
+                    self._on_failure(other)
+        self._end(request)
 
     def _end(self, request: "asyncio.Future[T] | None") -> None:
-        failures, self._failures, self._call = (
-            self._failures,
-            [],
-            None,
-        )  # errors keep frames, and they the memory
-        if request is None:
-            self.set_exception(failures[0][1])
-        elif self._is_given_up or request.cancelled():
-            super().cancel()
-        else:
+        failures, self._failures = self._failures, []  # errors keep frames, and they the memory
+        self._call = None
+        if self._given_up is not None:
+            super().cancel(*self._given_up)
+        elif request is not None:
             self.set_result(request.result())
+        elif isinstance(error := failures[0][1], asyncio.CancelledError):
+            super().cancel(*error.args)
+        else:
+            self.set_exception(error)
         failures.clear()
 
 
@@ -100,65 +111,75 @@ class Change(asyncio.Future[None]):
         begins: Callable[[], object],
         ends: Callable[[Outcomes], BaseException | None],
         instead: Call[None] | None = None,
-        optional: bool = False,
     ) -> None:
-        """*instead* is what legs do that cannot do it, if others can; an *optional* change they leave out."""
+        """*instead* is what legs do that cannot do it, if others can."""
         super().__init__(loop=asyncio.get_running_loop())
         self._legs = legs
         self._call: Call[None] | None = call
         self._begins = begins
         self._ends = ends
         self._instead = instead
-        self._optional = optional
-        self._has_begun = False
-        self._is_given_up = False
+        self._given_up: tuple[Any] | None = None  # with what message
         self._on_end: Callable[[], object] | None = None
 
     def cancel(self, msg: Any | None = None) -> bool:
         if self.done():
             return False
-        self._is_given_up = True
-        return True if self._has_begun else super().cancel(msg)
+        self._given_up = (msg,)
+        return True if self._on_end is not None else super().cancel(msg)
 
     def begin(self, on_end: Callable[[], object]) -> None:
-        """Have the legs do it, and call *on_end* when they are through."""
+        """Have the legs do it, and call *on_end* when they are through. Raises nothing: others wait."""
         if self.done():  # cancelled while it waited
             on_end()
             return
-        self._has_begun = True
         self._on_end = on_end
-        self._begins()
         assert self._call is not None
-        self._ask(self._legs.present(), self._call, [])
+        try:
+            self._begins()
+            members = self._legs.present()
+            asked = [_of(member, self._call) for member in members]
+        except Exception as error:  # there is no memory to note it down
+            self._end(error)
+            return
+        refusals = [outcome for outcome in asked if isinstance(outcome, BaseException)]
+        if len(refusals) == len(asked):  # nothing has begun anywhere
+            self._end(refusals[0])
+        else:
+            self._wait_for(members, asked, [])
 
-    def _ask(
-        self, members: list[Member], call: Call[None], others: list[tuple[Member, BaseException | None]]
+    def _wait_for(
+        self,
+        members: Sequence[Member],
+        asked: Sequence["asyncio.Future[None] | BaseException"],
+        others: Sequence[Outcome],
     ) -> None:
-        requests = [_of(member, call) for member in members]
+        outcomes = [Outcome(member, member.generation, None) for member in members]
+        requests = [_refused(each) if isinstance(each, BaseException) else each for each in asked]
         together = asyncio.gather(*requests, return_exceptions=True)
-        together.add_done_callback(lambda together: self._settle(members, together, others))
+        together.add_done_callback(lambda together: self._settle(outcomes, together, others))
 
     def _settle(
         self,
-        members: list[Member],
+        asked: Sequence[Outcome],
         together: "asyncio.Future[list[BaseException | None]]",
-        others: list[tuple[Member, BaseException | None]],
+        others: Sequence[Outcome],
     ) -> None:
-        outcomes = [*others, *zip(members, together.result(), strict=True)]
-        unable = [member for member, error in outcomes if isinstance(error, UnsupportedError)]
-        if unable and len(unable) < len(outcomes) and (self._optional or self._instead is not None):
-            others = [(member, None if member in unable else error) for member, error in outcomes]
-            if self._instead is not None:
-                instead, self._instead = self._instead, None
-                self._ask(unable, instead, [other for other in others if other[0] not in unable])
-                return
-            outcomes = others
-        self._end(self._ends(outcomes))
+        found = [
+            outcome._replace(error=error) for outcome, error in zip(asked, together.result(), strict=True)
+        ]
+        unable = [outcome.member for outcome in found if isinstance(outcome.error, UnsupportedError)]
+        if unable and len(unable) < len(found) and self._instead is not None:
+            instead, self._instead = self._instead, None
+            able = [outcome for outcome in found if outcome.member not in unable]
+            self._wait_for(unable, [_of(member, instead) for member in unable], [*others, *able])
+        else:
+            self._end(self._ends([*others, *found]))
 
     def _end(self, error: BaseException | None) -> None:
-        on_end, self._on_end, self._call, self._instead = self._on_end, None, None, None
-        if self._is_given_up:
-            super().cancel()
+        on_end, self._call, self._instead = self._on_end, None, None
+        if self._given_up is not None:
+            super().cancel(*self._given_up)
         elif error is None:
             self.set_result(None)
         elif isinstance(error, asyncio.CancelledError):
@@ -169,11 +190,26 @@ class Change(asyncio.Future[None]):
         on_end()
 
 
-def _of(member: Member, call: Call[None]) -> "asyncio.Future[None]":
-    """What the leg's call has begun; its refusal is the outcome, since other legs may have begun."""
+def _of(member: Member, call: Call[None]) -> "asyncio.Future[None] | BaseException":
+    """What the leg's call has begun; its refusal is an outcome, since other legs may have begun. What is no
+    error but an order is the loop's."""
     try:
         return future_of(call(member.device))
-    except Exception as refusal:
-        refused: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        refused.set_exception(refusal)
-        return refused
+    except (Exception, asyncio.CancelledError) as refusal:
+        return refusal.with_traceback(None)
+    except BaseException as order:
+        asyncio.get_running_loop().call_soon(_obey, order)
+        return InterruptedError(f"the leg's call was interrupted: {order!r}")
+
+
+def _obey(order: BaseException) -> NoReturn:
+    raise order
+
+
+def _refused(refusal: BaseException) -> "asyncio.Future[None]":
+    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    if isinstance(refusal, asyncio.CancelledError):
+        future.cancel()
+    else:
+        future.set_exception(refusal)
+    return future

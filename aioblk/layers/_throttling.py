@@ -10,12 +10,13 @@ from typing import Any, Literal, Protocol, TypeAlias, final
 from ..errors import OptionError
 from ._later import Later
 
-__all__ = ["Direction", "Flow", "Gate", "Rate", "ThrottleStatistics"]
+__all__ = ["Direction", "Flow", "Gate", "Rate", "Share", "ThrottleStatistics"]
 
 Direction: TypeAlias = Literal["read", "write"]
+Limited: TypeAlias = Literal["total", "read", "write"]
 
 BURST = 0.1  # seconds' worth that may go at once, where nothing else is said
-SOON = 1e-6  # seconds, after which a debt that was paid to the last byte has become room
+SOON = 1e-3  # seconds: loops round to that, and one that rounds down would ask again and again
 
 
 @final
@@ -73,7 +74,8 @@ class Gate:
     """What requests go through: at once while there is room and nobody waits, else in their turn."""
 
     def __init__(self, total: Rate, reads: Rate, writes: Rate) -> None:
-        self.rates = {"total": total, "read": reads, "write": writes}
+        self.rates: dict[Limited, Rate] = {"total": total, "read": reads, "write": writes}
+        self._of = {name: _buckets(rate) for name, rate in self.rates.items()}
         self._buckets: dict[Direction, list[_Bucket]] = {}
         self.is_open = False
         """Whether nothing is limited."""
@@ -87,8 +89,15 @@ class Gate:
         """Who is told when it is opened, or is open no longer."""
         self._fill_buckets()
 
-    def set_rate(self, name: str, rate: Rate) -> None:
+    def set_rate(self, name: Limited, rate: Rate) -> None:
+        """Only of that one; what was taken too much, or may be, is so still."""
         self.rates[name] = rate
+        self._of[name] = [
+            bucket.after(
+                next((one for one in self._of[name] if one.counts_bytes is bucket.counts_bytes), None)
+            )
+            for bucket in _buckets(rate)
+        ]
         self._fill_buckets()
         for one in tuple(self.on_opened):
             one._look_at_gate()  # pyright: ignore[reportPrivateUsage]
@@ -96,10 +105,9 @@ class Gate:
             self._serve()
 
     def _fill_buckets(self) -> None:
-        total = _buckets(self.rates["total"])
         self._buckets = {
-            "read": [*total, *_buckets(self.rates["read"])],
-            "write": [*total, *_buckets(self.rates["write"])],
+            "read": [*self._of["total"], *self._of["read"]],
+            "write": [*self._of["total"], *self._of["write"]],
         }
         self.is_open = not any(self._buckets.values())
 
@@ -135,7 +143,7 @@ class Gate:
     def wait(self, flow: "Flow", length: int, request: Later[Any]) -> None:
         """Begin the request when it is its turn, now if it is."""
         if not flow.waiting:
-            flow.clock = max(flow.clock, self._clock)
+            flow.share.clock = max(flow.share.clock, self._clock)
             self._waiting.append(flow)
         flow.waiting.append((asyncio.get_running_loop().time(), length, request))
         self._serve()
@@ -150,7 +158,7 @@ class Gate:
             ]
             if not able:
                 break
-            self._begin_one(min(able, key=lambda flow: flow.clock), now)
+            self._begin_one(min(able, key=lambda flow: flow.share.clock), now)
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -173,8 +181,9 @@ class Gate:
             self._waiting.remove(flow)
         request.begin()
         buckets = self._buckets[flow.direction]
-        self._clock = flow.clock
-        flow.clock += max((bucket.seconds(1, length) for bucket in buckets), default=0.0) / flow.weight
+        share = flow.share
+        self._clock = max(self._clock, share.clock)  # one that its own limits held back is behind
+        share.clock += max((bucket.seconds(1, length) for bucket in buckets), default=0.0) / share.weight
         for bucket in buckets:
             bucket.take(1, length)
         self._delayed += 1
@@ -185,16 +194,26 @@ class Gate:
 
 
 @final
-class Flow:
-    """The requests of one layer in one direction."""
+class Share:
+    """Of one layer."""
 
-    __slots__ = ("clock", "direction", "waiting", "weight")
+    __slots__ = ("clock", "weight")
 
-    def __init__(self, direction: Direction, weight: float) -> None:
-        self.direction: Direction = direction
+    def __init__(self, weight: float) -> None:
         self.weight = weight
         self.clock = 0.0
         """Seconds of the group that it has used, by its weight, while others waited as well."""
+
+
+@final
+class Flow:
+    """The requests of one layer in one direction."""
+
+    __slots__ = ("direction", "share", "waiting")
+
+    def __init__(self, direction: Direction, share: Share) -> None:
+        self.direction: Direction = direction
+        self.share = share
         self.waiting: deque[tuple[float, int, Later[Any]]] = deque()
         """Since when, how many bytes, and which; some may have been given up."""
 
@@ -204,19 +223,26 @@ class _Bucket:
     """So much a second, of operations or of bytes. Who finds anything left may take more than that: the next
     one waits until the debt is paid."""
 
-    __slots__ = ("_burst", "_counts_bytes", "_left", "_rate", "_since")
+    __slots__ = ("_burst", "_left", "_rate", "_since", "counts_bytes")
 
     def __init__(self, rate: float, burst: float | None, *, counts_bytes: bool) -> None:
         self._rate = rate
-        self._burst = burst if burst is not None else max(rate * BURST, 1.0)
-        self._counts_bytes = counts_bytes
+        self._burst = max(rate * BURST if burst is None else burst, 1.0)
+        self.counts_bytes = counts_bytes
         self._left = self._burst
         self._since = -math.inf
 
     def has_room(self, now: float) -> bool:
         self._left = min(self._burst, self._left + (now - self._since) * self._rate)
         self._since = now
-        return self._left > 0
+        return self._left >= 1
+
+    def after(self, other: "_Bucket | None") -> "_Bucket":
+        """In the place of another one, with its debt, or with no more at once than it had."""
+        if other is not None:
+            other.has_room(asyncio.get_running_loop().time())
+            self._left, self._since = min(other._left, self._burst), other._since
+        return self
 
     def has_room_for(self, operations: int, length: int, now: float) -> bool:
         return self.has_room(now) and self._left >= self._amount(operations, length)
@@ -229,10 +255,10 @@ class _Bucket:
         return self._amount(operations, length) / self._rate
 
     def seconds_until_room(self) -> float:
-        return max(-self._left / self._rate, 0.0) + SOON
+        return max((1 - self._left) / self._rate, SOON)
 
     def _amount(self, operations: int, length: int) -> int:
-        return length if self._counts_bytes else operations
+        return length if self.counts_bytes else operations
 
 
 def _buckets(rate: Rate) -> list[_Bucket]:

@@ -88,6 +88,10 @@ class Turns:
             if not begun.cancelled():
                 self.end(begun.result())
 
+    def meet(self, start: int, end: int) -> bool:
+        """Whether any of the bytes are in a turn."""
+        return any(turn.start < end and start < turn.end for turn in self._turns)
+
     @property
     def ranges(self) -> list[tuple[int, int]]:
         """From where to where, of all that have begun or wait."""

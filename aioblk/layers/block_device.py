@@ -12,7 +12,7 @@ from .._libblkio.limits import Limits
 from .._queues.statistics import QueueStatistics
 from ._begun import begin_all, calls_of
 
-__all__ = ["BlockDevice", "KnowsExtents"]
+__all__ = ["BlockDevice", "KnowsExtents", "require_block_device"]
 
 
 @runtime_checkable
@@ -171,6 +171,12 @@ class BlockDevice(Protocol):
         """Write many (offset, buffer) pairs, in any order; otherwise as :meth:`read_into_many`."""
         calls = calls_of(partial(self.write, fua=fua), requests, "buffer")
         return begin_all(calls, results=False, return_exceptions=return_exceptions)
+
+
+def require_block_device(device: object) -> None:
+    """TypeError, that says what it is instead."""
+    if not isinstance(device, BlockDevice):
+        raise TypeError(f"a BlockDevice is needed, not {type(device).__name__}: {device!r}")
 
 
 @runtime_checkable

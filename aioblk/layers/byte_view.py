@@ -15,7 +15,7 @@ from .._native.buffers import BytesLike, as_memoryview, length_of
 from .._queues.statistics import QueueStatistics
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ..errors import BlkioError, OptionError, UnsupportedError
-from ._begun import BegunRequests, begin, begin_all, future_of
+from ._begun import Begun, BegunRequests, begin, begin_all, calls_of, future_of
 from ._closed import Closed
 from ._edits import Edits, Span
 from ._plain import PLAIN
@@ -140,6 +140,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
 
     def readv(self, offset: int, buffers: Sequence[BytesLike]) -> _Result[None]:
         """Fill several writable buffers, one after the other, from ``offset`` on; as :meth:`read_into`."""
+        buffers = tuple(buffers)
         length = length_of(buffers)
         if (offset | length) % self._block == 0:
             return self._to.readv(offset, buffers)
@@ -163,12 +164,16 @@ class ByteView(AsyncClosing, Generic[D_co]):
         are in the list instead.
         """
         pairs = list(requests)
-        if self._are_whole_blocks(pairs):
+        try:
+            are_whole_blocks = self._are_whole_blocks(pairs)
+        except (TypeError, ValueError):  # what is no pair is refused by its own call
+            return begin_all(calls_of(self.read, pairs, "length"), return_exceptions=return_exceptions)
+        if are_whole_blocks:
             return self._to.read_many(pairs, return_exceptions=return_exceptions)
         if not return_exceptions:
             for offset, length in pairs:
                 self._span("read", offset, length)
-        return begin_all([partial(self.read, *pair) for pair in pairs], return_exceptions=return_exceptions)
+        return begin_all(calls_of(self.read, pairs, "length"), return_exceptions=return_exceptions)
 
     def read_into_many(
         self, requests: Iterable[tuple[int, BytesLike]], *, return_exceptions: bool = False
@@ -178,7 +183,9 @@ class ByteView(AsyncClosing, Generic[D_co]):
         Gives None or, with ``return_exceptions``, a list with an exception or None for each pair.
         """
         pairs = list(requests)
-        if self._are_whole_blocks(_ranges(pairs)):
+        if (ranges := _ranges(pairs)) is None:  # what is no pair is refused by its own call
+            return self._one_by_one(self.read_into, pairs, return_exceptions)
+        if self._are_whole_blocks(ranges):
             return self._to.read_into_many(pairs, return_exceptions=return_exceptions)
         if not return_exceptions:
             for offset, buffer in pairs:
@@ -208,6 +215,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
 
     def writev(self, offset: int, buffers: Sequence[BytesLike], *, fua: bool = False) -> _Result[None]:
         """Write several buffers, one after the other, at ``offset``; as :meth:`write`."""
+        buffers = tuple(buffers)
         length = length_of(buffers)
         if (offset | length) % self._block == 0:
             return self._edits.pass_on(
@@ -256,6 +264,8 @@ class ByteView(AsyncClosing, Generic[D_co]):
         unit, origin = max(limits.discard_alignment, self._block), limits.discard_alignment_offset
         start = max(origin, offset + -(offset - origin) % unit)
         end = max(start, offset + length - (offset + length - origin) % unit)
+        if start >= end:
+            start = end = origin  # no whole unit: nothing, where it can be asked for
         return self._edits.pass_on(start, end, partial(self._to.discard, start, end - start))
 
     def flush(self) -> _Result[None]:
@@ -268,7 +278,8 @@ class ByteView(AsyncClosing, Generic[D_co]):
         """Write many (offset, buffer) pairs with one await, in no certain order, unless they share a block of
         which one has a part; otherwise as :meth:`read_into_many`."""
         pairs = list(requests)
-        ranges = _ranges(pairs)
+        if (ranges := _ranges(pairs)) is None:
+            return self._one_by_one(partial(self.write, fua=fua), pairs, return_exceptions)
         if self._are_whole_blocks(ranges) and not self._edits.are_in_the_way(ranges):
             request = self._to.write_many(pairs, fua=fua, return_exceptions=return_exceptions)
             if self._edits.are_free:
@@ -281,6 +292,13 @@ class ByteView(AsyncClosing, Generic[D_co]):
                 self._span_to_change("write", offset, length_of([buffer], contiguous=True))
         calls = [partial(self.write, *pair, fua=fua) for pair in pairs]
         return begin_all(calls, results=False, return_exceptions=return_exceptions)
+
+    @staticmethod
+    def _one_by_one(method: Any, pairs: list[Any], return_exceptions: bool) -> Begun[Any]:
+        """What is no pair is refused by its own call."""
+        return begin_all(
+            calls_of(method, pairs, "buffer"), results=False, return_exceptions=return_exceptions
+        )
 
     # --- spans ----------------------------------------------------------------------------------------------
 
@@ -314,12 +332,16 @@ class ByteView(AsyncClosing, Generic[D_co]):
         return kind(message, errno=errno, driver=driver, operation=operation, offset=offset, length=length)
 
 
-def _ranges(pairs: Iterable[tuple[int, BytesLike]]) -> list[tuple[int, int]]:
+def _ranges(pairs: Iterable[tuple[int, BytesLike]]) -> list[tuple[int, int]] | None:
+    """None: not all are (offset, buffer) pairs."""
     plain = PLAIN
-    return [
-        (offset, len(buffer) if type(buffer) in plain else as_memoryview(buffer).nbytes)  # type: ignore[arg-type]
-        for offset, buffer in pairs
-    ]
+    try:
+        return [
+            (offset, len(buffer) if type(buffer) in plain else as_memoryview(buffer).nbytes)  # type: ignore[arg-type]
+            for offset, buffer in pairs
+        ]
+    except (TypeError, ValueError, BufferError):
+        return None
 
 
 async def _cut(request: Awaitable[bytes], start: int, length: int) -> bytes:

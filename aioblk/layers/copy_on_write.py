@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from functools import partial
+from operator import index
 from typing import Self, final
 
 from typing_extensions import Buffer
@@ -17,7 +18,7 @@ from ._asked import Asked, end_of_stretch
 from ._begun import Begun, Followed, begin, begin_all, failed, future_of
 from ._combined import combined_limits
 from ._under_way import UnderWay
-from .block_device import BlockDevice
+from .block_device import BlockDevice, require_block_device
 from .dirty_bitmap import DirtyBitmap
 from .layer import extents_of
 
@@ -40,9 +41,10 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
     A read takes each block from where it is: what was written from the overlay, all else from the base. A
     block is the least that can be written (``limits.request_alignment``), so nothing is ever copied.
 
-    :meth:`commit` writes the changes to the base. Which blocks the overlay has is known here alone, and is
-    gone when the program ends; the overlay is of no use to anyone else. What is to last needs a format, such
-    as qcow2: docs/layers.md shows how to have that below a device.
+    :meth:`commit` writes the changes to the base, which other overlays of the same base see as well: commit
+    to a copy of it, or have one overlay only. Which blocks the overlay has is known here alone, and is gone
+    when the program ends; the overlay is of no use to anyone else. What is to last needs a format, such as
+    qcow2: docs/layers.md shows how to have that below a device.
 
     A change counts from when it is done: one that fails, or is cancelled, may leave the range as it was.
     Otherwise requests are as those of the two devices. They belong to one event loop, and are neither opened
@@ -56,6 +58,8 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
             OptionError: the overlay is smaller than the base and does not grow, is the base, or is open for
                 reading only.
         """
+        for device in (base, overlay):
+            require_block_device(device)
         if base is overlay:
             raise _wrong("the overlay is the base itself")
         if overlay.read_only:
@@ -68,6 +72,7 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
         self._base = base
         self._overlay = overlay
         self._changed = DirtyBitmap(self._block)  # what the overlay has
+        self._one_commit = asyncio.Lock()
         self._committing: DirtyBitmap | None = (
             None  # what is being written to the base, and not changed since
         )
@@ -81,10 +86,13 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
         return self
 
     async def aclose(self) -> None:
-        """Refuse new requests, and wait for those in flight. Both devices stay open; idempotent."""
+        """Refuse new requests, and wait for those in flight, a commit too. Both devices stay open;
+        idempotent."""
         self._closed = True
         with shielded_if_cancelled():
             await self._under_way.finish()
+            async with self._one_commit:
+                pass
 
     @property
     def closed(self) -> bool:
@@ -142,6 +150,7 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
     # --- reading --------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        offset = index(offset)
         length = self._asked.to_read(offset, length)
         if error := self._refusal("read", offset, length):
             return failed(error)
@@ -150,9 +159,12 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
             return self._having(runs[0]).read(offset, length)
         calls = [partial(self._having(run).read, *run[:2]) for run in runs]
         pieces = future_of(begin_all(calls, return_exceptions=False))
-        return begin(_joined(pieces), pieces)
+        reading = begin(_joined(pieces), pieces)
+        self._under_way.add(0, 0, reading)  # of several requests: closing waits for it
+        return reading
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        offset = index(offset)
         buffers = tuple(buffers)
         length = self._asked.to_fill(offset, buffers)
         if error := self._refusal("read", offset, length):
@@ -164,7 +176,9 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
         calls = [
             partial(self._having(run).readv, run[0], piece) for run, piece in zip(runs, pieces, strict=True)
         ]
-        return begin_all(calls, results=False, return_exceptions=False)
+        reading = begin_all(calls, results=False, return_exceptions=False)
+        self._under_way.add(0, 0, reading)
+        return reading
 
     def _runs(self, offset: int, length: int) -> list[tuple[int, int, bool]]:
         """The range as (offset, length, whether the overlay has it); one at least."""
@@ -176,6 +190,7 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
     # --- changing -------------------------------------------------------------------------------------------
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
+        offset = index(offset)
         buffers = tuple(buffers)
         length = self._asked.to_write(offset, buffers)
         if error := self._refusal("write", offset, length):
@@ -191,6 +206,7 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
+        offset = index(offset)
         length = self._asked.to_change("write_zeroes", offset, length)
         if error := self._refusal("write_zeroes", offset, length):
             return failed(error)
@@ -218,6 +234,7 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
         """Of the overlay. What was never written there goes on reading as the base has it."""
+        offset = index(offset)
         length = self._asked.to_discard(offset, length)
         if error := self._refusal("discard", offset, length):
             return failed(error)
@@ -254,7 +271,7 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
         """
         self._refuse_if_closed("commit")
         to = self._base if target is None else target
-        if self._committing is not None:
+        if self._one_commit.locked():
             raise UsageError("it is being committed already", driver="copy-on-write", operation="commit")
         if to.read_only:
             what = "the base" if target is None else "the target"
@@ -262,18 +279,27 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
             raise UsageError(message, driver="copy-on-write", operation="commit")
         if to.capacity < self._capacity and not to.limits.can_grow:
             raise _wrong(f"the target has {to.capacity} bytes, and the base {self._capacity}", "commit")
-        self._committing = DirtyBitmap(self._block)
-        self._committing.update(self._changed)
-        for start, end, _ in self._under_way:
-            self._committing.clear(start, end - start)
+        if self._block % to.limits.request_alignment:
+            block = to.limits.request_alignment
+            raise _wrong(f"the target has blocks of {block} bytes, and this one of {self._block}", "commit")
+        async with self._one_commit:
+            await self._commit(to, forgets=target is None)
+
+    async def _commit(self, to: BlockDevice, *, forgets: bool) -> None:
+        pending = DirtyBitmap(self._block)
+        pending.update(self._changed)
+        if forgets:  # only what nobody changes meanwhile
+            for start, end, _ in self._under_way:
+                pending.clear(start, end - start)
+            self._committing = pending
         try:
-            for offset, length in self._committing:
+            for offset, length in pending:
                 for start in range(offset, offset + length, AT_A_TIME):
                     size = min(AT_A_TIME, offset + length - start)
                     await to.write(start, await self._overlay.read(start, size))
             await to.flush()
-            if target is None:
-                for offset, length in self._committing:
+            if forgets:
+                for offset, length in pending:
                     self._changed.clear(offset, length)
         finally:
             self._committing = None

@@ -1,7 +1,10 @@
 """DirtyBitmap: which parts of a device were changed."""
 
+from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
 from typing import final
+
+from ..errors import OptionError
 
 __all__ = ["DirtyBitmap"]
 
@@ -18,21 +21,22 @@ class DirtyBitmap:
     memory is taken for each unit, in pieces of 4096 units of which one at least is marked.
     """
 
-    __slots__ = ("_chunks", "_granularity", "end")
+    __slots__ = ("_chunks", "_granularity", "_order", "end")
 
     def __init__(self, granularity: int = 1 << 16, *, end: int | None = None) -> None:
         """With nothing marked. ``granularity`` is in bytes. Of units that reach beyond *end*, ranges have
         what lies before it.
 
         Raises:
-            ValueError: it is not positive.
+            OptionError: it is not positive.
         """
         if granularity < 1:
-            raise ValueError(f"granularity must be positive, not {granularity}")
+            raise OptionError(f"granularity must be positive, not {granularity}", operation="open")
         self._granularity = granularity
         self.end = end
         """Where the device ends, in bytes; None: that is not known."""
-        self._chunks: dict[int, bytearray] = {}  # by number; a byte is 1 where the unit is marked
+        self._chunks: dict[int, bytes | bytearray] = {}  # by number; a byte is 1 where the unit is marked
+        self._order: list[int] = []  # their numbers
 
     @property
     def granularity(self) -> int:
@@ -46,21 +50,39 @@ class DirtyBitmap:
         if length <= 0:
             return
         first, last = offset // self._granularity, (offset + length - 1) // self._granularity
-        if first == last and (units := self._chunks.get(first // _PER_CHUNK)) is not None:
+        if first == last and type(units := self._chunks.get(first // _PER_CHUNK)) is bytearray:
             units[first % _PER_CHUNK] = 1
             return
         for chunk, start, stop in _by_chunk(first, last + 1):
-            units = self._chunks.setdefault(chunk, bytearray(_PER_CHUNK))
-            units[start:stop] = _ALL[start:stop]
+            if chunk not in self._chunks:
+                insort(self._order, chunk)
+            if stop - start == _PER_CHUNK:
+                self._chunks[chunk] = _ALL  # which all whole chunks share
+            else:
+                self._units(chunk)[start:stop] = _ALL[start:stop]
+
+    def _units(self, chunk: int) -> bytearray:
+        """Those of a chunk, to be changed."""
+        units = self._chunks.get(chunk, _NONE)
+        if not isinstance(units, bytearray):
+            units = self._chunks[chunk] = bytearray(units)
+        return units
 
     def clear(self, offset: int, length: int) -> None:
         """Every unit that has no other bytes than these."""
         first, end = -(-offset // self._granularity), (offset + length) // self._granularity
-        for chunk, start, stop in _by_chunk(first, end):
-            if (units := self._chunks.get(chunk)) is not None:
+        for chunk in self._order[bisect_left(self._order, first // _PER_CHUNK) :]:
+            start, stop = (max(first, chunk * _PER_CHUNK), min(end, (chunk + 1) * _PER_CHUNK))
+            if start >= end:
+                return
+            if stop - start < _PER_CHUNK:
+                units = self._units(chunk)
+                start, stop = start - chunk * _PER_CHUNK, stop - chunk * _PER_CHUNK
                 units[start:stop] = _NONE[start:stop]
-                if 1 not in units:
-                    del self._chunks[chunk]
+                if 1 in units:
+                    continue
+            del self._chunks[chunk]
+            self._order.pop(bisect_left(self._order, chunk))
 
     def update(self, other: "DirtyBitmap") -> None:
         """Mark what another one has marked."""
@@ -71,6 +93,7 @@ class DirtyBitmap:
         """What is marked, as a bitmap of its own; this one has nothing marked afterwards."""
         taken = DirtyBitmap(self._granularity, end=self.end)
         taken._chunks, self._chunks = self._chunks, {}
+        taken._order, self._order = self._order, []
         return taken
 
     # --- looking --------------------------------------------------------------------------------------------
@@ -120,10 +143,11 @@ class DirtyBitmap:
         chunk, place = divmod(unit, _PER_CHUNK)
         if (units := self._chunks.get(chunk)) is not None and (found := units.find(1, place)) >= 0:
             return chunk * _PER_CHUNK + found
-        for later in sorted(number for number in self._chunks if number > chunk):
-            if (found := self._chunks[later].find(1)) >= 0:
-                return later * _PER_CHUNK + found
-        return None
+        place = bisect_right(self._order, chunk)
+        if place == len(self._order):
+            return None
+        later = self._order[place]  # none of those that are kept is without a mark
+        return later * _PER_CHUNK + self._chunks[later].find(1)
 
     def _next_clear(self, unit: int) -> int:
         """The first unit from there on that is not marked."""

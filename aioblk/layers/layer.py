@@ -5,7 +5,6 @@ from typing import Any, Generic, Literal, Self, cast, overload
 
 from typing_extensions import Buffer, TypeVar
 
-from .._device.device import Device
 from .._device.extents import Extent
 from .._libblkio.limits import Limits
 from .._memory.mapping import MapsMemory
@@ -16,7 +15,7 @@ from ._asked import end_of_stretch
 from ._begun import Begun, begun
 from ._closed import Closed
 from ._under_way import UnderWay
-from .block_device import BlockDevice, KnowsExtents
+from .block_device import BlockDevice, KnowsExtents, require_block_device
 
 __all__ = ["REQUESTS", "Layer", "extents_of"]
 
@@ -26,7 +25,7 @@ REQUESTS = (
 )
 
 T = TypeVar("T")
-D_co = TypeVar("D_co", bound=BlockDevice, default=Device, covariant=True)
+D_co = TypeVar("D_co", bound=BlockDevice, default=BlockDevice, covariant=True)
 
 
 class Layer(AsyncClosing, BlockDevice, Generic[D_co]):
@@ -37,7 +36,7 @@ class Layer(AsyncClosing, BlockDevice, Generic[D_co]):
 
             def read(self, offset, length):
                 self.reads += 1
-                return self.below.read(offset, length)
+                return super().read(offset, length)
 
     What is not defined is the device's own: requests go to it by the call, batches as batches, buffers as
     they are, so that memory that the device knows is reached without copying. A layer that changes
@@ -53,6 +52,7 @@ class Layer(AsyncClosing, BlockDevice, Generic[D_co]):
 
     def __init__(self, device: D_co) -> None:
         """Over an open device."""
+        require_block_device(device)
         self._device = device
         self._below: BlockDevice = device
         self._under_way = UnderWay(device)  # changes

@@ -2,16 +2,18 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
-from functools import partial
+from dataclasses import replace
+from operator import index
 from typing import Self, TypeVar, final
 
 from typing_extensions import Buffer
 
 from .._device.extents import Extent
 from .._libblkio.limits import Limits
+from .._native.buffers import as_memoryview
 from .._queues.statistics import QueueStatistics
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
-from ..errors import DeviceClosedError, OptionError, UnsupportedError, UsageError
+from ..errors import BlkioError, DeviceClosedError, OptionError, UnsupportedError, UsageError
 from ._asked import Asked, end_of_stretch
 from ._begun import Begun, failed
 from ._combined import combined_limits
@@ -19,7 +21,7 @@ from ._counts import Counts
 from ._legs import Leg, Legs, LegState, Member
 from ._mirrored import Call, Change, Read
 from ._turns import Turn, Turns
-from .block_device import BlockDevice
+from .block_device import BlockDevice, require_block_device
 from .layer import extents_of
 
 __all__ = ["Leg", "LegState", "Mirror"]
@@ -51,6 +53,9 @@ class Mirror(AsyncClosing, BlockDevice):
 
     **Resilvering** copies what a leg is missing while the mirror is in use, flushes it, and counts it in.
 
+    **A silent leg** keeps changes waiting, and cancelling them as well: open devices that may fall silent
+    with ``lost_after``. So does one that is looking for another backend (``reconnect_for``).
+
     **Order and cancellation.** Changes that share bytes take turns, so that all legs have them in the same
     order; therefore a change that has begun is carried through although it is cancelled, and then ends as
     cancelled. Reads are cancelled as those of the leg are.
@@ -80,6 +85,8 @@ class Mirror(AsyncClosing, BlockDevice):
         """
         outdated = list(stale)
         given = [*devices, *outdated]
+        for device in given:
+            require_block_device(device)
         if not devices:
             raise _wrong("one device at least is to be in sync")
         if len(set(map(id, given))) < len(given):
@@ -105,11 +112,15 @@ class Mirror(AsyncClosing, BlockDevice):
         return self
 
     async def aclose(self) -> None:
-        """Refuse new requests, and wait for those in flight. The legs stay open; idempotent."""
+        """Refuse new requests, wait for those in flight, and end resilvering. The legs stay open;
+        idempotent."""
         self._closed = True
         with shielded_if_cancelled():
             await self._turns.finish()
             await self._counts.finish()
+            for member in self._legs.all:
+                async with member.resilvering:
+                    pass  # it has noticed
 
     @property
     def closed(self) -> bool:
@@ -136,7 +147,7 @@ class Mirror(AsyncClosing, BlockDevice):
     @property
     def read_only(self) -> bool:
         """Whether changes are refused: one of the legs refuses them."""
-        return any(leg.device.read_only for leg in self._legs.present())
+        return any(member.read_only for member in self._legs.present())
 
     def statistics(self) -> QueueStatistics:
         """What was asked of the mirror. What the legs count are the requests that these were made of."""
@@ -146,18 +157,27 @@ class Mirror(AsyncClosing, BlockDevice):
         """As of one of the legs."""
         self._refuse_if_closed("extents")
         end = end_of_stretch("mirror", self._capacity, offset, length)
-        return extents_of(self._legs.in_sync()[0].device, offset, end - offset)
+        members = self._legs.in_sync()
+        while True:
+            try:
+                return extents_of(members.pop(0).device, offset, end - offset)
+            except BlkioError:  # it was closed
+                if not members:
+                    raise
 
     # --- reading --------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        offset = index(offset)
         return self._read(offset, self._asked.to_read(offset, length), lambda leg: leg.read(offset, length))
 
     def read_into(self, offset: int, buffer: Buffer) -> Awaitable[None]:
+        offset = index(offset)
         length = self._asked.to_fill(offset, [buffer])
         return self._read(offset, length, lambda leg: leg.read_into(offset, buffer))
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        offset = index(offset)
         buffers = tuple(buffers)
         length = self._asked.to_fill(offset, buffers)
         return self._read(offset, length, lambda leg: leg.readv(offset, buffers))
@@ -167,20 +187,29 @@ class Mirror(AsyncClosing, BlockDevice):
         if error := self._asked.beyond_the_end("read", offset, length):
             self._counts.refused()
             return failed(error)
-        read = Read(self._legs, call)
+        read = Read(
+            self._legs,
+            call,
+            is_changing=lambda: self._turns.meet(offset, offset + length),
+            on_failure=lambda member: member.missing.mark(offset, length),
+        )
         self._counts.add(read, read=length)
         return Begun(read)
 
     # --- changing -------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
+        offset = index(offset)
         length = self._asked.to_write(offset, [data])
-        return self._change("write", offset, length, lambda leg: leg.write(offset, data, fua=fua))
+        view = as_memoryview(data)  # which it cannot lose while it waits for its turn
+        return self._change("write", offset, length, lambda leg: leg.write(offset, view, fua=fua))
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
+        offset = index(offset)
         buffers = tuple(buffers)
         length = self._asked.to_write(offset, buffers)
-        return self._change("write", offset, length, lambda leg: leg.writev(offset, buffers, fua=fua))
+        views = [as_memoryview(buffer) for buffer in buffers]
+        return self._change("write", offset, length, lambda leg: leg.writev(offset, views, fua=fua))
 
     def write_zeroes(
         self,
@@ -193,6 +222,7 @@ class Mirror(AsyncClosing, BlockDevice):
     ) -> Awaitable[None]:
         """As of the legs. With ``no_fallback`` it fails as soon as it is known that one of them would have to
         write the zeroes out; the first time that some can and others cannot, those do."""
+        offset = index(offset)
         length = self._asked.to_change("write_zeroes", offset, length)
         if no_fallback and self._zeroes_slowly:
             self._refuse_if_closed("write_zeroes")
@@ -207,21 +237,31 @@ class Mirror(AsyncClosing, BlockDevice):
                 )
             )
 
-        def zero(leg: BlockDevice, no_fallback: bool = no_fallback) -> Awaitable[None]:
-            return leg.write_zeroes(offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
-
-        def zero_slowly(leg: BlockDevice) -> Awaitable[None]:
-            self._zeroes_slowly = True
-            return zero(leg, no_fallback=False)
-
-        return self._change(
-            "write_zeroes", offset, length, zero, instead=zero_slowly if no_fallback else None
-        )
+        how = {"fua": fua, "no_unmap": no_unmap, "no_fallback": no_fallback}
+        return self._zero("write_zeroes", offset, length, how)
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
-        """As of the legs that can."""
+        """Zero the range, where all legs can without writing: what a discarded range reads as would be each
+        leg's own affair. Where some cannot, nothing is done, but for the first time."""
+        offset = index(offset)
         length = self._asked.to_discard(offset, length)
-        return self._change("discard", offset, length, lambda leg: leg.discard(offset, length), optional=True)
+        self._refuse_if_closed("discard")
+        if self._zeroes_slowly:
+            length = 0
+        return self._zero("discard", offset, length, {"no_fallback": True})
+
+    def _zero(self, operation: str, offset: int, length: int, how: dict[str, bool]) -> Awaitable[None]:
+        def zero_slowly(leg: BlockDevice) -> Awaitable[None]:
+            self._zeroes_slowly = True
+            return leg.write_zeroes(offset, length, **how | {"no_fallback": False})
+
+        return self._change(
+            operation,
+            offset,
+            length,
+            lambda leg: leg.write_zeroes(offset, length, **how),
+            instead=zero_slowly if how["no_fallback"] else None,
+        )
 
     def _change(
         self,
@@ -231,7 +271,6 @@ class Mirror(AsyncClosing, BlockDevice):
         call: Call[None],
         *,
         instead: Call[None] | None = None,
-        optional: bool = False,
     ) -> Awaitable[None]:
         self._refuse_if_closed(operation)
         if error := self._asked.beyond_the_end(operation, offset, length):
@@ -243,7 +282,6 @@ class Mirror(AsyncClosing, BlockDevice):
             begins=lambda: self._legs.change_begins(offset, length),
             ends=lambda outcomes: self._legs.change_ends(offset, length, outcomes),
             instead=instead,
-            optional=optional,
         )
         self._counts.add(change, written=length)
         self._turns.take(offset, offset + length, lambda turn: self._begin(change, turn))
@@ -287,17 +325,21 @@ class Mirror(AsyncClosing, BlockDevice):
         """
         self._refuse_if_closed("resilver")
         member = self._legs.member_of(leg)
-        if member is None or member.state is not LegState.DROPPED:
-            what = "it is another mirror's" if member is None else f"it is {member.state}"
-            raise UsageError(
-                f"a dropped leg can be resilvered; {what}", driver="mirror", operation="resilver"
-            )
-        if device is not None:
-            self._refuse_unless_suitable(device)
-            self._legs.replace(member, device, self._capacity)
+        if member is None:
+            raise _misuse("resilver", "the leg is none of this mirror")
+        async with member.resilvering:  # who was at it before has to notice first that the leg was dropped
+            if member.state is not LegState.DROPPED:
+                raise _misuse("resilver", f"a dropped leg can be resilvered; it is {member.state}")
+            if device is not None:
+                self._refuse_unless_suitable(device)
+                self._legs.replace(member, device, self._capacity)
+            await self._resilver(member)
+
+    async def _resilver(self, member: Member) -> None:
         self._legs.start_resilvering(member)
         try:
             while self._legs.is_resilvering(member):
+                self._refuse_if_closed("resilver")
                 if member.missing:
                     await self._copy_missing(member)
                     continue
@@ -317,7 +359,9 @@ class Mirror(AsyncClosing, BlockDevice):
             raise _wrong("a device is in a mirror once", "resilver")
         if device.capacity < self._capacity:
             raise _wrong(f"it has {device.capacity} bytes, and the mirror {self._capacity}", "resilver")
-        if combined_limits("mirror", [self._limits, device.limits]) != self._limits:
+        if device.read_only:
+            raise _wrong("it is open for reading only", "resilver")
+        if _hard(combined_limits("mirror", [self._limits, device.limits])) != _hard(self._limits):
             raise _wrong("it accepts less than the mirror does, whose limits are fixed", "resilver")
 
     async def _copy_missing(self, member: Member) -> None:
@@ -341,18 +385,37 @@ class Mirror(AsyncClosing, BlockDevice):
     async def _copy(self, member: Member, pieces: Iterator[tuple[int, int]]) -> None:
         for offset, length in pieces:
             async with self._turns.hold(offset, offset + length):  # nobody changes it meanwhile
+                if not self._legs.is_resilvering(member) or self._closed:
+                    return
+                data = await self._read_for_copy(offset, length)
+                member.copied.mark(offset, length)  # until it is flushed, it may be lost
+                await member.device.write(offset, data)
                 if not self._legs.is_resilvering(member):
                     return
-                data = await Begun(Read(self._legs, partial(_read_from, offset=offset, length=length)))
-                await member.device.write(offset, data)
                 member.missing.clear(offset, -(-length // self._granularity) * self._granularity)
+
+    def _read_for_copy(self, offset: int, length: int) -> Awaitable[bytes]:
+        read: Read[bytes] = Read(
+            self._legs,
+            lambda leg: leg.read(offset, length),
+            is_changing=lambda: False,
+            on_failure=lambda member: member.missing.mark(offset, length),
+        )
+        return Begun(read)
 
     def __repr__(self) -> str:
         return f"<aioblk.Mirror {', '.join(map(repr, self._legs.legs))}>"
 
 
-def _read_from(leg: BlockDevice, *, offset: int, length: int) -> Awaitable[bytes]:
-    return leg.read(offset, length)
+def _hard(limits: Limits) -> Limits:
+    """Without what is only faster."""
+    return replace(
+        limits, optimal_io_alignment=1, optimal_io_size=0, optimal_buf_alignment=1, flush_needed=True
+    )
+
+
+def _misuse(operation: str, message: str) -> UsageError:
+    return UsageError(message, driver="mirror", operation=operation)
 
 
 def _wrong(message: str, operation: str = "open") -> OptionError:

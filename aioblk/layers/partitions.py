@@ -186,7 +186,7 @@ class _Disk:
         return True
 
     async def _gpt_header(self, sector: int) -> _Header:
-        raw = await self.read(sector * self._sector, self._sector)
+        raw = await self.read(sector * self._sector, self._sector) if sector > 0 else b""
         if len(raw) < _HEADER.size or not raw.startswith(b"EFI PART"):
             raise self.damaged(f"the header of a GPT should be in sector {sector}, and is not")
         header = _Header(*_HEADER.unpack_from(raw))

@@ -8,11 +8,11 @@ from typing import Self, final
 
 from .._native._core import View
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
-from ..errors import OptionError, StreamBusyError, UsageError
+from ..errors import DeviceClosedError, OptionError, StreamBusyError, UsageError
 from ._asked import end_of_stretch
 from ._begun import failed, future_of, give_up
 from ._buffers import Buffers
-from .block_device import BlockDevice
+from .block_device import BlockDevice, require_block_device
 from .byte_view import ByteView
 
 __all__ = ["Reader"]
@@ -51,7 +51,8 @@ class Reader(AsyncClosing):
         Raises:
             OptionError: the range is not one of the device, or ``chunk`` or ``depth`` is not positive.
         """
-        self._end = end_of_stretch("reader", device.capacity, offset, length)
+        require_block_device(device)
+        self._end = end_of_stretch("reader", device.capacity, offset, length, operation="open")
         for name, value in (("chunk", chunk), ("depth", depth)):
             if value < 1:
                 raise OptionError(f"{name} must be positive, not {value}", driver="reader", operation="open")
@@ -68,6 +69,7 @@ class Reader(AsyncClosing):
         self._under_way: deque[tuple[int, View | memoryview, asyncio.Future[None]]] = deque()
         self._given_up: set[asyncio.Future[None]] = set()
         self._busy = False
+        self._closed = False
 
     @property
     def offset(self) -> int:
@@ -90,7 +92,7 @@ class Reader(AsyncClosing):
     async def aclose(self) -> None:
         """Give up what is under way, wait until the device does not write to the buffers any more, and give
         them back; idempotent."""
-        self._next = self._end
+        self._closed = True
         self._give_up()
         with shielded_if_cancelled():
             if self._given_up:
@@ -105,6 +107,7 @@ class Reader(AsyncClosing):
         Raises:
             OptionError: it is not in the range.
         """
+        self._refuse_if_closed("seek")
         if not 0 <= offset <= self._end:
             raise OptionError(
                 f"{offset} is not between 0 and {self._end}, the reader's end",
@@ -122,6 +125,7 @@ class Reader(AsyncClosing):
         """The next piece; the one before is the reader's again."""
         if self._busy:
             raise StreamBusyError("another task is waiting for the next piece", driver="reader")
+        self._refuse_if_closed("read")
         self._take_back()
         self._read_ahead()
         self._busy = True
@@ -135,6 +139,7 @@ class Reader(AsyncClosing):
                 )  # they have the buffers
             offset, buffer, request = self._under_way[0]
             await asyncio.wait([request])
+            self._refuse_if_closed("read")
             if request.cancelled() or request.exception() is not None:
                 self.seek(offset)  # what lies behind it is read anew: it is given in order
                 request.result()
@@ -145,13 +150,17 @@ class Reader(AsyncClosing):
         self._offset, self._lent = offset, buffer
         return buffer[: min(self._chunk, self._end - offset)]
 
+    def _refuse_if_closed(self, operation: str) -> None:
+        if self._closed:
+            raise DeviceClosedError("the reader is closed", driver="reader", operation=operation)
+
     # --- reading ahead --------------------------------------------------------------------------------------
 
     def _read_ahead(self) -> None:
         """Have as much under way as may be."""
         if self._buffers is None:
             raise UsageError("a reader is used within `async with`", driver="reader", operation="read")
-        while self._next < self._end and len(self._under_way) < self._depth:
+        while not self._closed and self._next < self._end and len(self._under_way) < self._depth:
             buffer = self._buffers.take()
             if buffer is None:
                 return  # those that were given up are used by the device still

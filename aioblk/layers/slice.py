@@ -4,6 +4,7 @@ import math
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from operator import index
 from typing import Any, Literal, final, overload
 
 from typing_extensions import Buffer, TypeVar
@@ -121,28 +122,31 @@ class Slice(Layer[D_co]):
     # --- requests -------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        offset, length = index(offset), index(length)
         if 0 <= offset <= self._length - length:
             return self._below.read(self._start + offset, length)
         return self._refused("read", offset, self._asked.to_read(offset, length))
 
     def read_into(self, offset: int, buffer: Buffer) -> Awaitable[None]:
+        offset = index(offset)
         if 0 <= offset <= self._length - memoryview(buffer).nbytes:
             return self._below.read_into(self._start + offset, buffer)
         return self._refused("read", offset, self._asked.to_fill(offset, [buffer]))
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
-        buffers = tuple(buffers)
+        offset, buffers = index(offset), tuple(buffers)
         if 0 <= offset <= self._length - length_of(buffers):
             return self._below.readv(self._start + offset, buffers)
         return self._refused("read", offset, self._asked.to_fill(offset, buffers))
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
+        offset = index(offset)
         if 0 <= offset <= self._writable - memoryview(data).nbytes:
             return self._change(self._below.write(self._start + offset, data, fua=fua))
         return self._refused("write", offset, self._asked.to_write(offset, [data]))
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
-        buffers = tuple(buffers)
+        offset, buffers = index(offset), tuple(buffers)
         if 0 <= offset <= self._writable - length_of(buffers):
             return self._change(self._below.writev(self._start + offset, buffers, fua=fua))
         return self._refused("write", offset, self._asked.to_write(offset, buffers))
@@ -156,6 +160,7 @@ class Slice(Layer[D_co]):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
+        offset, length = index(offset), index(length)
         if 0 <= offset <= self._writable - length:
             zeroing = self._below.write_zeroes(
                 self._start + offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback
@@ -164,6 +169,7 @@ class Slice(Layer[D_co]):
         return self._refused("write_zeroes", offset, self._asked.to_change("write_zeroes", offset, length))
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
+        offset, length = index(offset), index(length)
         if 0 <= offset <= self._writable - length:
             return self._change(self._below.discard(self._start + offset, length))
         return self._refused("discard", offset, self._asked.to_discard(offset, length))

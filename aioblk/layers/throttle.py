@@ -3,19 +3,20 @@
 import math
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
+from operator import index
 from typing import Any, Literal, TypeVar, final, overload
 
 import typing_extensions
 from typing_extensions import Buffer
 
 from .._device.device import Device
-from .._native.buffers import length_of
+from .._native.buffers import as_memoryview, length_of
 from .._queues.statistics import QueueStatistics
 from ..errors import OptionError
 from ._asked import Asked
 from ._begun import Begun
 from ._later import Later, Waiting
-from ._throttling import Direction, Flow, Gate, Rate, ThrottleStatistics
+from ._throttling import Direction, Flow, Gate, Rate, Share, ThrottleStatistics
 from .block_device import BlockDevice
 from .layer import REQUESTS, Layer
 
@@ -38,7 +39,7 @@ class ThrottleGroup:
     one does not use, others have. Within a layer requests of one direction begin in the order of their calls.
 
     *reads* and *writes* are limited by themselves as well as in *total*. Write-zeroes and discards count as
-    writes of their length. Flushes always pass. Rates may be changed at any time.
+    writes of their length. Flushes always pass. Rates may be changed at any time; None takes a limit away.
 
     Belongs to one event loop.
     """
@@ -46,7 +47,7 @@ class ThrottleGroup:
     def __init__(
         self, *, total: Rate | None = None, reads: Rate | None = None, writes: Rate | None = None
     ) -> None:
-        self._gate = Gate(total or Rate(), reads or Rate(), writes or Rate())
+        self._gate = Gate(_rate(total), _rate(reads), _rate(writes))
 
     @property
     def total(self) -> Rate:
@@ -54,24 +55,24 @@ class ThrottleGroup:
         return self._gate.rates["total"]
 
     @total.setter
-    def total(self, rate: Rate) -> None:
-        self._gate.set_rate("total", rate)
+    def total(self, rate: Rate | None) -> None:
+        self._gate.set_rate("total", _rate(rate))
 
     @property
     def reads(self) -> Rate:
         return self._gate.rates["read"]
 
     @reads.setter
-    def reads(self, rate: Rate) -> None:
-        self._gate.set_rate("read", rate)
+    def reads(self, rate: Rate | None) -> None:
+        self._gate.set_rate("read", _rate(rate))
 
     @property
     def writes(self) -> Rate:
         return self._gate.rates["write"]
 
     @writes.setter
-    def writes(self, rate: Rate) -> None:
-        self._gate.set_rate("write", rate)
+    def writes(self, rate: Rate | None) -> None:
+        self._gate.set_rate("write", _rate(rate))
 
     def statistics(self) -> ThrottleStatistics:
         """What became of the requests so far. Those that no rate limits are not counted."""
@@ -79,6 +80,14 @@ class ThrottleGroup:
 
     def __repr__(self) -> str:
         return f"<aioblk.ThrottleGroup {self._gate.waiting} waiting>"
+
+
+def _rate(rate: Rate | None) -> Rate:
+    if rate is None:
+        return Rate()
+    if not isinstance(rate, Rate):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise OptionError(f"a Rate is needed, or None, not {rate!r}", driver="throttle", operation="open")
+    return rate
 
 
 @final
@@ -101,7 +110,8 @@ class Throttle(Layer[D_co]):
             raise OptionError(f"weight must be positive, not {weight}", driver="throttle", operation="open")
         self._group = group
         self._gate = group._gate  # pyright: ignore[reportPrivateUsage]
-        self._flows: dict[Direction, Flow] = {"read": Flow("read", weight), "write": Flow("write", weight)}
+        share = Share(weight)
+        self._flows: dict[Direction, Flow] = {"read": Flow("read", share), "write": Flow("write", share)}
         self._asked = Asked("throttle", device.limits, lambda: device.capacity, lambda: device.read_only)
         self._waiting = Waiting()
         self._gate.on_opened.add(self)
@@ -129,22 +139,25 @@ class Throttle(Layer[D_co]):
     # --- reading --------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        offset = index(offset)
         if self._gate.is_open:
             return self._below.read(offset, length)
         length = self._asked.to_read(offset, length)
-        if self._gate.passes("read", 1, length):
+        if self._passes("read", 1, length):
             return self._below.read(offset, length)
         return self._later("read", length, partial(self._device.read, offset, length))
 
     def read_into(self, offset: int, buffer: Buffer) -> Awaitable[None]:
+        offset = index(offset)
         if self._gate.is_open:
             return self._below.read_into(offset, buffer)
         return self.readv(offset, [buffer])
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
-        buffers = tuple(buffers)
+        offset = index(offset)
+        buffers = _views(buffers)
         length = self._asked.to_fill(offset, buffers)
-        if self._gate.passes("read", 1, length):
+        if self._passes("read", 1, length):
             return self._below.readv(offset, buffers)
         return self._later("read", length, partial(self._device.readv, offset, buffers))
 
@@ -173,14 +186,16 @@ class Throttle(Layer[D_co]):
     # --- changing -------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
+        offset = index(offset)
         if self._gate.is_open:
             return self._change(self._below.write(offset, data, fua=fua))
         return self.writev(offset, [data], fua=fua)
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
-        buffers = tuple(buffers)
+        offset = index(offset)
+        buffers = _views(buffers)
         length = self._asked.to_write(offset, buffers)
-        if self._gate.passes("write", 1, length):
+        if self._passes("write", 1, length):
             return self._change(self._below.writev(offset, buffers, fua=fua))
         return self._later("write", length, partial(self._device.writev, offset, buffers, fua=fua))
 
@@ -193,15 +208,17 @@ class Throttle(Layer[D_co]):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
+        offset = index(offset)
         length = self._asked.to_change("write_zeroes", offset, length)
         how = {"fua": fua, "no_unmap": no_unmap, "no_fallback": no_fallback}
-        if self._gate.passes("write", 1, length):
+        if self._passes("write", 1, length):
             return self._change(self._below.write_zeroes(offset, length, **how))
         return self._later("write", length, partial(self._device.write_zeroes, offset, length, **how))
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
+        offset = index(offset)
         length = self._asked.to_discard(offset, length)
-        if self._gate.passes("write", 1, length):
+        if self._passes("write", 1, length):
             return self._change(self._below.discard(offset, length))
         return self._later("write", length, partial(self._device.discard, offset, length))
 
@@ -214,6 +231,12 @@ class Throttle(Layer[D_co]):
         return BlockDevice.write_many(self, items, fua=fua, return_exceptions=return_exceptions)
 
     # --- turns ----------------------------------------------------------------------------------------------
+
+    def _passes(self, direction: Direction, operations: int, length: int) -> bool:
+        """Whether it may begin at once. Of a closed layer nothing is counted."""
+        if self._below is not self._device:
+            self._below.capacity  # noqa: B018 (it refuses)
+        return self._gate.passes(direction, operations, length)
 
     def _pass_at_once(self, direction: Direction, items: list[Any], length: Callable[[Any], int]) -> bool:
         """Whether a batch may begin as a whole. One with an item that is no pair may: it is refused."""
@@ -232,3 +255,8 @@ class Throttle(Layer[D_co]):
         self._waiting.add(delayed)
         self._gate.wait(self._flows[direction], length, delayed)
         return Begun(delayed)
+
+
+def _views(buffers: Sequence[Buffer]) -> list[memoryview]:
+    """The same, held still for a request that may have to wait."""
+    return [as_memoryview(buffer) for buffer in buffers]

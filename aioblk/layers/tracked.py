@@ -1,6 +1,8 @@
 """Tracked: a device that remembers what was changed since it was asked last."""
 
-from collections.abc import Awaitable, Iterable, Sequence
+import contextlib
+from collections.abc import Awaitable, Generator, Iterable, Sequence
+from operator import index
 from typing import Any, final
 
 from typing_extensions import Buffer, TypeVar
@@ -15,6 +17,8 @@ from .layer import Layer
 
 __all__ = ["Tracked"]
 
+_EVERYTHING = (1 << 64) - 1  # where a change ends of which that is not known: of zones
+
 D_co = TypeVar("D_co", bound=BlockDevice, default=Device, covariant=True)
 
 
@@ -26,13 +30,13 @@ class Tracked(Layer[D_co]):
         tracked = aioblk.Tracked(dev)
         await copy_all(tracked)                       # a full backup
         ...
-        changed = tracked.take()                      # what was changed since, or may have been
-        for offset, length in changed:
-            await copy(tracked, offset, length)
+        with tracked.taking() as changed:             # what was changed since, or may have been
+            for offset, length in changed:
+                await copy(tracked, offset, length)
 
     A change is marked when it begins, however it ends: one that failed or was cancelled may have been made in
-    part. What is changed by another way than this layer is not marked. Where the backup fails,
-    :meth:`put_back` makes the next one have it all again.
+    part. What is changed by another way than this layer is not marked. However the block is left but by its
+    end, a cancelled task included, what was taken is put back: the next backup has it all again.
 
     Nothing is kept when the program ends: begin again with a full backup.
     """
@@ -46,8 +50,12 @@ class Tracked(Layer[D_co]):
     @property
     def dirty(self) -> DirtyBitmap:
         """What was changed since :meth:`take`: the very bitmap, which goes on changing."""
-        self._dirty.end = self._device.capacity
+        self._dirty.end = self._end()
         return self._dirty
+
+    def _end(self) -> int | None:
+        """Where there is nothing to be read any more."""
+        return None if self._device.limits.can_grow else self._device.capacity
 
     def take(self) -> DirtyBitmap:
         """What was changed since the last time, or since the layer was made; from here on it begins anew.
@@ -58,8 +66,18 @@ class Tracked(Layer[D_co]):
         """
         taken = self.dirty.take()
         for start, end, _ in self._under_way:
-            self._dirty.mark(start, end - start)
+            self._dirty.mark(start, min(end, self._device.capacity if end >= _EVERYTHING else end) - start)
         return taken
+
+    @contextlib.contextmanager
+    def taking(self) -> Generator[DirtyBitmap]:
+        """:meth:`take`, and :meth:`put_back` if the block is left by an exception of any kind."""
+        taken = self.take()
+        try:
+            yield taken
+        except BaseException:
+            self.put_back(taken)
+            raise
 
     def put_back(self, taken: DirtyBitmap) -> None:
         """What was taken is dirty still."""
@@ -68,12 +86,13 @@ class Tracked(Layer[D_co]):
     # --- changes --------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
+        offset = index(offset)
         request = self._below.write(offset, data, fua=fua)
         self._dirty.mark(offset, len(data) if type(data) in PLAIN else memoryview(data).nbytes)  # type: ignore[arg-type]
         return request if self._are_known else self._change(request, offset, offset + length_of([data]))
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
-        buffers = tuple(buffers)
+        offset, buffers = index(offset), tuple(buffers)
         return self._marked(offset, length_of(buffers), self._below.writev(offset, buffers, fua=fua))
 
     def write_zeroes(
@@ -85,6 +104,7 @@ class Tracked(Layer[D_co]):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
+        offset, length = index(offset), index(length)
         return self._marked(
             offset,
             length,
@@ -92,6 +112,7 @@ class Tracked(Layer[D_co]):
         )
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
+        offset, length = index(offset), index(length)
         return self._marked(offset, length, self._below.discard(offset, length))
 
     def write_many(
@@ -102,7 +123,8 @@ class Tracked(Layer[D_co]):
             return BlockDevice.write_many(self, items, fua=fua, return_exceptions=True)
         change = begun(self._below.write_many(items, fua=fua))
         mark = self._dirty.mark
-        for offset, data in items:
+        for place, data in items:
+            offset = index(place)
             length = len(data) if type(data) in PLAIN else memoryview(data).nbytes  # type: ignore[arg-type]
             mark(offset, length)
             self._under_way.add(offset, offset + length, change)

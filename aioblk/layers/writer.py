@@ -9,12 +9,13 @@ from typing import Self, final
 from typing_extensions import Buffer
 
 from .._native._core import View
-from .._native.buffers import as_memoryview
-from .._sync.scopes import AsyncClosing, shielded
+from .._native.buffers import flat
+from .._sync.scopes import AsyncClosing, shielded, shielded_if_cancelled
+from .._sync.tasks import start_steadfast_task
 from ..errors import DeviceClosedError, OptionError, StreamBusyError, UsageError
 from ._begun import failed, future_of
 from ._buffers import Buffers
-from .block_device import BlockDevice
+from .block_device import BlockDevice, require_block_device
 from .byte_view import ByteView
 
 __all__ = ["Writer"]
@@ -51,6 +52,7 @@ class Writer(AsyncClosing):
         Raises:
             OptionError: ``offset`` is negative, or ``chunk`` or ``depth`` is not positive.
         """
+        require_block_device(device)
         if offset < 0:
             raise OptionError(
                 f"offset must not be negative, as {offset} is", driver="writer", operation="open"
@@ -71,7 +73,8 @@ class Writer(AsyncClosing):
         self._under_way: deque[tuple[int, View | memoryview, asyncio.Future[None]]] = deque()
         self._written = offset
         self._error: BaseException | None = None
-        self._closed = False
+        self._was_told = False
+        self._closing: asyncio.Task[None] | None = None
         self._busy = False
 
     @property
@@ -119,19 +122,22 @@ class Writer(AsyncClosing):
 
         Raises what went wrong with a write, if nobody was told.
         """
-        if self._closed:
-            return
-        self._closed = True
-        was_told = self._error is not None
-        if not was_told:
+        if self._busy:
+            raise StreamBusyError("another task is writing", driver="writer", operation="close")
+        if self._closing is None:
+            self._closing = start_steadfast_task(asyncio.get_running_loop(), self._close())
+        with shielded_if_cancelled():
+            await asyncio.shield(self._closing)
+        self._raise_untold()
+
+    async def _close(self) -> None:
+        if self._error is None:
             self._submit()
         while self._under_way:
             await self._settle_first()
         if self._buffers is not None:
             self._buffer = None
             await self._buffers.aclose()
-        if self._error is not None and not was_told:
-            raise self._error
 
     # --- writing --------------------------------------------------------------------------------------------
 
@@ -145,7 +151,7 @@ class Writer(AsyncClosing):
             StreamBusyError: another task is writing.
         """
         with self._turn("write"):
-            left = as_memoryview(data).cast("B")
+            left = flat(data)
             while left.nbytes:
                 if self._buffer is None:
                     self._buffer = await self._free_buffer()
@@ -157,6 +163,7 @@ class Writer(AsyncClosing):
                     self._submit()
             while self._under_way and self._under_way[0][2].done():
                 self._settle()
+            self._raise_error()
 
     async def flush(self) -> None:
         """Write what was collected, wait for all of it, and make it durable.
@@ -175,7 +182,7 @@ class Writer(AsyncClosing):
     @contextlib.contextmanager
     def _turn(self, operation: str) -> Generator[None]:
         """One call at a time, on an open writer that has not failed."""
-        if self._closed:
+        if self._closing is not None:
             raise DeviceClosedError("the writer is closed", driver="writer", operation=operation)
         if self._buffers is None:
             raise UsageError("a writer is used within `async with`", driver="writer", operation=operation)
@@ -190,7 +197,12 @@ class Writer(AsyncClosing):
 
     def _raise_error(self) -> None:
         if self._error is not None:
-            raise self._error
+            self._was_told = True
+            raise self._error.with_traceback(None)
+
+    def _raise_untold(self) -> None:
+        if not self._was_told:
+            self._raise_error()
 
     async def _free_buffer(self) -> "View | memoryview":
         assert self._buffers is not None

@@ -18,22 +18,24 @@ class Done(asyncio.Future[T]):
         self,
         outcome: T | BaseException,
         keep: object = None,
-        on_done: Callable[[], object] | None = None,
-        after: float = 0,
+        on_done: Callable[[bool], object] | None = None,
     ) -> None:
+        """*on_done* is called when it is done, with whether somebody has waited until then."""
         loop = asyncio.get_running_loop()
         super().__init__(loop=loop)
         self._keep = keep
         self._on_done = on_done
-        if after:
-            self._timer: asyncio.Handle = loop.call_later(after, self._settle, outcome)
-        else:
-            self._timer = loop.call_soon(self._settle, outcome)
+        # With somebody to be told, a turn later: who cancels it at once has not seen it complete.
+        settle = self._settle if on_done is None else self._settle_soon
+        self._handle: asyncio.Handle | None = loop.call_soon(settle, outcome)
+
+    def _settle_soon(self, outcome: T | BaseException) -> None:
+        self._handle = asyncio.get_running_loop().call_soon(self._settle, outcome)
 
     def _settle(self, outcome: T | BaseException) -> None:
-        self._keep = None
+        self._keep = self._handle = None  # which would keep this one, and what it has read
         if self._on_done is not None:
-            self._on_done()
+            self._on_done(not self.cancelled())
         if self.cancelled():
             return
         if isinstance(outcome, BaseException):
@@ -43,7 +45,7 @@ class Done(asyncio.Future[T]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         """It was executed: only nobody waits for it any longer."""
-        if self._on_done is None:
-            self._keep = None
-            self._timer.cancel()
+        if self._on_done is None and self._handle is not None:
+            self._handle.cancel()
+            self._keep = self._handle = None
         return super().cancel(msg)

@@ -40,25 +40,42 @@ class Media:
             done += stop - start
 
     def zero(self, offset: int, length: int) -> None:
-        for number, start, stop in _by_chunk(offset, length):
-            if stop - start == CHUNK:
-                self._chunks.pop(number, None)
-            elif (chunk := self._chunks.get(number)) is not None:
+        """As long as there is something to be zeroed takes, however long the range is."""
+        first, last = offset // CHUNK, (offset + length - 1) // CHUNK
+        for number in self.chunks(offset, length):
+            if number not in (first, last):
+                del self._chunks[number]
+        for number, start, stop in _edges(offset, length):
+            if (chunk := self._chunks.get(number)) is not None:
                 self._chunks[number] = chunk[:start] + bytes(stop - start) + chunk[stop:]
+                if stop - start == CHUNK:
+                    del self._chunks[number]
+
+    def chunks(self, offset: int, length: int) -> list[int]:
+        """The numbers of those that the range touches and that are no holes, in order."""
+        first, last = offset // CHUNK, (offset + length - 1) // CHUNK
+        if length <= 0:
+            return []
+        if last - first < len(self._chunks):
+            return [number for number in range(first, last + 1) if number in self._chunks]
+        return sorted(number for number in self._chunks if first <= number <= last)
 
     def runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """The range as (offset, length, whether it is a hole), as long as can be."""
-        at, run = offset, 0
-        was_hole: bool | None = None
-        for number, start, stop in _by_chunk(offset, length):
-            is_hole = number not in self._chunks
-            if was_hole not in (None, is_hole):
-                yield at, run, bool(was_hole)
-                at, run = at + run, 0
-            was_hole = is_hole
-            run += stop - start
-        if was_hole is not None:
-            yield at, run, was_hole
+        at, end = offset, offset + length
+        numbers = self.chunks(offset, length)
+        for place, number in enumerate(numbers):
+            if place and numbers[place - 1] == number - 1:
+                continue  # it goes on
+            start = max(number * CHUNK, offset)
+            if at < start:
+                yield at, start - at, True
+            while place + 1 < len(numbers) and numbers[place + 1] == numbers[place] + 1:
+                place += 1
+            at = min((numbers[place] + 1) * CHUNK, end)
+            yield start, at - start, False
+        if at < end:
+            yield at, end - at, True
 
     def __eq__(self, other: object) -> bool:
         """Whether both read as the same."""
@@ -78,3 +95,14 @@ def _by_chunk(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
         stop = min(CHUNK, start + end - offset)
         yield number, start, stop
         offset += stop - start
+
+
+def _edges(offset: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """The first and the last chunk of the range, as :func:`_by_chunk`."""
+    end = offset + length
+    if length > 0:
+        number, start = divmod(offset, CHUNK)
+        stop = min(CHUNK, start + length)
+        yield number, start, stop
+        if (last := (end - 1) // CHUNK) != number:
+            yield last, 0, end - last * CHUNK

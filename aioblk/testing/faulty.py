@@ -5,12 +5,13 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, NamedTuple, NoReturn, TypeAlias, TypeVar, final
+from operator import index
+from typing import Literal, NamedTuple, NoReturn, TypeAlias, TypeVar, final, get_args
 
 import typing_extensions
 from typing_extensions import Buffer
 
-from .._native.buffers import as_memoryview
+from .._native.buffers import flat
 from .._queues.statistics import QueueStatistics
 from ..errors import BlkioError, DeviceLostError, OptionError
 from ..layers._asked import Asked
@@ -41,7 +42,8 @@ class Fault:
     """None named: all."""
     offset: int = 0
     length: int | None = None
-    """Those that touch ``length`` bytes from ``offset`` on, in bytes; flushes touch everything."""
+    """Those that touch ``length`` bytes from ``offset`` on, in bytes. A range is no flush's, unless it is
+    named."""
     after: int = 0
     """Not the first so many of them."""
     times: int | None = None
@@ -52,7 +54,7 @@ class Fault:
     # what becomes of them
     delay: float | Callable[[random.Random], float] = 0.0
     """Seconds until it is executed, or how to draw them: ``lambda chance: chance.expovariate(1000)``."""
-    error: int | BaseException | None = None
+    error: int | Exception | None = None
     """With this errno, or exception, it fails."""
     executed: bool = False
     """It is executed though it fails: a request whose answer is lost."""
@@ -63,14 +65,24 @@ class Fault:
     """How many requests it was for, so far."""
 
     def __post_init__(self) -> None:
+        if isinstance(self.operations, str) or not set(self.operations) <= set(get_args(Operation)):
+            raise _wrong(f"operations are some of {', '.join(get_args(Operation))}, not {self.operations!r}")
+        if not (self.error is None or isinstance(self.error, int | Exception)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise _wrong(f"error is an errno or an exception, not {self.error!r}")
+        for name in ("offset", "length", "after", "times"):
+            if (value := getattr(self, name)) is not None and value < 0:
+                raise _wrong(f"{name} must not be negative, as {value} is")
         if not 0 <= self.probability <= 1:
-            raise OptionError(f"probability must be from 0 to 1, not {self.probability}", driver="faulty")
+            raise _wrong(f"probability must be from 0 to 1, not {self.probability}")
         if self.error is None and self.executed:
-            raise OptionError("what is executed though it fails needs an error", driver="faulty")
+            raise _wrong("what is executed though it fails needs an error")
 
     def applies(self, operation: Operation, offset: int, length: int, chance: random.Random) -> bool:
         """Whether it is for this one; it counts then."""
         if self.operations and operation not in self.operations:
+            return False
+        has_range = self.offset > 0 or self.length is not None
+        if has_range and operation == "flush" and not self.operations:
             return False
         if operation != "flush" and not self._touches(offset, length):
             return False
@@ -90,9 +102,10 @@ class _Fate(NamedTuple):
     """What becomes of one request."""
 
     delay: float = 0.0
-    error: int | BaseException | None = None
+    error: int | Exception | None = None
     executed: bool = True
-    corrupt: bool = False
+    corrupt: float | None = None
+    """Which bit, as a fraction of all."""
 
 
 @final
@@ -110,7 +123,9 @@ class Faulty(Layer[D_co]):
 
     def __init__(self, device: D_co, *faults: Fault, seed: int = 0) -> None:
         super().__init__(device)
-        self._faults = list(faults)
+        self._faults: list[Fault] = []
+        for fault in faults:
+            self.add(fault)
         self._chance = random.Random(seed)
         self._lost: DeviceLostError | None = None
         self._asked = Asked("faulty", device.limits, lambda: device.capacity, lambda: device.read_only)
@@ -123,6 +138,8 @@ class Faulty(Layer[D_co]):
 
     def add(self, fault: Fault) -> Fault:
         """One more rule; gives it, to look at what it hits."""
+        if not isinstance(fault, Fault):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a Fault is needed, not {fault!r}")
         self._faults.append(fault)
         return fault
 
@@ -163,20 +180,23 @@ class Faulty(Layer[D_co]):
     # --- requests -------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        offset = index(offset)
         length = self._asked.to_read(offset, length)
         call = partial(self._below.read, offset, length)
-        return self._request("read", offset, length, call, self._corrupted)
+        return self._request("read", offset, length, call, _corrupted)
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
-        length = self._asked.to_fill(offset, buffers := tuple(buffers))
+        offset = index(offset)
+        length = self._asked.to_fill(offset, buffers := [flat(buffer) for buffer in buffers])
         call = partial(self._below.readv, offset, buffers)
-        return self._request("read", offset, length, call, lambda _: self._corrupt_one_of(buffers))
+        return self._request("read", offset, length, call, lambda _, which: _corrupt(buffers, which))
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
-        length = self._asked.to_write(offset, buffers := tuple(buffers))
+        offset = index(offset)
+        length = self._asked.to_write(offset, buffers := [flat(buffer) for buffer in buffers])
         fate = self._fate("write", offset, length)
-        if fate is not None and fate.corrupt:
-            buffers = (self._corrupted(b"".join(as_memoryview(buffer).cast("B") for buffer in buffers)),)
+        if fate is not None and fate.corrupt is not None:
+            buffers = (_corrupted(b"".join(flat(buffer) for buffer in buffers), fate.corrupt),)
         return self._with(
             fate, "write", offset, length, partial(self._below.writev, offset, buffers, fua=fua)
         )
@@ -190,6 +210,7 @@ class Faulty(Layer[D_co]):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
+        offset = index(offset)
         length = self._asked.to_change("write_zeroes", offset, length)
         how = {"fua": fua, "no_unmap": no_unmap, "no_fallback": no_fallback}
         return self._request(
@@ -197,6 +218,7 @@ class Faulty(Layer[D_co]):
         )
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
+        offset = index(offset)
         length = self._asked.to_discard(offset, length)
         return self._request("discard", offset, length, partial(self._below.discard, offset, length))
 
@@ -217,7 +239,7 @@ class Faulty(Layer[D_co]):
         offset: int,
         length: int,
         call: Callable[[], Awaitable[T]],
-        corrupt: Callable[[T], T] | None = None,
+        corrupt: Callable[[T, float], T] | None = None,
     ) -> Awaitable[T]:
         return self._with(self._fate(operation, offset, length), operation, offset, length, call, corrupt)
 
@@ -232,7 +254,7 @@ class Faulty(Layer[D_co]):
             sum(fault.delay(self._chance) if callable(fault.delay) else fault.delay for fault in applying),
             None if failing is None else failing.error,
             failing is None or failing.executed,
-            any(fault.corrupt for fault in applying),
+            self._chance.random() if any(fault.corrupt for fault in applying) else None,
         )
 
     def _with(
@@ -242,7 +264,7 @@ class Faulty(Layer[D_co]):
         offset: int,
         length: int,
         call: Callable[[], Awaitable[T]],
-        corrupt: Callable[[T], T] | None = None,
+        corrupt: Callable[[T, float], T] | None = None,
     ) -> Awaitable[T]:
         if fate is None:
             return call() if operation in ("read", "flush") else self._change(call())
@@ -255,25 +277,36 @@ class Faulty(Layer[D_co]):
         if error is not None:
             request = Later(call if fate.executed else partial(_fail, error), partial(_fail, error))
         else:
-            request = Later(call, corrupt if fate.corrupt else None)
+            which = fate.corrupt
+            request = Later(
+                call, None if corrupt is None or which is None else lambda result: corrupt(result, which)
+            )
         self._waiting.add(request)
         loop = asyncio.get_running_loop()
         loop.call_later(fate.delay, request.begin) if fate.delay > 0 else loop.call_soon(request.begin)
         return Begun(request)
 
-    def _corrupted(self, data: bytes) -> bytes:
-        if not data:
-            return data
-        wrong = bytearray(data)
-        wrong[self._chance.randrange(len(wrong))] ^= 1 << self._chance.randrange(8)
-        return bytes(wrong)
 
-    def _corrupt_one_of(self, buffers: Sequence[Buffer]) -> None:
-        views = [view for buffer in buffers if (view := as_memoryview(buffer).cast("B")).nbytes]
-        if views:
-            view = self._chance.choice(views)
-            view[self._chance.randrange(len(view))] ^= 1 << self._chance.randrange(8)
+def _corrupted(data: bytes, which: float) -> bytes:
+    wrong = bytearray(data)
+    _corrupt([wrong], which)
+    return bytes(wrong)
+
+
+def _corrupt(buffers: Sequence[Buffer], which: float) -> None:
+    """One bit of all."""
+    views = [flat(buffer) for buffer in buffers]
+    bit = int(which * 8 * sum(len(view) for view in views))
+    for view in views:
+        if bit < 8 * len(view):
+            view[bit // 8] ^= 1 << bit % 8
+            return
+        bit -= 8 * len(view)
+
+
+def _wrong(message: str) -> OptionError:
+    return OptionError(message, driver="faulty", operation="open")
 
 
 def _fail(error: BaseException, result: object = None) -> NoReturn:
-    raise error
+    raise error.with_traceback(None)  # the one before had frames, and these have memory

@@ -3,6 +3,7 @@
 import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
+from operator import index
 from typing import Self, TypeVar
 
 from typing_extensions import Buffer
@@ -11,7 +12,7 @@ from .._device.extents import Extent, ExtentKind
 from .._libblkio.limits import Limits
 from .._memory.regions import MemoryRegion
 from .._native._core import Memory
-from .._native.buffers import as_memoryview
+from .._native.buffers import flat
 from .._queues.statistics import QueueStatistics
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ..errors import BlkioError, DeviceClosedError, OptionError
@@ -133,6 +134,7 @@ class MemoryDevice(AsyncClosing, BlockDevice):
     # --- requests -------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        offset = index(offset)
         length = self._asked.to_read(offset, length)
         if error := self._refusal("read", offset, length):
             return self._request(error)
@@ -140,6 +142,7 @@ class MemoryDevice(AsyncClosing, BlockDevice):
         return self._request(self._media.read(offset, length), read=length)
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        offset = index(offset)
         length = self._asked.to_fill(offset, buffers := tuple(buffers))
         if error := self._refusal("read", offset, length):
             return self._request(error)
@@ -152,6 +155,7 @@ class MemoryDevice(AsyncClosing, BlockDevice):
         return self._request(None, views, read=length)
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
+        offset = index(offset)
         length = self._asked.to_write(offset, buffers := tuple(buffers))
         if error := self._refusal("write", offset, length):
             return self._request(error)
@@ -167,6 +171,7 @@ class MemoryDevice(AsyncClosing, BlockDevice):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
+        offset = index(offset)
         length = self._asked.to_change("write_zeroes", offset, length)
         if error := self._refusal("write_zeroes", offset, length):
             return self._request(error)
@@ -174,6 +179,7 @@ class MemoryDevice(AsyncClosing, BlockDevice):
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
         """Of what is discarded, all reads as zeroes."""
+        offset = index(offset)
         length = self._asked.to_discard(offset, length)
         if error := self._refusal("discard", offset, length):
             return self._request(error)
@@ -191,15 +197,18 @@ class MemoryDevice(AsyncClosing, BlockDevice):
         self._capacity = max(self._capacity, offset + length)
         return self._request(None, keep, self._store(offset, length, data, fua), written=length)
 
-    def _store(self, offset: int, length: int, data: bytes | None, fua: bool) -> Callable[[], object] | None:
-        """Have it, or zeroes for None; gives what is to be done when the request is."""
+    def _store(
+        self, offset: int, length: int, data: bytes | None, fua: bool
+    ) -> Callable[[bool], object] | None:
+        """Have it, or zeroes for None; gives what is to be done when the request is, which is told whether it
+        was cancelled by then: False."""
         if data is None:
             self._media.zero(offset, length)
         else:
             self._media.write(offset, data)
         return None
 
-    def _start_flush(self) -> Callable[[], object] | None:
+    def _start_flush(self) -> Callable[[bool], object] | None:
         """Gives what is to be done when it is done."""
         return None
 
@@ -207,7 +216,7 @@ class MemoryDevice(AsyncClosing, BlockDevice):
         self,
         outcome: T | BaseException,
         keep: object = None,
-        on_done: Callable[[], object] | None = None,
+        on_done: Callable[[bool], object] | None = None,
         *,
         read: int = 0,
         written: int = 0,
@@ -218,7 +227,7 @@ class MemoryDevice(AsyncClosing, BlockDevice):
 
     def _views(self, buffers: Sequence[Buffer]) -> list[memoryview]:
         """The buffers as bytes; those that the device would not reach count as bounced."""
-        views = [as_memoryview(buffer).cast("B") for buffer in buffers]
+        views = [flat(buffer) for buffer in buffers]
         if self._limits.needs_mem_regions:
             self._bounced_bytes += sum(len(view) for view in views if not self._reaches(view))
         return views

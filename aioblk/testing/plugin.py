@@ -63,7 +63,9 @@ class VhostUserDaemons(Protocol):
 def vhost_user_daemon() -> Iterator[VhostUserDaemons]:
     """Starts qemu-storage-daemon."""
     if shutil.which("qemu-storage-daemon") is None:
-        pytest.fail("there is no qemu-storage-daemon here; Debian has it in the package qemu-system-common")
+        pytest.fail(
+            "qemu-storage-daemon is missing; Debian has it in qemu-utils (before 8.0: qemu-system-common)"
+        )
     with ExitStack() as daemons:
 
         def start(

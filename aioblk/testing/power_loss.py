@@ -6,6 +6,7 @@ from typing import NamedTuple, final
 
 from .._libblkio.limits import Limits
 from ..errors import OptionError
+from ._media import CHUNK
 from .memory_device import MemoryDevice
 
 __all__ = ["PowerLoss"]
@@ -71,27 +72,43 @@ class PowerLoss(MemoryDevice):
         super().__init__(capacity, limits=limits, content=content)
         self._sector = sector_size
         self._durable = self._media.copy()
+        self._durable_capacity = self._capacity
         self._since: dict[int, list[_Version]] = {}  # by sector, in the order of the changes
 
     # --- what is remembered ---------------------------------------------------------------------------------
 
-    def _store(self, offset: int, length: int, data: bytes | None, fua: bool) -> Callable[[], object] | None:
+    def _store(
+        self, offset: int, length: int, data: bytes | None, fua: bool
+    ) -> Callable[[bool], object] | None:
+        sectors = self._touched(offset, length) if data is None else self._sectors(offset, length)
         super()._store(offset, length, data, fua)
         change = _Change()
-        sectors = range(offset // self._sector, -(-(offset + length) // self._sector))
         for sector in sectors:
             version = _Version(change, self._media.read(sector * self._sector, self._sector))
             self._since.setdefault(sector, []).append(version)
 
-        def done() -> None:
+        def done(is_told: bool) -> None:
             change.is_done = True
-            if fua:
+            if fua and is_told:
+                self._durable_capacity = max(self._durable_capacity, offset + length)
                 for sector in sectors:
                     self._have_durable(sector, {change})
 
         return done
 
-    def _start_flush(self) -> Callable[[], object] | None:
+    def _sectors(self, offset: int, length: int) -> range:
+        return range(offset // self._sector, -(-(offset + length) // self._sector))
+
+    def _touched(self, offset: int, length: int) -> list[int]:
+        """Those that zeroing makes a difference to: of holes, nothing is remembered."""
+        sectors = self._sectors(offset, length)
+        touched = {sector for sector in self._since if sector in sectors}
+        for media in (self._media, self._durable):
+            for chunk in media.chunks(offset, length):
+                touched.update(sector for sector in self._sectors(chunk * CHUNK, CHUNK) if sector in sectors)
+        return sorted(touched)
+
+    def _start_flush(self) -> Callable[[bool], object] | None:
         covered = {
             version.change
             for versions in self._since.values()
@@ -99,7 +116,12 @@ class PowerLoss(MemoryDevice):
             if version.change.is_done
         }
 
-        def done() -> None:
+        capacity = self._capacity
+
+        def done(is_told: bool) -> None:
+            if not is_told:  # nobody has seen it complete
+                return
+            self._durable_capacity = max(self._durable_capacity, capacity)
             for sector in tuple(self._since):
                 self._have_durable(sector, covered)
 
@@ -134,6 +156,10 @@ class PowerLoss(MemoryDevice):
         left._media = self._durable.copy()
         for sector, data in self._chosen(chance):
             left._media.write(sector * self._sector, data)
+        if self._durable_capacity < self._capacity and chance.random() < 0.5:  # its growth was not durable
+            left._capacity = self._durable_capacity
+            left._media.zero(left._capacity, self._capacity - left._capacity)
+        left._durable_capacity = left._capacity
         left._durable = left._media.copy()
         return left
 

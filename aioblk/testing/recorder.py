@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
+from operator import index
 from typing import TypeVar, final
 
 import typing_extensions
 from typing_extensions import Buffer
 
-from .._native.buffers import as_memoryview, length_of
+from .._native.buffers import flat, length_of
 from ..layers._begun import Begun, Followed, future_of
 from ..layers.block_device import BlockDevice
 from ..layers.layer import Layer
@@ -97,18 +98,21 @@ class Recorder(Layer[D_co]):
     # --- requests -------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
+        offset = index(offset)
         request = self._below.read(offset, length)
         return self._recorded(request, Record(operation="read", offset=offset, length=length))
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
+        offset = index(offset)
         buffers = tuple(buffers)
         request = self._below.readv(offset, buffers)
         return self._recorded(request, Record(operation="read", offset=offset, length=length_of(buffers)))
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
+        offset = index(offset)
         buffers = tuple(buffers)
+        data = b"".join(flat(buffer) for buffer in buffers)
         request = self._below.writev(offset, buffers, fua=fua)
-        data = b"".join(as_memoryview(buffer).cast("B") for buffer in buffers)
         return self._recorded(
             request, Record(operation="write", offset=offset, length=len(data), fua=fua, data=data)
         )
@@ -122,6 +126,7 @@ class Recorder(Layer[D_co]):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
+        offset = index(offset)
         request = self._below.write_zeroes(
             offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback
         )
@@ -136,6 +141,7 @@ class Recorder(Layer[D_co]):
         return self._recorded(request, record)
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
+        offset = index(offset)
         request = self._below.discard(offset, length)
         return self._recorded(request, Record(operation="discard", offset=offset, length=length))
 

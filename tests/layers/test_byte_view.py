@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Coroutine
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -114,6 +114,29 @@ async def test_whole_blocks_are_passed_on(view: ByteView) -> None:
         assert view.device.statistics().submitted == 2
         await view.read_into(100, region[:2048])
         assert view.device.statistics().bounced_bytes == 512  # the edges alone
+
+
+async def test_buffers_may_come_one_after_the_other(view: ByteView) -> None:
+    for offset, length in ((0, 512), (1000, 100)):
+        await view.writev(offset, (data for data in [b"v" * length]))  # type: ignore[arg-type]
+        buffer = bytearray(length)
+        await view.readv(offset, (data for data in [buffer]))  # type: ignore[arg-type]
+        assert buffer == b"v" * length
+
+
+async def test_closing_waits_for_nobody_else(view: ByteView) -> None:
+    async def go_on() -> None:
+        while True:
+            await view.device.write(65536, bytes(65536))
+
+    others = [asyncio.create_task(go_on()) for _ in range(4)]
+    await asyncio.sleep(0)
+    await view.write(1, b"x")
+    async with asyncio.timeout(30):
+        await view.aclose()
+    for other in others:
+        other.cancel()
+    await asyncio.wait(others)
 
 
 # --- writers ------------------------------------------------------------------------------------------------
@@ -594,3 +617,17 @@ async def test_a_change_at_the_end_that_is_cancelled_leaves_the_length(odd_view:
         await asyncio.wait([change])
         await odd_view.write(ODD - 1, b"-")  # comes after it in the order of changes
         assert odd_view.device.capacity == ODD
+
+
+async def test_what_is_no_pair_is_refused_in_the_list(view: ByteView) -> None:
+    for wrong in (5, (0,), ("0", bytearray()), (0, 1.5)):
+        pairs: list[Any] = [(0, bytearray(3)), wrong]
+        for call in (view.read_into_many, view.write_many):
+            [done, refused] = await call(pairs, return_exceptions=True)
+            assert done is None
+            assert isinstance(refused, (TypeError, ValueError))
+            with pytest.raises((TypeError, ValueError, BufferError)):
+                await call(pairs)
+    [found, refused] = await view.read_many([(0, 3), cast(Any, 5)], return_exceptions=True)
+    assert found == bytes(3)
+    assert isinstance(refused, TypeError)

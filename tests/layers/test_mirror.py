@@ -8,9 +8,12 @@ import random
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import anyio
 import pytest
+from typing_extensions import Buffer
 
 import aioblk
+from aioblk.layers import _mirrored
 from aioblk.testing import Fault, Faulty, MemoryDevice, PowerLoss, Recorder
 
 from ..conftest import LoopError, StorageDaemonFactory
@@ -209,12 +212,14 @@ async def test_what_only_some_can_do_is_done_by_the_others_in_another_way() -> N
     mirror = mirror_of(*legs)
     await mirror.write(0, 4 * NEW)
     await mirror.discard(0, BLOCK)
-    await mirror.write_zeroes(BLOCK, BLOCK, no_fallback=True)
     assert states(mirror) == [IN_SYNC, IN_SYNC]
-    assert all([await leg.read(BLOCK, BLOCK) == bytes(BLOCK) for leg in legs])
+    assert [await leg.read(0, BLOCK) for leg in legs] == [bytes(BLOCK)] * 2, "they read as one thing"
     with pytest.raises(aioblk.UnsupportedError, match="a leg of the mirror would have to write zeroes out"):
-        await mirror.write_zeroes(2 * BLOCK, BLOCK, no_fallback=True)
-    assert await mirror.read(2 * BLOCK, BLOCK) == NEW
+        await mirror.write_zeroes(BLOCK, BLOCK, no_fallback=True)
+    await mirror.discard(BLOCK, BLOCK)
+    assert [await leg.read(BLOCK, BLOCK) for leg in legs] == [NEW] * 2, "it is advice"
+    await mirror.write_zeroes(BLOCK, BLOCK)
+    assert [await leg.read(BLOCK, BLOCK) for leg in legs] == [bytes(BLOCK)] * 2
 
     alone = mirror_of(Unable(MemoryDevice(SPACE, limits=LIMITS)), Unable(MemoryDevice(SPACE, limits=LIMITS)))
     for request in (alone.discard(0, BLOCK), alone.write_zeroes(0, BLOCK, no_fallback=True)):
@@ -305,7 +310,7 @@ async def test_what_cannot_be_resilvered() -> None:
     mirror, another = mirror_of(one, stale=(other,)), mirror_of(faulty(), stale=(faulty(),))
     with pytest.raises(aioblk.UsageError, match="it is in sync"):
         await mirror.resilver(mirror.legs[0])
-    with pytest.raises(aioblk.UsageError, match="another mirror's"):
+    with pytest.raises(aioblk.UsageError, match="none of this mirror"):
         await mirror.resilver(another.legs[1])
     for device, words in (
         (one, "once"),
@@ -401,6 +406,195 @@ async def test_who_is_told_may_raise(loop_errors: list[LoopError]) -> None:
     [context] = loop_errors
     assert "dropped is not what I want" in str(context["exception"])
     loop_errors.clear()
+
+
+# --- what has been found by search --------------------------------------------------------------------------
+
+
+class Held(aioblk.Layer[aioblk.BlockDevice]):
+    """Its writes and flushes end when a test says so."""
+
+    def __init__(self, device: aioblk.BlockDevice) -> None:
+        super().__init__(device)
+        self.held: list[asyncio.Future[None]] = []
+        self.is_holding = False
+
+    def _hold(self) -> "asyncio.Future[None]":
+        self.held.append(asyncio.get_running_loop().create_future())
+        return self.held[-1]
+
+    def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
+        return self._hold() if self.is_holding else super().write(offset, data, fua=fua)
+
+    def flush(self) -> Awaitable[None]:
+        return self._hold() if self.is_holding else super().flush()
+
+
+async def turns(count: int = 10) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+async def test_a_scope_of_anyio_knows_its_own_cancellation() -> None:
+    mirror = mirror_of(faulty(), faulty(Fault(delay=0.001)))
+    overlaid = aioblk.CopyOnWrite(faulty(), faulty(Fault(delay=0.001)))
+    for device in (mirror, overlaid, faulty(Fault(delay=0.001))):
+        calls: list[Callable[[aioblk.BlockDevice], Awaitable[object]]] = [
+            lambda device: device.write(0, NEW),
+            lambda device: device.read(0, BLOCK),
+        ]
+        for call in calls:
+            for begins in (False, True):
+                with anyio.CancelScope() as scope:
+                    if begins:
+                        asyncio.get_running_loop().call_soon(scope.cancel)
+                    else:
+                        scope.cancel()
+                    await call(device)
+                    await anyio.sleep(1)
+                assert scope.cancelled_caught
+
+
+async def test_what_was_copied_and_not_flushed_is_missing_still() -> None:
+    size = 8 << 20
+    content = b"d" * size
+    stale = Faulty(PowerLoss(size), Fault(operations={"write"}, after=6, times=1, error=errno.EIO))
+    mirror = aioblk.Mirror(MemoryDevice(size, content=content), stale=[stale])
+    with pytest.raises(aioblk.BlkioError):
+        await mirror.resilver(mirror.legs[1])
+    assert mirror.legs[1].missing.dirty_bytes == size
+    after_a_crash = stale.device.crash(1)
+    await mirror.resilver(mirror.legs[1], after_a_crash)
+    assert after_a_crash.content() == content
+
+
+async def test_a_leg_is_resilvered_by_one_at_a_time() -> None:
+    content = b"d" * SPACE
+    old, new = Held(faulty()), MemoryDevice(SPACE, limits=LIMITS)
+    mirror = mirror_of(MemoryDevice(SPACE, limits=LIMITS, content=content), stale=(old,))
+    [_, leg] = mirror.legs
+    old.is_holding = True
+    first = asyncio.ensure_future(mirror.resilver(leg))
+    await turns()
+    flush = asyncio.ensure_future(mirror.flush())
+    await turns()
+    old.held[-1].set_exception(aioblk.BlkioError("as an example"))  # of the flush
+    await flush
+    assert leg.state is DROPPED
+    second = asyncio.ensure_future(mirror.resilver(leg, new))
+    await turns()
+    assert leg.device is old, "the first has not noticed"
+    for held in old.held[:-1]:
+        held.set_result(None)
+    await asyncio.wait([first, second])
+    assert isinstance(first.exception(), aioblk.BlkioError)
+    await second
+    assert leg.state is IN_SYNC
+    assert new.content() == content
+
+
+async def test_an_outcome_of_the_device_before_is_none_of_the_one_after() -> None:
+    old, new = Held(faulty()), faulty()
+    mirror = mirror_of(faulty(), old)
+    [_, leg] = mirror.legs
+    old.is_holding = True
+    flush, write = asyncio.ensure_future(mirror.flush()), asyncio.ensure_future(mirror.write(0, NEW))
+    await turns()
+    old.held[1].set_exception(aioblk.BlkioError("the write fails"))
+    await write
+    await mirror.resilver(leg, new)
+    old.held[0].set_exception(aioblk.BlkioError("and later the flush"))
+    await flush
+    assert leg.state is IN_SYNC
+
+
+async def test_what_was_seen_is_seen_again_while_a_change_is_under_way() -> None:
+    slow = Held(MemoryDevice(SPACE, limits=LIMITS))
+    mirror = mirror_of(MemoryDevice(SPACE, limits=LIMITS), slow)
+    slow.is_holding = True
+    write = asyncio.ensure_future(mirror.write(0, NEW))
+    await turns()
+    found = await asyncio.gather(*(mirror.read(0, BLOCK) for _ in range(8)))
+    assert len(set(found)) == 1
+    slow.held[0].set_result(None)
+    await write
+
+
+async def test_the_leg_that_stays_is_one_that_is_there() -> None:
+    gone, there = faulty(), faulty()
+    mirror = mirror_of(gone, there)
+    await mirror.write(0, NEW)
+    gone.lose()
+    there.add(Fault(operations={"write"}, times=1, error=errno.ENOSPC))
+    with pytest.raises(aioblk.BlkioError) as failed:
+        await mirror.write(0, bytes(BLOCK))
+    assert failed.value.errno == errno.ENOSPC
+    assert states(mirror) == [DROPPED, IN_SYNC]
+
+
+async def test_what_all_legs_refuse_drops_none(scratch_file: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    other.write_bytes(bytes(scratch_file.stat().st_size))
+    async with aioblk.IoUring(scratch_file) as one, aioblk.IoUring(other) as two:
+        mirror = aioblk.Mirror(one, two)
+
+        async def elsewhere() -> None:
+            with pytest.raises(aioblk.UsageError):
+                await mirror.write(0, NEW)
+
+        await asyncio.to_thread(asyncio.run, elsewhere())
+        assert states(mirror) == [IN_SYNC, IN_SYNC]
+        await two.aclose()
+        await mirror.write(0, NEW)
+        assert states(mirror) == [IN_SYNC, DROPPED]
+
+
+@pytest.mark.parametrize("order", [asyncio.CancelledError, KeyboardInterrupt])
+async def test_a_call_that_is_interrupted_keeps_nobody_waiting(
+    order: type[BaseException], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Interrupted(aioblk.Layer[aioblk.BlockDevice]):
+        def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
+            raise order
+
+    obeyed: list[BaseException] = []
+    monkeypatch.setattr(_mirrored, "_obey", obeyed.append)
+    mirror = mirror_of(faulty(), Interrupted(faulty()))
+    await mirror.write(0, NEW)
+    assert states(mirror) == [IN_SYNC, DROPPED]
+    await mirror.write(0, NEW)
+    await mirror.aclose()
+    assert [type(each) for each in obeyed] == ([order] if order is KeyboardInterrupt else [])
+
+
+async def test_closing_ends_resilvering() -> None:
+    stale = Recorder(faulty(Fault(probability=0.9)))
+    mirror = mirror_of(MemoryDevice(SPACE, limits=LIMITS), stale=(stale,))
+    resilvering = asyncio.ensure_future(mirror.resilver(mirror.legs[1]))
+    await turns(6)
+    await mirror.aclose()
+    count = len(stale.records)
+    with pytest.raises(aioblk.DeviceClosedError):
+        await resilvering
+    assert len(stale.records) == count
+    assert states(mirror) == [IN_SYNC, DROPPED]
+
+
+async def test_a_place_that_cannot_be_read_is_missing() -> None:
+    bad = faulty(Fault(operations={"read"}, offset=0, length=1, times=1, error=errno.EIO))
+    mirror = mirror_of(bad, faulty())
+    await mirror.read(0, BLOCK)
+    assert list(mirror.legs[0].missing) == [(0, GRANULARITY)]
+
+
+async def test_a_buffer_is_held_still_while_a_change_waits() -> None:
+    mirror = mirror_of(faulty(Fault(delay=0.001)), faulty())
+    first, buffer = asyncio.ensure_future(mirror.write(0, NEW)), bytearray(b"w" * BLOCK)
+    second = asyncio.ensure_future(mirror.write(0, buffer))
+    with pytest.raises(BufferError):
+        buffer.clear()
+    await asyncio.gather(first, second)
+    assert await mirror.read(0, BLOCK) == b"w" * BLOCK
 
 
 # --- real devices -------------------------------------------------------------------------------------------

@@ -124,7 +124,9 @@ async def test_what_readers_refuse() -> None:
             await anext(reader)
         await piece
     await reader.aclose()
-    assert await all_of(reader) == b""
+    for call in (lambda: anext(reader), lambda: reader.seek(0)):
+        with pytest.raises(aioblk.DeviceClosedError):
+            await call()  # type: ignore[misc]
 
 
 async def test_a_device_that_is_closed_meanwhile() -> None:
@@ -216,6 +218,38 @@ async def test_a_write_that_fails_is_told_by_the_next_call(after: int, way: str)
             with pytest.raises(aioblk.BlkioError):
                 await call
     await writer.aclose()
+
+
+async def test_a_write_that_fails_unnoticed_is_told_when_the_block_is_left() -> None:
+    device = Faulty(memory(), Fault(operations={"write"}, times=1, error=errno.EIO))
+    with pytest.raises(aioblk.BlkioError):  # noqa: PT012
+        async with aioblk.Writer(device, chunk=4096) as writer:
+            await writer.write(bytes(4096))
+            for _ in range(10):
+                await asyncio.sleep(0)
+    device.add(Fault(operations={"write"}, times=1, error=errno.EIO))
+    writer = await aioblk.Writer(device, chunk=4096).__aenter__()
+    await writer.write(bytes(4096))
+    for _ in range(10):
+        await asyncio.sleep(0)
+    with pytest.raises(aioblk.BlkioError):
+        await writer.write(bytes(100))
+    await writer.aclose()
+
+
+async def test_closing_that_is_cancelled_goes_on() -> None:
+    limits = aioblk.Limits(needs_mem_regions=True, max_mem_regions=1, mem_region_alignment=4096)
+    device = MemoryDevice(SIZE, limits=limits)
+    writer = await aioblk.Writer(Faulty(device, Fault(delay=0.001)), chunk=4096).__aenter__()
+    await writer.write(bytes(5000))
+    closing = asyncio.ensure_future(writer.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    await asyncio.wait([closing])
+    await writer.aclose()
+    assert writer.written == 5000
+    async with device.allocate(4096) as region:
+        assert region.zero_copy
 
 
 async def test_leaving_by_an_exception_drops_what_was_not_begun() -> None:

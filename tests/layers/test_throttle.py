@@ -173,6 +173,49 @@ async def test_what_is_no_weight() -> None:
             aioblk.Throttle(recorder(), aioblk.ThrottleGroup(), weight=weight)
 
 
+async def test_a_new_rate_forgets_no_debt(clock: Clock) -> None:
+    device = recorder()
+    group = aioblk.ThrottleGroup(writes=aioblk.Rate(bytes=BLOCK, burst_bytes=BLOCK))
+    throttle = aioblk.Throttle(device, group)
+    await throttle.write(0, bytes(100 * BLOCK))
+    group.reads = aioblk.Rate(operations=5)
+    for _ in range(5):
+        group.writes = aioblk.Rate(bytes=BLOCK, burst_bytes=BLOCK)
+    late = asyncio.ensure_future(throttle.write(0, bytes(BLOCK)))
+    await clock.go_on(90)
+    assert len(device.changes) == 1
+    await clock.go_on(15)
+    await late
+    group.writes = None
+    assert group.writes == aioblk.Rate()
+    for wrong in (5, "fast"):
+        with pytest.raises(aioblk.OptionError, match="a Rate is needed, or None"):
+            group.total = wrong  # type: ignore[assignment]
+    assert group.total == aioblk.Rate()
+
+
+async def test_a_burst_is_as_much_as_it_says(clock: Clock) -> None:
+    for burst in (1, 5):
+        device = recorder()
+        group = aioblk.ThrottleGroup(total=aioblk.Rate(operations=100, burst_operations=burst))
+        throttle = aioblk.Throttle(device, group)
+        requests = await begin(throttle, 20)
+        assert len(device.records) == burst
+        await clock.go_on(10)
+        await asyncio.gather(*requests)
+
+
+async def test_what_a_closed_layer_refuses_costs_nobody_anything(clock: Clock) -> None:
+    group = aioblk.ThrottleGroup(total=aioblk.Rate(operations=10, burst_operations=2))
+    closed, device = aioblk.Throttle(recorder(), group), recorder()
+    await closed.aclose()
+    for _ in range(10):
+        with pytest.raises(aioblk.DeviceClosedError):
+            closed.read(0, BLOCK)
+    await begin(aioblk.Throttle(device, group), 2)
+    assert len(device.records) == 2
+
+
 # --- shares -------------------------------------------------------------------------------------------------
 
 
@@ -191,6 +234,18 @@ async def test_shares_by_weight(clock: Clock) -> None:
     ] * 3
     await clock.go_on(1000)
     await asyncio.gather(*requests)
+
+
+async def test_a_share_is_a_layers_whatever_it_asks_for(clock: Clock) -> None:
+    devices = [recorder(), recorder()]
+    group = aioblk.ThrottleGroup(total=aioblk.Rate(operations=100, burst_operations=1))
+    both, reads = (aioblk.Throttle(device, group) for device in devices)
+    requests = [*await begin(both, 1000), *await begin(reads, 1000)]
+    writes = [asyncio.ensure_future(both.write(0, bytes(BLOCK))) for _ in range(1000)]
+    await clock.go_on(4)
+    assert [abs(len(device.records) - 200) <= 3 for device in devices] == [True, True]
+    await clock.go_on(1000)
+    await asyncio.gather(*requests, *writes)
 
 
 async def test_who_comes_late_has_a_share_and_no_more(clock: Clock) -> None:

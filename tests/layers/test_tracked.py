@@ -4,7 +4,9 @@ import asyncio
 import errno
 from collections.abc import Awaitable, Callable
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -105,6 +107,45 @@ async def test_with_a_real_device_as_well(scratch_file: object) -> None:
         assert not tracked.take()
 
 
+async def test_a_failed_backup_loses_nothing(tracked: "aioblk.Tracked[Faulty]") -> None:
+    await tracked.write(0, bytes(512))
+    for error in (OSError, asyncio.CancelledError, KeyboardInterrupt):
+        with pytest.raises(error), tracked.taking():
+            raise error
+        assert list(tracked.dirty) == [(0, UNIT)]
+    with tracked.taking() as changed:
+        assert list(changed) == [(0, UNIT)]
+    assert not tracked.dirty
+
+
+async def test_a_device_that_grows() -> None:
+    tracked = aioblk.Tracked(MemoryDevice(UNIT, limits=aioblk.Limits(can_grow=True)), granularity=UNIT)
+    seen = tracked.dirty
+    await tracked.write(10 * UNIT, b"x")
+    assert list(seen) == [(10 * UNIT, UNIT)]
+    assert list(tracked.take()) == [(10 * UNIT, UNIT)]
+
+
+class Number:
+    def __index__(self) -> int:
+        return UNIT
+
+
+async def test_numbers_of_any_kind_are_what_they_are_to_the_device(tracked: "aioblk.Tracked[Faulty]") -> None:
+    places: list[Any] = [Number(), np.uint16(UNIT)]
+    for offset in places:
+        await tracked.write(offset, b"x" * 512)
+        await tracked.writev(offset, [b"x" * 512])
+        await tracked.write_zeroes(offset, 512)
+        await tracked.write_many([(offset, b"x" * 512)])
+        assert list(tracked.take()) == [(UNIT, UNIT)]
+    part = aioblk.Slice(MemoryDevice(1 << 20), 1 << 15, 1 << 16)
+    far = np.uint16(1 << 15)
+    await part.write(far, b"here")  # type: ignore[arg-type]
+    assert await part.read(1 << 15, 4) == await part.read(far, 4) == b"here"  # type: ignore[arg-type]
+    assert part.device.content().index(b"here") == 1 << 16
+
+
 # --- the bitmap ---------------------------------------------------------------------------------------------
 
 LARGE = 20_000
@@ -146,6 +187,18 @@ def test_a_bitmap_is_a_set_of_units(steps: list[tuple[bool, int, int]], granular
 def test_what_no_bitmap_is_made_of() -> None:
     with pytest.raises(ValueError, match="granularity must be positive, not 0"):
         aioblk.DirtyBitmap(0)
+
+
+def test_marks_here_and_there_take_no_longer_than_there_are_marks() -> None:
+    bitmap = aioblk.DirtyBitmap(512)
+    for number in range(20_000):
+        bitmap.mark(number << 40, 1)
+    assert len(list(bitmap)) == 20_000
+    assert list(bitmap.runs(5, 100)) == [(5, 100, True)]
+    bitmap.mark(0, 1 << 36)
+    assert bitmap.overlaps((1 << 36) - 1, 1)
+    bitmap.clear(0, 1 << 60)
+    assert not bitmap
 
 
 async def test_marking_goes_on_while_it_is_looked_at() -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import random
+from typing import Any
 
 import pytest
 
@@ -39,6 +40,8 @@ async def test_which_requests_a_rule_is_for() -> None:
     assert [await fails(device) for _ in range(8)] == [False, False, True, True, True, False, False, False]
     device = faulty(Fault(offset=2 * BLOCK, error=errno.EIO))
     assert [await fails(device, block) for block in (0, 1, 2, 100)] == [False, False, True, True]
+    await device.flush()  # a range is no flush's, unless it is named
+    device.add(Fault(operations={"flush"}, error=errno.EIO))
     with pytest.raises(aioblk.BlkioError):
         await device.flush()
 
@@ -140,3 +143,38 @@ async def test_what_is_no_rule() -> None:
         Fault(probability=1.5)
     with pytest.raises(aioblk.OptionError, match="needs an error"):
         Fault(executed=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"operations": {"writes"}}, "operations are some of read, write, write_zeroes, discard, flush, not"),
+        ({"operations": "write_zeroes"}, "operations are some of"),
+        ({"error": "EIO"}, "error is an errno or an exception, not 'EIO'"),
+        ({"error": KeyboardInterrupt()}, "error is an errno or an exception"),
+        ({"offset": -1}, "offset must not be negative, as -1 is"),
+        ({"times": -1}, "times must not be negative"),
+    ],
+)
+def test_what_could_never_hit_is_no_rule(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(aioblk.OptionError, match=words):
+        Fault(**options)
+    with pytest.raises(TypeError, match="a Fault is needed"):
+        faulty([Fault()])  # type: ignore[arg-type]
+
+
+async def test_chance_depends_on_what_was_asked_and_not_on_when() -> None:
+    found = []
+    for pause in (0, 10):
+        device = faulty(
+            Fault(operations={"read"}, corrupt=True),
+            Fault(operations={"write"}, probability=0.5, error=errno.EIO),
+            seed=1,
+        )
+        read = asyncio.ensure_future(device.read(0, BLOCK))
+        for _ in range(pause):
+            await asyncio.sleep(0)
+        writes = [asyncio.ensure_future(device.write(0, bytes(BLOCK))) for _ in range(20)]
+        await asyncio.wait([read, *writes])
+        found.append((read.result(), [write.exception() is None for write in writes]))
+    assert found[0] == found[1]

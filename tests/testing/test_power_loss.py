@@ -126,6 +126,39 @@ async def test_thousands_of_crashes() -> None:
             device.crash(seed)
 
 
+async def test_what_nobody_has_seen_complete_is_not_durable() -> None:
+    for request in ("flush", "write"):
+        device = PowerLoss(SIZE)
+        if request == "flush":
+            await device.write(0, A)
+            waiting = asyncio.ensure_future(device.flush())
+        else:
+            waiting = asyncio.ensure_future(device.write(0, A, fua=True))
+        waiting.cancel()
+        await asyncio.wait([waiting])
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert await left(device, 0) == {(OLD,), (A,)}
+
+
+async def test_growth_that_was_not_flushed_may_be_lost() -> None:
+    device = PowerLoss(SECTOR, limits=aioblk.Limits(can_grow=True))
+    await device.write(SECTOR, A)
+    assert {device.crash(seed).capacity for seed in range(CRASHES)} == {SECTOR, 2 * SECTOR}
+    await device.flush()
+    assert {device.crash(seed).capacity for seed in range(CRASHES)} == {2 * SECTOR}
+
+
+async def test_zeroing_takes_as_long_as_there_is_something_to_zero() -> None:
+    device = PowerLoss(1 << 50)
+    await device.write(1 << 40, A)
+    await device.flush()
+    await device.write_zeroes(0, 1 << 50)
+    await device.discard(0, 1 << 50)
+    assert device.doubtful_sectors == 8  # of the one chunk that there was
+    assert [extent async for extent in device.extents()] == [(0, 1 << 50, aioblk.ExtentKind.HOLE)]
+
+
 def test_what_it_cannot_be() -> None:
     with pytest.raises(aioblk.OptionError, match="sector_size must be positive, not 0"):
         PowerLoss(SIZE, sector_size=0)
