@@ -33,7 +33,7 @@ class DirtyBitmap:
         if granularity < 1:
             raise OptionError(f"granularity must be positive, not {granularity}", operation="open")
         self._granularity = granularity
-        self.end = end
+        self.end: int | None = end
         """Where the device ends, in bytes; None: that is not known."""
         self._chunks: dict[int, bytes | bytearray] = {}  # by number; a byte is 1 where the unit is marked
         self._order: list[int] = []  # their numbers

@@ -17,8 +17,8 @@ from ..errors import BlkioError, DeviceLostError, OptionError
 from ..layers._asked import Asked
 from ..layers._begun import Begun
 from ..layers._later import Later, Waiting
+from ..layers._piecewise import Piecewise
 from ..layers.block_device import BlockDevice
-from ..layers.layer import Layer
 from .memory_device import MemoryDevice
 
 __all__ = ["Fault", "Faulty", "Operation"]
@@ -109,7 +109,7 @@ class _Fate(NamedTuple):
 
 
 @final
-class Faulty(Layer[D_co]):
+class Faulty(Piecewise[D_co]):
     """A device with faults, by rule or by chance::
 
         dev = Faulty(MemoryDevice(1 << 20), seed=7)
@@ -224,12 +224,6 @@ class Faulty(Layer[D_co]):
 
     def flush(self) -> Awaitable[None]:
         return self._request("flush", 0, 0, self._below.flush)
-
-    read_into = BlockDevice.read_into
-    write = BlockDevice.write
-    read_many = BlockDevice.read_many
-    read_into_many = BlockDevice.read_into_many
-    write_many = BlockDevice.write_many
 
     # --- fates ----------------------------------------------------------------------------------------------
 

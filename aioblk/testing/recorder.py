@@ -11,8 +11,8 @@ from typing_extensions import Buffer
 
 from .._native.buffers import flat, length_of
 from ..layers._begun import Begun, Followed, future_of
+from ..layers._piecewise import Piecewise
 from ..layers.block_device import BlockDevice
-from ..layers.layer import Layer
 from .faulty import Operation
 from .memory_device import MemoryDevice
 
@@ -47,7 +47,7 @@ class Record:
 
 
 @final
-class Recorder(Layer[D_co]):
+class Recorder(Piecewise[D_co]):
     """A device whose requests are remembered, in the order of their calls::
 
         recorder = Recorder(MemoryDevice(1 << 20))
@@ -147,12 +147,6 @@ class Recorder(Layer[D_co]):
 
     def flush(self) -> Awaitable[None]:
         return self._recorded(self._below.flush(), Record(operation="flush"))
-
-    read_into = BlockDevice.read_into
-    write = BlockDevice.write
-    read_many = BlockDevice.read_many
-    read_into_many = BlockDevice.read_into_many
-    write_many = BlockDevice.write_many
 
     def _recorded(self, request: Awaitable[T], record: Record) -> Awaitable[T]:
         record.began = self._now()

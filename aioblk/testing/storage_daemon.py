@@ -34,7 +34,7 @@ class StorageDaemon:
     ) -> None:
         # A socket's path has room for 107 bytes only, which the directories that pytest makes may exceed.
         self._directory = Path(tempfile.mkdtemp(prefix="aioblk-"))
-        self.socket = self._directory / "blk.sock"
+        self.socket: Path = self._directory / "blk.sock"
         self._blockdev = dict(blockdev)
         self._export: dict[str, object] = {
             "type": "vhost-user-blk",

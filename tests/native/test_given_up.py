@@ -679,3 +679,7 @@ async def test_who_asks_for_them_may_cancel_them_all(device: aioblk.Device) -> N
     await asyncio.gather(*requests, return_exceptions=True)
     assert all(request.cancelled() for request in requests)
     assert device._changes() == []
+
+
+def test_a_device_that_is_not_open_has_none(scratch_file: Path) -> None:
+    assert aioblk.IoUring(scratch_file)._changes() == []

@@ -49,6 +49,7 @@ def test_what_does_not_is_left_to_the_slice_as_it_is(make: Callable[[int], Any])
         (SIZE, 1),
         (SIZE + 1, 0),
         (1 << 63, 1),
+        ((1 << 64) - 1, 1),
         (1 << 64, 1),
         (-(1 << 70), 1),
     ):
