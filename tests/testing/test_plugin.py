@@ -33,8 +33,8 @@ class TestMine(BlockDeviceConformance):
 
 
 class Wrong(MemoryDevice):
-    async def read(self, offset, length):
-        return bytes(await super().read(offset, length))
+    def writev(self, offset, buffers, *, fua=False):
+        return super().flush()
 
 
 class TestWrong(BlockDeviceConformance):
@@ -59,6 +59,7 @@ def test_another_project(tmp_path: Path) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\nasyncio_default_fixture_loop_scope = function\n")
     passing = run(tmp_path, "-k", "not Wrong")
     assert passing.returncode == 0, passing.stdout
-    failing = run(tmp_path, "-k", "Wrong")
+    failing = run(tmp_path, "-k", "Wrong and what_is_written_is_read")
     assert failing.returncode == 1, failing.stdout
-    assert "test_a_request_is_counted_by_the_call[read]" in failing.stdout
+    assert "test_what_is_written_is_read" in failing.stdout
+    assert "assert" in failing.stdout, "what was found, and what was expected, is shown"
