@@ -69,16 +69,34 @@ def outcome_of(task: asyncio.Future[T]) -> Generator[Any, None, T]:
     return task.__await__()
 
 
+class _End(asyncio.Future[None]):
+    """Of a task. To cancel it is to cancel the task, at once, and not to wait for its end."""
+
+    def __init__(self, task: asyncio.Future[Any]) -> None:
+        super().__init__(loop=task.get_loop())
+        self._task = task
+        task.add_done_callback(self._come)
+
+    def _come(self, _task: object) -> None:
+        if not self.done():
+            self.set_result(None)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if self.done():
+            return False
+        self._task.cancel(msg)
+        return super().cancel(msg)
+
+
 async def _shielded_outcome(task: asyncio.Future[T]) -> T:
     try:
         try:
-            await asyncio.wait([task])
-        except asyncio.CancelledError as error:
-            if task.done():  # in the very turn in which it has ended: there is nobody left to hand this on to
+            await _End(task)
+        except asyncio.CancelledError:
+            if task.done():  # there is nobody left to hand this on to
                 if not task.cancelled():
                     task.exception()  # nobody will ask for it any more
                 raise
-            task.cancel(*error.args)
         if task.done():
             return task.result()
         with shielded():

@@ -4,6 +4,9 @@ import asyncio
 import gc
 from typing import Any
 
+import anyio
+import pytest
+
 from aioblk.layers._begun import Begun
 
 
@@ -74,3 +77,22 @@ async def test_who_is_cancelled_in_the_very_turn_of_the_end_hears_of_it() -> Non
         task.cancel()
         await asyncio.wait([task])
         assert task.cancelled()
+
+
+async def test_who_is_cancelled_cancels_at_once_what_it_waits_for() -> None:
+    """Whatever is asked for in the same turn comes after a change that is given up, not beside it."""
+    for uses_anyio in (False, True):
+        request: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+        async def wait(request: "asyncio.Future[None]" = request) -> None:
+            await Begun(request)
+
+        if uses_anyio:
+            with anyio.CancelScope():
+                await asyncio.sleep(0)
+        task = asyncio.create_task(wait())
+        await asyncio.sleep(0)
+        task.cancel("why")
+        assert request.cancelled()
+        with pytest.raises(asyncio.CancelledError, match="why"):
+            await task

@@ -12,7 +12,6 @@ from ram_device import RamDevice
 from typing_extensions import Buffer
 
 import aioblk
-from aioblk._sync import scopes
 from aioblk.testing import Fault, Faulty, MemoryDevice, PowerLoss, Recorder
 from aioblk.testing.conformance import BLOCK, TURNS, BlockDeviceConformance, Opener
 
@@ -208,11 +207,8 @@ class Slow(RamDevice):
 
 @pytest.mark.parametrize("over", [lambda device: device, aioblk.ByteView])
 async def test_a_batch_that_is_cancelled_as_it_begins_is_over_when_its_requests_are(
-    over: Callable[[aioblk.BlockDevice], aioblk.BlockDevice], monkeypatch: pytest.MonkeyPatch
+    over: Callable[[aioblk.BlockDevice], aioblk.BlockDevice],
 ) -> None:
-    monkeypatch.setattr(
-        scopes, "_USED_BY", "nobody"
-    )  # with anyio's scopes, it is a turn later that this is heard
     device = Slow()
 
     async def read() -> None:
