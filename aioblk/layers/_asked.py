@@ -19,7 +19,7 @@ _LARGEST_OFFSET = (1 << 63) - 1
 class Asked:
     """Checks what a block device that is not libblkio's is asked for, before anything of it begins.
 
-    Each check gives the length of what was asked for, in bytes.
+    Each check gives the range that was asked for: offset and length in bytes, as integers.
     """
 
     def __init__(
@@ -32,28 +32,27 @@ class Asked:
         self._capacity = capacity
         self._read_only = read_only
 
-    def to_read(self, offset: int, length: int) -> int:
+    def to_read(self, offset: int, length: int) -> tuple[int, int]:
         return self._range("read", offset, length, 0, self._limits.request_alignment, "alignment")
 
-    def to_fill(self, offset: int, buffers: Iterable[BytesLike]) -> int:
+    def to_fill(self, offset: int, buffers: Iterable[BytesLike]) -> tuple[int, int]:
         return self.to_read(offset, length_of(buffers, writable=True))
 
-    def to_write(self, offset: int, buffers: Iterable[BytesLike]) -> int:
+    def to_write(self, offset: int, buffers: Iterable[BytesLike]) -> tuple[int, int]:
         return self.to_change("write", offset, length_of(buffers, contiguous=True))
 
-    def to_change(self, operation: str, offset: int, length: int) -> int:
-        length = self._range(operation, offset, length, 0, self._limits.request_alignment, "alignment")
+    def to_change(self, operation: str, offset: int, length: int) -> tuple[int, int]:
+        asked = self._range(operation, offset, length, 0, self._limits.request_alignment, "alignment")
         if self._read_only():
-            raise self._refusal("read-only", operation, offset, length)
-        return length
+            raise self._refusal("read-only", operation, *asked)
+        return asked
 
-    def to_discard(self, offset: int, length: int) -> int:
+    def to_discard(self, offset: int, length: int) -> tuple[int, int]:
         limits = self._limits
-        self.to_change("discard", offset, length)
+        asked = self.to_change("discard", offset, length)
         return self._range(
             "discard",
-            offset,
-            length,
+            *asked,
             limits.discard_alignment_offset,
             max(limits.discard_alignment, 1),
             "discard-alignment",
@@ -61,13 +60,13 @@ class Asked:
 
     def _range(
         self, operation: str, offset: int, length: int, first: int, alignment: int, reason: str
-    ) -> int:
+    ) -> tuple[int, int]:
         offset, length = index(offset), index(length)
         if not (offset >= 0 and length >= 0 and offset + length <= _LARGEST_OFFSET):
             raise self._refusal("range", operation, offset, length)
         if offset < first or (offset - first) % alignment or length % alignment:
             raise self._refusal(reason, operation, offset, length)
-        return length
+        return offset, length
 
     def beyond_the_end(self, operation: str, offset: int, length: int) -> BlkioError | None:
         """What becomes of a request that ends beyond the capacity of a device that does not grow."""

@@ -84,7 +84,7 @@ class Leg:
 
 @final
 class Outcome(NamedTuple):
-    """What came of a change, or flush, on one leg."""
+    """What came of a request on one leg."""
 
     member: Member
     generation: int
@@ -173,6 +173,13 @@ class Legs:
                 member.missing.mark(offset, length)
         return error
 
+    def read_ends(self, offset: int, length: int, outcomes: Outcomes) -> None:
+        """Legs that cannot read what another one can are dropped."""
+        self._drop_those_without(outcomes)
+        for member, _, failure in outcomes:
+            if member.state is not LegState.IN_SYNC and failure is not None:
+                member.missing.mark(offset, length)
+
     def flush_begins(self, changing: Iterable[tuple[int, int]]) -> DirtyBitmap:
         """What it covers: changes that are done. Those under way are given from where to where."""
         covered = self._unflushed.take()
@@ -189,15 +196,13 @@ class Legs:
         return error
 
     def _drop_those_without(self, outcomes: Outcomes) -> BaseException | None:
-        """Have only those legs that a change, or flush, has succeeded on. If there is none, one stays: one
-        that is not gone, if there is such a one."""
+        """Have only those legs that a request has succeeded on. If there is none, one stays: the first that
+        is not gone, or else the first."""
         current = [outcome for outcome in outcomes if outcome.generation == outcome.member.generation]
         in_sync = [outcome for outcome in current if outcome.member.state is LegState.IN_SYNC]
         stays = None
         if in_sync and all(outcome.error is not None for outcome in in_sync):
-            stays = min(
-                in_sync, key=lambda outcome: isinstance(outcome.error, _GONE)
-            )  # the first of the others
+            stays = min(in_sync, key=lambda outcome: isinstance(outcome.error, _GONE))
         for outcome in current:
             if outcome.error is not None and (stays is None or outcome.member is not stays.member):
                 self.drop(outcome.member, outcome.error)

@@ -28,16 +28,16 @@ class Read(asyncio.Future[T]):
         call: Call[T],
         *,
         is_changing: Callable[[], bool],
-        on_failure: Callable[[Member], object],
+        ends: Callable[[Outcomes], object],
     ) -> None:
-        """*is_changing*: whether any of it is being changed; *on_failure* is called with legs that cannot
-        read what another one can."""
+        """*is_changing*: whether any of it is being changed; *ends* is called where some legs cannot read
+        what another one can."""
         super().__init__(loop=asyncio.get_running_loop())
         self._legs = legs
         self._call: Call[T] | None = call
         self._is_changing = is_changing
-        self._on_failure = on_failure
-        self._failures: list[tuple[Member, BaseException]] = []
+        self._ends = ends
+        self._failures: list[Outcome] = []
         self._request: asyncio.Future[T] | None = None
         self._given_up: tuple[Any] | None = None  # with what message
         self._try_next()
@@ -52,17 +52,18 @@ class Read(asyncio.Future[T]):
 
     def _try_next(self) -> None:
         """There always is a leg to begin with."""
-        tried = [member for member, _ in self._failures]
+        tried = [failure.member for failure in self._failures]
         while (member := self._legs.to_read(tried, self._is_changing())) is not None:
             assert self._call is not None
+            generation = member.generation
             try:
                 self._request = future_of(self._call(member.device))
             except Exception as refusal:
-                self._failures.append((member, refusal))
+                self._failures.append(Outcome(member, generation, refusal))
                 tried.append(member)
                 continue
             member.reads += 1
-            self._request.add_done_callback(partial(self._settle, member, member.generation))
+            self._request.add_done_callback(partial(self._settle, member, generation))
             return
         self._end(None)
 
@@ -71,14 +72,11 @@ class Read(asyncio.Future[T]):
         self._request = None
         error = asyncio.CancelledError() if request.cancelled() else request.exception()
         if self._given_up is None and error is not None:
-            self._failures.append((member, error))
+            self._failures.append(Outcome(member, generation, error))
             self._try_next()
             return
-        if error is None:
-            for other, failure in self._failures:  # it can be read, but not from there
-                if other in self._legs.in_sync() and len(self._legs.in_sync()) > 1:
-                    self._legs.drop(other, failure)
-                    self._on_failure(other)
+        if error is None and self._failures:
+            self._ends([*self._failures, Outcome(member, generation, None)])
         self._end(request)
 
     def _end(self, request: "asyncio.Future[T] | None") -> None:
@@ -88,9 +86,10 @@ class Read(asyncio.Future[T]):
             super().cancel(*self._given_up)
         elif request is not None:
             self.set_result(request.result())
-        elif isinstance(error := failures[0][1], asyncio.CancelledError):
+        elif isinstance(error := failures[0].error, asyncio.CancelledError):
             super().cancel(*error.args)
         else:
+            assert error is not None
             self.set_exception(error)
         failures.clear()
 

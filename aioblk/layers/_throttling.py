@@ -2,15 +2,14 @@
 
 import asyncio
 import math
-import weakref
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias, final
+from typing import Any, Literal, TypeAlias, final
 
 from ..errors import OptionError
 from ._later import Later
 
-__all__ = ["Direction", "Flow", "Gate", "Rate", "Share", "ThrottleStatistics"]
+__all__ = ["Direction", "Flow", "Gate", "Limited", "Rate", "Share", "ThrottleStatistics"]
 
 Direction: TypeAlias = Literal["read", "write"]
 Limited: TypeAlias = Literal["total", "read", "write"]
@@ -63,12 +62,6 @@ class ThrottleStatistics:
     """By those that have begun, in all."""
 
 
-class HasGate(Protocol):
-    """Whose requests go through one."""
-
-    def _look_at_gate(self) -> None: ...
-
-
 @final
 class Gate:
     """What requests go through: at once while there is room and nobody waits, else in their turn."""
@@ -85,8 +78,6 @@ class Gate:
         self._passed = 0
         self._delayed = 0
         self._seconds_waited = 0.0
-        self.on_opened: weakref.WeakSet[HasGate] = weakref.WeakSet()
-        """Who is told when it is opened, or is open no longer."""
         self._fill_buckets()
 
     def set_rate(self, name: Limited, rate: Rate) -> None:
@@ -99,8 +90,6 @@ class Gate:
             for bucket in _buckets(rate)
         ]
         self._fill_buckets()
-        for one in tuple(self.on_opened):
-            one._look_at_gate()  # pyright: ignore[reportPrivateUsage]
         if self._waiting:
             self._serve()
 

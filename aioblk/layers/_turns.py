@@ -55,9 +55,7 @@ class Turns:
             later.earlier -= 1
             if later.earlier == 0:
                 self._free.append(later)
-        if (
-            not self._is_beginning
-        ):  # a turn that ends as it begins: the loop below goes on with those after it
+        if not self._is_beginning:  # else a turn ends as it begins, and the loop below goes on after it
             self._is_beginning = True
             try:
                 while self._free:

@@ -3,20 +3,17 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Sequence
 from functools import partial
-from operator import index
-from typing import Self, final
+from typing import final
 
 from typing_extensions import Buffer
 
 from .._device.extents import Extent
-from .._libblkio.limits import Limits
-from .._native.buffers import as_memoryview
+from .._native.buffers import flat
 from .._queues.statistics import QueueStatistics
-from .._sync.scopes import AsyncClosing, shielded_if_cancelled
-from ..errors import BlkioError, DeviceClosedError, OptionError, UsageError
-from ._asked import Asked, end_of_stretch
+from ..errors import OptionError, UsageError
 from ._begun import Begun, Followed, begin, begin_all, failed, future_of
 from ._combined import combined_limits
+from ._standalone import Standalone
 from ._under_way import UnderWay
 from .block_device import BlockDevice, require_block_device
 from .dirty_bitmap import DirtyBitmap
@@ -28,18 +25,18 @@ AT_A_TIME = 1 << 20  # bytes that are committed by one step
 
 
 @final
-class CopyOnWrite(AsyncClosing, BlockDevice):
+class CopyOnWrite(Standalone):
     """A base that stays as it is, and an overlay that has the changes::
 
-        async with (
-            aioblk.IoUring("golden.img", read_only=True) as base, aioblk.IoUring("changes.img") as changes,
-            # as large as the base, or a file that grows
-        ):
-            machine = aioblk.CopyOnWrite(base, changes)
-            await machine.write(0, data)                             # to changes.img, at the same offset
+        golden = aioblk.IoUring("golden.img", read_only=True)
+        changes = aioblk.IoUring("changes.img")             # as large as golden.img, or a file that grows
+        async with golden, changes:
+            machine = aioblk.CopyOnWrite(golden, changes)
+            await machine.write(0, data)                    # to changes.img, at the same offset
 
     A read takes each block from where it is: what was written from the overlay, all else from the base. A
-    block is the least that can be written (``limits.request_alignment``), so nothing is ever copied.
+    block is the least that can be written (``limits.request_alignment``), so nothing is ever copied. Limits
+    are those that suit both; the capacity is the base's, in whole blocks, and does not grow.
 
     :meth:`commit` writes the changes to the base, which other overlays of the same base see as well: commit
     to a copy of it, or have one overlay only. Which blocks the overlay has is known here alone, and is gone
@@ -64,40 +61,26 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
             raise _wrong("the overlay is the base itself")
         if overlay.read_only:
             raise _wrong("the overlay is open for reading only")
-        self._limits = combined_limits("copy-on-write", [base.limits, overlay.limits])
-        self._block = self._limits.request_alignment
-        self._capacity = base.capacity // self._block * self._block
-        if overlay.capacity < self._capacity and not overlay.limits.can_grow:
-            raise _wrong(f"the overlay has {overlay.capacity} bytes, and the base {self._capacity}")
+        limits = combined_limits("copy-on-write", [base.limits, overlay.limits])
+        self._block = limits.request_alignment
+        capacity = base.capacity // self._block * self._block
+        if overlay.capacity < capacity and not overlay.limits.can_grow:
+            raise _wrong(f"the overlay has {overlay.capacity} bytes, and the base {capacity}")
+        super().__init__("copy-on-write", limits, capacity)
         self._base = base
         self._overlay = overlay
         self._changed = DirtyBitmap(self._block)  # what the overlay has
         self._one_commit = asyncio.Lock()
-        self._committing: DirtyBitmap | None = (
-            None  # what is being written to the base, and not changed since
-        )
-        self._asked = Asked("copy-on-write", self._limits, lambda: self._capacity, lambda: False)
+        self._committing: DirtyBitmap | None = None
+        """What is being written to the base, and was not changed since."""
         self._under_way = UnderWay(None)  # changes
-        self._closed = False
 
     # --- life -----------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def aclose(self) -> None:
-        """Refuse new requests, and wait for those in flight, a commit too. Both devices stay open;
-        idempotent."""
-        self._closed = True
-        with shielded_if_cancelled():
-            await self._under_way.finish()
-            async with self._one_commit:
-                pass
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is closed, or being closed."""
-        return self._closed
+    async def _finish(self) -> None:
+        await self._under_way.finish()
+        async with self._one_commit:
+            pass
 
     # --- what it is -----------------------------------------------------------------------------------------
 
@@ -115,16 +98,6 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
         return self._changed
 
     @property
-    def limits(self) -> Limits:
-        """What suits both. It does not grow."""
-        return self._limits
-
-    @property
-    def capacity(self) -> int:
-        """The base's, in whole blocks."""
-        return self._capacity
-
-    @property
     def read_only(self) -> bool:
         """Never."""
         return False
@@ -133,13 +106,11 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
         """What the two devices count: the requests that those of this one, and of others, were made of."""
         return self._base.statistics() + self._overlay.statistics()
 
-    def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
+    def _extents(self, offset: int, length: int) -> AsyncGenerator[Extent]:
         """What was changed is data; of the rest, what the base tells."""
-        self._refuse_if_closed("extents")
-        end = end_of_stretch("copy-on-write", self._capacity, offset, length)
-        return self._extents(list(self._changed.runs(offset, end - offset)))
+        return self._extents_of(list(self._changed.runs(offset, length)))
 
-    async def _extents(self, runs: list[tuple[int, int, bool]]) -> AsyncGenerator[Extent]:
+    async def _extents_of(self, runs: list[tuple[int, int, bool]]) -> AsyncGenerator[Extent]:
         for offset, length, is_changed in runs:
             if is_changed:
                 yield Extent(offset, length)
@@ -150,8 +121,7 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
     # --- reading --------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
-        offset = index(offset)
-        length = self._asked.to_read(offset, length)
+        offset, length = self._asked.to_read(offset, length)
         if error := self._refusal("read", offset, length):
             return failed(error)
         runs = self._runs(offset, length)
@@ -164,9 +134,8 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
         return reading
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
-        offset = index(offset)
         buffers = tuple(buffers)
-        length = self._asked.to_fill(offset, buffers)
+        offset, length = self._asked.to_fill(offset, buffers)
         if error := self._refusal("read", offset, length):
             return failed(error)
         runs = self._runs(offset, length)
@@ -190,9 +159,8 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
     # --- changing -------------------------------------------------------------------------------------------
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
-        offset = index(offset)
         buffers = tuple(buffers)
-        length = self._asked.to_write(offset, buffers)
+        offset, length = self._asked.to_write(offset, buffers)
         if error := self._refusal("write", offset, length):
             return failed(error)
         return self._change(offset, length, self._overlay.writev(offset, buffers, fua=fua))
@@ -206,8 +174,7 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_change("write_zeroes", offset, length)
+        offset, length = self._asked.to_change("write_zeroes", offset, length)
         if error := self._refusal("write_zeroes", offset, length):
             return failed(error)
         zeroing = self._overlay.write_zeroes(
@@ -234,8 +201,7 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
         """Of the overlay. What was never written there goes on reading as the base has it."""
-        offset = index(offset)
-        length = self._asked.to_discard(offset, length)
+        offset, length = self._asked.to_discard(offset, length)
         if error := self._refusal("discard", offset, length):
             return failed(error)
         return self._keep(offset, length, future_of(self._overlay.discard(offset, length)))
@@ -244,15 +210,6 @@ class CopyOnWrite(AsyncClosing, BlockDevice):
         """Of the overlay, which is all that is written to but by :meth:`commit`."""
         self._refuse_if_closed("flush")
         return self._overlay.flush()
-
-    def _refusal(self, operation: str, offset: int, length: int) -> BlkioError | None:
-        """What is wrong with a request that was asked for in the right way."""
-        self._refuse_if_closed(operation)
-        return self._asked.beyond_the_end(operation, offset, length)
-
-    def _refuse_if_closed(self, operation: str) -> None:
-        if self._closed:
-            raise DeviceClosedError("it is closed", driver="copy-on-write", operation=operation)
 
     # --- committing -----------------------------------------------------------------------------------------
 
@@ -320,7 +277,7 @@ def _divided(buffers: Sequence[Buffer], lengths: Sequence[int]) -> list[list[mem
     pieces: list[list[memoryview]] = [[]]
     room = list(lengths)
     for buffer in buffers:
-        left = as_memoryview(buffer).cast("B")
+        left = flat(buffer)
         while left.nbytes:
             if room[len(pieces) - 1] == 0:
                 pieces.append([])

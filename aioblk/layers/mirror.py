@@ -3,8 +3,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
-from operator import index
-from typing import Self, TypeVar, final
+from typing import TypeVar, final
 
 from typing_extensions import Buffer
 
@@ -12,14 +11,14 @@ from .._device.extents import Extent
 from .._libblkio.limits import Limits
 from .._native.buffers import as_memoryview
 from .._queues.statistics import QueueStatistics
-from .._sync.scopes import AsyncClosing, shielded_if_cancelled
-from ..errors import BlkioError, DeviceClosedError, OptionError, UnsupportedError, UsageError
-from ._asked import Asked, end_of_stretch
+from .._sync.scopes import shielded_if_cancelled
+from ..errors import BlkioError, OptionError, UnsupportedError, UsageError
 from ._begun import Begun, failed
 from ._combined import combined_limits
 from ._counts import Counts
 from ._legs import Leg, Legs, LegState, Member
 from ._mirrored import Call, Change, Read
+from ._standalone import Standalone
 from ._turns import Turn, Turns
 from .block_device import BlockDevice, require_block_device
 from .layer import extents_of
@@ -33,7 +32,7 @@ STEPS = 4  # of them at a time
 
 
 @final
-class Mirror(AsyncClosing, BlockDevice):
+class Mirror(Standalone):
     """Devices with the same content: changes go to all of them, reads to one::
 
         mirror = aioblk.Mirror(one, other)
@@ -65,7 +64,8 @@ class Mirror(AsyncClosing, BlockDevice):
     resilver them.
 
     Memory is what all legs reach together: an :class:`Arena` that is attached to each. Limits are those that
-    suit all. The legs belong to one event loop, and are neither opened nor closed.
+    suit all, and the capacity is that of the smallest leg when the mirror was made: it does not grow. The
+    legs belong to one event loop, and are neither opened nor closed.
     """
 
     def __init__(
@@ -91,41 +91,28 @@ class Mirror(AsyncClosing, BlockDevice):
             raise _wrong("one device at least is to be in sync")
         if len(set(map(id, given))) < len(given):
             raise _wrong("a device is in a mirror once")
-        self._limits = combined_limits("mirror", [device.limits for device in given])
-        alignment = self._limits.request_alignment
+        limits = combined_limits("mirror", [device.limits for device in given])
+        alignment = limits.request_alignment
         if granularity < 1 or granularity % alignment:
             raise _wrong(
                 f"granularity is {granularity}; it must be a multiple of {alignment}, the request-alignment"
             )
-        self._capacity = min(device.capacity for device in given) // alignment * alignment
+        capacity = min(device.capacity for device in given) // alignment * alignment
+        super().__init__("mirror", limits, capacity)
         self._granularity = granularity
-        self._legs = Legs(devices, outdated, self._capacity, granularity, on_change)
-        self._asked = Asked("mirror", self._limits, lambda: self._capacity, lambda: self.read_only)
+        self._legs = Legs(devices, outdated, capacity, granularity, on_change)
         self._turns = Turns()
         self._counts = Counts()
         self._zeroes_slowly = False  # one leg at least, whatever others can
-        self._closed = False
 
     # --- life -----------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def aclose(self) -> None:
-        """Refuse new requests, wait for those in flight, and end resilvering. The legs stay open;
-        idempotent."""
-        self._closed = True
-        with shielded_if_cancelled():
-            await self._turns.finish()
-            await self._counts.finish()
-            for member in self._legs.all:
-                async with member.resilvering:
-                    pass  # it has noticed
-
-    @property
-    def closed(self) -> bool:
-        """Whether the mirror is closed, or being closed."""
-        return self._closed
+    async def _finish(self) -> None:
+        await self._turns.finish()
+        await self._counts.finish()
+        for member in self._legs.all:
+            async with member.resilvering:
+                pass  # it has noticed
 
     # --- what it is -----------------------------------------------------------------------------------------
 
@@ -133,16 +120,6 @@ class Mirror(AsyncClosing, BlockDevice):
     def legs(self) -> tuple[Leg, ...]:
         """All of them, in the order in which they were given."""
         return self._legs.legs
-
-    @property
-    def limits(self) -> Limits:
-        """What suits all legs. It does not grow."""
-        return self._limits
-
-    @property
-    def capacity(self) -> int:
-        """That of the smallest leg, when the mirror was made."""
-        return self._capacity
 
     @property
     def read_only(self) -> bool:
@@ -153,14 +130,12 @@ class Mirror(AsyncClosing, BlockDevice):
         """What was asked of the mirror. What the legs count are the requests that these were made of."""
         return self._counts.snapshot()
 
-    def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
+    def _extents(self, offset: int, length: int) -> AsyncGenerator[Extent]:
         """As of one of the legs."""
-        self._refuse_if_closed("extents")
-        end = end_of_stretch("mirror", self._capacity, offset, length)
         members = self._legs.in_sync()
         while True:
             try:
-                return extents_of(members.pop(0).device, offset, end - offset)
+                return extents_of(members.pop(0).device, offset, length)
             except BlkioError:  # it was closed
                 if not members:
                     raise
@@ -168,30 +143,27 @@ class Mirror(AsyncClosing, BlockDevice):
     # --- reading --------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
-        offset = index(offset)
-        return self._read(offset, self._asked.to_read(offset, length), lambda leg: leg.read(offset, length))
+        offset, length = self._asked.to_read(offset, length)
+        return self._read(offset, length, lambda leg: leg.read(offset, length))
 
     def read_into(self, offset: int, buffer: Buffer) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_fill(offset, [buffer])
+        offset, length = self._asked.to_fill(offset, [buffer])
         return self._read(offset, length, lambda leg: leg.read_into(offset, buffer))
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
-        offset = index(offset)
         buffers = tuple(buffers)
-        length = self._asked.to_fill(offset, buffers)
+        offset, length = self._asked.to_fill(offset, buffers)
         return self._read(offset, length, lambda leg: leg.readv(offset, buffers))
 
     def _read(self, offset: int, length: int, call: Call[T]) -> Awaitable[T]:
-        self._refuse_if_closed("read")
-        if error := self._asked.beyond_the_end("read", offset, length):
+        if error := self._refusal("read", offset, length):
             self._counts.refused()
             return failed(error)
         read = Read(
             self._legs,
             call,
             is_changing=lambda: self._turns.meet(offset, offset + length),
-            on_failure=lambda member: member.missing.mark(offset, length),
+            ends=lambda outcomes: self._legs.read_ends(offset, length, outcomes),
         )
         self._counts.add(read, read=length)
         return Begun(read)
@@ -199,15 +171,13 @@ class Mirror(AsyncClosing, BlockDevice):
     # --- changing -------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_write(offset, [data])
+        offset, length = self._asked.to_write(offset, [data])
         view = as_memoryview(data)  # which it cannot lose while it waits for its turn
         return self._change("write", offset, length, lambda leg: leg.write(offset, view, fua=fua))
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
-        offset = index(offset)
         buffers = tuple(buffers)
-        length = self._asked.to_write(offset, buffers)
+        offset, length = self._asked.to_write(offset, buffers)
         views = [as_memoryview(buffer) for buffer in buffers]
         return self._change("write", offset, length, lambda leg: leg.writev(offset, views, fua=fua))
 
@@ -222,8 +192,7 @@ class Mirror(AsyncClosing, BlockDevice):
     ) -> Awaitable[None]:
         """As of the legs. With ``no_fallback`` it fails as soon as it is known that one of them would have to
         write the zeroes out; the first time that some can and others cannot, those do."""
-        offset = index(offset)
-        length = self._asked.to_change("write_zeroes", offset, length)
+        offset, length = self._asked.to_change("write_zeroes", offset, length)
         if no_fallback and self._zeroes_slowly:
             self._refuse_if_closed("write_zeroes")
             self._counts.refused()
@@ -243,8 +212,7 @@ class Mirror(AsyncClosing, BlockDevice):
     def discard(self, offset: int, length: int) -> Awaitable[None]:
         """Zero the range, where all legs can without writing: what a discarded range reads as would be each
         leg's own affair. Where some cannot, nothing is done, but for the first time."""
-        offset = index(offset)
-        length = self._asked.to_discard(offset, length)
+        offset, length = self._asked.to_discard(offset, length)
         self._refuse_if_closed("discard")
         if self._zeroes_slowly:
             length = 0
@@ -272,8 +240,7 @@ class Mirror(AsyncClosing, BlockDevice):
         *,
         instead: Call[None] | None = None,
     ) -> Awaitable[None]:
-        self._refuse_if_closed(operation)
-        if error := self._asked.beyond_the_end(operation, offset, length):
+        if error := self._refusal(operation, offset, length):
             self._counts.refused()
             return failed(error)
         change = Change(
@@ -303,10 +270,6 @@ class Mirror(AsyncClosing, BlockDevice):
         self._counts.add(flush)
         self._turns.take(0, 0, lambda turn: self._begin(flush, turn))  # no bytes: nobody waits
         return Begun(flush)
-
-    def _refuse_if_closed(self, operation: str) -> None:
-        if self._closed:
-            raise DeviceClosedError("the mirror is closed", driver="mirror", operation=operation)
 
     # --- resilvering ----------------------------------------------------------------------------------------
 
@@ -399,7 +362,7 @@ class Mirror(AsyncClosing, BlockDevice):
             self._legs,
             lambda leg: leg.read(offset, length),
             is_changing=lambda: False,
-            on_failure=lambda member: member.missing.mark(offset, length),
+            ends=lambda outcomes: self._legs.read_ends(offset, length, outcomes),
         )
         return Begun(read)
 

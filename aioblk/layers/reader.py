@@ -134,9 +134,8 @@ class Reader(AsyncClosing):
             while not self._under_way:
                 if self._next >= self._end:
                     raise StopAsyncIteration
-                await asyncio.wait(
-                    self._given_up, return_when=asyncio.FIRST_COMPLETED
-                )  # they have the buffers
+                # All buffers are with requests that were given up.
+                await asyncio.wait(self._given_up, return_when=asyncio.FIRST_COMPLETED)
             offset, buffer, request = self._under_way[0]
             await asyncio.wait([request])
             self._refuse_if_closed("read")

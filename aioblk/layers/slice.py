@@ -125,31 +125,31 @@ class Slice(Layer[D_co]):
         offset, length = index(offset), index(length)
         if 0 <= offset <= self._length - length:
             return self._below.read(self._start + offset, length)
-        return self._refused("read", offset, self._asked.to_read(offset, length))
+        return self._refused("read", *self._asked.to_read(offset, length))
 
     def read_into(self, offset: int, buffer: Buffer) -> Awaitable[None]:
         offset = index(offset)
         if 0 <= offset <= self._length - memoryview(buffer).nbytes:
             return self._below.read_into(self._start + offset, buffer)
-        return self._refused("read", offset, self._asked.to_fill(offset, [buffer]))
+        return self._refused("read", *self._asked.to_fill(offset, [buffer]))
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
         offset, buffers = index(offset), tuple(buffers)
         if 0 <= offset <= self._length - length_of(buffers):
             return self._below.readv(self._start + offset, buffers)
-        return self._refused("read", offset, self._asked.to_fill(offset, buffers))
+        return self._refused("read", *self._asked.to_fill(offset, buffers))
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
         offset = index(offset)
         if 0 <= offset <= self._writable - memoryview(data).nbytes:
             return self._change(self._below.write(self._start + offset, data, fua=fua))
-        return self._refused("write", offset, self._asked.to_write(offset, [data]))
+        return self._refused("write", *self._asked.to_write(offset, [data]))
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
         offset, buffers = index(offset), tuple(buffers)
         if 0 <= offset <= self._writable - length_of(buffers):
             return self._change(self._below.writev(self._start + offset, buffers, fua=fua))
-        return self._refused("write", offset, self._asked.to_write(offset, buffers))
+        return self._refused("write", *self._asked.to_write(offset, buffers))
 
     def write_zeroes(
         self,
@@ -166,13 +166,13 @@ class Slice(Layer[D_co]):
                 self._start + offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback
             )
             return self._change(zeroing)
-        return self._refused("write_zeroes", offset, self._asked.to_change("write_zeroes", offset, length))
+        return self._refused("write_zeroes", *self._asked.to_change("write_zeroes", offset, length))
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
         offset, length = index(offset), index(length)
         if 0 <= offset <= self._writable - length:
             return self._change(self._below.discard(self._start + offset, length))
-        return self._refused("discard", offset, self._asked.to_discard(offset, length))
+        return self._refused("discard", *self._asked.to_discard(offset, length))
 
     @overload
     def read_many(

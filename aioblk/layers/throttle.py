@@ -1,9 +1,9 @@
 """Throttle: a device of which no more is asked than a group allows, and such groups."""
 
 import math
+import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from operator import index
 from typing import Any, Literal, TypeVar, final, overload
 
 import typing_extensions
@@ -16,7 +16,7 @@ from ..errors import OptionError
 from ._asked import Asked
 from ._begun import Begun
 from ._later import Later, Waiting
-from ._throttling import Direction, Flow, Gate, Rate, Share, ThrottleStatistics
+from ._throttling import Direction, Flow, Gate, Limited, Rate, Share, ThrottleStatistics
 from .block_device import BlockDevice
 from .layer import REQUESTS, Layer
 
@@ -48,6 +48,12 @@ class ThrottleGroup:
         self, *, total: Rate | None = None, reads: Rate | None = None, writes: Rate | None = None
     ) -> None:
         self._gate = Gate(_rate(total), _rate(reads), _rate(writes))
+        self._layers: weakref.WeakSet[Throttle[Any]] = weakref.WeakSet()
+
+    def _set_rate(self, name: Limited, rate: Rate | None) -> None:
+        self._gate.set_rate(name, _rate(rate))
+        for layer in tuple(self._layers):
+            layer._look_at_gate()  # pyright: ignore[reportPrivateUsage] # the other half of this module
 
     @property
     def total(self) -> Rate:
@@ -56,7 +62,7 @@ class ThrottleGroup:
 
     @total.setter
     def total(self, rate: Rate | None) -> None:
-        self._gate.set_rate("total", _rate(rate))
+        self._set_rate("total", rate)
 
     @property
     def reads(self) -> Rate:
@@ -64,7 +70,7 @@ class ThrottleGroup:
 
     @reads.setter
     def reads(self, rate: Rate | None) -> None:
-        self._gate.set_rate("read", _rate(rate))
+        self._set_rate("read", rate)
 
     @property
     def writes(self) -> Rate:
@@ -72,7 +78,7 @@ class ThrottleGroup:
 
     @writes.setter
     def writes(self, rate: Rate | None) -> None:
-        self._gate.set_rate("write", _rate(rate))
+        self._set_rate("write", rate)
 
     def statistics(self) -> ThrottleStatistics:
         """What became of the requests so far. Those that no rate limits are not counted."""
@@ -114,7 +120,7 @@ class Throttle(Layer[D_co]):
         self._flows: dict[Direction, Flow] = {"read": Flow("read", share), "write": Flow("write", share)}
         self._asked = Asked("throttle", device.limits, lambda: device.capacity, lambda: device.read_only)
         self._waiting = Waiting()
-        self._gate.on_opened.add(self)
+        group._layers.add(self)  # pyright: ignore[reportPrivateUsage]
         self._look_at_gate()
 
     def _look_at_gate(self) -> None:
@@ -139,24 +145,21 @@ class Throttle(Layer[D_co]):
     # --- reading --------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
-        offset = index(offset)
         if self._gate.is_open:
             return self._below.read(offset, length)
-        length = self._asked.to_read(offset, length)
+        offset, length = self._asked.to_read(offset, length)
         if self._passes("read", 1, length):
             return self._below.read(offset, length)
         return self._later("read", length, partial(self._device.read, offset, length))
 
     def read_into(self, offset: int, buffer: Buffer) -> Awaitable[None]:
-        offset = index(offset)
         if self._gate.is_open:
             return self._below.read_into(offset, buffer)
         return self.readv(offset, [buffer])
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
-        offset = index(offset)
         buffers = _views(buffers)
-        length = self._asked.to_fill(offset, buffers)
+        offset, length = self._asked.to_fill(offset, buffers)
         if self._passes("read", 1, length):
             return self._below.readv(offset, buffers)
         return self._later("read", length, partial(self._device.readv, offset, buffers))
@@ -186,15 +189,13 @@ class Throttle(Layer[D_co]):
     # --- changing -------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
-        offset = index(offset)
         if self._gate.is_open:
             return self._change(self._below.write(offset, data, fua=fua))
         return self.writev(offset, [data], fua=fua)
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
-        offset = index(offset)
         buffers = _views(buffers)
-        length = self._asked.to_write(offset, buffers)
+        offset, length = self._asked.to_write(offset, buffers)
         if self._passes("write", 1, length):
             return self._change(self._below.writev(offset, buffers, fua=fua))
         return self._later("write", length, partial(self._device.writev, offset, buffers, fua=fua))
@@ -208,16 +209,14 @@ class Throttle(Layer[D_co]):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_change("write_zeroes", offset, length)
+        offset, length = self._asked.to_change("write_zeroes", offset, length)
         how = {"fua": fua, "no_unmap": no_unmap, "no_fallback": no_fallback}
         if self._passes("write", 1, length):
             return self._change(self._below.write_zeroes(offset, length, **how))
         return self._later("write", length, partial(self._device.write_zeroes, offset, length, **how))
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_discard(offset, length)
+        offset, length = self._asked.to_discard(offset, length)
         if self._passes("write", 1, length):
             return self._change(self._below.discard(offset, length))
         return self._later("write", length, partial(self._device.discard, offset, length))

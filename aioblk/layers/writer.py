@@ -35,9 +35,8 @@ class Writer(AsyncClosing):
     memory.
 
     **Errors.** A write that has failed is told by the next call, whichever that is; from then on every call
-    raises
-    it, and nothing more is written: what lies behind a gap is of no use. :attr:`written` tells how far the
-    bytes go without one.
+    raises it, and nothing more is written: what lies behind a gap is of no use. :attr:`written` tells how far
+    the bytes go without one.
 
     Leaving the block writes what was collected and waits for all of it; when it is left by an exception, what
     was not begun is dropped. Only :meth:`flush` makes anything durable.

@@ -62,17 +62,17 @@ class Media:
 
     def runs(self, offset: int, length: int) -> Iterator[tuple[int, int, bool]]:
         """The range as (offset, length, whether it is a hole), as long as can be."""
-        at, end = offset, offset + length
-        numbers = self.chunks(offset, length)
-        for place, number in enumerate(numbers):
-            if place and numbers[place - 1] == number - 1:
-                continue  # it goes on
-            start = max(number * CHUNK, offset)
-            if at < start:
-                yield at, start - at, True
-            while place + 1 < len(numbers) and numbers[place + 1] == numbers[place] + 1:
-                place += 1
-            at = min((numbers[place] + 1) * CHUNK, end)
+        start = at = offset  # data from start to at; holes come before and behind it
+        end = offset + length
+        for number in self.chunks(offset, length):
+            first = max(number * CHUNK, offset)
+            if at < first:
+                if start < at:
+                    yield start, at - start, False
+                yield at, first - at, True
+                start = first
+            at = min((number + 1) * CHUNK, end)
+        if start < at:
             yield start, at - start, False
         if at < end:
             yield at, end - at, True

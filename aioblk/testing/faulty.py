@@ -5,7 +5,6 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from operator import index
 from typing import Literal, NamedTuple, NoReturn, TypeAlias, TypeVar, final, get_args
 
 import typing_extensions
@@ -180,20 +179,17 @@ class Faulty(Piecewise[D_co]):
     # --- requests -------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
-        offset = index(offset)
-        length = self._asked.to_read(offset, length)
+        offset, length = self._asked.to_read(offset, length)
         call = partial(self._below.read, offset, length)
         return self._request("read", offset, length, call, _corrupted)
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_fill(offset, buffers := [flat(buffer) for buffer in buffers])
+        offset, length = self._asked.to_fill(offset, buffers := [flat(buffer) for buffer in buffers])
         call = partial(self._below.readv, offset, buffers)
         return self._request("read", offset, length, call, lambda _, which: _corrupt(buffers, which))
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_write(offset, buffers := [flat(buffer) for buffer in buffers])
+        offset, length = self._asked.to_write(offset, buffers := [flat(buffer) for buffer in buffers])
         fate = self._fate("write", offset, length)
         if fate is not None and fate.corrupt is not None:
             buffers = (_corrupted(b"".join(flat(buffer) for buffer in buffers), fate.corrupt),)
@@ -210,16 +206,14 @@ class Faulty(Piecewise[D_co]):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_change("write_zeroes", offset, length)
+        offset, length = self._asked.to_change("write_zeroes", offset, length)
         how = {"fua": fua, "no_unmap": no_unmap, "no_fallback": no_fallback}
         return self._request(
             "write_zeroes", offset, length, partial(self._below.write_zeroes, offset, length, **how)
         )
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_discard(offset, length)
+        offset, length = self._asked.to_discard(offset, length)
         return self._request("discard", offset, length, partial(self._below.discard, offset, length))
 
     def flush(self) -> Awaitable[None]:

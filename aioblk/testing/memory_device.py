@@ -3,8 +3,7 @@
 import errno
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import replace
-from operator import index
-from typing import Self, TypeVar
+from typing import TypeVar
 
 from typing_extensions import Buffer
 
@@ -14,12 +13,10 @@ from .._memory.regions import MemoryRegion
 from .._native._core import Memory
 from .._native.buffers import flat
 from .._queues.statistics import QueueStatistics
-from .._sync.scopes import AsyncClosing, shielded_if_cancelled
-from ..errors import BlkioError, DeviceClosedError, OptionError
-from ..layers._asked import Asked, end_of_stretch
+from ..errors import BlkioError, OptionError
 from ..layers._begun import Begun
 from ..layers._counts import Counts
-from ..layers.block_device import BlockDevice
+from ..layers._standalone import Standalone
 from ._done import Done
 from ._media import Media
 from ._reach import Reach
@@ -31,7 +28,7 @@ T = TypeVar("T")
 LARGEST = 1 << 60  # bytes that one grows to
 
 
-class MemoryDevice(AsyncClosing, BlockDevice):
+class MemoryDevice(Standalone):
     """``capacity`` bytes of memory as a block device, for tests::
 
         async with MemoryDevice(1 << 30, limits=aioblk.Limits(request_alignment=4096)) as dev:
@@ -61,41 +58,20 @@ class MemoryDevice(AsyncClosing, BlockDevice):
                 driver="memory",
                 operation="open",
             )
-        self._limits = Limits() if limits is None else limits
-        self._capacity = capacity
+        super().__init__("memory", Limits() if limits is None else limits, capacity)
         self._read_only = read_only
         self._media = Media()
         self._media.write(0, content)
-        self._asked = Asked("memory", self._limits, lambda: self._capacity, lambda: self._read_only)
         self._reach = Reach("memory", self._limits, lambda: self._closed)
         self._counts = Counts()
         self._bounced_bytes = 0
-        self._closed = False
 
     # --- life -----------------------------------------------------------------------------------------------
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def aclose(self) -> None:
-        self._closed = True
-        with shielded_if_cancelled():
-            await self._counts.finish()
-
-    @property
-    def closed(self) -> bool:
-        """Whether it is closed, or being closed."""
-        return self._closed
+    async def _finish(self) -> None:
+        await self._counts.finish()
 
     # --- what it is -----------------------------------------------------------------------------------------
-
-    @property
-    def limits(self) -> Limits:
-        return self._limits
-
-    @property
-    def capacity(self) -> int:
-        return self._capacity
 
     @property
     def read_only(self) -> bool:
@@ -104,13 +80,11 @@ class MemoryDevice(AsyncClosing, BlockDevice):
     def statistics(self) -> QueueStatistics:
         return replace(self._counts.snapshot(), bounced_bytes=self._bounced_bytes)
 
-    def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
+    def _extents(self, offset: int, length: int) -> AsyncGenerator[Extent]:
         """Holes are what was never written, or was zeroed, in units of 4096 bytes."""
-        self._refuse_if_closed("extents")
-        end = end_of_stretch("memory", self._capacity, offset, length)
-        return self._extents(list(self._media.runs(offset, end - offset)))
+        return self._extents_of(list(self._media.runs(offset, length)))
 
-    async def _extents(self, runs: list[tuple[int, int, bool]]) -> AsyncGenerator[Extent]:
+    async def _extents_of(self, runs: list[tuple[int, int, bool]]) -> AsyncGenerator[Extent]:
         for offset, length, is_hole in runs:
             yield Extent(offset, length, ExtentKind.HOLE if is_hole else ExtentKind.DATA)
 
@@ -134,16 +108,14 @@ class MemoryDevice(AsyncClosing, BlockDevice):
     # --- requests -------------------------------------------------------------------------------------------
 
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
-        offset = index(offset)
-        length = self._asked.to_read(offset, length)
+        offset, length = self._asked.to_read(offset, length)
         if error := self._refusal("read", offset, length):
             return self._request(error)
         self._bounced_bytes += length if self._limits.needs_mem_regions else 0
         return self._request(self._media.read(offset, length), read=length)
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_fill(offset, buffers := tuple(buffers))
+        offset, length = self._asked.to_fill(offset, buffers := tuple(buffers))
         if error := self._refusal("read", offset, length):
             return self._request(error)
         views = self._views(buffers)
@@ -155,8 +127,7 @@ class MemoryDevice(AsyncClosing, BlockDevice):
         return self._request(None, views, read=length)
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_write(offset, buffers := tuple(buffers))
+        offset, length = self._asked.to_write(offset, buffers := tuple(buffers))
         if error := self._refusal("write", offset, length):
             return self._request(error)
         views = self._views(buffers)
@@ -171,16 +142,14 @@ class MemoryDevice(AsyncClosing, BlockDevice):
         no_unmap: bool = False,
         no_fallback: bool = False,
     ) -> Awaitable[None]:
-        offset = index(offset)
-        length = self._asked.to_change("write_zeroes", offset, length)
+        offset, length = self._asked.to_change("write_zeroes", offset, length)
         if error := self._refusal("write_zeroes", offset, length):
             return self._request(error)
         return self._put(offset, length, None, fua)
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
         """Of what is discarded, all reads as zeroes."""
-        offset = index(offset)
-        length = self._asked.to_discard(offset, length)
+        offset, length = self._asked.to_discard(offset, length)
         if error := self._refusal("discard", offset, length):
             return self._request(error)
         return self._put(offset, max(min(length, self._capacity - offset), 0), None, False)
@@ -240,19 +209,15 @@ class MemoryDevice(AsyncClosing, BlockDevice):
 
     def _refusal(self, operation: str, offset: int, length: int) -> BlkioError | None:
         """What is wrong with a request that was asked for in the right way."""
-        self._refuse_if_closed(operation)
         if not self._limits.can_grow:
-            return self._asked.beyond_the_end(operation, offset, length)
+            return super()._refusal(operation, offset, length)
+        self._refuse_if_closed(operation)
         if operation != "read" and offset + length > LARGEST:
             message = f"the device grows to {LARGEST} bytes at most"
             return BlkioError(
                 message, errno=errno.EFBIG, driver="memory", operation=operation, offset=offset, length=length
             )
         return None
-
-    def _refuse_if_closed(self, operation: str) -> None:
-        if self._closed:
-            raise DeviceClosedError("the device is closed", driver="memory", operation=operation)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._capacity} bytes>"
