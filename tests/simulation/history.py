@@ -12,7 +12,7 @@ from typing import Any, final
 
 from .library import Driver
 
-__all__ = ["ACTIONS", "Action", "History", "draw"]
+__all__ = ["ACTIONS", "RINGS", "Action", "History", "draw"]
 
 DICE = 6
 
@@ -151,14 +151,14 @@ _DRIVERS = (
 )
 
 
-_RINGS = (Driver.IO_URING, Driver.NVME_IO_URING)
+RINGS = (Driver.IO_URING, Driver.NVME_IO_URING)
 
 
 def draw(seed: int, length: int = 220) -> History:
     """The history of a seed."""
     random = Random(seed)
     driver = random.choice(_DRIVERS)
-    view = driver not in _RINGS and random.random() < 0.15
+    view = driver not in RINGS and random.random() < 0.15
     return History(
         seed=seed,
         driver=driver,
@@ -187,7 +187,7 @@ def _some_of(random: Random, choices: Mapping[str, tuple[int, ...]]) -> dict[str
 
 
 def _draw_properties(random: Random, driver: Driver, *, view: bool) -> dict[str, int]:
-    if driver in _RINGS:
+    if driver in RINGS:
         return {}
     properties = _some_of(random, _PROPERTIES)
     moved = "max_segments" in properties  # no matter what: another draw would change what seeds mean
@@ -216,7 +216,7 @@ def _draw_options(random: Random, driver: Driver) -> dict[str, Any]:
     }
     if random.random() < 0.15:
         options["spin"] = random.choice((1e-5, 1e-4, 1e-3))
-    if driver in _RINGS:
+    if driver in RINGS:
         options["num_entries"] = random.choice((1, 2, 8, 128))
     else:
         options["queue_size"] = random.choice((4, 8, 32, 256))

@@ -88,6 +88,8 @@ class Operations:
         self.pending: dict[Operation, None] = {}
         self.lost: list[Change] = []
         """Whose device was lost: it may yet do something."""
+        self.given_up: list[Change] = []
+        """What nobody waits for any more, and the device may have for as long as it lives."""
         self.watch = Watch()
         self.wrong: BaseException | None = None
         """The first thing that was."""
@@ -224,6 +226,8 @@ class Operations:
                 self.lost.append(change)
             elif change is not None:
                 self.oracle.end(change)
+                if not isinstance(outcome, aioblk.BlkioError):
+                    self.given_up.append(change)
             self._require_right(operation, outcome)
         elif change is not None:
             self.oracle.acknowledge(change, durable=operation.durable)
@@ -244,11 +248,16 @@ class Operations:
             return
         raise Wrong(f"{operation.name} failed: {error!r}") from error
 
-    def end_lost(self) -> None:
-        """The device that had them is certain not to do anything any more."""
+    def leave_lost(self, *, goes_on: bool) -> None:
+        """Another instance has taken its place. *goes_on*: what the lost one had may still be carried out."""
         for change in self.lost:
-            self.oracle.end(change)
+            if not goes_on:
+                self.oracle.end(change)
+        for change in self.given_up:
+            if goes_on:
+                self.oracle.reopen(change)
         self.lost.clear()
+        self.given_up.clear()
 
     def _give(self, operation: Operation, slot: Slot) -> None:
         if operation.readings:

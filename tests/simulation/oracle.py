@@ -3,8 +3,9 @@
 A sector is a register. What it may hold is told by *knowledge*: at some moment it held a certain content,
 because a change was acknowledged or a read has seen it. From then on it holds that, or what a change wrote
 that had not ended by then. A change ends when it is acknowledged, fails, is cancelled (what meets its range
-from then on waits for it), or when its device is certain not to do anything any more. What began before a
-read ended, and had not ended before it began, may be seen by it or not; that is all that concurrency allows.
+from then on waits for it, while the device lives), or when its device is certain not to do anything any more.
+What began before a read ended, and had not ended before it began, may be seen by it or not; that is all that
+concurrency allows.
 
 A power failure leaves less to know: only what a flush that was begun after the acknowledgement, or FUA, has
 made durable still counts.
@@ -146,6 +147,16 @@ class Oracle:
         """It has failed, or does nothing after what begins from now on. Nobody knows what it has done."""
         if change.ended == NEVER:
             change.ended = self._next()
+
+    def reopen(self, change: Change) -> None:
+        """It was taken for ended, and may do something yet."""
+        if change.ended == NEVER or change.acknowledged:
+            return
+        change.ended = NEVER
+        for number in change.sectors:
+            sector = self._sectors[number]
+            sector.possible += (change,) if change not in sector.possible else ()
+            sector.lasting += (change,) if change not in sector.lasting else ()
 
     def withdraw(self, change: Change) -> None:
         """The request was refused: it has never begun."""

@@ -103,6 +103,16 @@ def test_what_belongs_elsewhere_is_named(oracle: Oracle) -> None:
         oracle.end_read(reading, Change(1, 1, 1, zeroes=False, begun=0).data())
 
 
+def test_what_was_taken_for_ended_may_do_something_yet(oracle: Oracle) -> None:
+    change = oracle.begin(0, 1, zeroes=False)
+    oracle.end(change)
+    successor = write(oracle)
+    assert not sees(oracle, change)
+    oracle.reopen(change)
+    assert sees(oracle, successor), "or not yet"
+    assert sees(oracle, change)
+
+
 # --- when the power fails -----------------------------------------------------------------------------------
 
 

@@ -15,7 +15,7 @@ from .asking import MOST_SECTORS, Asker
 from .borrowing import Borrowers
 from .devices import device_on
 from .fate import SIZE, Fate
-from .history import OF_QUEUES, Action, History
+from .history import OF_QUEUES, RINGS, Action, History
 from .holdings import Holdings
 from .jobs import LONG, Jobs
 from .library import Driver, Simulator
@@ -239,7 +239,10 @@ class World:
             await self._holdings.leave_all()
         await self._jobs.do_now("close", self._end_device)
         await self._holdings.leave_all()
+        if not self.is_lost:
+            self.operations.given_up.clear()  # closing has waited for all of them
         await self._open()
+        self._leave_lost()
 
     async def _end_device(self) -> None:
         self._relieve()
@@ -291,7 +294,11 @@ class World:
             await self.device.reconnect()
             if self.device.capacity < had:
                 raise Wrong(f"it had {had} bytes, and came back with {self.device.capacity}")
-            self.operations.end_lost()
+            self._leave_lost()
+
+    def _leave_lost(self) -> None:
+        # A file and a namespace are open to all, and the kernel goes on with what a ring has submitted.
+        self.operations.leave_lost(goes_on=self._history.driver in RINGS)
 
     async def do_kill(self, dice: tuple[float, ...]) -> None:
         if self._history.driver is not Driver.VHOST_USER:
@@ -426,7 +433,7 @@ class World:
         await self._holdings.leave_all()
         await self._jobs.do_now("close", self._end_device)
         await self._open()
-        self.operations.end_lost()
+        self._leave_lost()
 
     async def _read_surely(self, first: int, count: int) -> tuple[Reading, bytes]:
         """From a device that may have died without having noticed, or that answers no more."""
