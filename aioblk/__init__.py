@@ -33,6 +33,7 @@ from ._native._core import Request, View  # before all others: it refuses subint
 from ._device.device import Device
 from ._device.events import DeviceEvent, DeviceLost, DeviceResized, DeviceReturned, DeviceSearching
 from ._device.extents import Extent, ExtentKind
+from ._device.instruments import Instrument, RequestInfo
 from ._former import FORMER, FormerPaths
 from ._libblkio.limits import Limits
 from ._libblkio.properties import Properties
@@ -41,8 +42,9 @@ from ._memory.bounce import BouncePool, BounceStatistics
 from ._memory.mapping import MapsMemory
 from ._memory.regions import MemoryRegion
 from ._queues.blocking import BlockingQueue
+from ._queues.latency import LatencyBucket, LatencyHistogram
 from ._queues.queue import Queue
-from ._queues.statistics import QueueStatistics
+from ._queues.statistics import OperationStatistics, QueueStatistics
 from ._sync.wait_queue import WaitQueue, WaitQueueStatistics
 from .addresses import open, parse_properties, parse_size
 from .drivers import IoUring, NvmeIoUring, VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa
@@ -127,8 +129,11 @@ __all__ = [
     "Extent",
     "ExtentKind",
     "InFlight",
+    "Instrument",
     "IoUring",
     "KnowsExtents",
+    "LatencyBucket",
+    "LatencyHistogram",
     "Layer",
     "Leg",
     "LegState",
@@ -137,6 +142,7 @@ __all__ = [
     "MemoryRegion",
     "Mirror",
     "NvmeIoUring",
+    "OperationStatistics",
     "OptionError",
     "Partition",
     "PartitionTableError",
@@ -148,6 +154,7 @@ __all__ = [
     "Reader",
     "RegistrationError",
     "Request",
+    "RequestInfo",
     "SequentialWriter",
     "Slice",
     "SocketStream",

@@ -10,6 +10,7 @@ from typing import TypeAlias, final
 
 from .._libblkio.subject import Subject
 from ..errors import BlkioError, DeviceLostError
+from .instruments import Instruments
 
 __all__ = ["DeviceEvent", "DeviceLost", "DeviceResized", "DeviceReturned", "DeviceSearching", "Events"]
 
@@ -63,8 +64,9 @@ class _Listener:
 class Events:
     """Those of one device. For the thread of its loop."""
 
-    def __init__(self, subject: Subject) -> None:
-        self._name = f"{subject.driver} {subject.filename!r}" if subject.filename else subject.driver
+    def __init__(self, subject: Subject, instruments: Instruments) -> None:
+        self._instruments = instruments
+        self._name = str(subject)
         self._listeners: weakref.WeakSet[_Listener] = weakref.WeakSet()
         self._has_ended = False
         log.debug("%s is open", self._name)
@@ -73,12 +75,16 @@ class Events:
         match event:
             case DeviceLost(error):
                 log.warning("%s is lost: %s", self._name, error.message)
+                self._instruments.tell("device_lost", error)
             case DeviceSearching():
                 log.warning("%s has lost its backend, and is looking for another", self._name)
+                self._instruments.tell("device_searching")
             case DeviceReturned():
                 log.info("%s is back", self._name)
+                self._instruments.tell("device_returned")
             case DeviceResized(before, capacity):
                 log.info("%s has %d bytes now, and had %d", self._name, capacity, before)
+                self._instruments.tell("device_resized", before, capacity)
         for listener in tuple(self._listeners):
             listener.untold.append(event)
             listener.news.set()
@@ -88,6 +94,7 @@ class Events:
         if not self._has_ended:
             self._has_ended = True
             log.debug("%s is being closed", self._name)
+            self._instruments.tell("device_closing")
         for listener in tuple(self._listeners):
             listener.news.set()
 

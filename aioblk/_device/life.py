@@ -12,6 +12,7 @@ from typing import NoReturn, final
 
 from .._libblkio.properties import RINGS
 from .._libblkio.subject import Subject
+from .._queues.statistics import QueueStatistics
 from .._sync.blocking import BlockingCall
 from .._sync.loops import running_loop
 from .._sync.scopes import shielded_if_cancelled
@@ -47,11 +48,18 @@ class Unopened:
     lost: DeviceLostError | None = None
     reconnections: int = 0
     reconnecting: bool = False
+    counted: QueueStatistics = QueueStatistics.none()  # noqa: RUF009 (it cannot be changed)
 
     def opened(self, operation: str) -> NoReturn:
         raise _refusal(self.subject, self.stage, operation)
 
     present = unclosed = opened
+
+    def statistics(self) -> QueueStatistics:
+        """What was done, of one that is closed."""
+        if self.stage is not Stage.CLOSED:
+            raise _refusal(self.subject, self.stage, "statistics")
+        return self.counted
 
     def start_detaching(self) -> NoReturn:
         raise _refusal(self.subject, self.stage, "detach")
@@ -100,6 +108,10 @@ class Life:
         if self.lost is not None:
             raise self.session.subject.lost(operation, self.lost.message) from self.lost
         return self
+
+    def statistics(self) -> QueueStatistics:
+        """What was done so far."""
+        return self.session.queues.statistics()
 
     # --- loss -----------------------------------------------------------------------------------------------
 
@@ -213,7 +225,13 @@ class Life:
         return self._afterwards()
 
     def _afterwards(self) -> Unopened:
-        return Unopened(self.session.subject, Stage.CLOSED, self.lost, self.reconnections)
+        return Unopened(
+            self.session.subject,
+            Stage.CLOSED,
+            self.lost,
+            self.reconnections,
+            counted=self.statistics(),
+        )
 
     def _start_closing(self) -> asyncio.Task[None]:
         session = self.session

@@ -16,10 +16,11 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, TypeAlias, final
 
+from .._libblkio.properties import RINGS
 from .._sync.blocking import call_elsewhere, run_blocking
 from ..errors import BlkioError, DeviceLostError
 from .connection import Connection
-from .events import DeviceLost, DeviceReturned, DeviceSearching
+from .events import DeviceLost, DeviceReturned, DeviceSearching, log
 from .peer import Peer
 from .recovery import Recovery, Wanted, connect_again, release_old
 from .session import Session
@@ -215,6 +216,10 @@ class Loss:
             presence.peer.hang_up()
             presence.peer.close()
         session.queues.abandon(error)
+        if in_use and session.options.driver in RINGS:
+            log.warning(
+                "buffers of requests in flight are never released: %s may write to them", session.subject
+            )
         session.memory.lose(error)
         for future in list(self._awaited):
             if not future.done():

@@ -27,12 +27,14 @@ from .._queues.blocking import BlockingQueue
 from .._queues.bound import BoundQueues
 from .._queues.discard import BlockDiscard, discard_method, growing_file
 from .._queues.queue import HasCapacity, Queue, QueueContext
+from .._queues.sight import Sight
 from .._sync.loops import running_loop
 from .._sync.tasks import start_steadfast_task
 from ..errors import request_error
 from .connection import Connection, add_queue
 from .events import DeviceResized, Events
 from .extents import Extent, find_extents
+from .instruments import Instruments
 
 __all__ = ["LARGEST_PART", "Alarm", "Session", "SessionProperties"]
 
@@ -104,7 +106,9 @@ class Session:
         self.limits = limits
         self.capacity = connection.capacity
         """In bytes, when it was last asked for."""
-        self.events = Events(subject)
+        self.sight = Sight()
+        self.instruments = Instruments(subject)
+        self.events = Events(subject, self.instruments)
         self.refusals = Refusals(options.driver, limits, subject.filename, _asked_weakly(self._end))
         self.core = self._make_core()
         self.memory = self._make_memory(alarm)
@@ -159,11 +163,26 @@ class Session:
             memory=self.memory,
             bounce_pool_size=self.options.bounce_pool_size,
             discards_by_hook=discard_method(self.handle) == BlockDiscard.method,
+            sight=self.sight,
             on_broken=alarm.broken,
             lost_after=self.options.lost_after,
             on_silence=alarm.silent,
             on_released=self.queues.forget,
         )
+
+    # --- what is seen of it ---------------------------------------------------------------------------------
+
+    def measure(self, measuring: bool) -> None:
+        """Whether it is noted from now on how long requests take."""
+        self.sight.measuring = measuring
+        self.queues.show()
+
+    def show_requests(self) -> None:
+        """There are other instruments than before."""
+        told = self.instruments if self.instruments.want_requests else None
+        self.sight.on_begun = told and told.begun
+        self.sight.on_finished = told and told.finished
+        self.queues.show()
 
     # --- from loop to loop ----------------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ from .properties import (
     usable_mem_regions,
 )
 from .rings import Ring, close_some, find_new, note_end, release_files, wait_for_the_kernel
+from .subject import Subject
 
 if TYPE_CHECKING:  # cffi's own types; they have no names at run time
     from .._native._blkio import Cell, Pointer
@@ -467,6 +468,11 @@ class Blkio:
 
     def _free(self, region: MemRegion) -> None:
         self.loans.once_given_back(region, partial(free, region))
+
+    @property
+    def subject(self) -> Subject:
+        """What is said to be lost, or full."""
+        return Subject(self._driver, self.filename)
 
     def abandon_mem_region(self, region: MemRegion) -> None:
         """Never free a region of ``alloc_mem_region()``: a lost device may write to it. Waits for nobody."""

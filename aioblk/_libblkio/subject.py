@@ -18,6 +18,10 @@ class Subject:
     driver: str
     filename: str | None
 
+    def __str__(self) -> str:
+        """As the log has it."""
+        return f"{self.driver} {self.filename!r}" if self.filename else self.driver
+
     def misuse(self, operation: str, message: str) -> UsageError:
         """It is not allowed here, or now."""
         return self._error(UsageError, operation, message)

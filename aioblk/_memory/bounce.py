@@ -7,6 +7,8 @@ order, and how large the region is.
 
 import asyncio
 import errno
+import logging
+import math
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
@@ -21,9 +23,12 @@ from .device_memory import DeviceMemory
 
 __all__ = ["BouncePool", "BounceStatistics"]
 
+log: logging.Logger = logging.getLogger("aioblk.memory")
+
 SMALLEST_BUFFER = 512
 SLACK = 128 << 10
 IDLE_SECONDS = 10.0
+SAY_AGAIN = 60.0  # seconds; a pool that is too small is so all the time
 
 
 @final
@@ -110,11 +115,14 @@ class BouncePool:
         self._idle_check: asyncio.TimerHandle | None = None
         self._takes_seen = 0
         self._high_water = 0
-        self._waits = 0
-        self._seconds_waited = 0.0
+        self.waits = 0
+        """Requests that had to wait."""
+        self.seconds_waited = 0.0
+        """How long those have waited that had their turn, together."""
         self._requeues = 0
         self._grows = 0
         self._shrinks = 0
+        self._said_full = -math.inf
         core.on_bounce = self._enqueue
         core.on_room = self._serve
 
@@ -126,8 +134,8 @@ class BouncePool:
             in_use=self._core.bounce_in_use,
             high_water=max(self._high_water, self._core.bounce_peak),
             waiting=sum(not waiter.request.done() for waiter in self._waiters),
-            waits=self._waits,
-            seconds_waited=self._seconds_waited,
+            waits=self.waits,
+            seconds_waited=self.seconds_waited,
             requeues=self._requeues,
             grows=self._grows,
             shrinks=self._shrinks,
@@ -147,6 +155,11 @@ class BouncePool:
             self._core.abandon_bounce()
             if not self._memory.limits.needs_mem_regions:
                 self._handle.abandon_mem_region(self._region)
+                log.warning(
+                    "%d bytes of bounce memory are never released: %s, which is lost, may write to them",
+                    self._region.length,
+                    self._handle.subject,
+                )
             self._region = None
 
     async def _aclose(self) -> None:
@@ -172,7 +185,7 @@ class BouncePool:
         """The core's hook: the request, just submitted, found no memory or others waiting."""
         self._waiters.append(_Waiter(request, need, self._loop.time()))
         self._core.waiting = len(self._waiters)
-        self._waits += 1
+        self.waits += 1
         if len(self._waiters) == 1 or self._waiters[0].request.done():
             self._serve()
 
@@ -188,15 +201,26 @@ class BouncePool:
         if head.request.done() or not self._emptying:
             if self._core.admit(head.request):  # which may run any code, and with it _lose()
                 if self._waiters and self._waiters[0] is head:
-                    self._seconds_waited += self._loop.time() - head.since
+                    self.seconds_waited += self._loop.time() - head.since
                     self._remove_head()
                 return True
             self._requeues += 1
+            self._say_that_it_is_full()
         if self._core.bounce_size < self._maximum:
             self._emptying = True
             if not self._core.bounce_in_use:
                 _ = self._start_resizing(self._size_wanted())
         return False
+
+    def _say_that_it_is_full(self) -> None:
+        if self._core.bounce_size >= self._maximum and self._loop.time() >= self._said_full + SAY_AGAIN:
+            self._said_full = self._loop.time()
+            log.info(
+                "%s: requests wait for bounce memory, all %d bytes of which are in use; register memory, or"
+                " open the device with a larger bounce_pool_size",
+                self._handle.subject,
+                self._maximum,
+            )
 
     def _remove_head(self) -> None:
         self._waiters.popleft()

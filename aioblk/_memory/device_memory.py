@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import logging
 import mmap
 import os
 from functools import partial
@@ -29,6 +30,8 @@ from .mapped import Mapped, MappedRanges
 from .regions import MemoryRegion
 
 __all__ = ["DeviceMemory"]
+
+log: logging.Logger = logging.getLogger("aioblk.memory")
 
 
 @final
@@ -318,6 +321,11 @@ class DeviceMemory:
         if self._core.retire_region(mapped.start):
             mapped.abandoned = True
             _abandoned.append(mapped)  # in use for good: a lost device may still write there
+            log.warning(
+                "%d registered bytes are never released: %s, which is lost, may write to them",
+                mapped.region.length,
+                self._handle.subject,
+            )
             self._handle.loans.once_given_back(mapped.region, mapped.close_file)
             return
         if not (self.calls.lost or mapped.is_withdrawn):  # otherwise there is nobody to be told

@@ -123,6 +123,24 @@ class QueueCore:
     on_broken: Callable[[int], object] | None
     """Called with the errno of a failing do_io."""
     kicks: bool
+    runs_again: bool
+    """Whether tasks are woken by way of the loop, and never directly."""
+    def watch(
+        self,
+        time: bool,
+        on_begun: Callable[[int, str, int, int, int], object] | None,
+        on_finished: Callable[[int, BaseException | None, bool], object] | None,
+        origin_of: Callable[[], object] | None,
+        /,
+    ) -> None:
+        """What is to be noted of requests from now on: how long they take; each as it begins (a number that
+        is its own until it ends, operation, offset, length, as how many it counts) and ends (number, error,
+        whether it was cancelled); and where it was made."""
+    def operations(
+        self,
+    ) -> list[tuple[str, int, int, int, dict[int, int], tuple[int, int, int, dict[int, int]]]]:
+        """Of each operation that was ever over: (name, completed, failed, bytes, {errno: failures}, (least,
+        most, total, {bucket: requests})), the last in nanoseconds, and of requests that were timed."""
     rounds: bool
     spin_ns: int
     spins_by_itself: bool

@@ -67,6 +67,9 @@ class BlockingQueue(Submitter):
             core.attach_bounce(self._region.address, self._region.length, _BOUNCE_GRANULE)
             undo.pop_all()
         self._core = core
+        self._ended = QueueStatistics.none()  # what was counted, once there is no core
+        self._shown = False
+        self._show()
         self._turn = threading.RLock()  # of the thread while it waits for the device, or of who gives it up
         self._lost: BlkioError | None = None
         self._slice = _SLICE if context.lost_after is None else min(_SLICE, context.lost_after / TICKS)
@@ -137,6 +140,13 @@ class BlockingQueue(Submitter):
             self._turn.release()
         return True
 
+    def _show(self) -> None:
+        """Have that noted of requests which somebody wants to know now: from any thread, the queue's own does
+        when it waits next."""
+        self._shown = self._is_bound_here()
+        if self._shown and self._core is not None:
+            self._context.sight.show(self._core)
+
     def _end(self, core: QueueCore, error: BlkioError | None) -> None:
         if error is not None:
             self._lost = error
@@ -148,6 +158,7 @@ class BlockingQueue(Submitter):
                 self._context.handle.abandon_mem_region(self._region)  # see BouncePool._lose()
         else:
             core.detach_bounce()
+        self._ended = QueueStatistics.of(core)
         core.dispose()
         self._context.handle.give_queue(self.index, poll=self.poll)
 
@@ -186,6 +197,8 @@ class BlockingQueue(Submitter):
 
     def _wait_in_turn(self, request: Request[Any] | None, seconds: float) -> bool:
         end = now() + seconds if seconds >= 0 else float("inf")
+        if not self._shown:
+            self._show()
         while self._lost is None:
             left = end - now()
             if self._compiled.wait(request, max(min(self._slice, left), 0)):
@@ -205,7 +218,7 @@ class BlockingQueue(Submitter):
         if time < self._next_tick:
             return
         self._next_tick = time + lost_after / TICKS
-        silence = describe_silence(self._compiled, lost_after)
+        silence = describe_silence(self._compiled, self._context.handle.subject, lost_after)
         if silence is not None:
             self._abandon(DeviceLostError(silence, driver=self._context.handle.driver))
             self._context.on_silence(silence)
@@ -249,8 +262,9 @@ class BlockingQueue(Submitter):
         return self._thread == threading.get_ident()
 
     def statistics(self) -> QueueStatistics:
-        """A snapshot of the counters."""
-        return QueueStatistics.of(self._compiled)
+        """A snapshot of the counters. They stay when the queue is closed."""
+        core = self._core
+        return self._ended if core is None else QueueStatistics.of(core)
 
     def __repr__(self) -> str:
         kind = "poll queue" if self.poll else "queue"

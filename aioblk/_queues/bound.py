@@ -14,7 +14,7 @@ from typing import Any, TypeVar, final
 from .._libblkio.mem_region import MemRegion
 from .._libblkio.subject import Subject
 from .._sync.tasks import start_steadfast_task
-from ..errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
+from ..errors import BlkioError, DeviceLostError, UsageError
 from .blocking import BlockingQueue
 from .queue import Queue, QueueContext
 from .statistics import QueueStatistics
@@ -39,6 +39,7 @@ class BoundQueues:
         self._queues: dict[tuple[bool, int], Queue | BlockingQueue] = {}  # by (poll, index)
         self._awaited: dict[Queue | BlockingQueue, asyncio.Future[None]] = {}
         self._lock = threading.RLock()
+        self._ended = QueueStatistics.none()  # of those that are closed
         self._binding = 0  # blocking queues whose memory is being mapped
         self._suspended = False
         self._closed = False
@@ -48,13 +49,15 @@ class BoundQueues:
         return iter(list(self._queues.values()))
 
     def statistics(self) -> QueueStatistics:
-        """The sum of all."""
-        return functools.reduce(operator.add, self._each_statistics(), QueueStatistics.none())
+        """The sum of all that there have been."""
+        with self._lock:
+            each = [queue.statistics() for queue in self]
+            return functools.reduce(operator.add, each, self._ended)
 
-    def _each_statistics(self) -> Iterator[QueueStatistics]:
+    def show(self) -> None:
+        """Somebody wants to know more of requests, or less."""
         for queue in self:
-            with contextlib.suppress(DeviceClosedError):  # its thread is closing it
-                yield queue.statistics()
+            queue._show()
 
     # --- binding --------------------------------------------------------------------------------------------
 
@@ -179,8 +182,10 @@ class BoundQueues:
 
     def forget(self, queue: Queue | BlockingQueue) -> None:
         """The queue has been closed, in whatever thread."""
-        if self._queues.get((queue.poll, queue.index)) is queue:
-            del self._queues[queue.poll, queue.index]
+        with self._lock:
+            if self._queues.get((queue.poll, queue.index)) is queue:
+                self._ended += queue.statistics()
+                del self._queues[queue.poll, queue.index]
         awaited = self._awaited.get(queue)
         if awaited is not None:
             with contextlib.suppress(RuntimeError):  # the loop that waited is closed

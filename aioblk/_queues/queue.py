@@ -13,11 +13,13 @@ from .._libblkio.properties import Properties
 from .._memory.bounce import BouncePool
 from .._memory.device_memory import DeviceMemory
 from .._native._core import DeviceCore, QueueCore, Submitter
+from .._sync import origins
 from .._sync.loops import running_loop
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceClosedError, OptionError, UsageError
 from .discard import BlockDiscard
+from .sight import Sight
 from .silence import SilenceWatch
 from .statistics import QueueStatistics
 
@@ -41,6 +43,7 @@ class QueueContext:
     """Whether discards go by ioctl; see _discard."""
     on_broken: Callable[[int], object]
     """Called, in the queue's thread, with the errno of a queue that broke down."""
+    sight: Sight
     lost_after: float | None
     """Seconds that a request may remain unanswered; None: for ever."""
     on_silence: Callable[[str], object]
@@ -105,6 +108,7 @@ class Queue(AsyncClosing, Submitter):
             self._lost = False
             self._disposed = False
             self._watch: SilenceWatch | None = None
+            self._show()
             self._attach()
         except BaseException:
             self._give()
@@ -132,8 +136,23 @@ class Queue(AsyncClosing, Submitter):
             self._loop.add_reader(self._fd, self._compiled.on_event)
         if self._context.lost_after is not None:
             self._watch = SilenceWatch(
-                self._compiled, self._loop, self._context.lost_after, self._context.on_silence
+                self._compiled,
+                self._context.handle.subject,
+                self._loop,
+                self._context.lost_after,
+                self._context.on_silence,
             )
+
+    def _show(self) -> None:
+        """Have that noted of requests which somebody wants to know now. From any thread."""
+        if not self._is_bound_here():
+            with contextlib.suppress(RuntimeError):  # that loop is closed: nobody submits there
+                self._loop.call_soon_threadsafe(self._show)
+            return
+        is_debugged = self._loop.get_debug()
+        if is_debugged:  # so that the loop finds the slow task, and not the queue that has woken it
+            self._compiled.runs_again = True
+        self._context.sight.show(self._compiled, origins.here if is_debugged else None)
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -329,8 +348,9 @@ class Queue(AsyncClosing, Submitter):
         return self._context.read_only
 
     def statistics(self) -> QueueStatistics:
-        """A snapshot of the counters."""
-        return QueueStatistics.of(self._compiled)
+        """A snapshot of the counters. They stay when the queue is closed."""
+        pool = self.bounce_pool
+        return QueueStatistics.of(self._compiled, bounce_waits=pool.waits, bounce_seconds=pool.seconds_waited)
 
     @property
     def spin(self) -> float:

@@ -7,12 +7,16 @@ stands still no tick passes, so that a program that is busy does not take a devi
 """
 
 import asyncio
+import logging
 from collections.abc import Callable
 from typing import final
 
+from .._libblkio.subject import Subject
 from .._native._core import QueueCore
 
 __all__ = ["TICKS", "SilenceWatch", "describe_silence"]
+
+log: logging.Logger = logging.getLogger("aioblk.device")
 
 TICKS = 4
 
@@ -24,12 +28,14 @@ class SilenceWatch:
     def __init__(
         self,
         core: QueueCore,
+        subject: Subject,
         loop: asyncio.AbstractEventLoop,
         lost_after: float,
         on_silence: Callable[[str], object],
     ) -> None:
         """*on_silence* is called, once, with what the device has not answered for *lost_after* seconds."""
         self._core = core
+        self._subject = subject
         self._loop = loop
         self._lost_after = lost_after
         self._on_silence = on_silence
@@ -48,22 +54,29 @@ class SilenceWatch:
         self._set()
         if self._core.in_flight:
             self._core.flush()  # the loop may have been kept from taking what has been there for long
-        silence = describe_silence(self._core, self._lost_after)
+        silence = describe_silence(self._core, self._subject, self._lost_after)
         if silence is not None:
             self.stop()
             self._on_silence(silence)
 
 
-def describe_silence(core: QueueCore, lost_after: float) -> str | None:
-    """Let a tick pass. The text says what has not been answered for longer than is allowed, if anything."""
+def describe_silence(core: QueueCore, subject: Subject, lost_after: float) -> str | None:
+    """Let a tick pass. The text says what has not been answered for longer than is allowed, if anything.
+
+    What has waited for half of that is said in the log, once.
+    """
     oldest = core.grow_older()
-    if oldest is None or oldest[0] <= TICKS:
+    if oldest is None:
         return None
-    _ticks, operation, offset, length = oldest
+    ticks, operation, offset, length = oldest
     where = "" if offset is None else f" at offset {offset}"
     size = "" if length is None else f", length {length}"
+    what = f"the oldest request that it has is: {operation}{where}{size}"
+    if ticks == TICKS // 2:
+        log.warning("%s has not answered for %g seconds or more; %s", subject, lost_after / 4, what)
+    if ticks <= TICKS:
+        return None
     return (
-        f"the device has not answered for {lost_after:g} seconds (lost_after); the oldest request that it has"
-        f" is: {operation}{where}{size}. See to the device or its backend, then close this one and open it"
-        " again, or call reconnect()"
+        f"the device has not answered for {lost_after:g} seconds (lost_after); {what}. See to the device or"
+        " its backend, then close this one and open it again, or call reconnect()"
     )

@@ -1,19 +1,62 @@
 """What queues, and other block devices, count."""
 
-from dataclasses import dataclass, fields
-from typing import Self, final
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Self, final
 
 from .._native._core import QueueCore
+from .latency import LatencyHistogram
 
-__all__ = ["QueueStatistics"]
+__all__ = ["OperationStatistics", "QueueStatistics"]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class OperationStatistics:
+    """What became of the requests of one operation. Cancelled ones are not among them."""
+
+    completed: int = 0
+    """Requests that were done; a batch counts as its items."""
+    failed: int = 0
+    bytes: int = 0
+    """Read, written, zeroed or discarded, also by requests of which another part has failed."""
+    errors: Mapping[int, int] = field(default_factory=dict[int, int])
+    """How many failed with which ``errno``; 0: with none, or one that Linux does not know of."""
+    latency: LatencyHistogram = LatencyHistogram()  # noqa: RUF009 (it cannot be changed)
+    """How long those took, failed ones included, that were submitted while the device was ``measuring``."""
+
+    def __add__(self, other: "OperationStatistics") -> "OperationStatistics":
+        return OperationStatistics(
+            self.completed + other.completed,
+            self.failed + other.failed,
+            self.bytes + other.bytes,
+            _merge(self.errors, other.errors, 1),
+            self.latency + other.latency,
+        )
+
+    def __sub__(self, earlier: "OperationStatistics") -> "OperationStatistics":
+        return OperationStatistics(
+            self.completed - earlier.completed,
+            self.failed - earlier.failed,
+            self.bytes - earlier.bytes,
+            _merge(self.errors, earlier.errors, -1),
+            self.latency - earlier.latency,
+        )
+
+
+def _merge(some: Mapping[int, int], others: Mapping[int, int], sign: int) -> dict[int, int]:
+    numbers = sorted({*some, *others})
+    counts = {number: some.get(number, 0) + sign * others.get(number, 0) for number in numbers}
+    return {number: count for number, count in counts.items() if count}
 
 
 @final
 @dataclass(frozen=True, slots=True)
 class QueueStatistics:
-    """What a queue, or all queues of a device, have done since they were opened.
+    """What a queue has done, or all that a device has had. No number falls, but for ``in_flight``.
 
-    Other block devices count in it as well, and leave at 0 what they know nothing of.
+    Other block devices count in it as well, and leave at 0 what they know nothing of. What was done in an
+    interval is the later one less the earlier: ``(after - before).read.latency.percentile(99)``.
     """
 
     submitted: int = 0
@@ -43,10 +86,27 @@ class QueueStatistics:
     """Times that the descriptor had no event when it was read, or an event came to nothing: harmless."""
     direct_wakes: int = 0
     """Tasks that were resumed without a detour through the loop."""
+    bounce_waits: int = 0
+    """Requests that had to wait for bounce memory, and got it."""
+    bounce_seconds: float = 0.0
+    """How long they waited for it, together."""
+    read: OperationStatistics = OperationStatistics()
+    write: OperationStatistics = OperationStatistics()
+    write_zeroes: OperationStatistics = OperationStatistics()
+    discard: OperationStatistics = OperationStatistics()
+    flush: OperationStatistics = OperationStatistics()
+    zones: OperationStatistics = OperationStatistics()
+    """Reports of zones, and whatever else is done with them."""
 
     @classmethod
-    def of(cls, core: QueueCore) -> Self:
-        return cls(**core.statistics())
+    def of(cls, core: QueueCore, *, bounce_waits: int = 0, bounce_seconds: float = 0.0) -> Self:
+        counted: dict[str, Any] = {**core.statistics(), **_by_operation(core)}
+        return cls(**counted, bounce_waits=bounce_waits, bounce_seconds=bounce_seconds)
+
+    @property
+    def operations(self) -> dict[str, OperationStatistics]:
+        """Those of each operation, by the name of its method; ``"zones"`` for all that is done with those."""
+        return {name: getattr(self, name) for name in OPERATIONS}
 
     @classmethod
     def none(cls) -> Self:
@@ -55,5 +115,24 @@ class QueueStatistics:
 
     def __add__(self, other: "QueueStatistics") -> "QueueStatistics":
         return QueueStatistics(
-            *(getattr(self, field.name) + getattr(other, field.name) for field in fields(QueueStatistics))
+            *(getattr(self, each.name) + getattr(other, each.name) for each in fields(QueueStatistics))
         )
+
+    def __sub__(self, earlier: "QueueStatistics") -> "QueueStatistics":
+        """What was done since; ``in_flight`` is what it is now."""
+        since = QueueStatistics(
+            *(getattr(self, each.name) - getattr(earlier, each.name) for each in fields(QueueStatistics))
+        )
+        return replace(since, in_flight=self.in_flight)
+
+
+OPERATIONS = ("read", "write", "write_zeroes", "discard", "flush", "zones")
+
+
+def _by_operation(core: QueueCore) -> dict[str, OperationStatistics]:
+    found: dict[str, OperationStatistics] = {}
+    for name, completed, failed, length, errors, latency in core.operations():
+        one = OperationStatistics(completed, failed, length, errors, LatencyHistogram.of(*latency))
+        public = name if name in OPERATIONS else "zones"
+        found[public] = found[public] + one if public in found else one
+    return found

@@ -1,4 +1,4 @@
-"""A fixed number of operations, for counting instructions. Options: the form and the number."""
+"""A fixed number of operations, for counting instructions. Options: the form, the number, and "measured"."""
 
 import asyncio
 from typing import Any
@@ -8,10 +8,12 @@ from benchmarks.workers.measuring import Job, run_loop
 
 job = Job.from_arguments()
 form, number = job.options[0], int(job.options[1])
+measured = "measured" in job.options
 
 
 async def run() -> None:
     async with device_and_buffers(job) as (device, buffers):
+        device.measuring = measured
         if form == "batch":
             submit = device.read_into_many if job.reads else device.write_many
             for offsets in job.batches(number // job.depth):

@@ -91,7 +91,6 @@ async def test_a_closed_device_refuses_everything(target: Target) -> None:
         lambda: device.capacity,
         lambda: device.limits,
         lambda: device.properties,
-        lambda: device.statistics(),
         lambda: device.allocate(BLOCK),
         lambda: device.register(buffer),
     ):

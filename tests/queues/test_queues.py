@@ -445,16 +445,25 @@ async def test_without_queues_nothing_is_counted(device: aioblk.Device) -> None:
     assert device.statistics().submitted == 0
 
 
+def is_closed(queue: aioblk.BlockingQueue) -> bool:
+    """To be asked in another thread than the queue's."""
+    with pytest.raises((aioblk.DeviceClosedError, aioblk.UsageError)) as caught:
+        queue.read(0, BLOCK)
+    return caught.type is aioblk.DeviceClosedError
+
+
 async def test_the_counters_can_be_read_while_a_thread_closes_its_queue(
     storage_daemon: "StorageDaemonFactory",
 ) -> None:
     """The backend, which it waits for, is stopped. Closing the device meanwhile disturbs it neither."""
     daemon = storage_daemon(num_queues=2)
+    queues: list[aioblk.BlockingQueue] = []
     bound, goes_on = threading.Event(), threading.Event()
     device = await aioblk.VirtioBlkVhostUser(daemon.socket, num_queues=2).open()
 
     def use() -> None:
         with device.blocking_queue(1) as queue:
+            queues.append(queue)
             queue.wait(queue.read(0, BLOCK))
             bound.set()
             goes_on.wait()
@@ -463,10 +472,12 @@ async def test_the_counters_can_be_read_while_a_thread_closes_its_queue(
 
     thread = asyncio.create_task(asyncio.to_thread(use))
     await asyncio.to_thread(bound.wait)
-    before = device.statistics().submitted
+    before = device.statistics()
     goes_on.set()
-    while device.statistics().submitted == before:  # noqa: ASYNC110 (a thread's doing)
+    while not is_closed(queues[0]):
+        assert device.statistics() == before
         await asyncio.sleep(0.001)
+    assert device.statistics() == before
     closing = asyncio.create_task(device.aclose())
     await asyncio.sleep(0)
     daemon.resume()

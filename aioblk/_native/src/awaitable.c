@@ -14,8 +14,8 @@ static PyObject *cancelled_error, *str_context, *str_anyio_backend;
 
 static PyObject *request_make_cancelled_error(Request *r, PyObject *Py_UNUSED(ignored))
 {
-    return r->cancel_message ? PyObject_CallOneArg(cancelled_error, r->cancel_message)
-                             : PyObject_CallNoArgs(cancelled_error);
+    return r->cancel_requested && r->cancel_message ? PyObject_CallOneArg(cancelled_error, r->cancel_message)
+                                                    : PyObject_CallNoArgs(cancelled_error);
 }
 
 static PyObject *raise_cancelled(Request *r)
@@ -70,6 +70,9 @@ static void request_finalize(Request *r)
     if (exception) {
         PyObject *what = Py_BuildValue("{s:s,s:O,s:O}", "message", "aioblk request's error was never retrieved",
                                        "exception", exception, "future", (PyObject *)r);
+        if (what && !r->cancel_requested && r->origin && PyDict_SetItemString(what, "source_traceback", r->origin) < 0) {
+            Py_CLEAR(what);
+        }
         if (what) {
             answer = PyObject_CallMethod(r->queue->loop, "call_exception_handler", "O", what);
             Py_DECREF(what);
@@ -571,7 +574,7 @@ static PyObject *request_get_loop_attribute(Request *r, void *Py_UNUSED(closure)
 
 static PyObject *request_get_cancel_message(Request *r, void *Py_UNUSED(closure))
 {
-    return Py_NewRef(r->cancel_message ? r->cancel_message : Py_None);
+    return Py_NewRef(r->cancel_requested && r->cancel_message ? r->cancel_message : Py_None);
 }
 
 static PyGetSetDef request_getset[] = {

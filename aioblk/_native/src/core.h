@@ -90,6 +90,39 @@ typedef enum {
 
 extern const char *const operation_names[OP_COUNT];
 
+/* ---- sight: what is known of requests beyond their outcome -------------------------------------------------- */
+
+#define ERRNOS 134 /* errors that are counted apart; 0 stands for all others */
+
+/*
+ * How long requests of one operation took, in nanoseconds. The buckets are logarithmic, and each of those linear: 32 for
+ * every doubling, so that none is wider than 1/32 of what it holds; those below 32 are exact.
+ */
+#define LATENCY_BITS 5
+#define LATENCY_BUCKETS ((65 - LATENCY_BITS) << LATENCY_BITS)
+
+typedef struct {
+    uint64_t least, spread; /* from the least to the most; least is UINT64_MAX, and spread 0, before the first */
+    uint64_t total;
+    uint64_t buckets[LATENCY_BUCKETS];
+} Latency;
+
+static inline unsigned latency_bucket(uint64_t nanoseconds)
+{
+    unsigned shift = 63 - LATENCY_BITS - __builtin_clzll(nanoseconds | (1u << LATENCY_BITS));
+    return (shift << LATENCY_BITS) + (unsigned)(nanoseconds >> shift);
+}
+
+/* Of a request: when it was handed over, or one of these. The last two make any time since then a very long one. */
+#define UNWATCHED 0 /* as NULL is */
+#define NOT_HANDED_OVER UINT64_MAX
+#define NOT_TIMED (UINT64_MAX - 1) /* any more */
+
+/* What is to be noted of new requests. */
+#define WATCH_TIME 1   /* how long they take */
+#define WATCH_EACH 2   /* each, for `on_begun` and `on_finished` */
+#define WATCH_ORIGIN 4 /* where they were made: `origin_of` says it */
+
 /* ---- the device: limits and mapped regions --------------------------------------------------------------- */
 
 /* A mapped range [start, end). A retired region takes no new request; it leaves when no request uses it. */
@@ -196,11 +229,17 @@ struct request {
     /* the Future */
     PyObject *callback, *context; /* the first; most requests have only one */
     PyObject *more_callbacks;     /* list of (callback, context), or NULL */
-    PyObject *cancel_message;
+    union {
+        PyObject *cancel_message; /* of one that was cancelled */
+        PyObject *origin;         /* of any other: where it was made; NULL: not noted */
+    };
     PyObject *thrown;             /* raised when the device has finished: see request_throw */
     PyObject *traceback;          /* that the exception of a failed request had at first; NULL: none */
     PyObject *weak_references;
-    Request *ready_next;
+    union {
+        uint64_t since;           /* until it is settled: clock_now_ns() as it was handed over, or UNWATCHED and the like */
+        Request *ready_next;      /* from then on */
+    };
     uint8_t state;
     bool blocking;                /* _asyncio_future_blocking */
     bool cancel_requested;
@@ -241,8 +280,8 @@ struct request {
 /* ---- queues ---------------------------------------------------------------------------------------------- */
 
 typedef struct {
-    uint64_t submitted, completed, failed, cancelled;
-    uint64_t bytes_read, bytes_written;
+    uint64_t submitted, cancelled;
+    uint64_t completed[OP_COUNT], failed[OP_COUNT], bytes[OP_COUNT];
     uint64_t parts, bounced_bytes, inline_completions, flushes, do_io_calls, events, empty_events, direct_wakes;
 } Counters;
 
@@ -314,7 +353,7 @@ struct queue_core {
     bool flush_owed;            /* by it */
     bool loop_is_mute;          /* it does not say whether it has other callbacks */
     bool loop_hides_thread;     /* nor in which thread it runs */
-    bool runs_again;            /* a task that was woken directly has run the loop: see queue_wake_ready */
+    bool runs_again;            /* nobody is woken directly: see queue_wake_ready */
     PyThreadState *waker;
     PyObject *woken_context;    /* borrowed: of the task whose step runs, being woken directly in that thread */
     uint8_t untold;         /* hooks that are to be called again: UNTOLD_* */
@@ -329,6 +368,11 @@ struct queue_core {
     size_t waiting;             /* requests that the pool queues; newcomers must queue behind them */
     Request *free_requests;     /* kept for the next ones, linked by ready_next */
     uint32_t free_count;
+    uint8_t watched;            /* WATCH_*: what sight.c is to be told */
+    uint64_t taken_at;          /* when completions were taken last, while anything is watched */
+    Latency *latencies;         /* by operation; NULL until somebody has wanted to know */
+    uint64_t *errors;           /* by operation and errno; NULL: there was none */
+    PyObject *on_begun, *on_finished, *origin_of;
     Counters counters;
 };
 

@@ -80,7 +80,9 @@ static int abandon(QueueCore *q, PyObject *exception, size_t *count)
         if (r->state == PENDING && r->batch && !r->cancel_requested) {
             batch_settle(r);
         } else if (r->state == PENDING) {
-            q->counters.failed += !r->cancel_requested;
+            if (!r->cancel_requested) {
+                queue_count_failure(q, r->operation, &r->item);
+            }
             request_settle(r, r->cancel_requested ? CANCELLED : FAILED);
         }
     }

@@ -4,49 +4,6 @@
  */
 #include "rooms.h"
 
-#include <string.h>
-
-/* ---- exceptions ------------------------------------------------------------------------------------------ */
-
-PyObject *item_exception(Request *r, Item *item)
-{
-    if (!OBSERVE(item->exception)) {
-        bool whole = r->operation == OP_FLUSH || r->operation >= OP_OPEN_ALL_ZONES;
-        PyObject *none = NULL;
-        PyObject *made = device_make_error(r->queue->device, r->operation, item->error, item->message,
-                                           whole ? UINT64_MAX : item->offset, whole ? UINT64_MAX : item->length);
-        if (!made) {
-            return NULL;
-        }
-        if (!__atomic_compare_exchange_n(&item->exception, &none, made, false, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
-            Py_DECREF(made); /* another thread asked as well, or the code that made it */
-        }
-    }
-    return Py_NewRef(item->exception);
-}
-
-/* An errno in Python's own words: what there is when nothing else could be made. */
-static PyObject *plain_error(int error)
-{
-    PyObject *exception = PyObject_CallFunction(PyExc_OSError, "is", error, strerror(error));
-    return exception ? exception : take_exception();
-}
-
-PyObject *make_certainly(PyObject *(*make)(Request *, Item *), Request *r, Item *item, int error)
-{
-    for (int tries = 0; tries < 2; tries++) {
-        PyObject *exception = make(r, item);
-        if (exception) {
-            return exception;
-        }
-        if (PyErr_ExceptionMatches(PyExc_Exception)) {
-            return take_exception();
-        }
-        queue_put_off(r->queue);
-    }
-    return plain_error(error);
-}
-
 /* ---- settling -------------------------------------------------------------------------------------------- */
 
 void request_settle(Request *r, State state)
@@ -58,9 +15,14 @@ void request_settle(Request *r, State state)
             r->traceback = PyException_GetTraceback(r->item.exception);
         }
     }
+    uint64_t since = r->since;
+    r->ready_next = NULL;
     PUBLISH(r->state, state); /* result and exception are there by now */
     if (r->callback) {
         queue_ready(r->queue, r);
+    }
+    if (since != UNWATCHED) {
+        sight_end(r, since);
     }
 }
 
@@ -76,12 +38,14 @@ static Item *account(Request *batch)
     for (uint32_t i = batch->count; i-- > 0;) {
         Item *item = &batch->items[i];
         if (has_failed(item)) {
-            failures += item->length > 0;
+            if (item->length > 0) {
+                failures++;
+                queue_count_failure(batch->queue, batch->operation, item);
+            }
             first = item;
         }
     }
-    batch->queue->counters.failed += failures;
-    batch->queue->counters.completed += batch->weight - failures;
+    batch->queue->counters.completed[batch->operation] += batch->weight - failures;
     return first;
 }
 
@@ -188,10 +152,10 @@ void queue_outcome(Request *r)
                 Py_DECREF(r);
                 return;
             }
-            q->counters.failed++;
+            queue_count_failure(q, r->operation, &r->item);
             request_settle(r, FAILED);
         } else {
-            q->counters.completed++;
+            q->counters.completed[r->operation]++;
             request_settle(r, FINISHED);
         }
     } else if (r->given_up) {

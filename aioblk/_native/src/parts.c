@@ -155,6 +155,32 @@ static void item_fail(Item *item, int error, const char *message)
     }
 }
 
+/* Of what neither reads nor writes. False: it is not done yet. */
+static bool other_part_done(QueueCore *q, Part *part, int ret)
+{
+    Request *r = part->request;
+    if (zeroes_are_written(part)) {
+        q->counters.bytes[OP_WRITE_ZEROES] += zeroes_at_once(part);
+        if (zeroes_go_on(part)) {
+            queue_append_backlog(q, part);
+            queue_go_on_next_turn(q);
+            return false;
+        }
+    } else if (r->operation != OP_REPORT_ZONES) {
+        q->counters.bytes[r->operation] += part->length;
+    } else if (r->state == PENDING) {
+        Item *item = part_item(part);
+        PyObject *zones = PyBytes_FromStringAndSize(part->address, ret * sizeof(struct blkio_zone));
+        if (zones) {
+            Py_SETREF(item->result, zones);
+        } else {
+            PyErr_Clear();
+            item->error = ENOMEM;
+        }
+    }
+    return true;
+}
+
 void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
 {
     Request *r = part->request;
@@ -164,24 +190,14 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
     if (ret < 0) {
         item_fail(item, -ret, message);
     } else if (r->operation == OP_READ) {
-        q->counters.bytes_read += part->length;
+        q->counters.bytes[OP_READ] += part->length;
         if (part->bounce_offset >= 0 && r->state == PENDING && !r->cancel_requested) {
             bounce_copy_to_caller(q, part);
         }
     } else if (r->operation == OP_WRITE) {
-        q->counters.bytes_written += part->length;
-    } else if (zeroes_are_written(part) && zeroes_go_on(part)) {
-        queue_append_backlog(q, part);
-        queue_go_on_next_turn(q);
+        q->counters.bytes[OP_WRITE] += part->length;
+    } else if (!other_part_done(q, part, ret)) {
         return;
-    } else if (r->operation == OP_REPORT_ZONES && r->state == PENDING) {
-        PyObject *zones = PyBytes_FromStringAndSize(part->address, ret * sizeof(struct blkio_zone));
-        if (zones) {
-            Py_SETREF(item->result, zones);
-        } else {
-            PyErr_Clear();
-            item->error = ENOMEM;
-        }
     }
     item->left--;
     if (part->bounce_offset >= 0) {
@@ -463,6 +479,7 @@ bool request_cancel_io(Request *r, PyObject *message)
     }
     q->counters.cancelled += r->cancel_requested ? 0 : r->weight;
     r->cancel_requested = true;
+    r->since = r->since == UNWATCHED ? UNWATCHED : NOT_TIMED;
     r->cancel_message = Py_XNewRef(message);
     leave_queue(r);
     if (!r->lends_memory && given_up_can_be(r) && !given_up_begin(r)) {

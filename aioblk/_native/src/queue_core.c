@@ -160,12 +160,22 @@ static PyObject *queue_close(QueueCore *q, PyObject *reason)
     Py_RETURN_NONE;
 }
 
+READS_WHILE_OTHERS_WRITE static uint64_t sum(const uint64_t *by_operation)
+{
+    uint64_t all = 0;
+    for (int op = 0; op < OP_COUNT; op++) {
+        all += by_operation[op];
+    }
+    return all;
+}
+
 READS_WHILE_OTHERS_WRITE static PyObject *queue_statistics(QueueCore *q, PyObject *Py_UNUSED(ignored))
 {
     const Counters *c = &q->counters;
     return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n}", "submitted", c->submitted,
-                         "completed", c->completed, "failed", c->failed, "cancelled", c->cancelled, "bytes_read",
-                         c->bytes_read, "bytes_written", c->bytes_written, "parts", c->parts, "bounced_bytes",
+                         "completed", sum(c->completed), "failed", sum(c->failed), "cancelled", c->cancelled,
+                         "bytes_read", c->bytes[OP_READ], "bytes_written", c->bytes[OP_WRITE], "parts", c->parts,
+                         "bounced_bytes",
                          c->bounced_bytes, "inline_completions", c->inline_completions, "flushes", c->flushes,
                          "do_io_calls", c->do_io_calls, "events", c->events, "empty_events", c->empty_events,
                          "direct_wakes", c->direct_wakes, "in_flight", (Py_ssize_t)q->in_flight_count);
@@ -242,6 +252,9 @@ static int queue_traverse(QueueCore *self, visitproc visit, void *arg)
     Py_VISIT(self->on_discard);
     Py_VISIT(self->on_idle);
     Py_VISIT(self->on_broken);
+    Py_VISIT(self->on_begun);
+    Py_VISIT(self->on_finished);
+    Py_VISIT(self->origin_of);
     Py_VISIT(self->put_off);
     Py_VISIT(self->abandoned_for);
     return 0;
@@ -257,6 +270,9 @@ static int queue_clear(QueueCore *self)
     Py_CLEAR(self->on_discard);
     Py_CLEAR(self->on_idle);
     Py_CLEAR(self->on_broken);
+    Py_CLEAR(self->on_begun);
+    Py_CLEAR(self->on_finished);
+    Py_CLEAR(self->origin_of);
     return 0;
 }
 
@@ -297,6 +313,8 @@ static void queue_dealloc(QueueCore *self)
     if (self->bounce) {
         allocator_free(self->bounce);
     }
+    free(self->latencies);
+    free(self->errors);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
@@ -380,6 +398,10 @@ static PyMethodDef queue_methods[] = {
     {"abandon_bounce", (PyCFunction)queue_abandon_bounce, METH_NOARGS, "Forget bounce memory that is in use for good."},
     {"dispose", (PyCFunction)queue_dispose, METH_NOARGS, "Let go of the blkioq; nothing may be in flight."},
     {"statistics", (PyCFunction)queue_statistics, METH_NOARGS, "The counters, by name."},
+    {"operations", (PyCFunction)sight_operations, METH_NOARGS,
+     "Of each operation that has been over: (name, completed, failed, bytes, errors, latency), the last two as dicts."},
+    {"watch", (PyCFunction)sight_watch, METH_VARARGS,
+     "(time, on_begun, on_finished, origin_of): what is to be noted of requests from now on; None: nothing."},
     {NULL, NULL, 0, NULL},
 };
 
@@ -393,6 +415,7 @@ static PyMemberDef queue_members[] = {
     {"in_flight", T_PYSSIZET, offsetof(QueueCore, in_flight_count), READONLY, NULL},
     {"admitting", T_BOOL, offsetof(QueueCore, admitting), READONLY, NULL},
     {"rounds", T_BOOL, offsetof(QueueCore, rounds), 0, NULL},
+    {"runs_again", T_BOOL, offsetof(QueueCore, runs_again), 0, NULL},
     {"spins_by_itself", T_BOOL, offsetof(QueueCore, spins_by_itself), 0, NULL},
     {"spin_penalty", T_UINT, offsetof(QueueCore, spin_penalty), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},

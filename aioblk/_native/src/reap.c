@@ -92,6 +92,9 @@ int queue_reap(QueueCore *q)
 {
     struct blkio_completion completions[REAP_MAX];
     int total = 0;
+    if (q->watched) {
+        sight_hand_over(q);
+    }
     q->more_to_reap = true;
     for (int round = 0; round < REAP_ROUNDS && q->more_to_reap && q->blkioq; round++) {
         uint32_t turns = q->blkioq_turns;
@@ -105,6 +108,9 @@ int queue_reap(QueueCore *q)
                 queue_broken(q, -count);
             }
             break;
+        }
+        if (count > 0 && q->watched) {
+            q->taken_at = clock_now_ns();
         }
         take_completions(q, turns, completions, count);
         total += count;
@@ -120,6 +126,9 @@ int queue_reap_blocking(QueueCore *q, uint64_t timeout_ns)
     struct timespec timeout = {timeout_ns / 1000000000u, timeout_ns % 1000000000u};
     uint32_t turns = q->blkioq_turns;
     int count, least = timeout_ns > 0;
+    if (q->watched) {
+        sight_hand_over(q);
+    }
     Py_BEGIN_ALLOW_THREADS
     count = blkioq_do_io(q->blkioq, completions, least, REAP_MAX, least ? &timeout : NULL);
     Py_END_ALLOW_THREADS
@@ -131,6 +140,9 @@ int queue_reap_blocking(QueueCore *q, uint64_t timeout_ns)
             queue_broken(q, -count);
         }
         return 0;
+    }
+    if (count > 0 && q->watched) {
+        q->taken_at = clock_now_ns();
     }
     take_completions(q, turns, completions, count);
     return count;

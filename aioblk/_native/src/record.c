@@ -114,16 +114,30 @@ void request_drop_first_callback(Request *r)
     Py_XDECREF(context);
 }
 
+/* What few requests ever have. */
+static bool has_more(const Request *r)
+{
+    return (uintptr_t)r->more_callbacks | (uintptr_t)r->item.exception | (uintptr_t)r->cancel_message |
+           (uintptr_t)r->thrown | (uintptr_t)r->traceback;
+}
+
+static __attribute__((noinline)) void drop_more(Request *r)
+{
+    Py_CLEAR(r->more_callbacks);
+    Py_CLEAR(r->item.exception);
+    Py_CLEAR(r->cancel_message);
+    Py_CLEAR(r->thrown);
+    Py_CLEAR(r->traceback);
+}
+
 /* Only what the Future owns: a request in flight is never garbage, since its queue owns it. */
 static int request_clear(Request *self)
 {
     request_drop_first_callback(self);
-    Py_CLEAR(self->more_callbacks);
     Py_CLEAR(self->item.result);
-    Py_CLEAR(self->item.exception);
-    Py_CLEAR(self->cancel_message);
-    Py_CLEAR(self->thrown);
-    Py_CLEAR(self->traceback);
+    if (has_more(self)) {
+        drop_more(self);
+    }
     return 0;
 }
 
@@ -153,10 +167,16 @@ static void request_dealloc(Request *r)
     CLEAR_WEAK_REFERENCES(r);
     request_forget_inline(r);
     request_clear(r);
-    request_drop_parts(r, 0);
-    request_drop_pins(r);
-    batch_drop_items(r);
-    PyMem_Free(r->item.message);
+    if (r->part_count > 0 || r->more_parts) { /* it was never submitted, or its outcome would have done this */
+        request_drop_parts(r, 0);
+    }
+    if (r->item.pin.obj || r->pins) {
+        request_drop_pins(r);
+        batch_drop_items(r);
+    }
+    if (r->item.message) {
+        PyMem_Free(r->item.message);
+    }
     QueueCore *q = r->queue;
     r->queue = NULL;
     if (may_touch(q->thread) && q->free_count < FREE_MAX && !PyObject_GC_IsFinalized((PyObject *)r)) {

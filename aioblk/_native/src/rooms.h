@@ -221,16 +221,33 @@ RUNS_PYTHON int waking_module_init(void);
 /* The last part has completed. */
 RUNS_PYTHON void queue_outcome(Request *r);
 /* The outcome becomes visible; who waits is put on the queue's ready list. */
-void request_settle(Request *r, State state);
+RUNS_PYTHON void request_settle(Request *r, State state);
 /* All parts have completed: the first error, or the list of what the items gave. */
 RUNS_PYTHON void batch_settle(Request *batch);
+RUNS_PYTHON void queue_tell_if_idle(QueueCore *q);
+/* Calls the hooks that could not be called before. */
+RUNS_PYTHON void queue_tell_untold(QueueCore *q);
+
+/*
+ * ---- sight.c: what is known of requests beyond their outcome: how long they took, and who is told of each ----
+ *
+ * Nothing of it is called for a request while nobody wants to know.
+ */
+RUNS_PYTHON void sight_begin(QueueCore *q, Request *r); /* it is about to be submitted */
+/* Of one that has begun, and was handed over then: it is over, or was refused after all. */
+RUNS_PYTHON void sight_end(Request *r, uint64_t since);
+void sight_hand_over(QueueCore *q);                     /* what is new goes to the device now */
+RUNS_PYTHON PyObject *sight_watch(QueueCore *q, PyObject *args);
+RUNS_PYTHON PyObject *sight_operations(QueueCore *q, PyObject *ignored);
+
+/*
+ * ---- failure.c: the exceptions that items failed with, and how many there were ----
+ */
 /* The exception that an item failed with: a new reference, or NULL with another one set. */
 RUNS_PYTHON PyObject *item_exception(Request *r, Item *item);
 /* An exception that is an outcome has to be had now: what `make` makes, or the error in making it. A new reference. */
 RUNS_PYTHON PyObject *make_certainly(PyObject *(*make)(Request *, Item *), Request *r, Item *item, int error);
-RUNS_PYTHON void queue_tell_if_idle(QueueCore *q);
-/* Calls the hooks that could not be called before. */
-RUNS_PYTHON void queue_tell_untold(QueueCore *q);
+RUNS_PYTHON void queue_count_failure(QueueCore *q, Operation op, const Item *item);
 
 /*
  * ---- record.c: a request's memory: made, kept for reuse, what it holds and how that is dropped ----

@@ -108,8 +108,13 @@ static void kick_without_loop(QueueCore *q)
 }
 
 /* Since the caller was checked: preparing may run Python code, which may have closed the queue, or found the device lost. */
-static int refuse_late(QueueCore *q, const Request *r)
+static int refuse_late(QueueCore *q, Request *r)
 {
+    uint64_t since = r->since;
+    r->since = UNWATCHED;
+    if (since != UNWATCHED) {
+        sight_end(r, since);
+    }
     return device_refuse(q->device, OBSERVE(q->closed) ? q->closed_reason : "lost", r->operation, UINT64_MAX,
                          UINT64_MAX);
 }
@@ -118,6 +123,9 @@ int queue_submit(QueueCore *q, Request *r)
 {
     assert(r->queue == q && !r->linked);
     assert(r->state == PENDING && r->part_count > 0);
+    if (q->watched) {
+        sight_begin(q, r);
+    }
     if (given_up_keeps(q, r)) {
         return 0;
     }
@@ -130,6 +138,7 @@ int queue_submit(QueueCore *q, Request *r)
     }
     bool now = r->batch && idle(q);
     if (!now && queue_schedule_flush_soon(q) < 0) {
+        (void)request_cancel_io(r, NULL);
         return -1;
     }
     if (!q->blkioq && !q->suspended) {
@@ -150,6 +159,9 @@ int queue_submit(QueueCore *q, Request *r)
 /* Work outside libblkio, done by the Python side on a thread of its own: it ends with complete(). */
 int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
 {
+    if (q->watched) {
+        sight_begin(q, r);
+    }
     if (!queue_usable(q)) { /* what the hook would use may belong to somebody else by now */
         return refuse_late(q, r);
     }

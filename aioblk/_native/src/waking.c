@@ -183,7 +183,8 @@ static void return_to_context(PyObject *context)
 /*
  * A task that is woken directly may run its loop again, where something like nest_asyncio lets it. The loop then calls us
  * while we are waking, and whom we wake may be whom that task waits for: that goes through call_soon, as all waking by a
- * running task. Once this can happen, nobody is woken directly ahead of others: they might be waited for in vain.
+ * running task. Once this can happen, nobody is woken directly ahead of others: they might be waited for in vain. Nor is
+ * anybody where the loop is in debug mode, and looks for callbacks that take long: it is to find the task, and not us.
  */
 int queue_wake_ready(QueueCore *q, bool direct)
 {

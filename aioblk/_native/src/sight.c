@@ -1,0 +1,215 @@
+/*
+ * Sight: what is known of requests beyond their outcome. How long each took, and who is told of each.
+ *
+ * The clock is read twice for all that goes to the device together and comes back together: once before do_io, once after
+ * one that has brought something. So a request takes, here, from the flush that handed it over, or would have if there had
+ * been room, to the reaping that took its last part.
+ *
+ * What nobody watches is not touched: a request that was submitted unwatched stays so.
+ */
+#include "rooms.h"
+
+#include <stdlib.h>
+
+/* ---- each request, for hooks ------------------------------------------------------------------------------- */
+
+/* What a hook answers, or NULL: what it raised has been seen to. */
+static PyObject *ask(QueueCore *q, PyObject *hook, PyObject *arguments)
+{
+    PyObject *answer = NULL;
+    if (hook && hook != Py_None && arguments) {
+        Py_INCREF(hook); /* it may put another in its own place */
+        answer = PyObject_CallObject(hook, arguments);
+        Py_DECREF(hook);
+    }
+    if (!answer && PyErr_Occurred()) {
+        (void)put_off_exception(q, (PyObject *)q);
+    }
+    Py_XDECREF(arguments);
+    return answer;
+}
+
+/* Nothing of a request is its hooks' but a number, as long as it is in flight: they could cancel what is not linked yet. */
+static PyObject *number_of(const Request *r) { return PyLong_FromVoidPtr((void *)r); }
+
+static PyObject *describe(Request *r)
+{
+    uint64_t length = 0;
+    for (uint32_t i = 0; r->batch && i < r->count; i++) {
+        length += r->items[i].length;
+    }
+    return Py_BuildValue("NsKKI", number_of(r), operation_names[r->operation],
+                         (unsigned long long)(r->batch && r->count > 0 ? r->items[0].offset : r->item.offset),
+                         (unsigned long long)(r->batch ? length : r->item.length), (unsigned)r->weight);
+}
+
+static __attribute__((noinline, cold)) void begin_aloud(QueueCore *q, Request *r)
+{
+    if (q->watched & WATCH_ORIGIN) {
+        PyObject *origin = ask(q, q->origin_of, PyTuple_New(0));
+        Py_XSETREF(r->origin, origin);
+    }
+    if (q->watched & WATCH_EACH) {
+        Py_XDECREF(ask(q, q->on_begun, describe(r)));
+    }
+}
+
+static PyObject *exception_of(Request *r)
+{
+    bool failed = r->state == FAILED || (r->state == PENDING && !r->cancel_requested);
+    PyObject *exception = failed && (r->item.error || r->item.exception) ? item_exception(r, &r->item) : NULL;
+    PyErr_Clear();
+    return exception ? exception : Py_NewRef(Py_None);
+}
+
+static __attribute__((noinline, cold)) void end_aloud(QueueCore *q, Request *r)
+{
+    bool was_cancelled = r->state == CANCELLED || r->state == PENDING; /* as much as cancelled: it was never submitted */
+    Py_XDECREF(ask(q, q->on_finished, Py_BuildValue("NNO", number_of(r), exception_of(r),
+                                                    was_cancelled ? Py_True : Py_False)));
+}
+
+/* ---- the path of a request ----------------------------------------------------------------------------------- */
+
+inline void sight_begin(QueueCore *q, Request *r)
+{
+    r->since = NOT_HANDED_OVER;
+    if (__builtin_expect(q->watched != WATCH_TIME, 0)) {
+        begin_aloud(q, r);
+    }
+}
+
+/* They are the newest; behind them are those that were handed over before. */
+inline void sight_hand_over(QueueCore *q)
+{
+    Request *r = q->in_flight;
+    if (r && r->since == NOT_HANDED_OVER) {
+        uint64_t now = clock_now_ns();
+        do {
+            r->since = now;
+            r = r->following;
+        } while (r && r->since == NOT_HANDED_OVER);
+    }
+}
+
+static void add(Latency *latency, uint64_t took, uint32_t weight)
+{
+    latency->total += took * weight;
+    latency->buckets[latency_bucket(took)] += weight;
+}
+
+/* One that is shorter or longer than all before. */
+static void widen(Latency *latency, uint64_t took)
+{
+    uint64_t most = latency->least == UINT64_MAX ? took : latency->least + latency->spread;
+    latency->least = took < latency->least ? took : latency->least;
+    latency->spread = (took > most ? took : most) - latency->least;
+}
+
+static __attribute__((noinline)) void end_rarely(Request *r, uint64_t since)
+{
+    QueueCore *q = r->queue;
+    if ((q->watched & WATCH_TIME) && since != NOT_HANDED_OVER && since != NOT_TIMED) {
+        Latency *latency = &q->latencies[r->operation];
+        widen(latency, q->taken_at - since);
+        add(latency, q->taken_at - since, r->weight);
+    }
+    if (q->watched & WATCH_EACH) {
+        end_aloud(q, r);
+    }
+}
+
+__attribute__((noinline)) void sight_end(Request *r, uint64_t since)
+{
+    QueueCore *q = r->queue;
+    Latency *latency = &q->latencies[r->operation];
+    uint64_t took = q->taken_at - since;
+    if (__builtin_expect(q->watched != WATCH_TIME || took - latency->least > latency->spread, 0)) {
+        end_rarely(r, since);
+    } else {
+        add(latency, took, r->weight);
+    }
+}
+
+/* ---- asked for ----------------------------------------------------------------------------------------------- */
+
+static bool make_latencies(QueueCore *q)
+{
+    Latency *latencies = q->latencies ? NULL : calloc(OP_COUNT, sizeof(*latencies));
+    for (int op = 0; latencies && op < OP_COUNT; op++) {
+        latencies[op].least = UINT64_MAX;
+    }
+    if (latencies) {
+        PUBLISH(q->latencies, latencies);
+    }
+    return q->latencies;
+}
+
+static void set_hook(PyObject **hook, PyObject *value)
+{
+    PyObject *before = *hook;
+    *hook = Py_NewRef(value);
+    Py_XDECREF(before);
+}
+
+PyObject *sight_watch(QueueCore *q, PyObject *args)
+{
+    int time;
+    PyObject *on_begun, *on_finished, *origin_of;
+    if (!PyArg_ParseTuple(args, "pOOO", &time, &on_begun, &on_finished, &origin_of)) {
+        return NULL;
+    }
+    if (time && !make_latencies(q)) {
+        return PyErr_NoMemory();
+    }
+    q->watched = (time ? WATCH_TIME : 0) | (on_begun != Py_None || on_finished != Py_None ? WATCH_EACH : 0) |
+                 (origin_of != Py_None ? WATCH_ORIGIN : 0);
+    set_hook(&q->on_begun, on_begun);
+    set_hook(&q->on_finished, on_finished);
+    set_hook(&q->origin_of, origin_of);
+    Py_RETURN_NONE;
+}
+
+/* {index: count} of those that are not 0; NULL with an exception. */
+READS_WHILE_OTHERS_WRITE static PyObject *counts(const uint64_t *numbers, int size)
+{
+    PyObject *found = PyDict_New();
+    for (int i = 0; found && numbers && i < size; i++) {
+        PyObject *index = numbers[i] ? PyLong_FromLong(i) : NULL;
+        PyObject *number = index ? PyLong_FromUnsignedLongLong(numbers[i]) : NULL;
+        if (numbers[i] && (!number || PyDict_SetItem(found, index, number) < 0)) {
+            Py_CLEAR(found);
+        }
+        Py_XDECREF(index);
+        Py_XDECREF(number);
+    }
+    return found;
+}
+
+READS_WHILE_OTHERS_WRITE static PyObject *operation(const QueueCore *q, int op)
+{
+    const Counters *c = &q->counters;
+    const Latency *latency = OBSERVE(q->latencies) ? &q->latencies[op] : NULL;
+    const uint64_t *errors = OBSERVE(q->errors);
+    bool timed = latency && latency->least != UINT64_MAX;
+    return Py_BuildValue("sKKKN(KKKN)", operation_names[op], c->completed[op], c->failed[op], c->bytes[op],
+                         counts(errors ? errors + op * ERRNOS : NULL, ERRNOS), timed ? latency->least : 0,
+                         timed ? latency->least + latency->spread : 0, timed ? latency->total : 0,
+                         counts(timed ? latency->buckets : NULL, LATENCY_BUCKETS));
+}
+
+READS_WHILE_OTHERS_WRITE PyObject *sight_operations(QueueCore *q, PyObject *Py_UNUSED(ignored))
+{
+    PyObject *found = PyList_New(0);
+    for (int op = 0; found && op < OP_COUNT; op++) {
+        if (q->counters.completed[op] == 0 && q->counters.failed[op] == 0) {
+            continue;
+        }
+        PyObject *one = operation(q, op);
+        if (!one || PyList_Append(found, one) < 0) {
+            Py_CLEAR(found);
+        }
+        Py_XDECREF(one);
+    }
+    return found;
+}

@@ -1,0 +1,116 @@
+"""How long requests took: a histogram that one can ask percentiles of."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Self, final
+
+__all__ = ["LatencyBucket", "LatencyHistogram"]
+
+BITS = 5
+"""Each doubling has so many bits' worth of buckets, all of one width: as in the compiled core."""
+LINEAR = 1 << BITS
+NANOSECOND = 1e-9
+
+
+class LatencyBucket(NamedTuple):
+    """Requests that took from *start* to less than *end* seconds."""
+
+    start: float
+    end: float
+    requests: int
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class LatencyHistogram:
+    """How long requests took, in seconds, from being handed to the device until that was seen to be done.
+
+    A batch counts as its items, each of which took as long as the batch. Buckets are logarithmic, with 32 in
+    each doubling: what is asked of them is right to 3 %, from nanoseconds to centuries. Histograms of several
+    queues, or devices, add up; that of an interval is the later one less the earlier.
+    """
+
+    min: float = 0.0
+    """Of the shortest, exactly; 0 where there is none. Of a difference, the start of its first bucket."""
+    max: float = 0.0
+    """Of the longest, exactly. Of a difference, the end of its last bucket."""
+    sum: float = 0.0
+    """Of all of them. As many seconds a second is how many were in flight on average."""
+    _counts: tuple[tuple[int, int], ...] = ()
+    """(bucket, how many), in order, of those that have any."""
+
+    @classmethod
+    def of(cls, least: int, most: int, total: int, counts: Mapping[int, int]) -> Self:
+        """What the compiled core has counted, in nanoseconds."""
+        return cls(least * NANOSECOND, most * NANOSECOND, total * NANOSECOND, tuple(sorted(counts.items())))
+
+    @property
+    def count(self) -> int:
+        """How many requests there are."""
+        return sum(count for _, count in self._counts)
+
+    @property
+    def mean(self) -> float:
+        """Seconds, on average; 0 where there is none."""
+        return self.sum / max(self.count, 1)
+
+    def percentile(self, percent: float) -> float:
+        """Seconds that *percent* of the requests did not exceed; 0 where there is none.
+
+        Raises:
+            ValueError: *percent* is not from 0 to 100.
+        """
+        if not 0 <= percent <= 100:
+            raise ValueError(f"percent must be from 0 to 100, not {percent}")
+        rank = max(math.ceil(self.count * percent / 100), 1)
+        for _, end, count in self:
+            rank -= count
+            if rank <= 0:
+                return max(min(end, self.max), self.min)
+        return 0.0
+
+    def count_up_to(self, seconds: float) -> int:
+        """How many took no longer than that, as far as the buckets tell."""
+        return sum(count for _, end, count in self if end <= seconds or self.max <= seconds)
+
+    def __iter__(self) -> Iterator[LatencyBucket]:
+        """The buckets that are not empty, from the shortest."""
+        for index, count in self._counts:
+            start, end = _bounds(index)
+            yield LatencyBucket(start, end, count)
+
+    def __add__(self, other: "LatencyHistogram") -> "LatencyHistogram":
+        if not self._counts or not other._counts:
+            return self if self._counts else other
+        counts = _merge(self._counts, other._counts, 1)
+        return LatencyHistogram(
+            min(self.min, other.min), max(self.max, other.max), self.sum + other.sum, counts
+        )
+
+    def __sub__(self, earlier: "LatencyHistogram") -> "LatencyHistogram":
+        """Those since an earlier histogram of the same."""
+        if not earlier._counts:
+            return self
+        counts = _merge(self._counts, earlier._counts, -1)
+        if not counts:
+            return LatencyHistogram()
+        least = max(_bounds(counts[0][0])[0], self.min)
+        most = min(_bounds(counts[-1][0])[1], self.max)
+        return LatencyHistogram(least, most, max(self.sum - earlier.sum, 0.0), counts)
+
+
+def _bounds(index: int) -> tuple[float, float]:
+    """From which number of seconds on, and up to which."""
+    shift = max(index // LINEAR - 1, 0)
+    start = index - shift * LINEAR
+    return (start << shift) * NANOSECOND, (start + 1 << shift) * NANOSECOND
+
+
+def _merge(
+    some: Iterable[tuple[int, int]], others: Iterable[tuple[int, int]], sign: int
+) -> tuple[tuple[int, int], ...]:
+    counts = dict(some)
+    for index, count in others:
+        counts[index] = counts.get(index, 0) + sign * count
+    return tuple(sorted((index, count) for index, count in counts.items() if count > 0))
