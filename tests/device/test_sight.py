@@ -1,4 +1,4 @@
-"""What is known of requests beyond their outcome: times, errors by number, instruments, debug mode, the log."""
+"""What is known of requests beyond their outcome: times, errors, instruments, debug mode, and the log."""
 
 import asyncio
 import contextvars

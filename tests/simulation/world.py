@@ -11,6 +11,7 @@ from typing import Any, final
 
 import aioblk
 
+from .accounts import Accounts
 from .asking import MOST_SECTORS, Asker
 from .borrowing import Borrowers
 from .devices import device_on
@@ -56,6 +57,7 @@ class World:
         self._replays = Replays(simulator)
         self._users = (self, self._asker, self._borrowers, self._holdings, self._jobs, self.fate)
         self._device: aioblk.Device | None = None
+        self._accounts: Accounts | None = None
         self.is_bound = True
         """Whether the device is attached to the loop, and nobody detaches or closes it."""
         self.view: aioblk.ByteView | None = None
@@ -194,6 +196,7 @@ class World:
             else:
                 self.tell("the device is open")
                 self._device, self.is_bound, self._holdings.added = device, True, 0
+                self._watch(device)
                 self._holdings.set_pace(device.queue())
                 if self._history.view:
                     self.view = aioblk.ByteView(device)
@@ -344,6 +347,14 @@ class World:
     async def do_collect(self, dice: tuple[float, ...]) -> None:
         gc.collect()
 
+    def _watch(self, device: aioblk.Device) -> None:
+        """In some histories, or for a part of them, somebody looks on."""
+        self._accounts = None
+        if self._history.seed % 4 == 0:
+            self._accounts = Accounts()
+            device.add_instrument(self._accounts)
+        device.measuring = self._history.seed % 7 < 2
+
     # --- the end --------------------------------------------------------------------------------------------
 
     async def _finish(self) -> None:
@@ -389,6 +400,8 @@ class World:
         ended = counted.completed + counted.failed + counted.cancelled
         if counted.in_flight or counted.submitted != ended:
             raise Wrong(f"all requests are over, and the device counts otherwise: {counted}")
+        if self._accounts is not None:
+            self._accounts.close(counted)
         pool = device.bounce_pool.statistics()
         if pool.in_use or pool.waiting:
             raise Wrong(f"nobody uses bounce memory, and the pool has it otherwise: {pool}")

@@ -360,4 +360,13 @@ IN_THE_CORE = (
     release(self);
 """,
     ),
+    # --- sight ----------------------------------------------------------------------------------------------
+    Mutant(
+        "end-of-the-lost-untold",
+        "Instruments are not told of the end of what fails: they take it for under way for good.",
+        "no fault that there has been",
+        f"{SRC}/outcome.c",
+        "    if (since != UNWATCHED) {",
+        "    if (since != UNWATCHED && state != FAILED) {",
+    ),
 )

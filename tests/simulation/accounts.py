@@ -1,0 +1,43 @@
+"""An instrument that keeps accounts: each request begins once and ends once, as the device counts them."""
+
+from typing import final
+
+import aioblk
+
+from .oracle import Wrong
+
+__all__ = ["Accounts"]
+
+
+@final
+class Accounts:
+    """Of one device, since it was opened."""
+
+    def __init__(self) -> None:
+        self._under_way: dict[int, aioblk.RequestInfo] = {}
+        self._ended = 0
+        self._wrong: str | None = None
+
+    def request_begun(self, request: aioblk.RequestInfo) -> None:
+        if self._under_way.setdefault(id(request), request) is not request:
+            self._wrong = f"{request} has begun twice"
+
+    def request_finished(self, request: aioblk.RequestInfo, _error: BaseException | None) -> None:
+        self._ended += request.requests
+        if self._under_way.pop(id(request), None) is not request:
+            self._wrong = f"{request} has ended, and was not under way"
+
+    def close(self, counted: aioblk.QueueStatistics) -> None:
+        """Nothing is under way any more.
+
+        Raises Wrong: the instrument was told otherwise, or of other requests than the device has counted.
+        """
+        if self._wrong is None and self._under_way:
+            self._wrong = f"never ended, says the instrument: {list(self._under_way.values())}"
+        timed = sum(each.latency.count for each in counted.operations.values())
+        if self._wrong is None and not timed <= counted.completed + counted.failed <= counted.submitted:
+            self._wrong = f"more requests were timed than there were: {counted}"
+        if self._wrong is None and self._ended < counted.submitted:
+            self._wrong = f"of {counted.submitted} requests, the end of {self._ended} was told"
+        if self._wrong is not None:
+            raise Wrong(self._wrong)
