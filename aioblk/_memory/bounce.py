@@ -17,6 +17,7 @@ from typing import Any, final
 from .._libblkio.handle import Blkio
 from .._libblkio.mem_region import MemRegion
 from .._native._core import QueueCore, Request
+from .._sync.clock import now
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceLostError
 from .device_memory import DeviceMemory
@@ -183,7 +184,7 @@ class BouncePool:
 
     def _enqueue(self, request: Request[Any], need: int) -> None:
         """The core's hook: the request, just submitted, found no memory or others waiting."""
-        self._waiters.append(_Waiter(request, need, self._loop.time()))
+        self._waiters.append(_Waiter(request, need, now()))
         self._core.waiting = len(self._waiters)
         self.waits += 1
         if len(self._waiters) == 1 or self._waiters[0].request.done():
@@ -201,7 +202,7 @@ class BouncePool:
         if head.request.done() or not self._emptying:
             if self._core.admit(head.request):  # which may run any code, and with it _lose()
                 if self._waiters and self._waiters[0] is head:
-                    self.seconds_waited += self._loop.time() - head.since
+                    self.seconds_waited += now() - head.since
                     self._remove_head()
                 return True
             self._requeues += 1

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from aioblk._libblkio.mem_region import MemRegion
+from aioblk._libblkio.subject import Subject
 from aioblk._native._core import Allocator
 from aioblk.errors import BlkioError, RegistrationError
 
@@ -126,6 +127,7 @@ class FakeHandle:
     """Hands out address ranges and remembers them. Fails at the next step whose name is in ``failing``."""
 
     def __init__(self) -> None:
+        self.subject = Subject("fake", None)
         self.next_address = 1 << 20
         self.allocated: set[MemRegion] = set()
         self.mapped: set[MemRegion] = set()

@@ -234,8 +234,8 @@ RUNS_PYTHON void queue_tell_untold(QueueCore *q);
  * Nothing of it is called for a request while nobody wants to know.
  */
 RUNS_PYTHON void sight_begin(QueueCore *q, Request *r); /* it is about to be submitted */
-/* Of one that has begun, and was handed over then: it is over, or was refused after all. */
-RUNS_PYTHON void sight_end(Request *r, uint64_t since);
+RUNS_PYTHON void sight_end(Request *r, uint64_t since); /* of one that has begun: it is settled */
+RUNS_PYTHON void sight_refuse(Request *r);              /* of any: it is refused after all, with the exception that is set */
 void sight_hand_over(QueueCore *q);                     /* what is new goes to the device now */
 RUNS_PYTHON PyObject *sight_watch(QueueCore *q, PyObject *args);
 RUNS_PYTHON PyObject *sight_operations(QueueCore *q, PyObject *ignored);

@@ -54,19 +54,32 @@ static __attribute__((noinline, cold)) void begin_aloud(QueueCore *q, Request *r
     }
 }
 
-static PyObject *exception_of(Request *r)
+static void tell_end(Request *r, PyObject *error, bool was_cancelled)
 {
-    bool failed = r->state == FAILED || (r->state == PENDING && !r->cancel_requested);
-    PyObject *exception = failed && (r->item.error || r->item.exception) ? item_exception(r, &r->item) : NULL;
-    PyErr_Clear();
-    return exception ? exception : Py_NewRef(Py_None);
+    QueueCore *q = r->queue;
+    if (q->watched & WATCH_EACH) {
+        PyObject *arguments = Py_BuildValue("NOO", number_of(r), error, was_cancelled ? Py_True : Py_False);
+        Py_XDECREF(ask(q, q->on_finished, arguments));
+    }
 }
 
-static __attribute__((noinline, cold)) void end_aloud(QueueCore *q, Request *r)
+static void end_aloud(Request *r)
 {
-    bool was_cancelled = r->state == CANCELLED || r->state == PENDING; /* as much as cancelled: it was never submitted */
-    Py_XDECREF(ask(q, q->on_finished, Py_BuildValue("NNO", number_of(r), exception_of(r),
-                                                    was_cancelled ? Py_True : Py_False)));
+    PyObject *error = r->state == FAILED ? make_certainly(item_exception, r, &r->item, r->item.error) : Py_NewRef(Py_None);
+    tell_end(r, error, r->state == CANCELLED);
+    Py_DECREF(error);
+}
+
+void sight_refuse(Request *r)
+{
+    if (r->since == UNWATCHED) {
+        return;
+    }
+    PyObject *error = take_exception();
+    r->since = UNWATCHED;
+    tell_end(r, error, false);
+    PyErr_SetObject((PyObject *)Py_TYPE(error), error);
+    Py_DECREF(error);
 }
 
 /* ---- the path of a request ----------------------------------------------------------------------------------- */
@@ -115,7 +128,7 @@ static __attribute__((noinline)) void end_rarely(Request *r, uint64_t since)
         add(latency, q->taken_at - since, r->weight);
     }
     if (q->watched & WATCH_EACH) {
-        end_aloud(q, r);
+        end_aloud(r);
     }
 }
 

@@ -110,13 +110,10 @@ static void kick_without_loop(QueueCore *q)
 /* Since the caller was checked: preparing may run Python code, which may have closed the queue, or found the device lost. */
 static int refuse_late(QueueCore *q, Request *r)
 {
-    uint64_t since = r->since;
-    r->since = UNWATCHED;
-    if (since != UNWATCHED) {
-        sight_end(r, since);
-    }
-    return device_refuse(q->device, OBSERVE(q->closed) ? q->closed_reason : "lost", r->operation, UINT64_MAX,
-                         UINT64_MAX);
+    (void)device_refuse(q->device, OBSERVE(q->closed) ? q->closed_reason : "lost", r->operation, UINT64_MAX,
+                        UINT64_MAX);
+    sight_refuse(r);
+    return -1;
 }
 
 int queue_submit(QueueCore *q, Request *r)
@@ -138,7 +135,7 @@ int queue_submit(QueueCore *q, Request *r)
     }
     bool now = r->batch && idle(q);
     if (!now && queue_schedule_flush_soon(q) < 0) {
-        (void)request_cancel_io(r, NULL);
+        sight_refuse(r);
         return -1;
     }
     if (!q->blkioq && !q->suspended) {
