@@ -11,6 +11,7 @@ from .._device.extents import Extent
 from .._libblkio.limits import Limits
 from .._native.buffers import as_memoryview
 from .._queues.statistics import QueueStatistics
+from .._sync.loops import running_loop
 from .._sync.scopes import shielded_if_cancelled
 from ..errors import BlkioError, OptionError, UnsupportedError, UsageError
 from ._begun import Begun, failed
@@ -259,6 +260,7 @@ class Mirror(Standalone):
 
     def flush(self) -> Awaitable[None]:
         """Make what changes that are done have written durable, on all legs in sync."""
+        self._asked.to_flush()
         self._refuse_if_closed("flush")
         covered = self._legs.flush_begins(self._turns.ranges)
         flush = Change(
@@ -286,6 +288,7 @@ class Mirror(Standalone):
             OptionError: *device* is smaller than the mirror, accepts less, or is a leg already.
             BlkioError: the leg cannot be written, or no other one be read.
         """
+        running_loop("resilver", "mirror")
         self._refuse_if_closed("resilver")
         member = self._legs.member_of(leg)
         if member is None:
@@ -331,7 +334,7 @@ class Mirror(Standalone):
         pieces = self._pieces(member)
         steps = [asyncio.create_task(self._copy(member, pieces)) for _ in range(STEPS)]
         try:
-            await asyncio.gather(*steps)
+            await Begun(asyncio.gather(*steps))  # which goes on for as long as legs use what is copied
         finally:
             for step in steps:
                 step.cancel()
