@@ -4,6 +4,8 @@ import asyncio
 from collections.abc import Callable
 from typing import Any, TypeVar, final
 
+from .._sync.loops import running_loop
+
 __all__ = ["Done"]
 
 T = TypeVar("T")
@@ -21,7 +23,7 @@ class Done(asyncio.Future[T]):
         on_done: Callable[[bool], object] | None = None,
     ) -> None:
         """*on_done* is called when it is done, with whether somebody has waited until then."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop("request")
         super().__init__(loop=loop)
         self._keep = keep
         self._on_done = on_done
@@ -30,7 +32,7 @@ class Done(asyncio.Future[T]):
         self._handle: asyncio.Handle | None = loop.call_soon(settle, outcome)
 
     def _settle_soon(self, outcome: T | BaseException) -> None:
-        self._handle = asyncio.get_running_loop().call_soon(self._settle, outcome)
+        self._handle = running_loop("request").call_soon(self._settle, outcome)
 
     def _settle(self, outcome: T | BaseException) -> None:
         self._keep = self._handle = None  # which would keep this one, and what it has read
@@ -45,7 +47,8 @@ class Done(asyncio.Future[T]):
 
     def cancel(self, msg: Any | None = None) -> bool:
         """It was executed: only nobody waits for it any longer."""
+        self._keep = None
         if self._on_done is None and self._handle is not None:
             self._handle.cancel()
-            self._keep = self._handle = None
+            self._handle = None
         return super().cancel(msg)
