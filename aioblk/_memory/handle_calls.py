@@ -12,6 +12,7 @@ from typing import Any, TypeVar, final
 from .._libblkio.handle import Blkio
 from .._libblkio.subject import complete
 from .._sync.blocking import BlockingCall
+from .._sync.loops import running_loop
 from ..errors import BlkioError, DeviceLostError
 
 __all__ = ["HandleCalls"]
@@ -28,6 +29,8 @@ class HandleCalls:
     def __init__(self, handle: Blkio) -> None:
         self._handle = handle
         self._turn = threading.Lock()
+        self._last = threading.Event()  # is set when the call has ended that was begun last
+        self._last.set()
         # Of any loop, in order, until their threads are back.
         self._calls: dict[BlockingCall[Any], None] = {}
         self._losses = 0  # a call that was to be made before one of them is not made any more
@@ -51,13 +54,15 @@ class HandleCalls:
     async def make(
         self, operation: str, function: Callable[[], T], *, undo: Callable[[T], object] | None = None
     ) -> T:
-        """Call a function that uses the handle in a worker thread, after whoever does so now.
+        """Call a function that uses the handle in a worker thread, after those that were asked for before:
+        those that were given up as well, which are made all the same.
 
         *operation* is what the user has asked for, where the function does not come to say it.
         *undo* is called there, too, with a result that comes when the caller has been cancelled.
 
         Raises DeviceLostError as soon as the device is lost: the thread may then go on by itself.
         """
+        running_loop(operation, self._handle.driver, self._handle.filename)
 
         def take_turn() -> T:
             with self._turn:
@@ -76,7 +81,7 @@ class HandleCalls:
                 raise DeviceLostError(self.lost.message, driver=self._handle.driver) from self.lost
             losses = self._losses
             try:
-                result = await self._watched(BlockingCall(take_turn, undo=take_undoing_turn))
+                result = await self._watched(self._begin(take_turn, take_undoing_turn))
                 break
             except BlkioError as error:
                 handle = self._handle
@@ -86,6 +91,25 @@ class HandleCalls:
         if losses != self._losses:  # in the turn in which it was delivered: it went with the instance
             raise DeviceLostError("the device was lost meanwhile", driver=self._handle.driver)
         return result
+
+    def _begin(self, function: Callable[[], T], undo: Callable[[T], object]) -> BlockingCall[T]:
+        """Calls are made in the order in which they were begun, in which their threads do not run."""
+        ended = threading.Event()
+        with self._holding:
+            before, self._last = self._last, ended
+
+        def call() -> T:
+            try:
+                before.wait()
+                return function()
+            finally:
+                ended.set()
+
+        try:
+            return BlockingCall(call, undo=undo)
+        except BaseException:  # there is no thread
+            ended.set()
+            raise
 
     async def _watched(self, call: BlockingCall[T]) -> T:
         for other in list(self._calls):
@@ -147,7 +171,7 @@ class HandleCalls:
             with self._holding:
                 if not self._held:
                     return
-                released = asyncio.get_running_loop().create_future()
+                released = running_loop("register").create_future()
                 self._held_calls[released] = None
             await released
 
