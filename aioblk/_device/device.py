@@ -112,6 +112,7 @@ class Device(AsyncClosing, Submitter):
 
         A task that is cancelled here does not wait any longer; closing goes on without it.
         """
+        running_loop("close", self._subject.driver, self._subject.filename)
         self._life = await self._life.aclose()
 
     async def __aenter__(self) -> Self:
@@ -176,6 +177,7 @@ class Device(AsyncClosing, Submitter):
             DeviceLostError: what answers now has less capacity, or accepts less.
             BlkioError: it cannot be opened.
         """
+        running_loop("reconnect", self._subject.driver, self._subject.filename)
         await self._life.opened("reconnect").loss.reconnect(self._submit_to_default_queue)
 
     # --- what the device is ---------------------------------------------------------------------------------
@@ -201,6 +203,7 @@ class Device(AsyncClosing, Submitter):
             DeviceLostError: the device is gone.
             BlkioError: it does not answer.
         """
+        running_loop("refresh_capacity", self._subject.driver, self._subject.filename)
         return await self._life.opened("refresh_capacity").ask_capacity()
 
     def events(self, *, capacity_every: float | None = None) -> AsyncGenerator[DeviceEvent]:

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from .._libblkio.subject import Subject, complete
 from .._sync.blocking import BlockingCall
+from .._sync.loops import running_loop
 from ..errors import BlkioError, request_error
 
 __all__ = ["Extent", "ExtentKind", "find_extents"]
@@ -48,6 +49,7 @@ async def find_extents(
     *file* gives the descriptor of what is to be looked at, and is asked again before each look. Regular files
     can tell where their holes are; all else is data from *offset* to *end*.
     """
+    running_loop("extents", subject.driver, subject.filename)
     while offset < end:
         fd = file()
         if fd is None:

@@ -4,12 +4,11 @@ the device has failed it.
 The compiled request path only notices *that* something is wrong; this cold path finds the words.
 """
 
-import asyncio
 import errno
 from collections.abc import Callable
 from typing import final
 
-from .._sync.loops import no_loop
+from .._sync.loops import is_any_running, no_loop
 from ..errors import (
     AlignmentError,
     BlkioError,
@@ -122,7 +121,7 @@ class Refusals:
                 )
             case "no-loop":
                 return UsageError, "a blocking queue has no event loop; use its wait()"
-            case "loop" if asyncio._get_running_loop() is None:
+            case "loop" if not is_any_running():
                 return UsageError, no_loop()
             case "loop":
                 return (

@@ -104,6 +104,7 @@ class Arena(AsyncClosing):
     # --- life -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        running_loop("arena")
         if self._first_size and not self._blocks:
             try:
                 await self.add_block(self._first_size)
@@ -175,6 +176,7 @@ class Arena(AsyncClosing):
             MemoryError: no block is that large, and waiting would be in vain.
             UsageError: the arena is closed, or is being closed meanwhile.
         """
+        loop = running_loop("acquire")
         least = length if at_least is None else at_least
         if at_least is not None and not 0 < at_least <= length:
             raise ValueError(f"at_least must be from 1 to the length, {length}, not {at_least}")
@@ -182,7 +184,7 @@ class Arena(AsyncClosing):
             for block in self._blocks:
                 if (buffer := block._take(length)) is not None:
                     return buffer
-        self._loop = running_loop("acquire")
+        self._loop = loop
         self._waiting += 1
         if self._waiting == 1:  # and look again: a buffer may come back in another thread at any time
             self._tell_of_room(self._on_room)
@@ -344,6 +346,7 @@ class Arena(AsyncClosing):
 
     async def detach(self, device: MapsMemory) -> None:
         """Undo :meth:`attach`; nothing happens when the device is not attached."""
+        running_loop("detach")
         for attachment in self.attachments:
             if attachment.device is device:
                 await attachment.detach()

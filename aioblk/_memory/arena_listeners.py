@@ -1,11 +1,11 @@
 """Who follows the blocks of an arena: devices that are attached to it, and listeners of one's own."""
 
-import asyncio
 import contextlib
 from collections.abc import Awaitable, Callable
 from typing import Protocol, final
 
 from .._native._core import View
+from .._sync.loops import running_loop
 from .._sync.scopes import shielded_if_cancelled
 from .._sync.tasks import SteadfastTasks
 from ..errors import BlkioError
@@ -65,7 +65,7 @@ class Listeners:
                 await call(listener)
             except Exception as error:
                 message = f"{listener!r} failed to follow an arena"
-                asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+                running_loop("arena").call_exception_handler({"message": message, "exception": error})
 
 
 @final
@@ -104,6 +104,7 @@ class ArenaAttachment:
 
     async def detach(self) -> None:
         """Unregister every block, each as soon as no request uses it; idempotent."""
+        running_loop("detach")
         self._attached = False
         self._listeners.remove(self)
         with shielded_if_cancelled():
@@ -125,6 +126,7 @@ class ArenaAttachment:
 
     async def block_added(self, block: ArenaBlock, /) -> None:
         """Register the block; a failure detaches the device, so that it has all blocks or none."""
+        running_loop("arena")
         registration = contextlib.AsyncExitStack()
         try:
             region = self._device.register(View(block.memory), fd=block.fd, required=True)
@@ -140,6 +142,7 @@ class ArenaAttachment:
             await registration.aclose()
 
     async def block_removed(self, block: ArenaBlock, /) -> None:
+        running_loop("arena")
         registration = self._registrations.pop(block, None)
         if registration is not None:
             await registration.aclose()

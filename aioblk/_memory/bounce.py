@@ -18,6 +18,7 @@ from .._libblkio.handle import Blkio
 from .._libblkio.mem_region import MemRegion
 from .._native._core import QueueCore, Request
 from .._sync.clock import now
+from .._sync.loops import running_loop
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceLostError
 from .device_memory import DeviceMemory
@@ -105,7 +106,7 @@ class BouncePool:
         self._maximum = memory.round_up(maximum)
         self._first_size = min(memory.round_up(first_size), self._maximum)
         self._idle_seconds = idle_seconds
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop("queue")
         self._waiters: deque[_Waiter] = deque()
         self._region: MemRegion | None = None
         self._made: list[MemRegion] = []  # and not given back, be the call that made it interrupted

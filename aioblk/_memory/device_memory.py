@@ -50,7 +50,7 @@ class DeviceMemory:
         self._handle = handle
         self._core = core
         self._most = max(limits.max_mem_regions - reserved, 0)
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop("attach")
         self._memories: dict[Memory, None] = {}  # of the regions in use, in order
         self._ranges = MappedRanges()
         self._in_limbo: list[Mapped] = []  # threads may still be telling a lost device of these
@@ -159,7 +159,7 @@ class DeviceMemory:
 
     def attach_loop(self) -> None:
         """Go on with the running loop."""
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop("attach")
 
     # --- regions --------------------------------------------------------------------------------------------
 

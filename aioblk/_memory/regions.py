@@ -11,6 +11,7 @@ from typing import Protocol, Self, final
 
 from .._libblkio.limits import Limits
 from .._native._core import Memory, View
+from .._sync.loops import running_loop
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ..errors import RegistrationError, UsageError
 from .mapped import Mapped
@@ -136,6 +137,7 @@ class MemoryRegion(AsyncClosing, View):
 
     async def aclose(self) -> None:
         """Unmap the region as soon as no request uses it, as leaving the block does; idempotent."""
+        running_loop("unregister")
         with shielded_if_cancelled():
             await self._memory_of_device.detach(self.memory, self._mapped)
         self.device = None

@@ -158,6 +158,7 @@ class Queue(AsyncClosing, Submitter):
 
     async def drain(self) -> None:
         """Wait until nothing is in flight, cancelled requests included."""
+        running_loop("drain", self._context.handle.driver, self._context.handle.filename)
         with shielded_if_cancelled():
             while self._compiled.in_flight:
                 if self._drained is None or self._drained.done():
@@ -208,6 +209,7 @@ class Queue(AsyncClosing, Submitter):
             self._context.on_released(self)
 
     async def __aenter__(self) -> Self:
+        running_loop("enter", self._context.handle.driver, self._context.handle.filename)
         return self
 
     def _abandon(self, error: BlkioError) -> None:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from typing import Generic, TypeVar, cast, final
 
 from ..errors import BlkioError
+from .loops import running_loop
 from .threads import call_in_thread
 
 __all__ = ["BlockingCall", "call_elsewhere", "run_blocking"]
@@ -46,7 +47,7 @@ class BlockingCall(Generic[T]):
         """
         self._function = function
         self._undo = undo
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop("call")
         self._owner = _Owner.THREAD
         self._turn = threading.Lock()  # of `_owner` and what it is about; held for a few instructions
         self._result: T | None = None

@@ -20,6 +20,8 @@ from weakref import WeakKeyDictionary
 
 import anyio
 
+from .loops import in_trio_run, running_loop
+
 __all__ = ["AsyncClosing", "enter", "leave", "outcome_of", "shielded", "shielded_if_cancelled"]
 
 T = TypeVar("T")
@@ -29,7 +31,7 @@ _USED_BY = "anyio._backends._asyncio"  # who uses anyio on asyncio has imported 
 
 def shielded() -> AbstractContextManager[object]:
     """Inside, the scopes outside cancel nothing."""
-    if _USED_BY in sys.modules and asyncio.current_task() is not None:
+    if _are_used() and asyncio.current_task() is not None:
         return anyio.CancelScope(shield=True)
     return contextlib.nullcontext()
 
@@ -53,18 +55,25 @@ class AsyncClosing:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        running_loop("close")
         with shielded():
             await self.aclose()
 
 
 def _is_cancelled() -> bool:
     """Whether a scope of the running task has been cancelled, and goes on cancelling."""
-    return _USED_BY in sys.modules and anyio.current_effective_deadline() == -math.inf
+    return _are_used() and anyio.current_effective_deadline() == -math.inf
+
+
+def _are_used() -> bool:
+    """Whether there may be scopes of anyio's for asyncio. In a loop of trio-asyncio's, anyio may take trio to
+    be running, whose scopes are not for tasks of asyncio's."""
+    return _USED_BY in sys.modules and not in_trio_run()
 
 
 def outcome_of(task: asyncio.Future[T]) -> Generator[Any, None, T]:
     """Await what may go on for long after it was cancelled; cancelling who awaits it cancels it."""
-    if _USED_BY in sys.modules and not task.done():
+    if _are_used() and not task.done():
         return _shielded_outcome(task).__await__()
     return task.__await__()
 

@@ -5,6 +5,8 @@ from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any, final
 
+from .loops import running_loop
+
 __all__ = ["WaitQueue", "WaitQueueStatistics"]
 
 
@@ -140,7 +142,7 @@ class WaitQueue:
         return f"<{type(self).__qualname__} waiting={len(self._waiting)} woken={self._woken}>"
 
     def _bind(self) -> asyncio.AbstractEventLoop:
-        loop = asyncio.get_running_loop()
+        loop = running_loop("wait")
         if self._loop is not loop:
             if self._loop is not None and len(self):
                 raise RuntimeError(f"{self!r} is in use on another event loop")

@@ -8,6 +8,7 @@ from typing import final
 from .._libblkio.limits import Limits
 from .._libblkio.refusals import Refusals
 from .._native.buffers import BytesLike, length_of
+from .._sync.loops import running_loop
 from ..errors import BlkioError, OptionError
 
 __all__ = ["Asked", "end_of_stretch"]
@@ -19,7 +20,8 @@ _LARGEST_OFFSET = (1 << 63) - 1
 class Asked:
     """Checks what a block device that is not libblkio's is asked for, before anything of it begins.
 
-    Each check gives the range that was asked for: offset and length in bytes, as integers.
+    Each check gives the range that was asked for: offset and length in bytes, as integers. UsageError: no
+    loop is running here.
     """
 
     def __init__(
@@ -58,9 +60,13 @@ class Asked:
             "discard-alignment",
         )
 
+    def to_flush(self) -> None:
+        running_loop("flush", self._name)
+
     def _range(
         self, operation: str, offset: int, length: int, first: int, alignment: int, reason: str
     ) -> tuple[int, int]:
+        running_loop(operation, self._name)
         offset, length = index(offset), index(length)
         if not (offset >= 0 and length >= 0 and offset + length <= _LARGEST_OFFSET):
             raise self._refusal("range", operation, offset, length)

@@ -8,6 +8,7 @@ from types import TracebackType
 from typing import Any, TypeVar, final
 
 from .._native._core import Request
+from .._sync.loops import running_loop
 from .._sync.scopes import outcome_of
 
 __all__ = [
@@ -102,7 +103,7 @@ class Followed(asyncio.Future[T]):
         self, request: "asyncio.Future[T]", on_end: Callable[[BaseException | None], object]
     ) -> None:
         """*on_end* is called with the error, if it has one."""
-        super().__init__(loop=asyncio.get_running_loop())
+        super().__init__(loop=running_loop("request"))
         self._request = request
         self._on_end = on_end
         self._message: Any = None  # of who has cancelled it, by which anyio knows its own
@@ -149,7 +150,7 @@ class BegunRequests:
 
 def failed(error: BaseException) -> Begun[Any]:
     """A request whose error is for who awaits it, though it was known by the call."""
-    future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[Any] = running_loop("request").create_future()
     future.set_exception(error)
     return Begun(future)
 
@@ -162,7 +163,11 @@ def future_of(request: Awaitable[T]) -> "asyncio.Future[T]":
 def begin(work: Coroutine[Any, Any, T], first: asyncio.Future[Any] | None = None) -> Begun[T]:
     """Have a task do the rest. *first* is the step that was made by the call, and that the work awaits,
     unless it ends before."""
-    task = asyncio.get_running_loop().create_task(work)
+    try:
+        task = running_loop("request").create_task(work)
+    except BaseException:
+        work.close()
+        raise
     if first is not None:
         task.add_done_callback(lambda _: give_up(first))
     return Begun(task)
@@ -216,7 +221,7 @@ def begin_all(
                 for other in futures:
                     give_up(other)
                 raise
-            futures.append(asyncio.get_running_loop().create_future())
+            futures.append(running_loop("request").create_future())
             futures[-1].set_exception(refusal)
     if return_exceptions:
         return Begun(asyncio.gather(*futures, return_exceptions=True))
@@ -232,7 +237,7 @@ class _Together(asyncio.Future[list[Any] | None]):
     """
 
     def __init__(self, requests: list[asyncio.Future[Any]], *, results: bool) -> None:
-        super().__init__(loop=asyncio.get_running_loop())
+        super().__init__(loop=running_loop("request"))
         self._has_results = results
         self._requests = asyncio.gather(*requests, return_exceptions=True)
         self._requests.add_done_callback(self._settle)

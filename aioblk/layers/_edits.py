@@ -13,6 +13,7 @@ from typing_extensions import Buffer
 from .._device.device import Device
 from .._native._core import Request
 from .._native.buffers import BytesLike, as_memoryview
+from .._sync.loops import running_loop
 from ._begun import Begun, begin, begin_all, begun
 from ._under_way import UnderWay, end_of
 from .block_device import BlockDevice
@@ -231,7 +232,7 @@ class Edits:
 
     def _begin_cut(self, file: Device, end: int, length: int) -> "asyncio.Task[None]":
         """With a turn of its own: it goes on when the change is cancelled, and would cut off what follows."""
-        cutting = asyncio.get_running_loop().create_task(_cut_back(file, length))
+        cutting = running_loop("change").create_task(_cut_back(file, length))
         self._hold(end - end % self._block, _EVERYTHING, cutting)
         self._cuts.add(cutting)
         cutting.add_done_callback(self._cuts.remove)

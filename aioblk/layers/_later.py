@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any, TypeVar, final
 
 from .._queues.statistics import QueueStatistics
+from .._sync.loops import running_loop
 from ._begun import future_of
 
 __all__ = ["Later", "Waiting"]
@@ -19,7 +20,7 @@ class Later(asyncio.Future[T]):
 
     def __init__(self, call: Callable[[], Awaitable[T]], then: Callable[[T], T] | None = None) -> None:
         """*call* makes it; *then* has the last word on what it gives, and may raise."""
-        super().__init__(loop=asyncio.get_running_loop())
+        super().__init__(loop=running_loop("request"))
         self._call: Callable[[], Awaitable[T]] | None = call
         self._then = then
         self._request: asyncio.Future[T] | None = None

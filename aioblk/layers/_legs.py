@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, final
 
+from .._sync.loops import running_loop
 from ..errors import DeviceClosedError, DeviceLostError, UnsupportedError
 from .block_device import BlockDevice
 from .dirty_bitmap import DirtyBitmap
@@ -242,4 +243,4 @@ class Legs:
         else:
             log.info("a leg of the mirror is %s: %r", state, member.device)
         if self._on_change is not None:  # not from here: it may do anything, and raise
-            asyncio.get_running_loop().call_soon(self._on_change, self.leg_of(member))
+            running_loop("mirror").call_soon(self._on_change, self.leg_of(member))

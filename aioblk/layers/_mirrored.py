@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
 from typing import Any, NoReturn, TypeAlias, TypeVar, final
 
+from .._sync.loops import running_loop
 from ..errors import UnsupportedError
 from ._begun import future_of
 from ._legs import Legs, Member, Outcome, Outcomes
@@ -32,7 +33,7 @@ class Read(asyncio.Future[T]):
     ) -> None:
         """*is_changing*: whether any of it is being changed; *ends* is called where some legs cannot read
         what another one can."""
-        super().__init__(loop=asyncio.get_running_loop())
+        super().__init__(loop=running_loop("request"))
         self._legs = legs
         self._call: Call[T] | None = call
         self._is_changing = is_changing
@@ -112,7 +113,7 @@ class Change(asyncio.Future[None]):
         instead: Call[None] | None = None,
     ) -> None:
         """*instead* is what legs do that cannot do it, if others can."""
-        super().__init__(loop=asyncio.get_running_loop())
+        super().__init__(loop=running_loop("request"))
         self._legs = legs
         self._call: Call[None] | None = call
         self._begins = begins
@@ -197,7 +198,7 @@ def _of(member: Member, call: Call[None]) -> "asyncio.Future[None] | BaseExcepti
     except (Exception, asyncio.CancelledError) as refusal:
         return refusal.with_traceback(None)
     except BaseException as order:
-        asyncio.get_running_loop().call_soon(_obey, order)
+        running_loop("request").call_soon(_obey, order)
         return InterruptedError(f"the leg's call was interrupted: {order!r}")
 
 
@@ -206,7 +207,7 @@ def _obey(order: BaseException) -> NoReturn:
 
 
 def _refused(refusal: BaseException) -> "asyncio.Future[None]":
-    future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    future: asyncio.Future[None] = running_loop("request").create_future()
     if isinstance(refusal, asyncio.CancelledError):
         future.cancel()
     else:

@@ -6,6 +6,7 @@ from typing import Self
 
 from .._device.extents import Extent
 from .._libblkio.limits import Limits
+from .._sync.loops import running_loop
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ..errors import BlkioError, DeviceClosedError
 from ._asked import Asked, end_of_stretch
@@ -28,11 +29,13 @@ class Standalone(AsyncClosing, BlockDevice):
     # --- life -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
+        running_loop("enter", self._name)
         return self
 
     async def aclose(self) -> None:
         """Refuse new requests, and wait for whatever is under way; idempotent. A device that lies below stays
         open."""
+        running_loop("close", self._name)
         self._closed = True
         with shielded_if_cancelled():
             await self._finish()
@@ -58,6 +61,7 @@ class Standalone(AsyncClosing, BlockDevice):
         return self._capacity
 
     def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
+        running_loop("extents", self._name)
         self._refuse_if_closed("extents")
         return self._extents(offset, end_of_stretch(self._name, self._capacity, offset, length) - offset)
 

@@ -6,6 +6,7 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, final
 
+from .._sync.loops import running_loop
 from ..errors import OptionError
 from ._later import Later
 
@@ -112,7 +113,7 @@ class Gate:
         buckets = self._buckets[direction]
         if buckets and self._waiting:
             return False
-        now = asyncio.get_running_loop().time()
+        now = running_loop("throttle").time()
         if not all(bucket.has_room(now) for bucket in buckets):
             return False
         for bucket in buckets:
@@ -124,7 +125,7 @@ class Gate:
         """The same of many together, which pass only if there is room for all."""
         buckets = self._buckets[direction]
         if buckets:
-            now = asyncio.get_running_loop().time()
+            now = running_loop("throttle").time()
             if self._waiting or not all(bucket.has_room_for(operations, length, now) for bucket in buckets):
                 return False
         return self.passes(direction, operations, length)
@@ -134,12 +135,12 @@ class Gate:
         if not flow.waiting:
             flow.share.clock = max(flow.share.clock, self._clock)
             self._waiting.append(flow)
-        flow.waiting.append((asyncio.get_running_loop().time(), length, request))
+        flow.waiting.append((running_loop("throttle").time(), length, request))
         self._serve()
 
     def _serve(self) -> None:
         """Begin whatever may begin, and see to it that this is called again when more may."""
-        loop = asyncio.get_running_loop()
+        loop = running_loop("throttle")
         while self._forget_given_up():
             now = loop.time()
             able = [
@@ -229,7 +230,7 @@ class _Bucket:
     def after(self, other: "_Bucket | None") -> "_Bucket":
         """In the place of another one, with its debt, or with no more at once than it had."""
         if other is not None:
-            other.has_room(asyncio.get_running_loop().time())
+            other.has_room(running_loop("throttle").time())
             self._left, self._since = min(other._left, self._burst), other._since
         return self
 

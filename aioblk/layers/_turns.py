@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Callable
 from typing import final
 
+from .._sync.loops import running_loop
 from .._sync.scopes import shielded_if_cancelled
 
 __all__ = ["Turn", "Turns"]
@@ -70,7 +71,7 @@ class Turns:
     @contextlib.asynccontextmanager
     async def hold(self, start: int, end: int) -> AsyncGenerator[None]:
         """Wait for the bytes, and have them to oneself within the block."""
-        begun: asyncio.Future[Turn] = asyncio.get_running_loop().create_future()
+        begun: asyncio.Future[Turn] = running_loop("request").create_future()
 
         def begin(turn: Turn) -> None:
             if begun.done():  # cancelled: whoever came later waited for those before as well
@@ -100,5 +101,5 @@ class Turns:
         with shielded_if_cancelled():
             while self._turns:
                 if self._idle is None:
-                    self._idle = asyncio.get_running_loop().create_future()
+                    self._idle = running_loop("request").create_future()
                 await asyncio.shield(self._idle)

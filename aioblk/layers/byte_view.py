@@ -13,6 +13,7 @@ from .._libblkio.limits import Limits
 from .._native._core import Submitter
 from .._native.buffers import BytesLike, as_memoryview, length_of
 from .._queues.statistics import QueueStatistics
+from .._sync.loops import running_loop
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ..errors import BlkioError, OptionError, UnsupportedError
 from ._begun import Begun, BegunRequests, begin, begin_all, calls_of, future_of
@@ -107,6 +108,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
         return self._to.statistics()
 
     async def __aenter__(self) -> Self:
+        running_loop("enter", "view")
         return self
 
     async def aclose(self) -> None:
@@ -114,6 +116,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
 
         Whatever else is in flight is the device's own, which finishes it before it is closed.
         """
+        running_loop("close", "view")
         self._to, self._block = cast(Device, Closed("the view")), 1  # so that everything goes straight there
         with shielded_if_cancelled():
             await self._edits.finish()

@@ -10,6 +10,7 @@ from typing_extensions import Buffer
 from .._device.extents import Extent
 from .._native.buffers import flat
 from .._queues.statistics import QueueStatistics
+from .._sync.loops import running_loop
 from ..errors import OptionError, UsageError
 from ._begun import Begun, Followed, begin, begin_all, failed, future_of
 from ._combined import combined_limits
@@ -226,6 +227,7 @@ class CopyOnWrite(Standalone):
             OptionError: *target* has less capacity.
             BlkioError: one of the devices fails.
         """
+        running_loop("commit", "copy-on-write")
         self._refuse_if_closed("commit")
         to = self._base if target is None else target
         if self._one_commit.locked():

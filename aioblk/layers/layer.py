@@ -10,6 +10,7 @@ from .._libblkio.limits import Limits
 from .._memory.mapping import MapsMemory
 from .._native._core import Request
 from .._queues.statistics import QueueStatistics
+from .._sync.loops import running_loop
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ._asked import end_of_stretch
 from ._begun import Begun, begun
@@ -89,6 +90,7 @@ class Layer(AsyncClosing, BlockDevice, Generic[D_co]):
         return self._below is not self._device or bool(getattr(self._device, "closed", False))
 
     async def __aenter__(self) -> Self:
+        running_loop("enter", "layer")
         return self
 
     async def aclose(self) -> None:
@@ -96,6 +98,7 @@ class Layer(AsyncClosing, BlockDevice, Generic[D_co]):
 
         The device stays open. Reads in flight are the device's own, which finishes them before it is closed.
         """
+        running_loop("close", "layer")
         self._below = cast(BlockDevice, Closed(f"the {type(self).__name__}"))
         self._take_back()
         with shielded_if_cancelled():
@@ -197,6 +200,7 @@ class Layer(AsyncClosing, BlockDevice, Generic[D_co]):
 
 def extents_of(device: BlockDevice, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
     """Those that the device tells, or one of data where it tells none."""
+    running_loop("extents", type(device).__name__)
     if isinstance(device, KnowsExtents):
         return device.extents(offset, length)
     return _one_of_data(offset, end_of_stretch(type(device).__name__, device.capacity, offset, length))

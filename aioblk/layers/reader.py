@@ -7,6 +7,7 @@ from functools import partial
 from typing import Self, final
 
 from .._native._core import View
+from .._sync.loops import running_loop
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from ..errors import DeviceClosedError, OptionError, StreamBusyError, UsageError
 from ._asked import end_of_stretch
@@ -83,6 +84,7 @@ class Reader(AsyncClosing):
             UsageError: it was entered before.
             BlkioError: there is no memory.
         """
+        running_loop("enter", "reader")
         if self._buffers is not None:
             raise UsageError("a reader can be entered once", driver="reader", operation="open")
         self._buffers = await Buffers.of(self._device, self._depth + 1, self._chunk)
@@ -92,6 +94,7 @@ class Reader(AsyncClosing):
     async def aclose(self) -> None:
         """Give up what is under way, wait until the device does not write to the buffers any more, and give
         them back; idempotent."""
+        running_loop("close", "reader")
         self._closed = True
         self._give_up()
         with shielded_if_cancelled():
@@ -107,6 +110,7 @@ class Reader(AsyncClosing):
         Raises:
             OptionError: it is not in the range.
         """
+        running_loop("seek", "reader")
         self._refuse_if_closed("seek")
         if not 0 <= offset <= self._end:
             raise OptionError(
@@ -123,6 +127,7 @@ class Reader(AsyncClosing):
 
     async def __anext__(self) -> "View | memoryview":
         """The next piece; the one before is the reader's again."""
+        running_loop("read", "reader")
         if self._busy:
             raise StreamBusyError("another task is waiting for the next piece", driver="reader")
         self._refuse_if_closed("read")

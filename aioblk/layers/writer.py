@@ -10,6 +10,7 @@ from typing_extensions import Buffer
 
 from .._native._core import View
 from .._native.buffers import flat
+from .._sync.loops import running_loop
 from .._sync.scopes import AsyncClosing, shielded, shielded_if_cancelled
 from .._sync.tasks import start_steadfast_task
 from ..errors import DeviceClosedError, OptionError, StreamBusyError, UsageError
@@ -100,12 +101,14 @@ class Writer(AsyncClosing):
             UsageError: it was entered before.
             BlkioError: there is no memory.
         """
+        running_loop("enter", "writer")
         if self._buffers is not None:
             raise UsageError("a writer can be entered once", driver="writer", operation="open")
         self._buffers = await Buffers.of(self._device, self._depth + 1, self._chunk)
         return self
 
     async def __aexit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        running_loop("close", "writer")
         if error is not None:
             self._collected = 0
         with shielded():
@@ -121,10 +124,11 @@ class Writer(AsyncClosing):
 
         Raises what went wrong with a write, if nobody was told.
         """
+        loop = running_loop("close", "writer")
         if self._busy:
             raise StreamBusyError("another task is writing", driver="writer", operation="close")
         if self._closing is None:
-            self._closing = start_steadfast_task(asyncio.get_running_loop(), self._close())
+            self._closing = start_steadfast_task(loop, self._close())
         with shielded_if_cancelled():
             await asyncio.shield(self._closing)
         self._raise_untold()
@@ -181,6 +185,7 @@ class Writer(AsyncClosing):
     @contextlib.contextmanager
     def _turn(self, operation: str) -> Generator[None]:
         """One call at a time, on an open writer that has not failed."""
+        running_loop(operation, "writer")
         if self._closing is not None:
             raise DeviceClosedError("the writer is closed", driver="writer", operation=operation)
         if self._buffers is None:

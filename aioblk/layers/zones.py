@@ -17,6 +17,7 @@ from .._device.device import Device
 from .._device.extents import Extent
 from .._device.session import LARGEST_PART
 from .._native.buffers import BytesLike, as_memoryview
+from .._sync.loops import running_loop
 from ..errors import AlignmentError, BlkioError, OptionError, PropertyError, UnsupportedError
 from .block_device import BlockDevice
 
@@ -247,6 +248,7 @@ class SequentialWriter:
             AlignmentError: the data are not whole blocks.
             BlkioError: ENOSPC: no zone has room left. What had been written stays written, but where is lost.
         """
+        running_loop("append", self._zones.device.driver)
         left = as_memoryview(data).cast("B")
         block = self._device.limits.request_alignment
         if len(left) % block:

@@ -3,6 +3,7 @@
 import sys
 from typing import final
 
+from .._sync.loops import running_loop
 from .._sync.scopes import shielded_if_cancelled
 from .._sync.wait_queue import WaitQueue
 
@@ -70,6 +71,7 @@ class InFlight:
         Raises:
             ValueError: *length* is negative.
         """
+        running_loop("enter")
         if length < 0:
             raise ValueError(f"length must not be negative, as {length} is")
         if self._waiting or (
@@ -115,6 +117,7 @@ class InFlight:
 
     async def drain(self) -> None:
         """Wait until nothing is in flight."""
+        running_loop("drain")
         self._draining += 1
         try:
             with shielded_if_cancelled():

@@ -11,6 +11,7 @@ from typing import Any, NoReturn, final
 
 from .._native._core import View
 from .._native.buffers import BytesLike, as_memoryview
+from .._sync.loops import running_loop
 from ..errors import StreamBusyError, UsageError
 
 __all__ = ["DisconnectedError", "SocketStream"]
@@ -68,7 +69,7 @@ class SocketStream:
             raise ValueError(f"the least rate must be positive, not {least_rate}")
         connection.setblocking(False)
         self._socket = connection
-        self._loop = asyncio.get_running_loop()
+        self._loop = running_loop("connect")
         # Why it is over. No exception is kept: its traceback would keep the memory of who was receiving.
         self._ended: str | None = None  # nothing more is received
         self._gone: str | None = None  # and nothing more is sent
@@ -93,6 +94,7 @@ class SocketStream:
 
     async def read(self, size: int) -> memoryview:
         """The next *size* bytes, 64 KiB at most. They are there until the next call."""
+        self._refuse_elsewhere("receive")
         if self._receiving or not 0 <= size <= self._end - self._start:
             await self._receive_at_least(size)
         self._start += size
@@ -100,6 +102,7 @@ class SocketStream:
 
     async def unpack(self, layout: Struct) -> tuple[Any, ...]:
         """The next bytes, read as *layout* says."""
+        self._refuse_elsewhere("receive")
         if self._receiving or self._end - self._start < layout.size:
             await self._receive_at_least(layout.size)
         self._start += layout.size
@@ -110,6 +113,7 @@ class SocketStream:
 
         Cancelled, it has filled a part, which the next call receives again: the stream keeps a copy.
         """
+        self._refuse_elsewhere("receive")
         if self._receiving:
             self._refuse_a_second()
         target = as_memoryview(buffer).cast("B")
@@ -192,7 +196,6 @@ class SocketStream:
                 await asyncio.sleep(0)  # a peer that always has more must let others have their turn
             if self._receive_now():
                 return
-        self._refuse_elsewhere("receive")
         self._received = self._loop.create_future()
         if not self._watching:
             self._watching = True
@@ -375,11 +378,7 @@ class SocketStream:
         raise StreamBusyError("another task is receiving from the stream already", operation="receive")
 
     def _refuse_elsewhere(self, operation: str) -> None:
-        try:
-            here = asyncio.get_running_loop()
-        except RuntimeError:  # this thread runs none
-            here = None
-        if here is not self._loop:
+        if running_loop(operation) is not self._loop:
             raise UsageError("the stream belongs to another event loop", operation=operation)
 
 

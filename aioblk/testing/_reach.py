@@ -10,6 +10,7 @@ from .._libblkio.limits import Limits
 from .._memory.mapped import Mapped, MappedRanges
 from .._memory.regions import MemoryRegion
 from .._native._core import Memory
+from .._sync.loops import running_loop
 from ..errors import DeviceClosedError, RegistrationError, UsageError
 
 __all__ = ["Reach"]
@@ -49,6 +50,7 @@ class Reach:
     # --- for the regions ------------------------------------------------------------------------------------
 
     def refuse_other_loops(self) -> None:
+        running_loop("register", self._name)
         if self._is_closed():
             raise DeviceClosedError("the device is closed", driver=self._name, operation="register")
 

@@ -1,6 +1,5 @@
 """Faulty: a device that fails, is slow, lies or goes away, as it is told to."""
 
-import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from typing_extensions import Buffer
 
 from .._native.buffers import flat
 from .._queues.statistics import QueueStatistics
+from .._sync.loops import running_loop
 from ..errors import BlkioError, DeviceLostError, OptionError
 from ..layers._asked import Asked
 from ..layers._begun import Begun
@@ -162,6 +162,7 @@ class Faulty(Piecewise[D_co]):
 
     async def reconnect(self) -> None:
         """Come back, with what was executed."""
+        running_loop("reconnect", "faulty")
         self._lost = None
 
     def _refuse_if_lost(self, operation: Operation) -> None:
@@ -217,6 +218,7 @@ class Faulty(Piecewise[D_co]):
         return self._request("discard", offset, length, partial(self._below.discard, offset, length))
 
     def flush(self) -> Awaitable[None]:
+        self._asked.to_flush()
         return self._request("flush", 0, 0, self._below.flush)
 
     # --- fates ----------------------------------------------------------------------------------------------
@@ -270,7 +272,7 @@ class Faulty(Piecewise[D_co]):
                 call, None if corrupt is None or which is None else lambda result: corrupt(result, which)
             )
         self._waiting.add(request)
-        loop = asyncio.get_running_loop()
+        loop = running_loop("request")
         loop.call_later(fate.delay, request.begin) if fate.delay > 0 else loop.call_soon(request.begin)
         return Begun(request)
 

@@ -155,6 +155,7 @@ class MemoryDevice(Standalone):
         return self._put(offset, max(min(length, self._capacity - offset), 0), None, False)
 
     def flush(self) -> Awaitable[None]:
+        self._asked.to_flush()
         self._refuse_if_closed("flush")
         return self._request(None, on_done=self._start_flush())
 

@@ -1,6 +1,5 @@
 """Recorder: a device that remembers what it was asked, and when."""
 
-import asyncio
 from collections.abc import Awaitable, Iterable, Sequence
 from dataclasses import dataclass, field
 from operator import index
@@ -10,6 +9,7 @@ import typing_extensions
 from typing_extensions import Buffer
 
 from .._native.buffers import flat, length_of
+from .._sync.loops import running_loop
 from ..layers._begun import Begun, Followed, future_of
 from ..layers._piecewise import Piecewise
 from ..layers.block_device import BlockDevice
@@ -62,7 +62,7 @@ class Recorder(Piecewise[D_co]):
         super().__init__(device)
         self.records: list[Record] = []
         """All of them; yours to clear."""
-        self._since = asyncio.get_running_loop().time()
+        self._since = running_loop("record").time()
 
     @property
     def changes(self) -> list[Record]:
@@ -160,4 +160,4 @@ class Recorder(Piecewise[D_co]):
         return self._change(recorded) if record.is_change else recorded
 
     def _now(self) -> float:
-        return asyncio.get_running_loop().time() - self._since
+        return running_loop("record").time() - self._since

@@ -6,11 +6,10 @@ import copy
 import errno
 import logging
 import pickle
-import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
+import trio
 
 import aioblk
 import aioblk._device.opening
@@ -158,14 +157,10 @@ def test_attaching_without_a_running_loop_leaves_the_device_detached(scratch_fil
     asyncio.run(attach_and_close())
 
 
-def test_under_trio_the_device_says_what_it_needs(
-    scratch_file: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trio = SimpleNamespace(lowlevel=SimpleNamespace(in_trio_run=lambda: True))
-    monkeypatch.setitem(sys.modules, "trio", trio)
+def test_under_trio_the_device_says_what_it_needs(scratch_file: Path) -> None:
     device = aioblk.IoUring(scratch_file)
     with pytest.raises(aioblk.UsageError, match="trio is running here, and devices need asyncio"):
-        device.open().send(None)
+        trio.run(device.open)
     assert "not open" in repr(device)
 
 

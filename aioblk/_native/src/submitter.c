@@ -8,6 +8,18 @@ static PyObject *get_running_loop;
 
 /* ---- checks ---------------------------------------------------------------------------------------------- */
 
+/* trio-asyncio's loops run without the interpreter's knowledge: it replaces asyncio's functions that are asked. */
+static bool is_known_to_python(const QueueCore *q)
+{
+    PyObject *loops = PyImport_ImportModule("aioblk._sync.loops");
+    PyObject *answer = loops ? PyObject_CallMethod(loops, "is_running", "O", q->loop) : NULL;
+    bool known = answer == Py_True;
+    Py_XDECREF(answer);
+    Py_XDECREF(loops);
+    PyErr_Clear();
+    return known;
+}
+
 static bool on_own_loop(QueueCore *q)
 {
     if (!queue_has_loop(q) || loop_says_it_runs(q)) {
@@ -19,7 +31,7 @@ static bool on_own_loop(QueueCore *q)
         return false;
     }
     Py_DECREF(running);
-    return running == q->loop;
+    return running == q->loop || is_known_to_python(q);
 }
 
 static int check_caller(QueueCore *q, Operation op, uint64_t offset, uint64_t length)
@@ -400,7 +412,7 @@ PyTypeObject Submitter_Type = {
 
 int submitter_module_init(void)
 {
-    PyObject *asyncio = PyImport_ImportModule("asyncio");
+    PyObject *asyncio = PyImport_ImportModule("_asyncio"); /* its own, whoever has replaced those of asyncio */
     if (!asyncio) {
         return -1;
     }
