@@ -62,6 +62,21 @@ def pytest_asyncio_loop_factories() -> Mapping[str, LoopFactory]:
     return factories
 
 
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_pycollect_makeitem(
+    collector: pytest.Module | pytest.Class, obj: object
+) -> Generator[None, object, object]:
+    """Have what is marked for anyio's own plugin not taken by pytest-asyncio, which takes whatever it can."""
+    if not any(mark.name == "anyio" for mark in getattr(obj, "pytestmark", ())):
+        return (yield)
+    option = collector.config.option
+    mode, option.asyncio_mode = option.asyncio_mode, "strict"
+    try:
+        return (yield)
+    finally:
+        option.asyncio_mode = mode
+
+
 @pytest.fixture
 def loop_errors() -> list[LoopError]:
     """What the loop's exception handler has been called with. A test that expects a call clears the list."""

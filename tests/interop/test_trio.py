@@ -1,0 +1,103 @@
+"""trio has no loop for devices, and is told so before anything is touched. trio-asyncio gives it one."""
+
+import asyncio
+import contextlib
+import gc
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import trio
+
+import aioblk
+from aioblk.testing.storage_daemon import StorageDaemon
+
+from ..support.leaks import Holdings
+from ..support.scripts import run_module
+from ..support.turns import LOOP_FACTORIES
+from .operations import OPERATIONS, Ground, Scene
+from .operations.made import CHANGES, MADE, REQUESTS
+from .operations.scene import NEW, content
+
+SUBJECTS = dict.fromkeys(operation.subject for operation in OPERATIONS.values())
+PATIENCE = 60  # seconds
+
+
+async def refused(call: Callable[[], Awaitable[object]]) -> None:
+    with pytest.raises(aioblk.UsageError) as caught:
+        await call()
+    for word in ("trio is running", "asyncio's event loop", "trio-asyncio", "aio_as_trio()"):
+        assert word in str(caught.value)
+
+
+async def call_and_check(scene: Scene) -> None:
+    async with asyncio.timeout(PATIENCE):
+        if scene.ends:
+            await scene.call()
+        await scene.check()
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", LOOP_FACTORIES)
+@pytest.mark.parametrize("subject", SUBJECTS)
+def test_every_operation_is_refused_under_trio_and_can_be_made_afterwards(
+    subject: str, loop: str, ground: Ground
+) -> None:
+    for operation in OPERATIONS.values():
+        if operation.subject != subject:
+            continue
+        with asyncio.Runner(loop_factory=LOOP_FACTORIES[loop]) as runner:
+            stack = contextlib.AsyncExitStack()
+            scene = runner.run(stack.enter_async_context(operation.open(ground)))
+            try:
+                before = Holdings.now()
+                trio.run(refused, scene.call)
+                gc.collect()  # the error has frames, and these have the caller's memory
+                assert not Holdings.now().added_since(before)
+                runner.run(call_and_check(scene))
+            except BaseException as error:
+                error.add_note(f"in the scene of {operation.name}")
+                raise
+            finally:
+                runner.run(stack.aclose())
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_what_is_refused_under_trio_was_not_written(kind: str) -> None:
+    with asyncio.Runner() as runner:
+
+        async def make() -> tuple[aioblk.BlockDevice, list[aioblk.testing.MemoryDevice]]:
+            device, below = MADE[kind]()
+            return device, [*below] or [device]  # type: ignore[list-item]
+
+        device, [base, *_] = runner.run(make())
+        for change in CHANGES:
+            trio.run(refused, lambda change=change: REQUESTS[change](device, NEW))
+        assert base.content() == content()
+        assert device.statistics().submitted == 0
+        runner.run(device.aclose())
+
+
+# --- by way of trio-asyncio ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("order", ["trio_first", "trio_last"])
+@pytest.mark.parametrize(
+    "program",
+    [
+        "each_call_by_itself",
+        "functions_of_asyncio",
+        "what_trio_calls_itself_is_refused",
+        "private_memory_is_left_at_once",
+        "callers_memory_is_waited_for",
+        "what_asyncio_has_opened_is_closed_when_trio_cancels",
+        "what_trio_has_opened_needs_a_shield_to_be_closed",
+    ],
+)
+def test_by_way_of_trio_asyncio(
+    program: str, order: str, slow_daemon: StorageDaemon, scratch_file: Path
+) -> None:
+    arguments = [order, program, slow_daemon.socket, str(slow_daemon.pid), scratch_file]
+    run_module("tests.interop.by_trio_asyncio", *arguments)
