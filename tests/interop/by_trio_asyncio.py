@@ -1,7 +1,7 @@
-"""Programs of trio's with devices, ``-m tests.interop.by_trio_asyncio ORDER PROGRAM SOCKET PID FILE``.
+"""Programs of trio's with devices: ``-m tests.interop.by_trio_asyncio ORDER PROGRAM SOCKET PID FILE``.
 
-Each is a process of its own, since trio-asyncio replaces functions of asyncio when it is imported: before aioblk
-and anyio's backend, or after, as ORDER says. SOCKET is of a slow device, which PID serves, and FILE is a file.
+Each is a process of its own, since trio-asyncio replaces functions of asyncio when it is imported: before
+aioblk and anyio's backend, or after, as ORDER says. SOCKET is of a slow device, which PID serves.
 """
 
 import contextlib

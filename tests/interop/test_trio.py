@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import gc
+import re
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -10,10 +11,11 @@ import pytest
 import trio
 
 import aioblk
+from aioblk.testing import MemoryDevice
 from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.leaks import Holdings
-from ..support.scripts import run_module
+from ..support.scripts import run_module, run_script
 from ..support.turns import LOOP_FACTORIES
 from .operations import OPERATIONS, Ground, Scene
 from .operations.made import CHANGES, MADE, REQUESTS
@@ -68,7 +70,7 @@ def test_every_operation_is_refused_under_trio_and_can_be_made_afterwards(
 def test_what_is_refused_under_trio_was_not_written(kind: str) -> None:
     with asyncio.Runner() as runner:
 
-        async def make() -> tuple[aioblk.BlockDevice, list[aioblk.testing.MemoryDevice]]:
+        async def make() -> tuple[aioblk.BlockDevice, list[MemoryDevice]]:
             device, below = MADE[kind]()
             return device, [*below] or [device]  # type: ignore[list-item]
 
@@ -99,5 +101,15 @@ def test_what_is_refused_under_trio_was_not_written(kind: str) -> None:
 def test_by_way_of_trio_asyncio(
     program: str, order: str, slow_daemon: StorageDaemon, scratch_file: Path
 ) -> None:
-    arguments = [order, program, slow_daemon.socket, str(slow_daemon.pid), scratch_file]
-    run_module("tests.interop.by_trio_asyncio", *arguments)
+    pid = str(slow_daemon.pid)
+    run_module("tests.interop.by_trio_asyncio", order, program, slow_daemon.socket, pid, scratch_file)
+
+
+def test_the_program_of_the_documentation_runs(scratch_file: Path) -> None:
+    page = (Path(aioblk.__file__).parents[1] / "docs" / "cancellation.md").read_text()
+    [program] = re.findall(
+        r"^<!-- not run: trio-asyncio.*?```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE
+    )
+    scratch_file.write_bytes(bytes([1]) * (3 << 20))
+    done = run_script(program.replace("disk.img", str(scratch_file)))
+    assert done.stdout == f"{3 << 20}\n"

@@ -66,7 +66,7 @@ class Gate(MemoryDevice):
 
     def _request(
         self,
-        outcome: T | BaseException,
+        outcome: Any,
         keep: object = None,
         on_done: Callable[[bool], object] | None = None,
         *,
