@@ -37,7 +37,15 @@ from ._device.instruments import Instrument, RequestInfo
 from ._former import FORMER, FormerPaths
 from ._libblkio.limits import Limits
 from ._libblkio.properties import Properties
-from ._memory.arena import Arena, ArenaAttachment, ArenaBlock, ArenaBuffer, ArenaListener, ArenaStatistics
+from ._memory.arena import (
+    Arena,
+    ArenaAttachment,
+    ArenaBlock,
+    ArenaBuffer,
+    ArenaListener,
+    ArenaShare,
+    ArenaStatistics,
+)
 from ._memory.bounce import BouncePool, BounceStatistics
 from ._memory.mapping import MapsMemory
 from ._memory.regions import MemoryRegion
@@ -74,7 +82,7 @@ from .layers.throttle import Rate, Throttle, ThrottleGroup, ThrottleStatistics
 from .layers.tracked import Tracked
 from .layers.writer import Writer
 from .layers.zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
-from .services.in_flight import InFlight
+from .services.in_flight import InFlight, InFlightShare
 from .services.socket_stream import DisconnectedError, SocketStream
 
 if TYPE_CHECKING:
@@ -108,6 +116,7 @@ __all__ = [
     "ArenaBlock",
     "ArenaBuffer",
     "ArenaListener",
+    "ArenaShare",
     "ArenaStatistics",
     "BlkioError",
     "BlockDevice",
@@ -129,6 +138,7 @@ __all__ = [
     "Extent",
     "ExtentKind",
     "InFlight",
+    "InFlightShare",
     "Instrument",
     "IoUring",
     "KnowsExtents",

@@ -10,8 +10,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from tests.memory.test_arena import ArenaMachine, UvloopArenaMachine
+from tests.memory.test_arena_shares import ArenaSharesMachine, UvloopArenaSharesMachine
 from tests.memory.test_bounce import BounceMachine, UvloopBounceMachine
 from tests.native.test_allocator import AllocatorMachine
+from tests.services.test_in_flight_shares import InFlightMachine, UvloopInFlightMachine
+from tests.sync.test_fair_queue import FairQueueMachine, UvloopFairQueueMachine
 from tests.sync.test_wait_queue import UvloopWaitQueueMachine, WaitQueueMachine
 
 MACHINES = [
@@ -22,6 +25,12 @@ MACHINES = [
     UvloopBounceMachine,
     ArenaMachine,
     UvloopArenaMachine,
+    FairQueueMachine,
+    UvloopFairQueueMachine,
+    InFlightMachine,
+    UvloopInFlightMachine,
+    ArenaSharesMachine,
+    UvloopArenaSharesMachine,
 ]
 MANY = settings(
     max_examples=int(os.environ.get("AIOBLK_CAMPAIGN_EXAMPLES", "10000")),

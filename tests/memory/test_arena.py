@@ -5,6 +5,7 @@ import gc
 import mmap
 import os
 import resource
+import threading
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from pathlib import Path
@@ -402,6 +403,37 @@ async def test_trim_gives_free_pages_back(ring_device: aioblk.Device) -> None:
         assert resident_pages(arena) == 8
         assert bytes(buffers[0]) == bytes(buffers[2]) == b"\xff" * 4 * PAGE
         assert bytes(arena.allocate(4 * PAGE)) == bytes(4 * PAGE)
+
+
+class SlowPages:
+    """Of a block: giving them back lasts until it is let."""
+
+    def __init__(self, pages: mmap.mmap) -> None:
+        self.pages = pages
+        self.began, self.may_end = threading.Event(), threading.Event()
+
+    def madvise(self, *arguments: int) -> None:
+        self.began.set()
+        assert self.may_end.wait(20)
+        self.pages.madvise(*arguments)
+
+
+async def test_who_comes_while_pages_are_given_back_has_its_buffer_afterwards() -> None:
+    async with Arena(PAGE) as arena:
+        [block] = arena.blocks
+        assert block._pages is not None
+        pages = SlowPages(block._pages)
+        block._pages = pages  # type: ignore[assignment]
+        trimming = asyncio.create_task(arena.trim())
+        assert await asyncio.to_thread(pages.began.wait, 20)
+        waiting = asyncio.create_task(arena.acquire(PAGE))
+        for _ in range(3):
+            await asyncio.sleep(0)
+        assert not waiting.done()
+        pages.may_end.set()
+        async with asyncio.timeout(20):
+            (await waiting).release()
+        assert await trimming == PAGE
 
 
 async def test_trim_is_refused_while_a_device_may_pin(vhost_device: aioblk.Device) -> None:

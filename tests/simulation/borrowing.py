@@ -58,7 +58,9 @@ class Borrowers:
 
     def _require_his_turn(self) -> None:
         """The running task has its buffer: nobody waits who came before."""
-        first = next(each for each in self._line if not each.cancelling())
+        first = next(
+            each for each in self._line if each is _running() or not (each.cancelling() or _is_granted(each))
+        )
         if first is not _running():
             raise Wrong("somebody has memory of the arena, for which another has waited for longer")
 
@@ -89,15 +91,13 @@ class Borrowers:
             raise Wrong("there is room in the arena, and who waits for it is not told")
 
     def _finds_room(self) -> "asyncio.Task[None] | None":
-        """Who has waited for longest, if there is room for him."""
+        """Who has waited for longest, if there is room for him. Nothing is taken to see that: what came back
+        would have him told."""
         first = next(iter(self._waiting), None)
         if first is None or self.arena is None:
             return None
-        try:
-            self.arena.allocate(self._waiting[first]).release()
-        except (MemoryError, aioblk.UsageError):
-            return None
-        return first
+        longest = max((block._longest_room for block in self.arena.blocks), default=0)
+        return first if longest >= self._waiting[first] else None
 
     async def finish(self) -> None:
         """Everybody has his buffer once all others have given theirs back. No request has any, but for those
@@ -144,3 +144,9 @@ def _running() -> "asyncio.Task[None]":
     task = asyncio.current_task()
     assert task is not None
     return task
+
+
+def _is_granted(task: "asyncio.Task[None]") -> bool:
+    """Whether what it waits for is there, and it has only not run since."""
+    waits_for: asyncio.Future[object] | None = task._fut_waiter  # type: ignore[attr-defined]
+    return waits_for is not None and waits_for.done()

@@ -7,27 +7,23 @@ __all__ = ["IN_PYTHON"]
 IN_PYTHON = (
     # --- waiting --------------------------------------------------------------------------------------------
     Mutant(
-        "wake-up-kept-by-a-cancelled-task",
-        "A task that is woken and cancelled in one turn counts as woken for ever: nobody behind it is "
-        "woken again.",
-        "38ece6e, let those behind a cancelled request have its turn at once; 24064d1",
-        "_sync/wait_queue.py",
+        "nobody-served-after-a-cancelled-task",
+        "Who waits behind a task that is cancelled does not have what that one left: it hangs.",
+        "38ece6e, let those behind a cancelled request have their turn at once; 24064d1",
+        "_sync/fair_queue.py",
         """\
-            if waiter.done() and not waiter.cancelled():
-                self._woken -= 1
-                self.notify()
+                self._leave(turn)
+                self.serve(lane)  # who was behind it may have what it could not
 """,
-        "",
+        "                self._leave(turn)\n",
     ),
     Mutant(
-        "cancelled-task-woken",
-        "A task that is cancelled stays in the queue until it runs: who gives a buffer back meanwhile gets "
-        "an error.",
-        "a04d241 and 24064d1, cancellation at every await; leaves the queue in the very moment it is "
-        "cancelled",
-        "_sync/wait_queue.py",
-        "        self.queue.pop(self, None)\n        return super().cancel(msg)\n",
-        "        return super().cancel(msg)\n",
+        "only-one-granted-at-a-time",
+        "Of several who find room at once only the first is granted it: the others hang.",
+        "the wake-ups of Arena.acquire(); nobody may be left waiting",
+        "_sync/fair_queue.py",
+        "                while order and self._grant(",
+        "                if order and self._grant(",
     ),
     Mutant(
         "others-not-told-of-room",

@@ -132,7 +132,7 @@ INDEPENDENT = (
         "_memory/arena.py",
         """\
             self._closed = True
-            self._queue.notify_all()
+            self._queue.serve()  # which refuses them all
 """,
         """\
             self._closed = True
@@ -210,14 +210,11 @@ INDEPENDENT = (
 """,
     ),
     Mutant(
-        "woken-in-vain-goes-to-the-back",
-        "Who was woken in vain loses his place to those who came later.",
+        "who-came-last-is-first",
+        "Who came first waits until nobody comes any more.",
         "no fault that there has been; the order of a queue",
-        "_sync/wait_queue.py",
-        """\
-        if front:
-            self._waiting.move_to_end(waiter, last=False)
-""",
-        "",
+        "_sync/fair_queue.py",
+        "turn = next(iter(lane.turns))",
+        "turn = next(reversed(lane.turns))",
     ),
 )

@@ -1,0 +1,457 @@
+"""Shares of an Arena: memory that nobody can take away, weights, and what ends with a share."""
+
+import asyncio
+import gc
+import itertools
+import mmap
+import threading
+import weakref
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+import aioblk
+from aioblk import Arena
+
+from ..support.turns import DrivenLoop
+
+PAGE = mmap.PAGESIZE
+
+
+async def turns(count: int = 3) -> None:
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
+# --- promises -----------------------------------------------------------------------------------------------
+
+
+async def test_a_promise_is_kept_in_fragmented_memory_that_others_wait_for() -> None:
+    async with Arena(16 * PAGE) as arena:
+        with arena.share(size=4 * PAGE) as share:
+            assert (share.size, arena.statistics().promised, arena.statistics().in_use) == (*[4 * PAGE] * 3,)
+            buffers = [await arena.acquire(PAGE) for _ in range(12)]
+            for buffer in buffers[::2]:
+                buffer.release()
+            waiting = asyncio.create_task(arena.acquire(2 * PAGE))
+            await turns()
+            for _ in range(10):
+                acquiring = asyncio.create_task(share.acquire(4 * PAGE))
+                await asyncio.sleep(0)
+                assert share.in_use == 4 * PAGE
+                acquiring.result().release()
+            buffers[1].release()
+            (await waiting).release()
+            for buffer in buffers:
+                buffer.release()
+        assert arena.statistics() == aioblk.ArenaStatistics(1, 16 * PAGE, 0, 0, 0)
+
+
+async def test_two_stalled_clients_cannot_stop_a_third() -> None:
+    async with Arena(16 * PAGE) as arena:
+        shares = [arena.share(size=4 * PAGE) for _ in range(3)]
+        held = [await share.acquire(PAGE) for share in shares[:2] for _ in range(6)]
+        waiting = [asyncio.create_task(share.acquire(PAGE)) for share in shares[:2]]
+        await turns()
+        for _ in range(10):
+            pages = [await share.acquire(PAGE) for share in shares[2:] for _ in range(4)]
+            for page in pages:
+                page.release()
+        for buffer in held:
+            buffer.release()
+        for task in waiting:
+            (await task).release()
+        for share in shares:
+            share.close()
+
+
+async def test_devices_reach_what_a_share_has(device: aioblk.Device) -> None:
+    async with Arena(1 << 20) as arena:
+        await arena.attach(device)
+        with arena.share(size=1 << 16) as share, await share.acquire(8192) as buffer:
+            before = device.statistics().bounced_bytes
+            buffer[:] = b"x" * 8192
+            await device.write(0, buffer)
+            await device.read_into(8192, buffer)
+            assert device.statistics().bounced_bytes == before
+
+
+async def test_beyond_its_promise_a_share_takes_what_is_common_in_turn() -> None:
+    async with Arena(4 * PAGE) as arena:
+        with arena.share(size=PAGE) as share:
+            with await share.acquire(3 * PAGE) as large:
+                assert share.in_use == 0
+                waiting = asyncio.create_task(arena.acquire(PAGE))
+                more = asyncio.create_task(share.acquire(2 * PAGE))
+                own = asyncio.create_task(share.acquire(PAGE))
+                await turns()
+                assert not own.done()  # its own tasks do not overtake each other
+                large.release()
+            for task in (waiting, more, own):
+                (await task).release()
+
+
+async def test_who_can_do_with_less_takes_what_is_promised_at_once() -> None:
+    async with Arena(8 * PAGE) as arena:
+        share = arena.share(size=2 * PAGE)
+        common, rest = await share.acquire(4 * PAGE, at_least=1), await arena.acquire(2 * PAGE)
+        assert (len(common), share.in_use) == (4 * PAGE, 0)
+        with await share.acquire(4 * PAGE, at_least=1) as part:
+            assert len(part) == share.in_use == 2 * PAGE
+            waiting = asyncio.create_task(share.acquire(4 * PAGE, at_least=1))
+            await turns()
+            assert not waiting.done()
+        with await waiting as part:
+            assert len(part) == 2 * PAGE
+        for buffer in (common, rest):
+            buffer.release()
+        share.close()
+
+
+async def test_what_is_impossible_is_refused() -> None:
+    async with Arena(4 * PAGE) as arena:
+        for size, weight, message in (
+            (-1, 1, "size must not be negative, as -1 is"),
+            (0, 0, "weight must be from"),
+        ):
+            with pytest.raises(ValueError, match=message):
+                arena.share(size=size, weight=weight)
+        with arena.share(size=100) as rounded, arena.share(weight=0.5) as share:
+            assert (rounded.size, share.size, share.in_use, share.weight) == (PAGE, 0, 0, 0.5)
+            for length, least in ((0, None), (-1, None), (PAGE, 0), (PAGE, PAGE + 1)):
+                with pytest.raises(ValueError, match="must be"):
+                    await share.acquire(length, at_least=least)
+            with pytest.raises(MemoryError, match=f"no block of the arena is as large as {5 * PAGE}"):
+                await share.acquire(5 * PAGE)
+            with pytest.raises(
+                MemoryError,
+                match=f"cannot be promised {4 * PAGE} bytes: the longest room in a row has {3 * PAGE}, and"
+                f" {PAGE} are promised",
+            ):
+                arena.share(size=4 * PAGE)
+            assert repr(rounded) == f"<ArenaShare of {PAGE} bytes, 0 in use>"
+    with pytest.raises(aioblk.UsageError, match="cannot have a share of a closed arena"):
+        arena.share()
+
+
+# --- weights ------------------------------------------------------------------------------------------------
+
+
+async def test_shares_that_wait_get_bytes_by_their_weights() -> None:
+    log: list[int] = []
+    async with Arena(4 * PAGE) as arena:
+
+        async def client(number: int, weight: float, length: int) -> None:
+            with arena.share(weight=weight) as share:
+
+                async def work() -> None:
+                    while len(log) < 200:
+                        with await share.acquire(length):
+                            log.append(number)
+                            await asyncio.sleep(0)
+
+                await asyncio.gather(*(work() for _ in range(8)))
+
+        await asyncio.gather(client(0, 1, PAGE), client(1, 3, 2 * PAGE))
+    # Three times the bytes, in buffers of twice the size.
+    assert 76 <= log[:200].count(0) <= 84
+
+
+# --- the end of a share -------------------------------------------------------------------------------------
+
+
+async def test_what_was_promised_is_the_arenas_again_when_no_buffer_of_it_is_in_use() -> None:
+    async with Arena(4 * PAGE) as arena:
+        share = arena.share(size=4 * PAGE)
+        first, second = await share.acquire(PAGE), await share.acquire(PAGE)
+        waiting = asyncio.create_task(arena.acquire(4 * PAGE))
+        await turns()
+        share.close()
+        share.close()
+        assert repr(share) == f"<ArenaShare closed of {4 * PAGE} bytes, {2 * PAGE} in use>"
+        first[0] = 1
+        first.release()
+        view = memoryview(second)
+        second.release()
+        await turns()
+        assert not waiting.done()
+        assert arena.statistics().promised == 4 * PAGE
+        view.release()
+        with await waiting:
+            assert arena.statistics().promised == 0
+
+
+async def test_closing_a_share_refuses_who_waits_and_whoever_comes() -> None:
+    async with Arena(4 * PAGE) as arena:
+        share = arena.share(size=PAGE)
+        with await share.acquire(PAGE), await arena.acquire(3 * PAGE):
+            waiting = [asyncio.create_task(share.acquire(PAGE)) for _ in range(3)]
+            await turns()
+            share.close()
+            for task in waiting:
+                with pytest.raises(aioblk.UsageError, match="a closed share"):
+                    await task
+            with pytest.raises(aioblk.UsageError, match="a closed share"):
+                await share.acquire(PAGE)
+
+
+async def test_closing_the_arena_refuses_who_waits_and_closes_what_was_carved() -> None:
+    async with Arena(4 * PAGE) as arena:
+        share, ended = arena.share(size=PAGE), arena.share(size=PAGE)
+        buffer, kept = await share.acquire(PAGE), await ended.acquire(PAGE)
+        ended.close()
+        with await arena.acquire(2 * PAGE):
+            waiting = asyncio.create_task(share.acquire(PAGE))
+            await turns()
+            await arena.aclose()
+            with pytest.raises(aioblk.UsageError, match="closed arena"):
+                await waiting
+    for each in (buffer, kept):
+        with pytest.raises(ValueError, match="closed"):
+            bytes(each)
+    with pytest.raises(aioblk.UsageError, match="closed arena"):
+        await share.acquire(PAGE)
+    share.close()
+
+
+async def test_closing_the_arena_in_the_turn_in_which_memory_is_granted_refuses_it() -> None:
+    arena = await Arena(PAGE).__aenter__()
+    held = await arena.acquire(PAGE)
+    waiting = asyncio.create_task(arena.acquire(PAGE))
+    await turns()
+    held.release()
+    arena._queue.serve()
+    assert not arena._queue.waiting
+    arena._closed = True
+    with pytest.raises(aioblk.UsageError, match="closed arena"):
+        await waiting
+    assert arena.statistics().in_use == 0
+    await arena.aclose()
+
+
+async def test_a_block_with_a_share_is_not_removed() -> None:
+    async with Arena(4 * PAGE) as arena:
+        block = await arena.add_block(4 * PAGE)
+        first, second = arena.share(size=4 * PAGE), arena.share(size=4 * PAGE)
+        buffer = await second.acquire(PAGE)
+        second.close()
+        with pytest.raises(
+            aioblk.UsageError, match="1 buffers of the block are in use, 1 of them by shares: close those"
+        ):
+            await arena.remove_block(block)
+        buffer.release()
+        await arena.remove_block(block)
+        first.close()
+
+
+async def test_a_share_that_is_forgotten_warns_and_leaves_nothing() -> None:
+    async with Arena(4 * PAGE) as arena:
+        share = arena.share(size=2 * PAGE)
+        buffer = await share.acquire(PAGE)
+        gc.disable()
+        try:
+            with pytest.warns(ResourceWarning, match="unclosed <ArenaShare of"):
+                del share
+            buffer[0] = 1
+            del buffer
+            assert arena.statistics().in_use == 0
+        finally:
+            gc.enable()
+        with pytest.warns(ResourceWarning, match="unclosed <ArenaShare of"):
+            arena.share()
+
+
+async def test_buffers_of_a_share_come_back_in_any_thread() -> None:
+    async with Arena(2 * PAGE) as arena:
+        with arena.share(size=PAGE) as share, await arena.acquire(PAGE):
+            for _ in range(20):
+                held = await share.acquire(PAGE)
+                waiting = asyncio.create_task(share.acquire(PAGE))
+                await asyncio.to_thread(held.release)
+                forgotten = await waiting
+                waiting = asyncio.create_task(share.acquire(PAGE))
+                await asyncio.sleep(0)
+                del forgotten, waiting
+                gone = threading.Thread(target=gc.collect)
+                gone.start()
+                gone.join()
+                await turns()
+                waiting = asyncio.create_task(share.acquire(PAGE))
+                (await waiting).release()
+
+
+async def test_acquiring_that_is_cancelled_in_the_turn_in_which_it_is_granted_loses_nothing() -> None:
+    async with Arena(2 * PAGE) as arena:
+        with arena.share(size=PAGE) as share, await arena.acquire(PAGE):
+            held = await share.acquire(PAGE)
+            tasks = [asyncio.create_task(share.acquire(PAGE)) for _ in range(5)]
+            await turns()
+            held.release()
+            arena._queue.serve(share._lane)
+            for task in tasks[:4]:
+                task.cancel()
+            (await tasks[4]).release()
+            assert share.in_use == 0
+
+
+async def test_who_was_refused_is_kept_by_nobody() -> None:
+    async with Arena(PAGE) as arena:
+        with await arena.acquire(PAGE):
+            share = arena.share()
+            gc.disable()
+            try:
+                waiting = asyncio.create_task(share.acquire(PAGE))
+                await turns()
+                share.close()
+                await asyncio.wait([waiting])
+                assert isinstance(waiting.exception(), aioblk.UsageError)
+                gone = weakref.ref(share)
+                del share, waiting
+                await turns()
+                assert gone() is None
+            finally:
+                gc.enable()
+
+
+# --- against a simple oracle --------------------------------------------------------------------------------
+
+
+@dataclass
+class Client:
+    share: aioblk.ArenaShare
+    size: int
+    waiting: list[int] = field(default_factory=list)
+    held: list[aioblk.ArenaBuffer] = field(default_factory=list)
+    closed: bool = False
+
+
+class ArenaSharesMachine(RuleBasedStateMachine):
+    """Clients take pages, give them back here or in another thread, are cancelled and closed."""
+
+    loop_name = "asyncio"
+    pages = 12
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.driven = DrivenLoop(self.loop_name)
+        self.arena = Arena(self.pages * PAGE)
+        self.clients: list[Client] = []
+        self.tasks: list[asyncio.Task[aioblk.ArenaBuffer]] = []
+        self.cancelled: set[int] = set()
+
+    @initialize()
+    def enter_arena(self) -> None:
+        self.driven.loop.run_until_complete(self.arena.__aenter__())
+
+    def teardown(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        self.driven.settle(8)
+        for client in self.clients:
+            client.share.close()
+            for buffer in client.held:
+                buffer.release()
+        for task in self.tasks:
+            if not task.cancelled() and task.exception() is None:
+                task.result().release()
+        assert self.arena.statistics().in_use == self.arena.statistics().promised == 0
+        self.driven.loop.run_until_complete(self.arena.aclose())
+        self.driven.close()
+
+    @precondition(lambda self: len(self.clients) < 5)
+    @rule(pages=st.integers(0, 4), weight=st.sampled_from([0.01, 1.0, 4.0]))
+    def open(self, pages: int, weight: float) -> None:
+        longest = max(block._longest_room for block in self.arena.blocks)
+        try:
+            share = self.arena.share(size=pages * PAGE, weight=weight)
+        except MemoryError:
+            assert pages * PAGE > longest
+        else:
+            self.clients.append(Client(share, pages))
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data(), pages=st.integers(1, 4), exact=st.booleans())
+    def acquire(self, data: st.DataObject, pages: int, exact: bool) -> None:
+        client = data.draw(st.sampled_from(self.clients))
+        number = len(self.tasks)
+        least = pages * PAGE if exact else PAGE
+        at_once = (
+            not client.waiting
+            and not client.closed
+            and client.size
+            and client.share._own is not None
+            and client.share._own._longest_room >= least
+        )
+        taking = client.share.acquire(pages * PAGE, at_least=least)
+        self.tasks.append(self.driven.loop.create_task(taking))
+        client.waiting.append(number)
+        self.driven.settle(1)
+        if at_once or client.closed:
+            assert self.tasks[number].done()
+        self.look()
+
+    @precondition(lambda self: any(client.held for client in self.clients))
+    @rule(data=st.data(), cancels=st.booleans(), elsewhere=st.booleans())
+    def release(self, data: st.DataObject, cancels: bool, elsewhere: bool) -> None:
+        client = data.draw(st.sampled_from([client for client in self.clients if client.held]))
+        buffer = client.held.pop(data.draw(st.integers(0, len(client.held) - 1)))
+        if elsewhere:
+            thread = threading.Thread(target=buffer.release)
+            thread.start()
+            thread.join()
+        else:
+            buffer.release()
+        if cancels:
+            self.driven.settle(data.draw(st.integers(0, 2)))
+            for each in self.clients:
+                for number in each.waiting[:1]:
+                    if self.tasks[number].cancel():
+                        self.cancelled.add(number)
+        self.look()
+
+    @precondition(lambda self: self.clients)
+    @rule(data=st.data())
+    def close(self, data: st.DataObject) -> None:
+        client = data.draw(st.sampled_from(self.clients))
+        client.share.close()
+        client.closed = True
+        self.look()
+
+    def look(self) -> None:
+        self.driven.settle(12)
+        for client in self.clients:
+            left = [number for number in client.waiting if number not in self.cancelled]
+            served = [number for number in left if self.tasks[number].done()]
+            assert served == left[: len(served)]
+            for number in served:
+                if not (client.closed and self.tasks[number].exception() is not None):
+                    client.held.append(self.tasks[number].result())
+            client.waiting = left[len(served) :]
+        held = [(b.address, b.address + len(b)) for client in self.clients for b in client.held]
+        held.sort()
+        assert all(one[1] <= other[0] for one, other in itertools.pairwise(held))
+
+    @invariant()
+    def what_is_promised_is_free_or_its_own(self) -> None:
+        statistics = self.arena.statistics()
+        promised = [client for client in self.clients if client.share._own and client.share._own._is_held]
+        assert statistics.promised == sum(client.size for client in promised) * PAGE
+        assert all(client in promised for client in self.clients if client.size and not client.closed)
+        own = sum(client.share.in_use for client in self.clients)
+        taken = sum(len(buffer) for client in self.clients for buffer in client.held)
+        assert statistics.in_use == statistics.promised + taken - own
+        assert not any(client.closed and client.waiting for client in self.clients)
+
+
+class UvloopArenaSharesMachine(ArenaSharesMachine):
+    loop_name = "uvloop"
+
+
+TestArenaSharesOnAsyncio = ArenaSharesMachine.TestCase
+TestArenaSharesOnUvloop = UvloopArenaSharesMachine.TestCase
+TestArenaSharesOnAsyncio.settings = TestArenaSharesOnUvloop.settings = settings(
+    max_examples=50, stateful_step_count=30, deadline=None
+)
