@@ -203,7 +203,11 @@ def parse_options() -> argparse.Namespace:
         "--clients", type=int, default=100, help="at a time; others are refused (%(default)s)"
     )
     limits.add_argument(
-        "--requests", type=int, default=128, help="of one client in flight at a time (%(default)s)"
+        "--requests",
+        type=int,
+        default=128,
+        help="in flight at a time of a client that is alone: each has an eighth for itself, which nobody "
+        "else can take, and the rest is for all in turns (%(default)s)",
     )
     limits.add_argument(
         "--memory",

@@ -33,7 +33,8 @@ class Policy:
     least_rate: int
     """Bytes per second that a client sends or takes when it is in the middle of something."""
     requests: int
-    """Of one client in flight at a time."""
+    """In flight at a time, of one client that is alone. One in eight of them each client has for itself, at
+    least one; the others, at least one, are for all, in turns."""
     drain: float
     """Seconds in which, in the end, what is in flight is finished and answered."""
 
@@ -56,6 +57,9 @@ class Clients:
         self._policy = policy
         self._shaking_hands: dict[_Client, None] = {}  # the one who came first is the first
         self._admitted: dict[_Client, None] = {}
+        self._own = max(1, policy.requests // 8)
+        kept, common = self._own * policy.clients, max(1, policy.requests - self._own)
+        self._in_flight = aioblk.InFlight(requests=kept + common, kept=kept / (kept + common))
         self._said: dict[str, float] = {}  # when, what strangers can bring about as often as they like
         self.refusal: str | None = None
         """Why nobody is admitted, if that is so."""
@@ -100,8 +104,8 @@ class Clients:
             async with asyncio.timeout(self._policy.patience):
                 session = await greet(client.stream, self._export, lambda: self._admit(client))
             if session is not None:
-                requests = self._policy.requests
-                await Transmission(client.stream, self._export, session, requests=requests).run()
+                with self._in_flight.share(requests=self._own) as places:
+                    await Transmission(client.stream, self._export, session, places).run()
             log.info("%s: goodbye", client.name)
         except TimeoutError:
             log.info("%s: the handshake took too long", client.name)

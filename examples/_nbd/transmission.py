@@ -77,13 +77,13 @@ class Transmission:
     """One client's commands."""
 
     def __init__(
-        self, stream: aioblk.SocketStream, export: Export, session: Session, *, requests: int
+        self, stream: aioblk.SocketStream, export: Export, session: Session, places: aioblk.InFlightShare
     ) -> None:
         self._stream = stream
         self._export = export
         self._session = session
         self._share = export.memory.share()
-        self._in_flight = aioblk.InFlight(requests=requests)
+        self._in_flight = places
         self._long = asyncio.Lock()  # of the one command under way of those that may take long
         self._tasks: dict[asyncio.Task[Any], Command] = {}
         self._held_back: list[tuple[Command, bytes]] | None = None  # while a reply is sent piece by piece

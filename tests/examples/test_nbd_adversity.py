@@ -208,6 +208,21 @@ def test_a_client_with_everything_in_flight_does_not_starve_the_others(image: Pa
             assert serves(server)
 
 
+def test_two_clients_with_everything_in_flight_do_not_stop_a_third(image: Path) -> None:
+    with ExitStack() as stack:
+        server = stack.enter_context(
+            NbdServer("io_uring", f"path={image}", "--memory", "8M", "--requests", "16", "--clients", "4")
+        )
+        for _ in range(2):
+            deaf = stack.enter_context(Client(server.socket).connect())
+            deaf.socket.setblocking(False)
+            with suppress(BlockingIOError):
+                for _ in range(1000):
+                    deaf.send(command(wire.READ, 4 << 20))
+        for _ in range(20):
+            assert serves(server)
+
+
 # --- too many -----------------------------------------------------------------------------------------------
 
 
