@@ -10,6 +10,7 @@ This module holds the public names and nothing else. See README.md for a tour an
 What lies below it, from the top down; each wing knows those under it, and none above::
 
     testing/       devices in memory, faults, power failures, a recorder; for programs' tests
+    metrics.py     what devices count, for Prometheus; by its own name, for what it needs
     addresses.py   open() by a name and options: above all that can be opened
     drivers/       what a user names: a class for each driver of libblkio, with its options
     layers/        what a block device is, and what lies over any: any bytes, zones, parts, mirrors

@@ -1,0 +1,452 @@
+"""What devices count, as metrics for Prometheus, by the names that OpenTelemetry's rules give them.
+
+Needs prometheus_client (``pip install aioblk[metrics]``), and is imported by its own name::
+
+    import aioblk.metrics
+    import prometheus_client
+
+    collector = aioblk.metrics.DeviceCollector()
+    prometheus_client.REGISTRY.register(collector)
+
+    async with aioblk.IoUring("disk.img") as dev:
+        dev.measuring = True
+        collector.add(dev, "data")
+        prometheus_client.start_http_server(9400)
+"""
+
+import math
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from errno import errorcode
+from itertools import pairwise
+from typing import Literal, TypeAlias, final
+
+from ._queues.latency import LatencyHistogram
+from ._queues.statistics import QueueStatistics
+from .errors import BlkioError, OptionError
+from .layers.block_device import BlockDevice
+
+try:
+    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+    from prometheus_client.metrics_core import Metric as Family
+    from prometheus_client.registry import Collector
+except ModuleNotFoundError as error:
+    if error.name != "prometheus_client":
+        raise
+    raise ModuleNotFoundError(
+        "aioblk.metrics needs prometheus_client: pip install aioblk[metrics]", name=error.name
+    ) from error
+
+__all__ = ["BUCKETS", "METRICS", "DeviceCollector", "Metric"]
+
+BUCKETS: tuple[float, ...] = (
+    *(10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6),
+    *(1e-3, 2.5e-3, 5e-3, 10e-3, 25e-3, 50e-3, 100e-3, 250e-3, 500e-3),
+    *(1.0, 2.5, 5.0, 10.0),
+)
+"""Upper bounds of the histogram for Prometheus, in seconds."""
+
+# --- what is told -------------------------------------------------------------------------------------------
+
+State: TypeAlias = Literal["present", "reconnecting", "lost", "closed"]
+STATES: tuple[State, ...] = ("present", "reconnecting", "lost", "closed")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """Of a device, at one moment."""
+
+    counted: QueueStatistics = QueueStatistics.none()  # noqa: RUF009 (it cannot be changed)
+    reconnections: int = 0
+    state: State = "closed"
+
+
+Values: TypeAlias = Iterable[tuple[tuple[str, ...], float | LatencyHistogram]]
+"""The values of a metric's attributes, and its own."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric of each device."""
+
+    name: str
+    """OpenTelemetry's."""
+    kind: Literal["counter", "gauge", "histogram"]
+    unit: str
+    """As UCUM writes it: ``s``, ``By``; in braces what is counted."""
+    attributes: tuple[str, ...]
+    """Beside ``device`` and ``driver``, which all have."""
+    description: str
+    values: Callable[[Seen], Values]
+    """Of what was seen of a device."""
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All attributes, as Prometheus names them."""
+        return "device", "driver", *(name.replace(".", "_") for name in self.attributes)
+
+    @property
+    def prometheus_name(self) -> str:
+        """By OpenTelemetry's rules: underscores, the unit in words, ``_total`` for counters."""
+        parts = self.name.replace(".", "_"), UNITS.get(self.unit), "total" if self.kind == "counter" else None
+        return "_".join(filter(None, parts))
+
+
+UNITS = {"s": "seconds", "By": "bytes"}
+TRANSFERS = ("read", "write", "write_zeroes", "discard")
+
+
+def _of(name: str) -> Callable[[Seen], Values]:
+    """One of the counters."""
+    return lambda seen: [((), getattr(seen.counted, name))]
+
+
+def _outcomes(seen: Seen) -> Values:
+    return [((name,), getattr(seen.counted, name)) for name in ("completed", "failed", "cancelled")]
+
+
+def _operations(seen: Seen) -> Values:
+    return [((name,), each.completed + each.failed) for name, each in seen.counted.operations.items()]
+
+
+def _io(seen: Seen) -> Values:
+    # Devices that do not count by operation count these two as a whole.
+    whole = {"read": seen.counted.bytes_read, "write": seen.counted.bytes_written}
+    by_operation = seen.counted.operations
+    return [((name,), max(by_operation[name].bytes, whole.get(name, 0))) for name in TRANSFERS]
+
+
+def _durations(seen: Seen) -> Values:
+    """Of operations that were timed: each is as many series as there are buckets."""
+    return [((name,), each.latency) for name, each in seen.counted.operations.items() if each.latency.count]
+
+
+def _errors(seen: Seen) -> Values:
+    return [
+        ((name, errorcode.get(number, "_OTHER")), count)
+        for name, each in seen.counted.operations.items()
+        for number, count in each.errors.items()
+    ]
+
+
+def _states(seen: Seen) -> Values:
+    return [((state,), float(state == seen.state)) for state in STATES]
+
+
+METRICS: tuple[Metric, ...] = (
+    Metric(
+        "aioblk.device.operations",
+        "counter",
+        "{request}",
+        ("operation",),
+        "Requests that were completed or have failed; a batch counts as its items.",
+        _operations,
+    ),
+    Metric(
+        "aioblk.device.io",
+        "counter",
+        "By",
+        ("operation",),
+        "Bytes read, written, zeroed or discarded.",
+        _io,
+    ),
+    Metric(
+        "aioblk.device.operation.duration",
+        "histogram",
+        "s",
+        ("operation",),
+        "How long requests took that were submitted while the device was measuring.",
+        _durations,
+    ),
+    Metric(
+        "aioblk.device.errors",
+        "counter",
+        "{request}",
+        ("operation", "error.type"),
+        "Requests that have failed, by the name of their errno; _OTHER: with none.",
+        _errors,
+    ),
+    Metric(
+        "aioblk.device.requests.submitted",
+        "counter",
+        "{request}",
+        (),
+        "Requests accepted; a batch counts as its items.",
+        _of("submitted"),
+    ),
+    Metric(
+        "aioblk.device.requests.finished",
+        "counter",
+        "{request}",
+        ("outcome",),
+        "Requests that were completed, have failed, or were cancelled.",
+        _outcomes,
+    ),
+    Metric(
+        "aioblk.device.requests.in_flight",
+        "gauge",
+        "{request}",
+        (),
+        "Requests that the device has not finished, cancelled ones included.",
+        _of("in_flight"),
+    ),
+    Metric(
+        "aioblk.device.requests.inline",
+        "counter",
+        "{request}",
+        (),
+        "Requests that had completed by the time their method returned.",
+        _of("inline_completions"),
+    ),
+    Metric(
+        "aioblk.device.parts",
+        "counter",
+        "{part}",
+        (),
+        "Requests to libblkio that were completed: more where ours are split, fewer where they are merged.",
+        _of("parts"),
+    ),
+    Metric(
+        "aioblk.device.bounce.io",
+        "counter",
+        "By",
+        (),
+        "Bytes copied because the device could not reach the caller's memory.",
+        _of("bounced_bytes"),
+    ),
+    Metric(
+        "aioblk.device.bounce.waits",
+        "counter",
+        "{request}",
+        (),
+        "Requests that had to wait for bounce memory.",
+        _of("bounce_waits"),
+    ),
+    Metric(
+        "aioblk.device.bounce.wait_time",
+        "counter",
+        "s",
+        (),
+        "How long requests have waited for bounce memory, together.",
+        _of("bounce_seconds"),
+    ),
+    Metric(
+        "aioblk.device.submissions",
+        "counter",
+        "{submission}",
+        (),
+        "Times that was submitted what had been collected, or was looked again.",
+        _of("flushes"),
+    ),
+    Metric(
+        "aioblk.device.do_io_calls",
+        "counter",
+        "{call}",
+        (),
+        "Calls of libblkio that submit, and look for what is done.",
+        _of("do_io_calls"),
+    ),
+    Metric(
+        "aioblk.device.events",
+        "counter",
+        "{event}",
+        (),
+        "Times the loop found the completion descriptor readable.",
+        _of("events"),
+    ),
+    Metric(
+        "aioblk.device.events_empty",
+        "counter",
+        "{event}",
+        (),
+        "Times that the descriptor had no event when it was read, or an event came to nothing.",
+        _of("empty_events"),
+    ),
+    Metric(
+        "aioblk.device.direct_wakes",
+        "counter",
+        "{task}",
+        (),
+        "Tasks that were resumed without a detour through the loop.",
+        _of("direct_wakes"),
+    ),
+    Metric(
+        "aioblk.device.status",
+        "gauge",
+        "{device}",
+        ("state",),
+        "1 for the state that the device is in, 0 for the others.",
+        _states,
+    ),
+    Metric(
+        "aioblk.device.reconnections",
+        "counter",
+        "{reconnection}",
+        (),
+        "How often the device came back after its backend was gone, or it was lost.",
+        lambda seen: [((), seen.reconnections)],
+    ),
+)
+"""What a :class:`DeviceCollector` tells of each device."""
+
+
+# --- of whom ------------------------------------------------------------------------------------------------
+
+
+@final
+class _Watched:
+    """A name, the device that has it, and what those had counted that had it before."""
+
+    def __init__(self, device: BlockDevice, before: Seen) -> None:
+        self.driver: str = getattr(device, "driver", type(device).__name__)
+        self._before = before
+        self._last = Seen()
+        try:
+            self.device: Callable[[], BlockDevice | None] = weakref.ref(device)
+        except TypeError:  # its class has slots, and none for this
+            self.device = lambda: device
+
+    def look(self) -> Seen:
+        """Of one that is closed, or is no more, what was seen last."""
+        device = self.device()
+        counted, reconnections, state = self._last.counted, self._last.reconnections, _state_of(device)
+        try:
+            if device is None:
+                counted = replace(counted, in_flight=0)
+            else:
+                counted = device.statistics()
+                reconnections = getattr(device, "reconnections", 0)
+        except BlkioError:  # not open yet, or a layer that is closed
+            counted, state = replace(counted, in_flight=0), "closed"
+        self._last = Seen(counted, reconnections, state)
+        return Seen(
+            self._before.counted + counted, self._before.reconnections + reconnections, self._last.state
+        )
+
+    def succeeded(self) -> Seen:
+        """What the next device of the name goes on from."""
+        seen = self.look()
+        return replace(seen, counted=replace(seen.counted, in_flight=0))
+
+
+def _state_of(device: BlockDevice | None) -> State:
+    """As far as it tells."""
+    if device is None or getattr(device, "closed", False):
+        return "closed"
+    if getattr(device, "lost", None) is not None:
+        return "lost"
+    return "reconnecting" if getattr(device, "reconnecting", False) else "present"
+
+
+@final
+class DeviceCollector(Collector):
+    """Tells Prometheus what devices count: ``prometheus_client.REGISTRY.register(collector)``.
+
+    All of its methods are for any thread. A scrape looks at the devices where it happens, beside their loops,
+    and disturbs no request: whether a device is open, lost, being reconnected or closed. The collector does
+    not keep devices: what is forgotten elsewhere is gone, and is told as it was last seen.
+    """
+
+    def __init__(self, *, buckets: Iterable[float] = BUCKETS) -> None:
+        """*buckets* are upper bounds for how long requests take, in seconds.
+
+        The counters that these are made from have 32 buckets in each doubling, so that a bound is right to
+        3 %.
+
+        Raises:
+            OptionError: they are not positive, finite, and rising.
+        """
+        self._bounds = tuple(map(float, buckets))
+        if not all(lower < upper for lower, upper in pairwise((0.0, *self._bounds, math.inf))):
+            raise OptionError(
+                f"buckets must be positive and finite numbers of seconds, each larger than the one before,"
+                f" not {self._bounds}"
+            )
+        self._watched: dict[str, _Watched] = {}
+        self._lock = threading.Lock()
+
+    def add(self, device: BlockDevice, name: str) -> None:
+        """Tell of *device* as ``device="name"``, from its first request on; before it is opened, of nothing.
+
+        Where another device has had the name, which is closed, its counters go on: no number falls when a
+        device is closed and another one opened in its place. A device and a layer over it count the same
+        requests: sum up one of them.
+
+        Raises:
+            OptionError: the name belongs to a device that is open, or it is empty.
+        """
+        if not name:
+            raise OptionError("a device needs a name by which metrics tell it from others, not ''")
+        with self._lock:
+            watched = self._watched.get(name)
+            former = watched.device() if watched is not None else None
+            if former is device:
+                return
+            if former is not None and not getattr(former, "closed", True):
+                raise OptionError(
+                    f"{name!r} is the name of {former!r}, which is open: close it, remove() it first, or"
+                    " choose another name"
+                )
+            self._watched[name] = _Watched(device, watched.succeeded() if watched is not None else Seen())
+
+    def remove(self, name: str) -> None:
+        """Tell nothing of it any more, and forget what it has counted.
+
+        Raises:
+            OptionError: no device has that name.
+        """
+        with self._lock:
+            if self._watched.pop(name, None) is None:
+                have = ", ".join(map(repr, self._watched)) or "none"
+                raise OptionError(f"no device is called {name!r}; there are: {have}")
+
+    def describe(self) -> Iterator[Family]:
+        """What is told of any device: the registry asks when the collector is registered."""
+        return map(_family, METRICS)
+
+    def collect(self) -> Iterator[Family]:
+        """For the registry."""
+        with self._lock:
+            seen = [((name, each.driver), each.look()) for name, each in self._watched.items()]
+        for metric in METRICS:
+            family = _family(metric)
+            for identity, one in seen:
+                for attributes, value in metric.values(one):
+                    self._put(family, (*identity, *attributes), value)
+            yield family
+
+    def _put(self, family: Family, labels: tuple[str, ...], value: float | LatencyHistogram) -> None:
+        if isinstance(value, LatencyHistogram):
+            assert isinstance(family, HistogramMetricFamily)
+            family.add_metric(labels, _buckets(value, self._bounds), value.sum)
+        else:
+            assert isinstance(family, CounterMetricFamily | GaugeMetricFamily)
+            family.add_metric(labels, value)
+
+
+def _family(metric: Metric) -> Family:
+    kind = {"counter": CounterMetricFamily, "gauge": GaugeMetricFamily, "histogram": HistogramMetricFamily}
+    make: Callable[..., Family] = kind[metric.kind]
+    unit = UNITS.get(metric.unit, "")
+    return make(metric.name.replace(".", "_"), metric.description, labels=metric.labels, unit=unit)
+
+
+def _buckets(histogram: LatencyHistogram, bounds: Sequence[float]) -> list[tuple[str, float]]:
+    """How many took no longer than each bound, and all of them.
+
+    A bucket counts where it lies wholly below the bound, whatever the longest request is by now:
+    ``count_up_to()`` knows better as long as that is shorter than the bound, and could fall later.
+    """
+    found: list[tuple[str, float]] = []
+    buckets = iter(histogram)
+    bucket, count = next(buckets, None), 0
+    for bound in bounds:
+        while bucket is not None and bucket.end <= bound:
+            count += bucket.requests
+            bucket = next(buckets, None)
+        found.append((repr(bound), count))
+    return [*found, ("+Inf", histogram.count)]
