@@ -16,7 +16,6 @@ Needs prometheus_client (``pip install aioblk[metrics]``), and is imported by it
 
 import math
 import threading
-import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from errno import errorcode
@@ -25,19 +24,20 @@ from typing import Literal, TypeAlias, final
 
 from ._queues.latency import LatencyHistogram
 from ._queues.statistics import QueueStatistics
-from .errors import BlkioError, OptionError
-from .layers.block_device import BlockDevice
+from .errors import BlkioError, DeviceClosedError, OptionError
+from .layers.block_device import BlockDevice, require_block_device
 
 try:
-    from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
-    from prometheus_client.metrics_core import Metric as Family
-    from prometheus_client.registry import Collector
+    from prometheus_client import Metric as Family
 except ModuleNotFoundError as error:
     if error.name != "prometheus_client":
         raise
     raise ModuleNotFoundError(
         "aioblk.metrics needs prometheus_client: pip install aioblk[metrics]", name=error.name
     ) from error
+
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.registry import Collector
 
 __all__ = ["BUCKETS", "METRICS", "DeviceCollector", "Metric"]
 
@@ -303,39 +303,45 @@ class _Watched:
 
     def __init__(self, device: BlockDevice, before: Seen) -> None:
         self.driver: str = getattr(device, "driver", type(device).__name__)
+        self.device: BlockDevice | None = device
+        """Until it is closed, and its counters have been seen once more."""
         self._before = before
         self._last = Seen()
-        try:
-            self.device: Callable[[], BlockDevice | None] = weakref.ref(device)
-        except TypeError:  # its class has slots, and none for this
-            self.device = lambda: device
 
     def look(self) -> Seen:
-        """Of one that is closed, or is no more, what was seen last."""
-        device = self.device()
-        counted, reconnections, state = self._last.counted, self._last.reconnections, _state_of(device)
+        """Where the device does not tell any more, or not yet, what was seen last."""
+        device = self.device
+        if device is not None:
+            self._last = self._look_at(device)
+        last, before = self._last, self._before
+        return Seen(before.counted + last.counted, before.reconnections + last.reconnections, last.state)
+
+    def _look_at(self, device: BlockDevice) -> Seen:
+        state = _state_of(device)
         try:
-            if device is None:
-                counted = replace(counted, in_flight=0)
-            else:
-                counted = device.statistics()
-                reconnections = getattr(device, "reconnections", 0)
-        except BlkioError:  # not open yet, or a layer that is closed
-            counted, state = replace(counted, in_flight=0), "closed"
-        self._last = Seen(counted, reconnections, state)
-        return Seen(
-            self._before.counted + counted, self._before.reconnections + reconnections, self._last.state
-        )
+            seen = Seen(device.statistics(), getattr(device, "reconnections", 0), state)
+        except BlkioError as error:  # not open yet, or a layer that is closed
+            seen = replace(self._last, counted=_at_rest(self._last.counted), state="closed")
+            is_over = isinstance(error, DeviceClosedError)
+        else:
+            is_over = state == "closed" and not seen.counted.in_flight
+        if is_over:
+            self.device = None
+        return seen
 
     def succeeded(self) -> Seen:
         """What the next device of the name goes on from."""
         seen = self.look()
-        return replace(seen, counted=replace(seen.counted, in_flight=0))
+        return replace(seen, counted=_at_rest(seen.counted))
 
 
-def _state_of(device: BlockDevice | None) -> State:
+def _at_rest(counted: QueueStatistics) -> QueueStatistics:
+    return replace(counted, in_flight=0)
+
+
+def _state_of(device: BlockDevice) -> State:
     """As far as it tells."""
-    if device is None or getattr(device, "closed", False):
+    if getattr(device, "closed", False):
         return "closed"
     if getattr(device, "lost", None) is not None:
         return "lost"
@@ -347,8 +353,8 @@ class DeviceCollector(Collector):
     """Tells Prometheus what devices count: ``prometheus_client.REGISTRY.register(collector)``.
 
     All of its methods are for any thread. A scrape looks at the devices where it happens, beside their loops,
-    and disturbs no request: whether a device is open, lost, being reconnected or closed. The collector does
-    not keep devices: what is forgotten elsewhere is gone, and is told as it was last seen.
+    and disturbs no request: whether a device is open, lost, being reconnected or closed. The collector keeps
+    a device until it is closed or removed; then, of one that is closed, what it has counted.
     """
 
     def __init__(self, *, buckets: Iterable[float] = BUCKETS) -> None:
@@ -377,20 +383,24 @@ class DeviceCollector(Collector):
         requests: sum up one of them.
 
         Raises:
-            OptionError: the name belongs to a device that is open, or it is empty.
+            OptionError: the name belongs to a device that is not closed, or is empty; or *device* is closed.
+            TypeError: it is no :class:`BlockDevice`.
         """
         if not name:
             raise OptionError("a device needs a name by which metrics tell it from others, not ''")
+        require_block_device(device)
         with self._lock:
             watched = self._watched.get(name)
-            former = watched.device() if watched is not None else None
+            former = watched.device if watched is not None else None
             if former is device:
                 return
             if former is not None and not getattr(former, "closed", True):
                 raise OptionError(
-                    f"{name!r} is the name of {former!r}, which is open: close it, remove() it first, or"
-                    " choose another name"
+                    f"{name!r} is the name of {former!r}, which is not closed: close it, remove() it first,"
+                    " or choose another name"
                 )
+            if getattr(device, "closed", False):
+                raise OptionError(f"{device!r} is closed: it counts nothing any more; add another one")
             self._watched[name] = _Watched(device, watched.succeeded() if watched is not None else Seen())
 
     def remove(self, name: str) -> None:
