@@ -38,8 +38,8 @@ FLOORS = (
 """From the top. A wing knows those below it."""
 
 MOST_ROOMS = 14  # at the root, beside its face; what is added is put into a wing, or argued here
-# metrics.py: it looks at any block device, so it lies above all of them, and is imported by its own name, since
-# what it needs is an extra.
+# metrics.py: it looks at any block device, so it lies above all of them; what it needs is an extra, so it is
+# imported by its own name.
 KNOWS_NO_DEVICE = ("services", "_sync")
 """Wings that can be used without any device."""
 
