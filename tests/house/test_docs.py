@@ -18,6 +18,7 @@ import pytest
 
 import aioblk
 from aioblk._native._core import Submitter
+from aioblk.metrics import METRICS
 
 from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
 from ..contract.drivers import BUFFERED, DIRECT, LOOP, NVME, VDUSE, VFIO, VHOST_USER
@@ -121,14 +122,23 @@ def test_every_page_is_in_the_index() -> None:
     ("kind", "page"),
     [
         (aioblk.Limits, "drivers"),
-        (aioblk.QueueStatistics, "performance"),
-        (aioblk.BounceStatistics, "performance"),
+        (aioblk.QueueStatistics, "observability"),
+        (aioblk.OperationStatistics, "observability"),
+        (aioblk.BounceStatistics, "observability"),
     ],
 )
 def test_every_limit_and_counter_is_explained(kind: type, page: str) -> None:
     """help() does not show what is written below a field."""
     text = PAGES[page].read_text()
     assert [field.name for field in dataclasses.fields(kind) if f"`{field.name}`" not in text] == []
+
+
+def test_every_metric_is_told_of_with_its_attributes() -> None:
+    text = PAGES["observability"].read_text()
+    for metric in METRICS:
+        kind = metric.kind if metric.unit.startswith("{") else f"{metric.kind}, {metric.unit}"
+        attributes = ", ".join(f"`{name}`" for name in metric.attributes)
+        assert f"| `{metric.name}` | {kind} | {attributes} | " in text
 
 
 def test_the_table_of_capabilities_is_that_of_the_contract() -> None:
