@@ -29,12 +29,12 @@ from .layers.block_device import BlockDevice, require_block_device
 
 try:
     from prometheus_client import Metric as Family
-except ModuleNotFoundError as error:
-    if error.name != "prometheus_client":
+except ModuleNotFoundError as _error:
+    if _error.name != "prometheus_client":
         raise
     raise ModuleNotFoundError(
-        "aioblk.metrics needs prometheus_client: pip install aioblk[metrics]", name=error.name
-    ) from error
+        "aioblk.metrics needs prometheus_client: pip install aioblk[metrics]", name=_error.name
+    ) from _error
 
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
@@ -231,7 +231,7 @@ METRICS: tuple[Metric, ...] = (
         "counter",
         "s",
         (),
-        "How long requests have waited for bounce memory, together.",
+        "How long requests waited that have got their bounce memory, together.",
         _of("bounce_seconds"),
     ),
     Metric(

@@ -117,9 +117,9 @@ class BouncePool:
         self._idle_check: asyncio.TimerHandle | None = None
         self._takes_seen = 0
         self._high_water = 0
-        self.waits = 0
+        self.waits: int = 0
         """Requests that had to wait."""
-        self.seconds_waited = 0.0
+        self.seconds_waited: float = 0.0
         """How long those have waited that had their turn, together."""
         self._requeues = 0
         self._grows = 0

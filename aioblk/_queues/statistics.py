@@ -87,9 +87,9 @@ class QueueStatistics:
     direct_wakes: int = 0
     """Tasks that were resumed without a detour through the loop."""
     bounce_waits: int = 0
-    """Requests that had to wait for bounce memory, and got it."""
+    """Requests that had to wait for bounce memory."""
     bounce_seconds: float = 0.0
-    """How long they waited for it, together."""
+    """How long those waited that have got it, together."""
     read: OperationStatistics = OperationStatistics()
     write: OperationStatistics = OperationStatistics()
     write_zeroes: OperationStatistics = OperationStatistics()
