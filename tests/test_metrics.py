@@ -416,7 +416,7 @@ async def test_threads_scrape_while_the_loop_works_and_devices_come_and_go(
                 device.measuring = True
                 collector.add(device, "data")
                 looks = 0
-                while looks < 4:  # some of them in the middle
+                while looks < 4 and not any(thread.done() for thread in threads):  # it has failed
                     await device.read(0, BLOCK)
                     done += 1
                     looks += scraped.acquire(blocking=False)

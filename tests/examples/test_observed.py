@@ -120,6 +120,13 @@ def test_what_the_dashboard_asks_for_there_is(title: str, target: dict[str, Any]
     )
 
 
+def test_what_the_documentation_asks_for_there_is() -> None:
+    page = (EXAMPLES.parent / "docs" / "observability.md").read_text()
+    asked = {name for name, _ in SELECTOR.findall(page)}
+    assert len(asked) > 5
+    assert asked <= SERIES.keys()
+
+
 def test_the_dashboard_chooses_by_labels_that_there_are() -> None:
     for variable in DASHBOARD["templating"]["list"]:
         if variable["type"] == "query":
