@@ -11,8 +11,7 @@ from ..errors import DeviceLostError
 
 __all__ = ["Instrument", "Instruments", "RequestInfo"]
 
-log: logging.Logger = logging.getLogger("aioblk.instruments")
-log.addHandler(logging.NullHandler())
+log: logging.Logger = logging.getLogger("aioblk.instruments")  # nobody else tells that one was removed
 
 
 @final

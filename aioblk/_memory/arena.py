@@ -512,6 +512,7 @@ class ArenaShare:
         """
         if length <= 0:
             raise ValueError(f"length must be positive, not {length}")
+        running_loop("acquire")
         least = length if at_least is None else at_least
         if not 0 < least <= length:
             raise ValueError(f"at_least must be from 1 to the length, {length}, not {at_least}")

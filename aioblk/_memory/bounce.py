@@ -157,7 +157,7 @@ class BouncePool:
             self._core.abandon_bounce()
             if not self._memory.limits.needs_mem_regions:
                 self._handle.abandon_mem_region(self._region)
-                log.warning(
+                log.info(
                     "%d bytes of bounce memory are never released: %s, which is lost, may write to them",
                     self._region.length,
                     self._handle.subject,

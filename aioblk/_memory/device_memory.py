@@ -321,7 +321,7 @@ class DeviceMemory:
         if self._core.retire_region(mapped.start):
             mapped.abandoned = True
             _abandoned.append(mapped)  # in use for good: a lost device may still write there
-            log.warning(
+            log.info(
                 "%d registered bytes are never released: %s, which is lost, may write to them",
                 mapped.region.length,
                 self._handle.subject,

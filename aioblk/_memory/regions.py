@@ -19,6 +19,7 @@ from .mapped import Mapped
 __all__ = ["MemoryRegion"]
 
 log: logging.Logger = logging.getLogger("aioblk.memory")
+log.addHandler(logging.NullHandler())  # who has set up no logging is told of loss by exceptions
 
 
 class Registrar(Protocol):

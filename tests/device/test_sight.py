@@ -534,6 +534,7 @@ async def test_a_pool_that_is_too_small_is_said_once_a_minute(
 async def test_memory_that_is_never_released_is_said(
     storage_daemon: StorageDaemonFactory, caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO, "aioblk.memory")
     daemon = storage_daemon()
     async with aioblk.VirtioBlkVhostUser(daemon.socket) as device, device.allocate(BLOCK) as region:
         with held(daemon):

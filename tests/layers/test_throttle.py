@@ -35,14 +35,7 @@ class Clock:
                 clock._timers.append((clock.now + seconds, handle))
                 return handle
 
-        class Asyncio:
-            def __getattr__(self, name: str) -> Any:
-                return getattr(asyncio, name)
-
-            def get_running_loop(self) -> Any:
-                return Seen()
-
-        monkeypatch.setattr(_throttling, "asyncio", Asyncio())
+        monkeypatch.setattr(_throttling, "running_loop", lambda _operation: Seen())
 
     async def go_on(self, seconds: float) -> None:
         """To each timer in turn, and some turns of the loop after each."""

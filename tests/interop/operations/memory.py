@@ -159,6 +159,30 @@ async def acquire(ground: Ground) -> AsyncIterator[Scene]:
     await arena.aclose()
 
 
+@operation("ArenaShare.acquire")
+async def acquire_by_a_share(ground: Ground) -> AsyncIterator[Scene]:
+    arena = aioblk.Arena(BLOCK_SIZE)
+    await arena.__aenter__()
+    taken: list[aioblk.ArenaBuffer] = []
+    with arena.share(size=BLOCK) as share:
+
+        async def acquire() -> None:
+            with await share.acquire(2 * BLOCK):
+                pass
+
+        async def check() -> None:
+            assert arena.statistics().in_use == BLOCK
+            at_once(acquire())
+
+        yield Scene(
+            acquire,
+            lambda: taken.append(arena.allocate(BLOCK_SIZE - BLOCK)),
+            lambda: taken.pop().release(),
+            check,
+        )
+    await arena.aclose()
+
+
 def _followed(call: Callable[[aioblk.ArenaAttachment, aioblk.ArenaBlock], Awaitable[None]]) -> Scenery:
     """What an arena calls of its attachments, called from outside, of an arena that it is not."""
 

@@ -57,6 +57,35 @@ async def drain(ground: Ground) -> AsyncIterator[Scene]:
     yield Scene(in_flight.drain, lambda: at_once(in_flight.enter()), in_flight.leave, check)
 
 
+@operation("InFlightShare.enter")
+async def enter_by_a_share(ground: Ground) -> AsyncIterator[Scene]:
+    in_flight = aioblk.InFlight(requests=2, kept=0.5)
+    with in_flight.share(requests=1) as share, in_flight.share() as other:
+
+        async def enter_and_leave() -> None:
+            await other.enter()
+            other.leave()
+
+        async def check() -> None:
+            assert not in_flight.requests
+            at_once(share.enter())
+            at_once(other.enter())
+            share.leave()
+            other.leave()
+
+        yield Scene(enter_and_leave, lambda: at_once(in_flight.enter()), in_flight.leave, check)
+
+
+@operation("InFlightShare.drain", closes=True)
+async def drain_a_share(ground: Ground) -> AsyncIterator[Scene]:
+    with aioblk.InFlight(requests=1).share() as share:
+
+        async def check() -> None:
+            at_once(share.drain())
+
+        yield Scene(share.drain, lambda: at_once(share.enter()), share.leave, check)
+
+
 MESSAGE = bytes(range(8))
 
 RECEIVING: dict[str, Callable[[aioblk.SocketStream], Awaitable[object]]] = {
