@@ -37,8 +37,8 @@ class Lane:
         """
         if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
             raise ValueError(f"weight must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {weight}")
-        self.weight = weight
-        self.clock = 0
+        self.weight: float = weight
+        self.clock: int = 0
         """What it has been granted, by its weight, while others waited as well."""
         self.turns: OrderedDict[_Turn[Any], None] = OrderedDict()
         self.place: tuple[int, int, Lane] | None = None
