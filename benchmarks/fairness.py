@@ -30,12 +30,13 @@ KINDS = {"file": "cached file", "vhost-user": "vhost-user"}
 
 
 def limits_of_clients(kind: str) -> dict[str, Limit]:
-    """A client of 16 requests of 64 KiB at a time, beside others of the same service on one device. What it
-    is without shares is there to be looked at: it says what the figure with them is worth."""
+    """A client of 16 requests of 64 KiB at a time, or one, beside another of the same service on one device:
+    a greedy one, and one that has an equal share and no more. What it is without shares is there to be looked
+    at: it says what the figure with them is worth."""
     found: dict[str, Limit] = {}
     for what in ("requests", "memory"):
         begin = f"{KINDS[kind]}, shares of {what}"
-        times = "p99 beside a greedy client, to that beside one like itself"
+        times = "p99 beside a greedy client, to that at an equal share"
         found |= {
             f"{kind} {what} greedy": Limit(f"{begin}: {times}", 2.0),
             f"{kind} {what} greedy_without": Limit("  without shares", math.inf),

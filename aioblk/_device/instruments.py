@@ -15,9 +15,10 @@ log: logging.Logger = logging.getLogger("aioblk.instruments")  # nobody else tel
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class RequestInfo:
-    """A request, as an instrument sees it: the same object when it has begun and when it has finished."""
+    """A request, as an instrument sees it: the same object when it has begun and when it has finished, and
+    equal to no other, so that it can be the key to what is known of it."""
 
     operation: str
     """``read`` for all that reads, and so on; zones have ``report_zones`` and the like."""

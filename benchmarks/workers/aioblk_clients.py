@@ -156,10 +156,11 @@ class Situation:
 
 
 async def beside_a_greedy_one(device: aioblk.Device, *, by_places: bool) -> dict[str, float]:
-    """By how much the polite client's p99 grows, from that beside a client like itself."""
+    """By how much the polite client's p99 grows, from that beside a client that has an equal share of the
+    device and no more: one like itself or, where it has one request at a time, one that uses its share."""
     equal, greedy = Situation(EACH, EACH, shares=True), Situation(EACH, WANTED, shares=True)
     without = Situation(EACH, WANTED, shares=False)
-    one, one_greedy = Situation(1, 1, shares=True), Situation(1, WANTED, shares=True)
+    one, one_greedy = (Situation(1, other, shares=True) for other in (EACH, WANTED))
     small, small_greedy = (Situation(EACH, other, shares=True, size=SMALL) for other in (EACH, WANTED))
     situations: Sequence[Situation] = (equal, greedy, without, small, small_greedy, one, one_greedy)
     for _ in range(SLICES):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+import dataclasses
 import errno
 import gc
 import logging
@@ -278,13 +279,17 @@ async def test_an_instrument_is_told_of_each_request(scratch_file: Path) -> None
             await device.write(1 << 62, bytes(BLOCK))
         device.remove_instrument(notes)
         await device.read(0, BLOCK)
-    write = aioblk.RequestInfo("write", BLOCK, BLOCK, 1)
-    batch = aioblk.RequestInfo("read", 0, 2 * BLOCK, 2)
-    flush = aioblk.RequestInfo("flush", 0, 0, 1)
-    failed = aioblk.RequestInfo("write", 1 << 62, BLOCK, 1)
-    assert notes.begun == [(each, "mine") for each in (write, batch, flush, failed)]
-    assert notes.finished == [(write, None), (batch, None), (flush, None), (failed, caught.value)]
-    assert all(one is other for (one, _), (other, _) in zip(notes.begun, notes.finished, strict=True))
+    assert [dataclasses.astuple(request) for request, _ in notes.begun] == [
+        ("write", BLOCK, BLOCK, 1),
+        ("read", 0, 2 * BLOCK, 2),
+        ("flush", 0, 0, 1),
+        ("write", 1 << 62, BLOCK, 1),
+    ]
+    assert {context for _, context in notes.begun} == {"mine"}
+    assert notes.finished == [
+        (request, error)
+        for (request, _), error in zip(notes.begun, [None, None, None, caught.value], strict=True)
+    ]
 
 
 async def test_an_instrument_is_told_what_becomes_of_the_device(

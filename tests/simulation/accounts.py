@@ -14,18 +14,20 @@ class Accounts:
     """Of one device, since it was opened."""
 
     def __init__(self) -> None:
-        self._under_way: dict[int, aioblk.RequestInfo] = {}
+        self._under_way: set[aioblk.RequestInfo] = set()
         self._ended = 0
         self._wrong: str | None = None
 
     def request_begun(self, request: aioblk.RequestInfo) -> None:
-        if self._under_way.setdefault(id(request), request) is not request:
+        if request in self._under_way:
             self._wrong = f"{request} has begun twice"
+        self._under_way.add(request)
 
     def request_finished(self, request: aioblk.RequestInfo, _error: BaseException | None) -> None:
         self._ended += request.requests
-        if self._under_way.pop(id(request), None) is not request:
+        if request not in self._under_way:
             self._wrong = f"{request} has ended, and was not under way"
+        self._under_way.discard(request)
 
     def close(self, counted: aioblk.QueueStatistics) -> None:
         """Nothing is under way any more.
@@ -33,7 +35,7 @@ class Accounts:
         Raises Wrong: the instrument was told otherwise, or of other requests than the device has counted.
         """
         if self._wrong is None and self._under_way:
-            self._wrong = f"never ended, says the instrument: {list(self._under_way.values())}"
+            self._wrong = f"never ended, says the instrument: {self._under_way}"
         timed = sum(each.latency.count for each in counted.operations.values())
         if self._wrong is None and not timed <= counted.completed + counted.failed <= counted.submitted:
             self._wrong = f"more requests were timed than there were: {counted}"
