@@ -1,12 +1,16 @@
 """What a block device that makes its own requests counts."""
 
 import asyncio
-from typing import Any, final
+from collections import Counter
+from typing import Any, Literal, TypeAlias, final, get_args
 
-from .._queues.statistics import QueueStatistics
+from .._queues.statistics import OperationStatistics, QueueStatistics
 from .._sync.scopes import shielded_if_cancelled
 
-__all__ = ["Counts"]
+__all__ = ["Counts", "Operation"]
+
+Operation: TypeAlias = Literal["read", "write", "write_zeroes", "discard", "flush"]
+OPERATIONS: tuple[Operation, ...] = get_args(Operation)
 
 
 @final
@@ -15,44 +19,54 @@ class Counts:
 
     def __init__(self) -> None:
         self._submitted = 0
-        self._completed = 0
-        self._failed = 0
         self._cancelled = 0
-        self._bytes_read = 0
-        self._bytes_written = 0
+        self._completed = Counter[Operation]()
+        self._bytes = Counter[Operation]()
+        self._errors: dict[Operation, Counter[int]] = {}
         self._in_flight: set[asyncio.Future[Any]] = set()
 
-    def refused(self) -> None:
+    def refused(self, operation: Operation, error: BaseException) -> None:
         """A request that was accepted, and had failed by then."""
         self._submitted += 1
-        self._failed += 1
+        self._fail(operation, error)
 
-    def add(self, request: "asyncio.Future[Any]", *, read: int = 0, written: int = 0) -> None:
+    def add(self, request: "asyncio.Future[Any]", operation: Operation, length: int) -> None:
         """A request is under way; so many bytes of it count when it is done."""
         self._submitted += 1
         self._in_flight.add(request)
-        request.add_done_callback(lambda request: self._done(request, read, written))
+        request.add_done_callback(lambda request: self._done(request, operation, length))
 
-    def _done(self, request: "asyncio.Future[Any]", read: int, written: int) -> None:
+    def _done(self, request: "asyncio.Future[Any]", operation: Operation, length: int) -> None:
         self._in_flight.discard(request)
         if request.cancelled():
             self._cancelled += 1
-        elif request._exception is None:  # exception() would count as retrieving it
-            self._completed += 1
-            self._bytes_read += read
-            self._bytes_written += written
+        elif request._exception is not None:  # exception() would count as retrieving it
+            self._fail(operation, request._exception)
         else:
-            self._failed += 1
+            self._completed[operation] += 1
+            self._bytes[operation] += length
+
+    def _fail(self, operation: Operation, error: BaseException) -> None:
+        number = error.errno if isinstance(error, OSError) else None
+        self._errors.setdefault(operation, Counter())[number or 0] += 1
+
+    def _of(self, operation: Operation) -> OperationStatistics:
+        errors = self._errors.get(operation, Counter[int]())
+        return OperationStatistics(
+            self._completed[operation], errors.total(), self._bytes[operation], dict(errors)
+        )
 
     def snapshot(self) -> QueueStatistics:
+        by_operation: dict[str, Any] = {name: self._of(name) for name in OPERATIONS}
         return QueueStatistics(
             submitted=self._submitted,
-            completed=self._completed,
-            failed=self._failed,
+            completed=self._completed.total(),
+            failed=sum(errors.total() for errors in self._errors.values()),
             cancelled=self._cancelled,
             in_flight=len(self._in_flight),
-            bytes_read=self._bytes_read,
-            bytes_written=self._bytes_written,
+            bytes_read=self._bytes["read"],
+            bytes_written=self._bytes["write"],
+            **by_operation,
         )
 
     async def finish(self) -> None:

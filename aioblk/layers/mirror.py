@@ -16,7 +16,7 @@ from .._sync.scopes import shielded_if_cancelled
 from ..errors import BlkioError, OptionError, UnsupportedError, UsageError
 from ._begun import Begun, failed
 from ._combined import combined_limits
-from ._counts import Counts
+from ._counts import Counts, Operation
 from ._legs import Leg, Legs, LegState, Member
 from ._mirrored import Call, Change, Read
 from ._standalone import Standalone
@@ -158,7 +158,7 @@ class Mirror(Standalone):
 
     def _read(self, offset: int, length: int, call: Call[T]) -> Awaitable[T]:
         if error := self._refusal("read", offset, length):
-            self._counts.refused()
+            self._counts.refused("read", error)
             return failed(error)
         read = Read(
             self._legs,
@@ -166,7 +166,7 @@ class Mirror(Standalone):
             is_changing=lambda: self._turns.meet(offset, offset + length),
             ends=lambda outcomes: self._legs.read_ends(offset, length, outcomes),
         )
-        self._counts.add(read, read=length)
+        self._counts.add(read, "read", length)
         return Begun(read)
 
     # --- changing -------------------------------------------------------------------------------------------
@@ -196,16 +196,15 @@ class Mirror(Standalone):
         offset, length = self._asked.to_change("write_zeroes", offset, length)
         if no_fallback and self._zeroes_slowly:
             self._refuse_if_closed("write_zeroes")
-            self._counts.refused()
-            return failed(
-                UnsupportedError(
-                    "a leg of the mirror would have to write zeroes out",
-                    driver="mirror",
-                    operation="write_zeroes",
-                    offset=offset,
-                    length=length,
-                )
+            error = UnsupportedError(
+                "a leg of the mirror would have to write zeroes out",
+                driver="mirror",
+                operation="write_zeroes",
+                offset=offset,
+                length=length,
             )
+            self._counts.refused("write_zeroes", error)
+            return failed(error)
 
         how = {"fua": fua, "no_unmap": no_unmap, "no_fallback": no_fallback}
         return self._zero("write_zeroes", offset, length, how)
@@ -219,7 +218,7 @@ class Mirror(Standalone):
             length = 0
         return self._zero("discard", offset, length, {"no_fallback": True})
 
-    def _zero(self, operation: str, offset: int, length: int, how: dict[str, bool]) -> Awaitable[None]:
+    def _zero(self, operation: Operation, offset: int, length: int, how: dict[str, bool]) -> Awaitable[None]:
         def zero_slowly(leg: BlockDevice) -> Awaitable[None]:
             self._zeroes_slowly = True
             return leg.write_zeroes(offset, length, **how | {"no_fallback": False})
@@ -234,7 +233,7 @@ class Mirror(Standalone):
 
     def _change(
         self,
-        operation: str,
+        operation: Operation,
         offset: int,
         length: int,
         call: Call[None],
@@ -242,7 +241,7 @@ class Mirror(Standalone):
         instead: Call[None] | None = None,
     ) -> Awaitable[None]:
         if error := self._refusal(operation, offset, length):
-            self._counts.refused()
+            self._counts.refused(operation, error)
             return failed(error)
         change = Change(
             self._legs,
@@ -251,7 +250,7 @@ class Mirror(Standalone):
             ends=lambda outcomes: self._legs.change_ends(offset, length, outcomes),
             instead=instead,
         )
-        self._counts.add(change, written=length)
+        self._counts.add(change, operation, length)
         self._turns.take(offset, offset + length, lambda turn: self._begin(change, turn))
         return Begun(change)
 
@@ -269,7 +268,7 @@ class Mirror(Standalone):
             begins=lambda: None,
             ends=lambda outcomes: self._legs.flush_ends(covered, outcomes),
         )
-        self._counts.add(flush)
+        self._counts.add(flush, "flush", 0)
         self._turns.take(0, 0, lambda turn: self._begin(flush, turn))  # no bytes: nobody waits
         return Begun(flush)
 

@@ -15,7 +15,7 @@ from .._native.buffers import flat
 from .._queues.statistics import QueueStatistics
 from ..errors import BlkioError, OptionError
 from ..layers._begun import Begun
-from ..layers._counts import Counts
+from ..layers._counts import Counts, Operation
 from ..layers._standalone import Standalone
 from ._done import Done
 from ._media import Media
@@ -110,28 +110,28 @@ class MemoryDevice(Standalone):
     def read(self, offset: int, length: int) -> Awaitable[bytes]:
         offset, length = self._asked.to_read(offset, length)
         if error := self._refusal("read", offset, length):
-            return self._request(error)
+            return self._request("read", error)
         self._bounced_bytes += length if self._limits.needs_mem_regions else 0
-        return self._request(self._media.read(offset, length), read=length)
+        return self._request("read", self._media.read(offset, length), length)
 
     def readv(self, offset: int, buffers: Sequence[Buffer]) -> Awaitable[None]:
         offset, length = self._asked.to_fill(offset, buffers := tuple(buffers))
         if error := self._refusal("read", offset, length):
-            return self._request(error)
+            return self._request("read", error)
         views = self._views(buffers)
         data = self._media.read(offset, length)
         done = 0
         for view in views:
             view[:] = data[done : done + len(view)]
             done += len(view)
-        return self._request(None, views, read=length)
+        return self._request("read", None, length, views)
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
         offset, length = self._asked.to_write(offset, buffers := tuple(buffers))
         if error := self._refusal("write", offset, length):
-            return self._request(error)
+            return self._request("write", error)
         views = self._views(buffers)
-        return self._put(offset, length, b"".join(views), fua, views)
+        return self._put("write", offset, length, b"".join(views), fua, views)
 
     def write_zeroes(
         self,
@@ -144,28 +144,35 @@ class MemoryDevice(Standalone):
     ) -> Awaitable[None]:
         offset, length = self._asked.to_change("write_zeroes", offset, length)
         if error := self._refusal("write_zeroes", offset, length):
-            return self._request(error)
-        return self._put(offset, length, None, fua)
+            return self._request("write_zeroes", error)
+        return self._put("write_zeroes", offset, length, None, fua)
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
         """Of what is discarded, all reads as zeroes."""
         offset, length = self._asked.to_discard(offset, length)
         if error := self._refusal("discard", offset, length):
-            return self._request(error)
-        return self._put(offset, max(min(length, self._capacity - offset), 0), None, False)
+            return self._request("discard", error)
+        length = max(min(length, self._capacity - offset), 0)
+        return self._put("discard", offset, length, None, False)
 
     def flush(self) -> Awaitable[None]:
         self._asked.to_flush()
         self._refuse_if_closed("flush")
-        return self._request(None, on_done=self._start_flush())
+        return self._request("flush", None, on_done=self._start_flush())
 
     # --- how they are executed ------------------------------------------------------------------------------
 
     def _put(
-        self, offset: int, length: int, data: bytes | None, fua: bool, keep: object = None
+        self,
+        operation: Operation,
+        offset: int,
+        length: int,
+        data: bytes | None,
+        fua: bool,
+        keep: object = None,
     ) -> Awaitable[None]:
         self._capacity = max(self._capacity, offset + length)
-        return self._request(None, keep, self._store(offset, length, data, fua), written=length)
+        return self._request(operation, None, length, keep, self._store(offset, length, data, fua))
 
     def _store(
         self, offset: int, length: int, data: bytes | None, fua: bool
@@ -184,15 +191,14 @@ class MemoryDevice(Standalone):
 
     def _request(
         self,
+        operation: Operation,
         outcome: T | BaseException,
+        length: int = 0,
         keep: object = None,
         on_done: Callable[[bool], object] | None = None,
-        *,
-        read: int = 0,
-        written: int = 0,
     ) -> Awaitable[T]:
         request = Done(outcome, keep, on_done)
-        self._counts.add(request, read=read, written=written)
+        self._counts.add(request, operation, length)
         return Begun(request)
 
     def _views(self, buffers: Sequence[Buffer]) -> list[memoryview]:

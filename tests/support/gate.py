@@ -10,6 +10,7 @@ import pytest
 
 from aioblk._sync import blocking, threads
 from aioblk.layers._begun import Begun
+from aioblk.layers._counts import Operation
 from aioblk.testing import MemoryDevice
 
 __all__ = ["Gate", "ThreadGate"]
@@ -66,18 +67,17 @@ class Gate(MemoryDevice):
 
     def _request(
         self,
+        operation: Operation,
         outcome: Any,
+        length: int = 0,
         keep: object = None,
         on_done: Callable[[bool], object] | None = None,
-        *,
-        read: int = 0,
-        written: int = 0,
     ) -> Any:
         if not self._holds:
-            return super()._request(outcome, keep, on_done, read=read, written=written)
+            return super()._request(operation, outcome, length, keep, on_done)
         request = _Held(outcome, keep)
         self._held.append(request)
-        self._counts.add(request, read=read, written=written)
+        self._counts.add(request, operation, length)
         return Begun(request)
 
 

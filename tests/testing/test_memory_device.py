@@ -51,6 +51,8 @@ async def test_what_it_counts() -> None:
     counted = device.statistics()
     assert (counted.submitted, counted.completed, counted.failed, counted.in_flight) == (3, 2, 1, 0)
     assert (counted.bytes_read, counted.bytes_written) == (50, 100)
+    assert counted.write == aioblk.OperationStatistics(completed=1, bytes=100)
+    assert counted.read == aioblk.OperationStatistics(1, 1, 50, {outcomes[2].errno or 0: 1})
 
 
 async def test_memory_that_it_does_not_reach_is_counted() -> None:

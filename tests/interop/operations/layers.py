@@ -233,10 +233,10 @@ class ZonedGate(Gate):
         starts = [offset + number * ZONE for number in range(zones)]
         kind, state = aioblk.ZoneType.SEQUENTIAL_REQUIRED.value, aioblk.ZoneState.EMPTY.value
         answer = b"".join(_ZONE.pack(start, ZONE, ZONE, start, kind, state, 0) for start in starts)
-        return cast(Awaitable[bytes], self._request(answer))
+        return cast(Awaitable[bytes], self._request("read", answer))
 
     def _manage_zone(self, command: str, offset: int = 0) -> Awaitable[None]:
-        return cast(Awaitable[None], self._request(None))
+        return cast(Awaitable[None], self._request("flush", None))
 
 
 async def _report(zones: aioblk.Zones) -> None:
