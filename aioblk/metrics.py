@@ -16,6 +16,7 @@ Needs prometheus_client (``pip install aioblk[metrics]``), and is imported by it
 
 import math
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from errno import errorcode
@@ -126,11 +127,11 @@ def _durations(seen: Seen) -> Values:
 
 
 def _errors(seen: Seen) -> Values:
-    return [
-        ((name, errorcode.get(number, "_OTHER")), count)
-        for name, each in seen.counted.operations.items()
-        for number, count in each.errors.items()
-    ]
+    found = Counter[tuple[str, str]]()
+    for name, each in seen.counted.operations.items():
+        for number, count in each.errors.items():
+            found[name, errorcode.get(number, "_OTHER")] += count
+    return list(found.items())
 
 
 def _states(seen: Seen) -> Values:
@@ -335,6 +336,14 @@ class _Watched:
         return replace(seen, counted=_at_rest(seen.counted))
 
 
+def _counts_on(device: BlockDevice, before: Seen) -> bool:
+    """Whether it has counted all that before: a layer that is made anew has its device's counters."""
+    try:
+        return 0 < before.counted.submitted <= device.statistics().submitted
+    except BlkioError:  # not open yet
+        return False
+
+
 def _at_rest(counted: QueueStatistics) -> QueueStatistics:
     return replace(counted, in_flight=0)
 
@@ -373,7 +382,7 @@ class DeviceCollector(Collector):
                 f" not {self._bounds}"
             )
         self._watched: dict[str, _Watched] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # what a scrape lets go of may call it again
 
     def add(self, device: BlockDevice, name: str) -> None:
         """Tell of *device* as ``device="name"``, from its first request on; before it is opened, of nothing.
@@ -389,6 +398,10 @@ class DeviceCollector(Collector):
         if not name:
             raise OptionError("a device needs a name by which metrics tell it from others, not ''")
         require_block_device(device)
+        try:
+            name.encode()
+        except (UnicodeEncodeError, AttributeError):
+            raise OptionError(f"a name must be text that can be written as UTF-8, not {name!r}") from None
         with self._lock:
             watched = self._watched.get(name)
             former = watched.device if watched is not None else None
@@ -401,7 +414,10 @@ class DeviceCollector(Collector):
                 )
             if getattr(device, "closed", False):
                 raise OptionError(f"{device!r} is closed: it counts nothing any more; add another one")
-            self._watched[name] = _Watched(device, watched.succeeded() if watched is not None else Seen())
+            before = watched.succeeded() if watched is not None else Seen()
+            if _counts_on(device, before):
+                before = replace(before, counted=QueueStatistics.none())
+            self._watched[name] = _Watched(device, before)
 
     def remove(self, name: str) -> None:
         """Tell nothing of it any more, and forget what it has counted.

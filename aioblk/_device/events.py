@@ -75,16 +75,16 @@ class Events:
         match event:
             case DeviceLost(error):
                 log.warning("%s is lost: %s", self._name, error.message)
-                self._instruments.tell("device_lost", error)
+                self._instruments.tell_soon("device_lost", error)
             case DeviceSearching():
                 log.warning("%s has lost its backend, and is looking for another", self._name)
-                self._instruments.tell("device_searching")
+                self._instruments.tell_soon("device_searching")
             case DeviceReturned():
                 log.info("%s is back", self._name)
-                self._instruments.tell("device_returned")
+                self._instruments.tell_soon("device_returned")
             case DeviceResized(before, capacity):
                 log.info("%s has %d bytes now, and had %d", self._name, capacity, before)
-                self._instruments.tell("device_resized", before, capacity)
+                self._instruments.tell_soon("device_resized", before, capacity)
         for listener in tuple(self._listeners):
             listener.untold.append(event)
             listener.news.set()
@@ -94,7 +94,7 @@ class Events:
         if not self._has_ended:
             self._has_ended = True
             log.debug("%s is being closed", self._name)
-            self._instruments.tell("device_closing")
+            self._instruments.tell_soon("device_closing")
         for listener in tuple(self._listeners):
             listener.news.set()
 

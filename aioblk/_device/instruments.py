@@ -1,6 +1,7 @@
 """Who is told of each request of a device, and of what becomes of the device."""
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,10 +34,11 @@ class RequestInfo:
 class Instrument:
     """Methods that a device calls, as far as an object has them; this class need not be among its bases.
 
-    They are called where it happens: in the thread of the queue, or of the device, in the middle of a
-    submission or of a turn of the loop. So they should be short. They may not await; what they may do with
-    the device is what any callback may. An instrument that raises an exception is removed, and the exception
-    logged (``aioblk.instruments``): what it looks at goes on.
+    Those of requests are called where it happens: in the thread of the queue, in the middle of a submission
+    or of a turn of the loop. Those of the device are called by its loop, in the next turn. They should be
+    short, and may not await; what they may do with the device is what any callback may. An instrument that
+    raises an exception is removed, and the exception logged (``aioblk.instruments``): what it looks at goes
+    on.
     """
 
     def request_begun(self, request: RequestInfo, /) -> None:
@@ -107,17 +109,31 @@ class Instruments:
         """Whether any is to be told of each request."""
         return any(name in methods for _, methods in self._all for name in OF_REQUESTS)
 
+    def tell_soon(self, name: str, *args: object) -> None:
+        """The same from the loop, and not in the middle of what becomes of the device."""
+        if self._all:
+            asyncio.get_running_loop().call_soon(self.tell, name, *args)
+
     def tell(self, name: str, *args: object) -> None:
-        """Call the method of all that have it."""
+        """Call the method of all that have it. What is no error, as KeyboardInterrupt, is raised then."""
+        order: BaseException | None = None
         for instrument, methods in self._all:
             method = methods.get(name)
-            if method is None:
+            if method is None or not self._has(instrument):  # another one may have removed it
                 continue
             try:
                 method(*args)
             except Exception:
-                log.exception("%r is removed from %s: its %s() failed", instrument, self._subject, name)
                 self._drop(instrument)
+                with contextlib.suppress(Exception):  # whatever has been made of logging
+                    log.exception("%r is removed from %s: its %s() failed", instrument, self._subject, name)
+            except BaseException as error:
+                order = order or error
+        if order is not None:
+            try:
+                raise order
+            finally:
+                del order  # which has this frame
 
     # --- requests: what the compiled core calls -------------------------------------------------------------
 

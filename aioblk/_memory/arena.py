@@ -110,6 +110,7 @@ class Arena(AsyncClosing):
         self._work = SteadfastTasks("arena")
         self._turn = asyncio.Lock()  # of whoever changes blocks or attaches devices
         self._closed = False
+        self._trimming = False
         # Who waits for room, on this loop.
         self._queue = FairQueue()
         self._lane = Lane()
@@ -210,7 +211,11 @@ class Arena(AsyncClosing):
     def _attempt(self, length: int, least: int, in_turn: bool) -> tuple[ArenaBuffer, int] | None:
         self._refuse_what_never_fits(least)
         buffer = _take(self._blocks, length, least) if in_turn else None
-        return None if buffer is None else (buffer, len(buffer))
+        return None if buffer is None else (buffer, self._rounded(len(buffer)))
+
+    def _rounded(self, length: int) -> int:
+        """What a buffer takes."""
+        return -(-length // self._alignment) * self._alignment
 
     async def _wait(
         self,
@@ -219,7 +224,8 @@ class Arena(AsyncClosing):
         own: Carver | None = None,
     ) -> ArenaBuffer:
         """Wait in a lane, of which *own* is no part of what is common."""
-        self._loop = running_loop("acquire")
+        if not self._queue.waiting:  # or else it is refused, if it is another loop than theirs
+            self._loop = running_loop("acquire")
         self._waiting += 1
         # From now on: a buffer may come back in another thread at any time, also before the first attempt.
         if self._waiting == 1:
@@ -267,7 +273,7 @@ class Arena(AsyncClosing):
 
         Raises:
             ValueError: *size* is negative, or the weight is not from a millionth to a million.
-            MemoryError: no block has that much in a row.
+            MemoryError: no block has that much in a row, or the arena is being trimmed.
             UsageError: the arena is closed.
         """
         if size < 0:
@@ -276,7 +282,9 @@ class Arena(AsyncClosing):
         self._refuse_if_closed("have a share of")
         if not size:
             return ArenaShare(self, lane, None)
-        whole = -(-size // self._alignment) * self._alignment
+        if self._trimming:
+            raise MemoryError("the arena is being trimmed, and has no room meanwhile; await trim() first")
+        whole = self._rounded(size)
         buffer = _take(self._blocks, whole, whole)
         if buffer is None:
             longest = max((block._longest_room for block in self._blocks), default=0)
@@ -356,7 +364,7 @@ class Arena(AsyncClosing):
     async def trim(self) -> int:
         """Give the pages of free memory back to the system; returns how many bytes that are.
 
-        Meanwhile, :meth:`allocate` finds no room, and :meth:`acquire` waits.
+        Meanwhile, :meth:`allocate` and :meth:`share` find no room, and :meth:`acquire` waits.
 
         Raises:
             UsageError: an attached device may have pinned the pages, or they are locked.
@@ -375,9 +383,11 @@ class Arena(AsyncClosing):
                         operation="trim",
                     )
             blocks = self.blocks
+            self._trimming = True
             try:
                 return await run_blocking(lambda: sum(block._give_free_pages_back() for block in blocks))
             finally:
+                self._trimming = False
                 self._queue.serve()  # who has come meanwhile has found no room
 
     # --- devices and other listeners ------------------------------------------------------------------------
@@ -532,7 +542,7 @@ class ArenaShare:
         if buffer is None:
             return None
         own = self._own is not None and 0 <= buffer.address - self._own.memory.address < self._own.size
-        return buffer, 0 if own else len(buffer)
+        return buffer, 0 if own else self._arena._rounded(len(buffer))
 
     def close(self) -> None:
         """Hand out no more, and refuse those who wait; idempotent, in the arena's loop.

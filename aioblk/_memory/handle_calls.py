@@ -6,8 +6,10 @@ Such a call may block for as long as the device's other side takes to answer; th
 import asyncio
 import contextlib
 import threading
+from collections import deque
 from collections.abc import Callable
-from typing import Any, TypeVar, final
+from functools import partial
+from typing import Any, Generic, TypeVar, final
 
 from .._libblkio.handle import Blkio
 from .._libblkio.subject import complete
@@ -23,14 +25,40 @@ _MOMENT = 0.005  # seconds
 
 
 @final
+class _Job(Generic[T]):
+    """A call that a thread is to make, be it the thread of another one."""
+
+    def __init__(self, function: Callable[[], T]) -> None:
+        self._function: Callable[[], T] | None = function
+        self.outcome: tuple[T] | BaseException | None = None
+
+    def run(self) -> None:
+        function, self._function = self._function, None
+        assert function is not None
+        try:
+            self.outcome = (function(),)
+        except BaseException as error:
+            self.outcome = error
+
+    def result(self) -> T:
+        outcome, self.outcome = self.outcome, None
+        assert outcome is not None
+        if isinstance(outcome, BaseException):
+            try:
+                raise outcome
+            finally:
+                del outcome  # which has this frame
+        return outcome[0]
+
+
+@final
 class HandleCalls:
     """The calls of one device, from any loop."""
 
     def __init__(self, handle: Blkio) -> None:
         self._handle = handle
         self._turn = threading.Lock()
-        self._last = threading.Event()  # is set when the call has ended that was begun last
-        self._last.set()
+        self._jobs: deque[_Job[Any]] = deque()  # that nobody has begun to do
         # Of any loop, in order, until their threads are back.
         self._calls: dict[BlockingCall[Any], None] = {}
         self._losses = 0  # a call that was to be made before one of them is not made any more
@@ -64,11 +92,10 @@ class HandleCalls:
         """
         running_loop(operation, self._handle.driver, self._handle.filename)
 
-        def take_turn() -> T:
-            with self._turn:
-                if losses != self._losses:  # the handle may have another instance of libblkio by now
-                    raise DeviceLostError("the device was lost meanwhile", driver=self._handle.driver)
-                return function()
+        def call() -> T:
+            if losses != self._losses:  # the handle may have another instance of libblkio by now
+                raise DeviceLostError("the device was lost meanwhile", driver=self._handle.driver)
+            return function()
 
         def take_undoing_turn(result: T) -> None:
             with self._turn, contextlib.suppress(BlkioError):  # lost or closed meanwhile: it went with that
@@ -81,7 +108,7 @@ class HandleCalls:
                 raise DeviceLostError(self.lost.message, driver=self._handle.driver) from self.lost
             losses = self._losses
             try:
-                result = await self._watched(self._begin(take_turn, take_undoing_turn))
+                result = await self._watched(self._begin(call, take_undoing_turn))
                 break
             except BlkioError as error:
                 handle = self._handle
@@ -93,23 +120,21 @@ class HandleCalls:
         return result
 
     def _begin(self, function: Callable[[], T], undo: Callable[[T], object]) -> BlockingCall[T]:
-        """Calls are made in the order in which they were begun, in which their threads do not run."""
-        ended = threading.Event()
-        with self._holding:
-            before, self._last = self._last, ended
-
-        def call() -> T:
-            try:
-                before.wait()
-                return function()
-            finally:
-                ended.set()
-
+        job = _Job(function)
+        self._jobs.append(job)
         try:
-            return BlockingCall(call, undo=undo)
+            return BlockingCall(partial(self._do, job), undo=undo)
         except BaseException:  # there is no thread
-            ended.set()
+            with contextlib.suppress(ValueError):  # another one has done it
+                self._jobs.remove(job)
             raise
+
+    def _do(self, job: "_Job[T]") -> T:
+        """In the job's thread. Whatever was begun before is done before, by whichever thread comes first."""
+        with self._turn:
+            while job.outcome is None:
+                self._jobs.popleft().run()
+        return job.result()
 
     async def _watched(self, call: BlockingCall[T]) -> T:
         for other in list(self._calls):

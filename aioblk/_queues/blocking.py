@@ -134,6 +134,7 @@ class BlockingQueue(Submitter):
         try:
             if self._core is None:
                 return False
+            self._ended = QueueStatistics.of(self._core)
             core, self._core = self._core, None
             self._end(core, error)
         finally:

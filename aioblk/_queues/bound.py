@@ -193,6 +193,7 @@ class BoundQueues:
 
     def _keep(self, queue: Q) -> Q:
         self._queues[queue.poll, queue.index] = queue
+        queue._show()  # once more: somebody may have wanted to know something else since it was made
         return queue
 
     # --- loss -----------------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ class Lane:
         """
         if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
             raise ValueError(f"weight must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {weight}")
-        self.weight: float = weight
+        self.weight: float = float(weight)
         self.clock: int = 0
         """What it has been granted, by its weight, while others waited as well."""
         self.turns: OrderedDict[_Turn[Any], None] = OrderedDict()
@@ -189,7 +189,10 @@ class FairQueue:
             lane.clock += max(1, int(cost / lane.weight * UNIT))
             self._put_into_order(lane)
         self._leave(turn)
-        turn.set_result(result)
+        try:
+            turn.set_result(result)
+        except RuntimeError:  # its loop is closed: nobody is there to have it
+            turn.give_back(result)
         return True
 
     def _join(self, turn: "_Turn[Any]") -> None:

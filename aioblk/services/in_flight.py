@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import deque
 from functools import partial
+from operator import index
 from typing import Self, final
 
 from .._sync.fair_queue import FairQueue, Lane
@@ -71,7 +72,7 @@ class InFlight:
         Raises:
             ValueError: one of them is out of range.
         """
-        for name, limit in (("requests", requests), ("bytes", bytes)):
+        for name, limit in (("requests", index(requests)), ("bytes", index(bytes))):
             if limit < 1:
                 raise ValueError(f"{name} must be positive, not {limit}")
         if not 0 <= kept < 1:
@@ -132,9 +133,10 @@ class InFlight:
     def _attempt(self, length: int, in_turn: bool) -> tuple[int, float] | None:
         if not in_turn or not self._has_room(1, length):
             return None
+        cost = self._cost(1, length)
         self._requests += 1
         self._bytes += length
-        return length, self._cost(1, length)
+        return length, cost
 
     def _has_room(self, requests: int, length: int) -> bool:
         """In what is common. What is too long for it has room when it is not in use."""
@@ -157,7 +159,9 @@ class InFlight:
             RuntimeError: fewer have entered, or fewer bytes. Nothing is counted.
         """
         if self._requests < 1 or not 0 <= length <= self._bytes:
-            raise RuntimeError(_refusal(length, self._requests, self._bytes))
+            raise RuntimeError(
+                _refusal(length, self._requests, self._bytes) + ", and by the share that it entered by"
+            )
         self._requests -= 1
         self._bytes -= length
         if self._queue.waiting:
@@ -192,17 +196,23 @@ class InFlight:
         """A share of the limits, for example of one client, to be closed when that is gone.
 
         It is promised so many *requests* and *bytes* of what is ``kept``; without *bytes*, as large a part of
-        those as of the requests. What it needs beyond is common, where it gets *weight* times as much as what
-        has a weight of 1, while both wait.
+        those as of the requests, or any number where they are not limited. What it needs beyond is common,
+        where it gets *weight* times as much as what has a weight of 1, while both wait.
 
         Raises:
             UsageError: so much is not left of what is kept.
-            ValueError: the weight is not from a millionth to a million, or the rest is negative.
+            ValueError: the weight is not from a millionth to a million, the rest is negative, or *bytes* are
+                promised where they are not limited.
         """
         while self._forgotten:
             self._take_back(*self._forgotten.popleft())
-        if bytes is None:
-            bytes = self._kept_bytes * requests // self._kept_requests if self._kept_requests else 0  # noqa: A001
+        requests = index(requests)
+        if self._most_bytes == UNLIMITED:
+            if bytes is not None:
+                raise ValueError(f"bytes are not limited here: {bytes} of them need not be promised")
+            bytes = 0  # noqa: A001
+        elif bytes is None:
+            bytes = self._kept_bytes * requests // max(self._kept_requests, 1)  # noqa: A001
         for name, amount, kept, promised, most in (
             ("requests", requests, self._kept_requests, self._promised_requests, self._most_requests),
             ("bytes", bytes, self._kept_bytes, self._promised_bytes, self._most_bytes),
@@ -216,14 +226,15 @@ class InFlight:
                     f" by InFlight(kept=...)",
                     operation="share",
                 )
-        share = InFlightShare(self, Lane(weight), requests, bytes)
+        lane = Lane(weight)
+        share = InFlightShare(self, lane, requests, UNLIMITED if self._most_bytes == UNLIMITED else bytes)
         self._promised_requests += requests
         self._promised_bytes += bytes
         return share
 
     def _take_back(self, requests: int, length: int) -> None:
         self._promised_requests -= requests
-        self._promised_bytes -= length
+        self._promised_bytes -= 0 if length == UNLIMITED else length
 
     def __repr__(self) -> str:
         limit = "" if self._most_bytes == UNLIMITED else f" of {self._most_bytes}"
@@ -307,8 +318,8 @@ class InFlightShare:
         if not (requests or extra):
             cost = 0.0
         elif in_turn and whole._has_room(requests, extra):
-            self._lend(requests, extra)
             cost = whole._cost(requests, extra)
+            self._lend(requests, extra)
         else:
             return None
         self._requests += 1

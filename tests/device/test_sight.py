@@ -189,6 +189,58 @@ async def test_what_was_cancelled_is_not_timed(storage_daemon: StorageDaemonFact
         assert device.statistics().read.latency.count == 0
 
 
+async def test_who_is_cancelled_before_the_flush_hides_nobody(scratch_file: Path) -> None:
+    async with aioblk.IoUring(scratch_file) as device:
+        device.measuring = True
+        for _ in range(10):
+            reading = [device.read(0, BLOCK) for _ in range(16)]
+            reading[-1].cancel()
+            await asyncio.gather(*reading, return_exceptions=True)
+        counted = device.statistics()
+        assert counted.read.latency.count == counted.completed
+
+
+async def test_no_time_is_longer_than_it_was(storage_daemon: StorageDaemonFactory) -> None:
+    """Also of what ends otherwise than by an answer of the device."""
+    daemon = storage_daemon()
+    began = time.monotonic()
+    async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
+        await device.read(0, BLOCK)
+        device.measuring = True
+        with held(daemon):
+            reading = [device.read(0, BLOCK) for _ in range(3)]
+            await asyncio.sleep(0.01)
+            device.abandon("as an example")
+            await asyncio.gather(*reading, return_exceptions=True)
+    latency = device.statistics().read.latency
+    assert latency.count == 3
+    assert 0.01 <= latency.min <= latency.max <= time.monotonic() - began
+
+
+@pytest.mark.usefixtures("loop_device")
+async def test_discards_outside_libblkio_are_timed(loop_device: Path) -> None:
+    async with aioblk.IoUring(loop_device) as device:
+        device.measuring = True
+        await device.discard(0, BLOCK)
+        await asyncio.gather(device.discard(0, BLOCK), device.read(BLOCK, BLOCK))
+        latency = device.statistics().discard.latency
+        assert latency.count == 2
+        assert 0 < latency.min <= latency.max < PATIENCE
+
+
+async def test_who_only_wants_to_be_told_times_nothing(scratch_file: Path) -> None:
+    notes = Notes()
+    async with aioblk.IoUring(scratch_file) as device:
+        device.add_instrument(notes)
+        reading = device.read(0, BLOCK)
+        others = [device.read(0, BLOCK) for _ in range(3)]
+        device.measuring = True
+        await asyncio.gather(reading, *others)
+        assert device.statistics().read.latency.count == 0
+        await device.read(0, BLOCK)
+        assert device.statistics().read.latency.count == 1
+
+
 async def test_failures_are_timed_as_well(scratch_file: Path) -> None:
     async with aioblk.IoUring(scratch_file) as device:
         device.measuring = True
@@ -354,6 +406,46 @@ async def test_an_instrument_that_fails_is_removed(
     assert record.name == "aioblk.instruments"
     assert "request_begun() failed" in record.getMessage()
     assert str(scratch_file) in record.getMessage()
+
+
+@pytest.mark.parametrize("told", ["device_lost", "device_searching", "device_returned"])
+@pytest.mark.parametrize("raises", [True, False])
+async def test_what_an_instrument_does_when_it_is_told_of_the_device_stops_nothing(
+    storage_daemon: StorageDaemonFactory, told: str, raises: bool
+) -> None:
+    """It raises what is no error, or gives the device up."""
+    daemon = storage_daemon()
+    heard: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: heard.append(context))
+
+    def act(*_: object) -> None:
+        device.remove_instrument(clumsy)
+        if raises:
+            raise asyncio.CancelledError
+        device.abandon("by an instrument")
+
+    class Clumsy:
+        pass
+
+    clumsy = Clumsy()
+    setattr(clumsy, told, act)
+    async with asyncio.timeout(PATIENCE):
+        async with aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=PATIENCE) as device:
+            await device.read(0, BLOCK)
+            device.add_instrument(clumsy)
+            with held(daemon):
+                reading = [device.read(0, BLOCK) for _ in range(3)]
+                await asyncio.sleep(0)
+                if told == "device_lost":
+                    device.abandon("as an example")
+                else:
+                    daemon.restart()
+                await asyncio.gather(*reading, return_exceptions=True)
+            if device.lost is not None:
+                await device.reconnect()
+            await device.read(0, BLOCK)
+    asyncio.get_running_loop().set_exception_handler(None)
+    assert len(heard) == raises
 
 
 async def test_an_order_to_end_in_an_instrument_ends_the_program(scratch_file: Path) -> None:

@@ -369,6 +369,7 @@ struct queue_core {
     Request *free_requests;     /* kept for the next ones, linked by ready_next */
     uint32_t free_count;
     uint8_t watched;            /* WATCH_*: what sight.c is to be told */
+    uint32_t fresh;             /* requests that are NOT_HANDED_OVER */
     uint64_t taken_at;          /* when completions were taken last, while anything is watched */
     Latency *latencies;         /* by operation; NULL until somebody has wanted to know */
     uint64_t *errors;           /* by operation and errno; NULL: there was none */

@@ -479,7 +479,7 @@ bool request_cancel_io(Request *r, PyObject *message)
     }
     q->counters.cancelled += r->cancel_requested ? 0 : r->weight;
     r->cancel_requested = true;
-    r->since = r->since == UNWATCHED ? UNWATCHED : NOT_TIMED;
+    sight_do_not_time(q, r);
     r->cancel_message = Py_XNewRef(message);
     leave_queue(r);
     if (!r->lends_memory && given_up_can_be(r) && !given_up_begin(r)) {

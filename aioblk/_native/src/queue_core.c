@@ -122,6 +122,9 @@ static PyObject *queue_complete(QueueCore *q, PyObject *args)
     if (!r) {
         return NULL;
     }
+    if (q->watched) {
+        q->taken_at = clock_now_ns();
+    }
     if (r->linked) {
         queue_part_done(q, &r->first_part, -error, message);
     }

@@ -237,6 +237,8 @@ RUNS_PYTHON void sight_begin(QueueCore *q, Request *r); /* it is about to be sub
 RUNS_PYTHON void sight_end(Request *r, uint64_t since); /* of one that has begun: it is settled */
 RUNS_PYTHON void sight_refuse(Request *r);              /* of any: it is refused after all, with the exception that is set */
 void sight_hand_over(QueueCore *q);                     /* what is new goes to the device now */
+void sight_hand_over_now(QueueCore *q, Request *r);     /* or to whoever does it outside libblkio */
+void sight_do_not_time(QueueCore *q, Request *r);       /* from now on */
 RUNS_PYTHON PyObject *sight_watch(QueueCore *q, PyObject *args);
 RUNS_PYTHON PyObject *sight_operations(QueueCore *q, PyObject *ignored);
 

@@ -45,12 +45,16 @@ static PyObject *describe(Request *r)
 
 static __attribute__((noinline, cold)) void begin_aloud(QueueCore *q, Request *r)
 {
+    if (!(q->watched & WATCH_TIME)) {
+        sight_do_not_time(q, r);
+    }
     if (q->watched & WATCH_ORIGIN) {
         PyObject *origin = ask(q, q->origin_of, PyTuple_New(0));
         Py_XSETREF(r->origin, origin);
     }
     if (q->watched & WATCH_EACH) {
-        Py_XDECREF(ask(q, q->on_begun, describe(r)));
+        PyObject *arguments = describe(r); /* which may run the collector, and with it anything */
+        Py_XDECREF(ask(q, q->on_begun, arguments));
     }
 }
 
@@ -63,11 +67,15 @@ static void tell_end(Request *r, PyObject *error, bool was_cancelled)
     }
 }
 
+/* Also beside an exception that is on its way. */
 static void end_aloud(Request *r)
 {
+    PyObject *type, *value, *traceback;
+    PyErr_Fetch(&type, &value, &traceback);
     PyObject *error = r->state == FAILED ? make_certainly(item_exception, r, &r->item, r->item.error) : Py_NewRef(Py_None);
     tell_end(r, error, r->state == CANCELLED);
     Py_DECREF(error);
+    PyErr_Restore(type, value, traceback);
 }
 
 void sight_refuse(Request *r)
@@ -76,6 +84,7 @@ void sight_refuse(Request *r)
         return;
     }
     PyObject *error = take_exception();
+    sight_do_not_time(r->queue, r);
     r->since = UNWATCHED;
     tell_end(r, error, false);
     PyErr_SetObject((PyObject *)Py_TYPE(error), error);
@@ -87,22 +96,42 @@ void sight_refuse(Request *r)
 inline void sight_begin(QueueCore *q, Request *r)
 {
     r->since = NOT_HANDED_OVER;
+    q->fresh++;
     if (__builtin_expect(q->watched != WATCH_TIME, 0)) {
         begin_aloud(q, r);
     }
 }
 
-/* They are the newest; behind them are those that were handed over before. */
+/* Those that are new are among the newest. A request that was settled has another thing there, which is never that. */
 inline void sight_hand_over(QueueCore *q)
 {
-    Request *r = q->in_flight;
-    if (r && r->since == NOT_HANDED_OVER) {
-        uint64_t now = clock_now_ns();
-        do {
-            r->since = now;
-            r = r->following;
-        } while (r && r->since == NOT_HANDED_OVER);
+    if (q->fresh == 0) {
+        return;
     }
+    uint64_t now = clock_now_ns();
+    for (Request *r = q->in_flight; r && q->fresh > 0; r = r->following) {
+        if (r->since == NOT_HANDED_OVER) {
+            r->since = now;
+            q->fresh--;
+        }
+    }
+    q->fresh = 0;
+}
+
+void sight_hand_over_now(QueueCore *q, Request *r)
+{
+    if (r->since == NOT_HANDED_OVER) {
+        r->since = clock_now_ns();
+        q->fresh -= q->fresh > 0;
+    }
+}
+
+void sight_do_not_time(QueueCore *q, Request *r)
+{
+    if (r->since == NOT_HANDED_OVER) {
+        q->fresh -= q->fresh > 0;
+    }
+    r->since = r->since == UNWATCHED ? UNWATCHED : NOT_TIMED;
 }
 
 static void add(Latency *latency, uint64_t took, uint32_t weight)
@@ -122,10 +151,13 @@ static void widen(Latency *latency, uint64_t took)
 static __attribute__((noinline)) void end_rarely(Request *r, uint64_t since)
 {
     QueueCore *q = r->queue;
-    if ((q->watched & WATCH_TIME) && since != NOT_HANDED_OVER && since != NOT_TIMED) {
+    if (since == NOT_HANDED_OVER) {
+        q->fresh -= q->fresh > 0;
+    } else if ((q->watched & WATCH_TIME) && since != NOT_TIMED) {
         Latency *latency = &q->latencies[r->operation];
-        widen(latency, q->taken_at - since);
-        add(latency, q->taken_at - since, r->weight);
+        uint64_t now = q->taken_at < since ? clock_now_ns() : q->taken_at; /* it has ended without a reaping */
+        widen(latency, now - since);
+        add(latency, now - since, r->weight);
     }
     if (q->watched & WATCH_EACH) {
         end_aloud(r);

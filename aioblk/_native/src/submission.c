@@ -116,12 +116,26 @@ static int refuse_late(QueueCore *q, Request *r)
     return -1;
 }
 
+/* It was cancelled before it was submitted, or this is a child of the process that has begun to. */
+static __attribute__((noinline, cold)) int end_early(QueueCore *q, Request *r)
+{
+    if (r->state != PENDING) {
+        return 0;
+    }
+    (void)device_refuse(q->device, "fork", r->operation, UINT64_MAX, UINT64_MAX);
+    sight_refuse(r);
+    return -1;
+}
+
 int queue_submit(QueueCore *q, Request *r)
 {
     assert(r->queue == q && !r->linked);
     assert(r->state == PENDING && r->part_count > 0);
     if (q->watched) {
         sight_begin(q, r);
+        if (__builtin_expect(r->state != PENDING || q->fork_generation != fork_generation, 0)) {
+            return end_early(q, r); /* by what has been told of it */
+        }
     }
     if (given_up_keeps(q, r)) {
         return 0;
@@ -168,6 +182,7 @@ int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
     q->counters.submitted++;
     r->outstanding = 1;
     queue_link(q, r);
+    sight_hand_over_now(q, r);
     if (queue_call_external(r, hook) == 0) {
         return 0;
     }
@@ -175,6 +190,8 @@ int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
     PyErr_Fetch(&type, &value, &traceback);
     if (r->linked) { /* still, whatever the hook has done */
         r->cancel_requested = true; /* the caller gets the hook's exception, not the request */
+        Py_CLEAR(r->origin);        /* where its message would be */
+        q->counters.cancelled += r->weight;
         r->outstanding = 0;
         queue_outcome(r);
     }
