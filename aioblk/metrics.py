@@ -313,7 +313,12 @@ class _Watched:
         """Where the device does not tell any more, or not yet, what was seen last."""
         device = self.device
         if device is not None:
-            self._last = self._look_at(device)
+            waited = self._last.counted.bounce_seconds
+            self._last = seen = self._look_at(device)
+            if (
+                seen.counted.bounce_seconds < waited
+            ):  # summed up in another order, it may be the least bit less
+                self._last = replace(seen, counted=replace(seen.counted, bounce_seconds=waited))
         last, before = self._last, self._before
         return Seen(before.counted + last.counted, before.reconnections + last.reconnections, last.state)
 
@@ -437,7 +442,7 @@ class DeviceCollector(Collector):
     def collect(self) -> Iterator[Family]:
         """For the registry."""
         with self._lock:
-            seen = [((name, each.driver), each.look()) for name, each in self._watched.items()]
+            seen = [((name, each.driver), each.look()) for name, each in list(self._watched.items())]
         for metric in METRICS:
             family = _family(metric)
             for identity, one in seen:

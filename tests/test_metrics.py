@@ -462,3 +462,40 @@ def test_the_package_does_not_import_it() -> None:
         import sys, aioblk, aioblk.testing
         assert "prometheus_client" not in sys.modules and "aioblk.metrics" not in sys.modules
     """)
+
+
+async def test_a_layer_that_is_made_anew_counts_once(
+    collector: DeviceCollector, registry: prometheus_client.CollectorRegistry, scratch_file: Path
+) -> None:
+    seen: Samples = {}
+    async with aioblk.IoUring(scratch_file) as device:
+        for _ in range(3):
+            async with aioblk.Slice(device, 0, 8 * BLOCK) as part:
+                collector.add(part, "part")
+                await part.read(0, BLOCK)
+                seen = scrape(registry)
+        finished = {
+            value
+            for (name, labels), value in seen.items()
+            if name == "aioblk_device_requests_submitted_total"
+        }
+        assert finished == {3.0}
+
+
+async def test_a_name_is_text(collector: DeviceCollector) -> None:
+    for name in ("disk\udcff", 7):
+        with pytest.raises(aioblk.OptionError, match="a name must be text"):
+            collector.add(MemoryDevice(1 << 20), name)  # type: ignore[arg-type]
+
+
+async def test_what_a_scrape_lets_go_of_may_call_the_collector(collector: DeviceCollector) -> None:
+    class Curious(MemoryDevice):
+        def statistics(self) -> aioblk.QueueStatistics:
+            collector.remove("other")
+            return super().statistics()
+
+    collector.add(MemoryDevice(1 << 20), "other")
+    collector.add(Curious(1 << 20), "curious")
+    assert list(collector.collect())
+    with pytest.raises(aioblk.OptionError, match="no device is called 'other'"):
+        collector.remove("other")

@@ -31,19 +31,32 @@ class LatencyHistogram:
     queues, or devices, add up; that of an interval is the later one less the earlier.
     """
 
-    min: float = 0.0
-    """Of the shortest, exactly; 0 where there is none. Of a difference, the start of its first bucket."""
-    max: float = 0.0
-    """Of the longest, exactly. Of a difference, the end of its last bucket."""
-    sum: float = 0.0
-    """Of all of them. As many seconds a second is how many were in flight on average."""
+    # In nanoseconds, and whole numbers: sums of them are the same in any order, and never fall.
+    _least: int = 0
+    _most: int = 0
+    _total: int = 0
     _counts: tuple[tuple[int, int], ...] = ()
     """(bucket, how many), in order, of those that have any."""
 
     @classmethod
     def of(cls, least: int, most: int, total: int, counts: Mapping[int, int]) -> Self:
         """What the compiled core has counted, in nanoseconds."""
-        return cls(least * NANOSECOND, most * NANOSECOND, total * NANOSECOND, tuple(sorted(counts.items())))
+        return cls(least, most, total, tuple(sorted(counts.items())))
+
+    @property
+    def min(self) -> float:
+        """Of the shortest, exactly; 0 where there is none. Of a difference, the start of its first bucket."""
+        return self._least * NANOSECOND
+
+    @property
+    def max(self) -> float:
+        """Of the longest, exactly. Of a difference, the end of its last bucket."""
+        return self._most * NANOSECOND
+
+    @property
+    def sum(self) -> float:
+        """Of all of them. As many seconds a second is how many were in flight on average."""
+        return self._total * NANOSECOND
 
     @property
     def count(self) -> int:
@@ -78,15 +91,14 @@ class LatencyHistogram:
         """The buckets that are not empty, from the shortest."""
         for index, count in self._counts:
             start, end = _bounds(index)
-            yield LatencyBucket(start, end, count)
+            yield LatencyBucket(start * NANOSECOND, end * NANOSECOND, count)
 
     def __add__(self, other: "LatencyHistogram") -> "LatencyHistogram":
         if not self._counts or not other._counts:
             return self if self._counts else other
         counts = _merge(self._counts, other._counts, 1)
-        return LatencyHistogram(
-            min(self.min, other.min), max(self.max, other.max), self.sum + other.sum, counts
-        )
+        least, most = min(self._least, other._least), max(self._most, other._most)
+        return LatencyHistogram(least, most, self._total + other._total, counts)
 
     def __sub__(self, earlier: "LatencyHistogram") -> "LatencyHistogram":
         """Those since an earlier histogram of the same."""
@@ -95,16 +107,16 @@ class LatencyHistogram:
         counts = _merge(self._counts, earlier._counts, -1)
         if not counts:
             return LatencyHistogram()
-        least = max(_bounds(counts[0][0])[0], self.min)
-        most = min(_bounds(counts[-1][0])[1], self.max)
-        return LatencyHistogram(least, most, max(self.sum - earlier.sum, 0.0), counts)
+        least = max(_bounds(counts[0][0])[0], self._least)
+        most = min(_bounds(counts[-1][0])[1], self._most)
+        return LatencyHistogram(least, most, max(self._total - earlier._total, 0), counts)
 
 
-def _bounds(index: int) -> tuple[float, float]:
-    """From which number of seconds on, and up to which."""
+def _bounds(index: int) -> tuple[int, int]:
+    """From which number of nanoseconds on, and up to which."""
     shift = max(index // LINEAR - 1, 0)
     start = index - shift * LINEAR
-    return (start << shift) * NANOSECOND, (start + 1 << shift) * NANOSECOND
+    return start << shift, start + 1 << shift
 
 
 def _merge(

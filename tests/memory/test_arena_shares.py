@@ -29,6 +29,47 @@ async def turns(count: int = 3) -> None:
 # --- promises -----------------------------------------------------------------------------------------------
 
 
+async def test_who_asks_for_little_pays_for_what_it_takes() -> None:
+    """A buffer of one byte takes as much as one of a page."""
+    counts = {1: 0, PAGE: 0}
+    async with Arena(PAGE) as arena:
+
+        async def repeat(share: aioblk.ArenaShare, length: int) -> None:
+            while sum(counts.values()) < 100:
+                with await share.acquire(length):
+                    counts[length] += 1
+                    await asyncio.sleep(0)
+
+        with arena.share() as small, arena.share() as large:
+            tasks = [repeat(share, n) for share, n in ((small, 1), (large, PAGE)) for _ in range(3)]
+            await asyncio.gather(*tasks)
+    assert abs(counts[1] - counts[PAGE]) <= 6
+
+
+async def test_a_refusal_on_another_loop_leaves_those_who_wait_alone() -> None:
+    async with Arena(PAGE) as arena:
+        buffer = await arena.acquire(PAGE)
+        waiting = asyncio.create_task(arena.acquire(PAGE))
+        await turns()
+        with pytest.raises(RuntimeError, match="another event loop"):
+            await asyncio.to_thread(asyncio.run, arena.acquire(PAGE))
+        await asyncio.to_thread(buffer.release)
+        (await asyncio.wait_for(waiting, 10)).release()
+
+
+async def test_while_an_arena_is_trimmed_no_share_can_be_had() -> None:
+    async with Arena(16 * PAGE) as arena:
+        trimming = asyncio.create_task(arena.trim())
+        for _ in range(1000):
+            try:
+                arena.share(size=PAGE).close()
+            except MemoryError as error:
+                assert "is being trimmed" in str(error)  # noqa: PT017 (it need not be raised)
+            await asyncio.sleep(0)
+        await trimming
+        arena.share(size=PAGE).close()
+
+
 async def test_a_promise_is_kept_in_fragmented_memory_that_others_wait_for() -> None:
     async with Arena(16 * PAGE) as arena:
         with arena.share(size=4 * PAGE) as share:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import weakref
 from dataclasses import dataclass, field
+from decimal import Decimal
 
 import pytest
 from hypothesis import settings
@@ -75,6 +76,46 @@ async def test_without_bytes_a_share_is_promised_as_large_a_part_as_of_requests(
     with aioblk.InFlight(requests=8, kept=0.5).share(requests=2) as share:
         await share.enter(1 << 50)  # bytes are not limited at all
         share.leave(1 << 50)
+
+
+async def test_where_bytes_are_not_limited_a_promise_is_of_any_number() -> None:
+    in_flight = aioblk.InFlight(requests=8, kept=0.5)
+    with in_flight.share(requests=2) as greedy, in_flight.share(requests=2) as polite:
+        waiting = [asyncio.create_task(greedy.enter(1 << 40)) for _ in range(20)]
+        await turns()
+        for _ in range(2):
+            await asyncio.wait_for(polite.enter(1 << 40), 10)
+            polite.leave(1 << 40)
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+        for _ in range(greedy.requests):
+            greedy.leave(1 << 40)
+    assert (in_flight.requests, in_flight.bytes) == (0, 0)
+    with pytest.raises(ValueError, match="bytes are not limited here"):
+        in_flight.share(requests=1, bytes=1)
+    in_flight.share(requests=4).close()  # all that was promised can be promised again
+
+
+async def test_what_is_no_number_breaks_nobody_elses_turn() -> None:
+    in_flight = aioblk.InFlight(requests=1, bytes=100)
+    share = in_flight.share(weight=Decimal(2))  # type: ignore[arg-type]
+    await share.enter(1)
+    waiting = [asyncio.create_task(share.enter(1)), asyncio.create_task(in_flight.enter(1))]
+    await turns()
+    share.leave(1)
+    await waiting[0]
+    share.leave(1)
+    await waiting[1]
+    waiting = [asyncio.create_task(share.enter(10**400))]
+    await turns()
+    in_flight.leave(1)
+    with pytest.raises(OverflowError):
+        await waiting[0]
+    assert in_flight.requests == 0
+    share.close()
+    with pytest.raises(TypeError):
+        in_flight.share(requests=0.5)  # type: ignore[arg-type]
 
 
 async def test_what_is_kept_can_be_promised_once() -> None:
