@@ -50,8 +50,8 @@ from ._memory.arena import (
 from ._memory.bounce import BouncePool, BounceStatistics
 from ._memory.mapping import MapsMemory
 from ._memory.regions import MemoryRegion
+from ._native.latency import LatencyBucket, LatencyHistogram
 from ._queues.blocking import BlockingQueue
-from ._queues.latency import LatencyBucket, LatencyHistogram
 from ._queues.queue import Queue
 from ._queues.statistics import OperationStatistics, QueueStatistics
 from ._sync.wait_queue import WaitQueue, WaitQueueStatistics

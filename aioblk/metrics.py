@@ -23,7 +23,7 @@ from errno import errorcode
 from itertools import pairwise
 from typing import Literal, TypeAlias, final
 
-from ._queues.latency import LatencyHistogram
+from ._native.latency import LatencyHistogram
 from ._queues.statistics import QueueStatistics
 from .errors import BlkioError, DeviceClosedError, OptionError
 from .layers.block_device import BlockDevice, require_block_device
@@ -126,6 +126,11 @@ def _durations(seen: Seen) -> Values:
     return [((name,), each.latency) for name, each in seen.counted.operations.items() if each.latency.count]
 
 
+def _bounce_wait(seen: Seen) -> Values:
+    """Where any had to."""
+    return [((), seen.counted.bounce_wait)] if seen.counted.bounce_wait.count else []
+
+
 def _errors(seen: Seen) -> Values:
     found = Counter[tuple[str, str]]()
     for name, each in seen.counted.operations.items():
@@ -220,20 +225,12 @@ METRICS: tuple[Metric, ...] = (
         _of("bounced_bytes"),
     ),
     Metric(
-        "aioblk.device.bounce.waits",
-        "counter",
-        "{request}",
-        (),
-        "Requests that had to wait for bounce memory.",
-        _of("bounce_waits"),
-    ),
-    Metric(
-        "aioblk.device.bounce.wait_time",
-        "counter",
+        "aioblk.device.bounce.wait.duration",
+        "histogram",
         "s",
         (),
-        "How long requests waited that have got their bounce memory, together.",
-        _of("bounce_seconds"),
+        "How long requests waited for bounce memory that had to, and have got it.",
+        _bounce_wait,
     ),
     Metric(
         "aioblk.device.submissions",
@@ -313,12 +310,7 @@ class _Watched:
         """Where the device does not tell any more, or not yet, what was seen last."""
         device = self.device
         if device is not None:
-            waited = self._last.counted.bounce_seconds
-            self._last = seen = self._look_at(device)
-            if (
-                seen.counted.bounce_seconds < waited
-            ):  # summed up in another order, it may be the least bit less
-                self._last = replace(seen, counted=replace(seen.counted, bounce_seconds=waited))
+            self._last = self._look_at(device)
         last, before = self._last, self._before
         return Seen(before.counted + last.counted, before.reconnections + last.reconnections, last.state)
 
@@ -467,17 +459,6 @@ def _family(metric: Metric) -> Family:
 
 
 def _buckets(histogram: LatencyHistogram, bounds: Sequence[float]) -> list[tuple[str, float]]:
-    """How many took no longer than each bound, and all of them.
-
-    A bucket counts where it lies wholly below the bound, whatever the longest request is by now:
-    ``count_up_to()`` knows better as long as that is shorter than the bound, and could fall later.
-    """
-    found: list[tuple[str, float]] = []
-    buckets = iter(histogram)
-    bucket, count = next(buckets, None), 0
-    for bound in bounds:
-        while bucket is not None and bucket.end <= bound:
-            count += bucket.requests
-            bucket = next(buckets, None)
-        found.append((repr(bound), count))
+    """How many took no longer than each bound, and all of them."""
+    found = [(repr(bound), float(histogram.count_up_to(bound))) for bound in bounds]
     return [*found, ("+Inf", histogram.count)]

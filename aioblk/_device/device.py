@@ -311,7 +311,7 @@ class Device(AsyncClosing, Submitter):
         """
         session = self._life.unclosed("add_instrument").session
         session.instruments.add(instrument)
-        session.show_requests()
+        session.apply_instruments()
 
     def remove_instrument(self, instrument: object) -> None:
         """It is told of nothing any more, not even of the end of what has begun.
@@ -321,7 +321,7 @@ class Device(AsyncClosing, Submitter):
         """
         session = self._life.unclosed("remove_instrument").session
         session.instruments.remove(instrument)
-        session.show_requests()
+        session.apply_instruments()
 
     @property
     def closed(self) -> bool:

@@ -175,14 +175,14 @@ class Session:
     def measure(self, measuring: bool) -> None:
         """Whether it is noted from now on how long requests take."""
         self.sight.measuring = measuring
-        self.queues.show()
+        self.queues.apply_sight()
 
-    def show_requests(self) -> None:
+    def apply_instruments(self) -> None:
         """There are other instruments than before."""
         told = self.instruments if self.instruments.want_requests else None
         self.sight.on_begun = told and told.begun
         self.sight.on_finished = told and told.finished
-        self.queues.show()
+        self.queues.apply_sight()
 
     # --- from loop to loop ----------------------------------------------------------------------------------
 

@@ -7,22 +7,20 @@ import asyncio
 import contextlib
 import mmap
 import warnings
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Self, cast, final
-from weakref import WeakSet
 
-from .._native._core import Allocator
 from .._sync.blocking import run_blocking
-from .._sync.fair_queue import FairQueue, Lane
+from .._sync.fair_queue import Lane
 from .._sync.loops import running_loop
 from .._sync.scopes import AsyncClosing, shielded_if_cancelled
 from .._sync.tasks import SteadfastTasks
 from ..errors import UsageError
 from .arena_block import ArenaBlock, ArenaBuffer
 from .arena_listeners import ArenaAttachment, ArenaListener, Listeners
-from .carver import Carver
+from .arena_memory import ArenaMemory
+from .arena_share import ArenaShare
 from .mapping import MapsMemory
 
 __all__ = [
@@ -82,12 +80,16 @@ class Arena(AsyncClosing):
         alignment: int = mmap.PAGESIZE,
         huge_pages: bool | int = False,
         locked: bool = False,
+        kept: float = 0.0,
     ) -> None:
         """Describe an arena; entering it adds a first block of ``size`` bytes, unless 0.
 
         ``block_size`` is the size in bytes of blocks added without one. Buffers start at multiples of
         ``alignment``, a power of two from 512 bytes to a page. ``huge_pages`` takes pages of 2 MiB or of the
         given size, which the system must have reserved; ``locked`` keeps the memory from being swapped out.
+
+        ``kept``, from 0 to less than 1, is the part of each block that is kept for what :meth:`share`
+        promises, and never had by anybody else. Without it, promises are made of what is free.
 
         Raises:
             ValueError: a size or the alignment is out of range.
@@ -101,28 +103,23 @@ class Arena(AsyncClosing):
             raise ValueError(f"size must be positive, or 0 for no block yet, not {size}")
         if block_size <= 0:
             raise ValueError(f"block_size must be positive, not {block_size}")
+        if not 0 <= kept < 1:
+            raise ValueError(f"kept must be from 0 to less than 1, not {kept}")
         self._first_size = size
         self._block_size = block_size
         self._alignment = alignment
         self._locked = locked
-        self._blocks: list[ArenaBlock] = []
+        self._memory = ArenaMemory(alignment=alignment, kept=kept)
         self._listeners = Listeners()
         self._work = SteadfastTasks("arena")
         self._turn = asyncio.Lock()  # of whoever changes blocks or attaches devices
-        self._closed = False
-        self._trimming = False
-        # Who waits for room, on this loop.
-        self._queue = FairQueue()
-        self._lane = Lane()
-        self._waiting = 0
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._promised: WeakSet[Carver] = WeakSet()  # to shares, as long as it is in use
+        self._lane = Lane()  # of who has no share
 
     # --- life -----------------------------------------------------------------------------------------------
 
     async def __aenter__(self) -> Self:
         running_loop("arena")
-        if self._first_size and not self._blocks:
+        if self._first_size and not self.blocks:
             try:
                 await self.add_block(self._first_size)
             except BaseException:
@@ -137,24 +134,21 @@ class Arena(AsyncClosing):
 
     async def _close(self) -> None:
         async with self._turn:
-            self._closed = True
-            self._queue.serve()  # which refuses them all
+            self._memory.closed = True
+            self._memory.queue.serve()  # which refuses them all
             try:
                 async with contextlib.AsyncExitStack() as stack:
                     for attachment in self.attachments:
                         stack.push_async_callback(attachment.detach)
             finally:
-                for carver in [*self._promised, *self._blocks]:
-                    carver._close()
-                self._blocks.clear()
+                self._memory.close()
                 self._listeners.clear()
 
     def __del__(self) -> None:
-        blocks = getattr(self, "_blocks", None)
-        if blocks:
+        memory = getattr(self, "_memory", None)
+        if memory is not None and memory.blocks:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            for block in blocks:
-                block._close()
+            memory.close()
 
     # --- buffers --------------------------------------------------------------------------------------------
 
@@ -168,12 +162,12 @@ class Arena(AsyncClosing):
             MemoryError: no block has room for it; :meth:`add_block` makes some.
             UsageError: the arena is closed.
         """
-        buffer = _take(self._blocks, length, length)
+        buffer = self._memory.take(length, length)
         if buffer is None:
             if length <= 0:
                 raise ValueError(f"length must be positive, not {length}")
-            self._refuse_if_closed("allocate a buffer of")
-            remedy = "add a block" if self._blocks or not self._first_size else "enter it with `async with`"
+            self._memory.refuse_if_closed("allocate a buffer of")
+            remedy = "add a block" if self.blocks or not self._first_size else "enter it with `async with`"
             raise MemoryError(f"no block of the arena has {length} bytes in a row; {remedy}")
         return buffer
 
@@ -199,118 +193,43 @@ class Arena(AsyncClosing):
         least = length if at_least is None else at_least
         if at_least is not None and not 0 < at_least <= length:
             raise ValueError(f"at_least must be from 1 to the length, {length}, not {at_least}")
-        if not self._queue.waiting:
-            for block in self._blocks:
-                if (buffer := block._take(length)) is not None:
-                    return buffer
+        memory = self._memory
+        if not memory.queue.waiting and (buffer := memory.take(length, length)) is not None:
+            return buffer
         if length <= 0:
             raise ValueError(f"length must be positive, not {length}")
-        self._refuse_what_never_fits(least)
-        return await self._wait(self._lane, partial(self._attempt, length, least))
+        memory.refuse_what_never_fits(least)
+        return await memory.wait(self._lane, partial(self._attempt, length, least))
 
     def _attempt(self, length: int, least: int, in_turn: bool) -> tuple[ArenaBuffer, int] | None:
-        self._refuse_what_never_fits(least)
-        buffer = _take(self._blocks, length, least) if in_turn else None
-        return None if buffer is None else (buffer, self._rounded(len(buffer)))
-
-    def _rounded(self, length: int) -> int:
-        """What a buffer takes."""
-        return -(-length // self._alignment) * self._alignment
-
-    async def _wait(
-        self,
-        lane: Lane,
-        attempt: Callable[[bool], tuple[ArenaBuffer, int] | None],
-        own: Carver | None = None,
-    ) -> ArenaBuffer:
-        """Wait in a lane, of which *own* is no part of what is common."""
-        if not self._queue.waiting:  # or else it is refused, if it is another loop than theirs
-            self._loop = running_loop("acquire")
-        self._waiting += 1
-        # From now on: a buffer may come back in another thread at any time, also before the first attempt.
-        if self._waiting == 1:
-            self._tell_of_room(self._on_room)
-        if own is not None:
-            own.on_room = partial(self._on_room, lane)
-        try:
-            buffer = await self._queue.wait(lane, attempt, ArenaBuffer.release)
-        finally:
-            self._waiting -= 1
-            if not self._waiting:
-                self._tell_of_room(None)
-            if own is not None and not lane.turns:
-                own.on_room = None
-        if self._closed:  # since it was granted
-            buffer.release()
-            self._refuse_if_closed("acquire a buffer of")
-        return buffer
-
-    def _refuse_what_never_fits(self, length: int, own: int = 0) -> None:
-        self._refuse_if_closed("acquire a buffer of")
-        largest = max((block.size for block in self._blocks), default=0)
-        if length > max(largest, own):
-            raise MemoryError(
-                f"no block of the arena is as large as {length} bytes; the largest has {largest}"
-            )
-
-    def _tell_of_room(self, call: Callable[[], object] | None) -> None:
-        for block in self._blocks:
-            block.on_room = call
-
-    def _on_room(self, lane: Lane | None = None) -> None:
-        """In any thread: have whoever waits first try again, on the loop, and who waits for a share's own."""
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._queue.serve, lane)
+        self._memory.refuse_what_never_fits(least)
+        return self._memory.take_of(None, length, least, in_turn)
 
     # --- shares ---------------------------------------------------------------------------------------------
 
-    def share(self, *, size: int = 0, weight: float = 1.0) -> "ArenaShare":
+    def share(self, *, size: int = 0, weight: float = 1.0) -> ArenaShare:
         """A share of the memory, for example of one client, to be closed when that is gone.
 
         It is promised *size* bytes, rounded up to the alignment, and has them for itself from now on, in one
-        piece of a block. What it needs beyond is common, where it gets *weight* times as much as what has a
-        weight of 1, while both wait; :meth:`acquire` has.
+        piece of a block: of what is ``kept``, if anything is. What it needs beyond is common, where it gets
+        *weight* times as much as what has a weight of 1, while both wait; :meth:`acquire` has.
 
         Raises:
             ValueError: *size* is negative, or the weight is not from a millionth to a million.
-            MemoryError: no block has that much in a row, or the arena is being trimmed.
+            MemoryError: so much is not left in a row, or the arena is being trimmed.
             UsageError: the arena is closed.
         """
         if size < 0:
             raise ValueError(f"size must not be negative, as {size} is")
         lane = Lane(weight)
-        self._refuse_if_closed("have a share of")
-        if not size:
-            return ArenaShare(self, lane, None)
-        if self._trimming:
-            raise MemoryError("the arena is being trimmed, and has no room meanwhile; await trim() first")
-        whole = self._rounded(size)
-        buffer = _take(self._blocks, whole, whole)
-        if buffer is None:
-            longest = max((block._longest_room for block in self._blocks), default=0)
-            raise MemoryError(
-                f"a share cannot be promised {whole} bytes: the longest room in a row has {longest}, and"
-                f" {self.statistics().promised} are promised to others; make shares before buffers are in"
-                " use, promise less, or add a block"
-            )
-        carver = Carver(buffer.memory, Allocator(whole, self._alignment))
-        self._promised.add(carver)
-        return ArenaShare(self, lane, carver)
-
-    def _promises_in(self, block: ArenaBlock) -> int:
-        """How many shares have theirs in a block."""
-        first = block.memory.address
-        return sum(
-            first <= carver.memory.address < first + block.size
-            for carver in self._promised
-            if carver._is_held
-        )
+        self._memory.refuse_if_closed("have a share of")
+        return ArenaShare(self._memory, lane, self._memory.promise(size) if size else None)
 
     # --- blocks ---------------------------------------------------------------------------------------------
 
     @property
     def blocks(self) -> tuple[ArenaBlock, ...]:
-        return tuple(self._blocks)
+        return tuple(self._memory.blocks)
 
     async def add_block(self, size: int | None = None) -> ArenaBlock:
         """Add a block of ``size`` bytes, rounded up to whole pages, and register it with every device.
@@ -326,15 +245,12 @@ class Arena(AsyncClosing):
 
     async def _add_block(self, wanted: int) -> ArenaBlock:
         async with self._turn:
-            self._refuse_if_closed("add a block to")
+            self._memory.refuse_if_closed("add a block to")
             unit = self._huge_page or mmap.PAGESIZE
             whole = -(-wanted // unit) * unit
             block = ArenaBlock(whole, granule=self._alignment, huge_page=self._huge_page, locked=self._locked)
             await self._listeners.tell(lambda listener: listener.block_added(block))
-            self._blocks.append(block)
-            if self._waiting:
-                block.on_room = self._on_room
-                self._queue.serve()
+            self._memory.add(block)
             return block
 
     async def remove_block(self, block: ArenaBlock) -> None:
@@ -349,15 +265,9 @@ class Arena(AsyncClosing):
 
     async def _remove_block(self, block: ArenaBlock) -> None:
         async with self._turn:
-            if block not in self._blocks:
+            if block not in self._memory.blocks:
                 raise ValueError(f"{block} does not belong to this arena")
-            if block.buffers:
-                text = f"{block.buffers} buffers of the block are in use"
-                if promises := self._promises_in(block):
-                    text += f", {promises} of them by shares: close those, and give their buffers back"
-                raise UsageError(text, operation="remove_block")
-            self._blocks.remove(block)
-            self._queue.serve()
+            self._memory.remove(block)
             await self._listeners.tell(lambda listener: listener.block_removed(block))
             block._close()
 
@@ -383,12 +293,12 @@ class Arena(AsyncClosing):
                         operation="trim",
                     )
             blocks = self.blocks
-            self._trimming = True
+            self._memory.is_trimmed = True
             try:
                 return await run_blocking(lambda: sum(block._give_free_pages_back() for block in blocks))
             finally:
-                self._trimming = False
-                self._queue.serve()  # who has come meanwhile has found no room
+                self._memory.is_trimmed = False
+                self._memory.queue.serve()  # who has come meanwhile has found no room
 
     # --- devices and other listeners ------------------------------------------------------------------------
 
@@ -415,11 +325,11 @@ class Arena(AsyncClosing):
 
     async def _attach(self, device: MapsMemory) -> ArenaAttachment:
         async with self._turn:
-            self._refuse_if_closed("attach a device to")
+            self._memory.refuse_if_closed("attach a device to")
             if any(attachment.device is device for attachment in self.attachments):
                 raise UsageError(f"{device!r} is attached already", operation="attach")
             attachment = ArenaAttachment(device, self._listeners, self._work)
-            for block in self._blocks:
+            for block in self._memory.blocks:
                 await attachment.block_added(block)
                 if attachment.error is not None:
                     raise attachment.error
@@ -445,129 +355,16 @@ class Arena(AsyncClosing):
 
     def statistics(self) -> ArenaStatistics:
         """The state of the arena in this moment."""
+        memory = self._memory
         return ArenaStatistics(
-            blocks=len(self._blocks),
-            size=sum(block.size for block in self._blocks),
-            in_use=sum(block.in_use for block in self._blocks),
-            buffers=sum(block.buffers for block in self._blocks),
+            blocks=len(memory.blocks),
+            size=sum(block.size for block in memory.blocks),
+            in_use=memory.in_use,
+            buffers=memory.buffers,
             devices=sum(attachment.attached for attachment in self.attachments),
-            promised=sum(carver.size for carver in self._promised if carver._is_held),
+            promised=memory.promised,
         )
 
     def __repr__(self) -> str:
         statistics = self.statistics()
         return f"<Arena of {statistics.blocks} blocks, {statistics.size} bytes, {statistics.in_use} in use>"
-
-    def _refuse_if_closed(self, what: str) -> None:
-        if self._closed:
-            raise UsageError(f"cannot {what} a closed arena", operation="arena")
-
-
-def _take(carvers: Sequence[Carver], length: int, least: int) -> ArenaBuffer | None:
-    """A buffer of *length* bytes or, where nothing is that long, the longest there is if *least* fits."""
-    for carver in carvers:
-        if (buffer := carver._take(length)) is not None:
-            return buffer
-    if least < length:
-        longest = max(carvers, key=lambda carver: carver._longest_room, default=None)
-        if longest is not None and least <= (room := longest._longest_room):
-            return longest._take(min(room, length))  # None: another thread took it meanwhile
-    return None
-
-
-@final
-class ArenaShare:
-    """A share of an :class:`Arena`, for one of those who use it; a context manager that closes it.
-
-    Buffers come from what it was promised as long as there is room, whatever others have or wait for, and
-    beyond that from what is common, when it is the share's turn. Its own tasks never overtake each other.
-
-    Belongs to the arena's event loop. Buffers can be given back in any thread.
-    """
-
-    __slots__ = ("__weakref__", "_arena", "_closed", "_lane", "_own")
-
-    def __init__(self, arena: Arena, lane: Lane, own: Carver | None) -> None:
-        self._arena = arena
-        self._lane = lane
-        self._own = own
-        self._closed = False
-
-    @property
-    def size(self) -> int:
-        """Bytes that it was promised."""
-        return 0 if self._own is None else self._own.size
-
-    @property
-    def in_use(self) -> int:
-        """Bytes of those that are handed out."""
-        return 0 if self._own is None else self._own.in_use
-
-    @property
-    def weight(self) -> float:
-        """Beside a share of weight 1, while both wait."""
-        return self._lane.weight
-
-    async def acquire(self, length: int, *, at_least: int | None = None) -> ArenaBuffer:
-        """A buffer of ``length`` bytes, as soon as there is room for it in what the share was promised, or in
-        what is common and it is the share's turn.
-
-        With *at_least*, it may be shorter, down to that, where there is no room of that length. Whoever is
-        cancelled leaves the queue, and holds nothing up. Does not suspend where there is room.
-
-        Raises:
-            ValueError: ``length`` is not positive, or less than ``at_least``.
-            MemoryError: neither the share nor a block is that large, and waiting would be in vain.
-            UsageError: the share or the arena is closed, or is being closed meanwhile.
-        """
-        if length <= 0:
-            raise ValueError(f"length must be positive, not {length}")
-        running_loop("acquire")
-        least = length if at_least is None else at_least
-        if not 0 < least <= length:
-            raise ValueError(f"at_least must be from 1 to the length, {length}, not {at_least}")
-        queue = self._arena._queue
-        if not self._lane.turns and (granted := self._attempt(length, least, not queue.waiting)) is not None:
-            return granted[0]
-        return await self._arena._wait(self._lane, partial(self._attempt, length, least), self._own)
-
-    def _attempt(self, length: int, least: int, in_turn: bool) -> tuple[ArenaBuffer, int] | None:
-        if self._closed:
-            raise UsageError("cannot acquire a buffer of a closed share", operation="acquire")
-        self._arena._refuse_what_never_fits(least, self.size)
-        carvers: list[Carver] = [] if self._own is None else [self._own]
-        if in_turn:
-            carvers += self._arena._blocks
-        buffer = _take(carvers, length, least)
-        if buffer is None:
-            return None
-        own = self._own is not None and 0 <= buffer.address - self._own.memory.address < self._own.size
-        return buffer, 0 if own else self._arena._rounded(len(buffer))
-
-    def close(self) -> None:
-        """Hand out no more, and refuse those who wait; idempotent, in the arena's loop.
-
-        Buffers that are in use stay so. What the share was promised is the arena's again when none of those
-        that were carved from it is.
-        """
-        if not self._closed:
-            self._closed = True
-            self._arena._queue.serve(self._lane)
-            if self._own is not None:
-                self._own._retire()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            if self._own is not None:
-                self._own._retire()
-
-    def __repr__(self) -> str:
-        state = " closed" if self._closed else ""
-        return f"<ArenaShare{state} of {self.size} bytes, {self.in_use} in use>"

@@ -17,6 +17,7 @@ from typing import Any, final
 from .._libblkio.handle import Blkio
 from .._libblkio.mem_region import MemRegion
 from .._native._core import QueueCore, Request
+from .._native.latency import LatencyRecorder
 from .._sync.clock import now
 from .._sync.loops import running_loop
 from .._sync.tasks import start_steadfast_task
@@ -117,10 +118,9 @@ class BouncePool:
         self._idle_check: asyncio.TimerHandle | None = None
         self._takes_seen = 0
         self._high_water = 0
-        self.waits: int = 0
-        """Requests that had to wait."""
-        self.seconds_waited: float = 0.0
-        """How long those have waited that had their turn, together."""
+        self.times_waited: LatencyRecorder = LatencyRecorder()
+        """By those that had their turn."""
+        self._waits = 0
         self._requeues = 0
         self._grows = 0
         self._shrinks = 0
@@ -136,8 +136,8 @@ class BouncePool:
             in_use=self._core.bounce_in_use,
             high_water=max(self._high_water, self._core.bounce_peak),
             waiting=sum(not waiter.request.done() for waiter in self._waiters),
-            waits=self.waits,
-            seconds_waited=self.seconds_waited,
+            waits=self._waits,
+            seconds_waited=self.times_waited.histogram().sum,
             requeues=self._requeues,
             grows=self._grows,
             shrinks=self._shrinks,
@@ -187,7 +187,7 @@ class BouncePool:
         """The core's hook: the request, just submitted, found no memory or others waiting."""
         self._waiters.append(_Waiter(request, need, now()))
         self._core.waiting = len(self._waiters)
-        self.waits += 1
+        self._waits += 1
         if len(self._waiters) == 1 or self._waiters[0].request.done():
             self._serve()
 
@@ -203,7 +203,7 @@ class BouncePool:
         if head.request.done() or not self._emptying:
             if self._core.admit(head.request):  # which may run any code, and with it _lose()
                 if self._waiters and self._waiters[0] is head:
-                    self.seconds_waited += now() - head.since
+                    self.times_waited.add(now() - head.since)
                     self._remove_head()
                 return True
             self._requeues += 1

@@ -123,7 +123,7 @@ class QueueCore:
     on_broken: Callable[[int], object] | None
     """Called with the errno of a failing do_io."""
     kicks: bool
-    runs_again: bool
+    wakes_by_loop: bool
     """Whether tasks are woken by way of the loop, and never directly."""
     def watch(
         self,

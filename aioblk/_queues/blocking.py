@@ -68,8 +68,8 @@ class BlockingQueue(Submitter):
             undo.pop_all()
         self._core = core
         self._ended = QueueStatistics.none()  # what was counted, once there is no core
-        self._shown = False
-        self._show()
+        self._has_sight = False
+        self._apply_sight()
         self._turn = threading.RLock()  # of the thread while it waits for the device, or of who gives it up
         self._lost: BlkioError | None = None
         self._slice = _SLICE if context.lost_after is None else min(_SLICE, context.lost_after / TICKS)
@@ -141,12 +141,12 @@ class BlockingQueue(Submitter):
             self._turn.release()
         return True
 
-    def _show(self) -> None:
+    def _apply_sight(self) -> None:
         """Have that noted of requests which somebody wants to know now: from any thread, the queue's own does
         when it waits next."""
-        self._shown = self._is_bound_here()
-        if self._shown and self._core is not None:
-            self._context.sight.show(self._core)
+        self._has_sight = self._is_bound_here()
+        if self._has_sight and self._core is not None:
+            self._context.sight.apply_to(self._core)
 
     def _end(self, core: QueueCore, error: BlkioError | None) -> None:
         if error is not None:
@@ -198,8 +198,8 @@ class BlockingQueue(Submitter):
 
     def _wait_in_turn(self, request: Request[Any] | None, seconds: float) -> bool:
         end = now() + seconds if seconds >= 0 else float("inf")
-        if not self._shown:
-            self._show()
+        if not self._has_sight:
+            self._apply_sight()
         while self._lost is None:
             left = end - now()
             if self._compiled.wait(request, max(min(self._slice, left), 0)):

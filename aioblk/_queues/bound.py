@@ -54,10 +54,10 @@ class BoundQueues:
             each = [queue.statistics() for queue in self]
             return functools.reduce(operator.add, each, self._ended)
 
-    def show(self) -> None:
+    def apply_sight(self) -> None:
         """Somebody wants to know more of requests, or less."""
         for queue in self:
-            queue._show()
+            queue._apply_sight()
 
     # --- binding --------------------------------------------------------------------------------------------
 
@@ -193,7 +193,7 @@ class BoundQueues:
 
     def _keep(self, queue: Q) -> Q:
         self._queues[queue.poll, queue.index] = queue
-        queue._show()  # once more: somebody may have wanted to know something else since it was made
+        queue._apply_sight()  # once more: somebody may have wanted to know something else since it was made
         return queue
 
     # --- loss -----------------------------------------------------------------------------------------------

@@ -108,7 +108,7 @@ class Queue(AsyncClosing, Submitter):
             self._lost = False
             self._disposed = False
             self._watch: SilenceWatch | None = None
-            self._show()
+            self._apply_sight()
             self._attach()
         except BaseException:
             self._give()
@@ -143,16 +143,16 @@ class Queue(AsyncClosing, Submitter):
                 self._context.on_silence,
             )
 
-    def _show(self) -> None:
+    def _apply_sight(self) -> None:
         """Have that noted of requests which somebody wants to know now. From any thread."""
         if not self._is_bound_here():
             with contextlib.suppress(RuntimeError):  # that loop is closed: nobody submits there
-                self._loop.call_soon_threadsafe(self._show)
+                self._loop.call_soon_threadsafe(self._apply_sight)
             return
         is_debugged = self._loop.get_debug()
         if is_debugged:  # so that the loop finds the slow task, and not the queue that has woken it
-            self._compiled.runs_again = True
-        self._context.sight.show(self._compiled, origins.here if is_debugged else None)
+            self._compiled.wakes_by_loop = True
+        self._context.sight.apply_to(self._compiled, origins.here if is_debugged else None)
 
     # --- life -----------------------------------------------------------------------------------------------
 
@@ -351,8 +351,7 @@ class Queue(AsyncClosing, Submitter):
 
     def statistics(self) -> QueueStatistics:
         """A snapshot of the counters. They stay when the queue is closed."""
-        pool = self.bounce_pool
-        return QueueStatistics.of(self._compiled, bounce_waits=pool.waits, bounce_seconds=pool.seconds_waited)
+        return QueueStatistics.of(self._compiled, self.bounce_pool.times_waited.histogram())
 
     @property
     def spin(self) -> float:

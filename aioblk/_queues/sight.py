@@ -23,6 +23,6 @@ class Sight:
     on_finished: Callable[[int, BaseException | None, bool], object] | None = None
     """And of its end, once, by that number: its error, and whether it was cancelled."""
 
-    def show(self, core: QueueCore, origin_of: Callable[[], StackSummary] | None = None) -> None:
+    def apply_to(self, core: QueueCore, origin_of: Callable[[], StackSummary] | None = None) -> None:
         """In the queue's thread: from now on. *origin_of* says where a request is made, as it is made."""
         core.watch(self.measuring, self.on_begun, self.on_finished, origin_of)

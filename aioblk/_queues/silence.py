@@ -73,7 +73,7 @@ def describe_silence(core: QueueCore, subject: Subject, lost_after: float) -> st
     size = "" if length is None else f", length {length}"
     what = f"the oldest request that it has is: {operation}{where}{size}"
     if ticks == TICKS // 2:
-        log.warning("%s has not answered for %g seconds or more; %s", subject, lost_after / 4, what)
+        log.warning("%s has not answered for %g seconds or more; %s", subject, lost_after / TICKS, what)
     if ticks <= TICKS:
         return None
     return (

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Self, final
 
 from .._native._core import QueueCore
-from .latency import LatencyHistogram
+from .._native.latency import LatencyHistogram
 
 __all__ = ["OperationStatistics", "QueueStatistics"]
 
@@ -86,10 +86,8 @@ class QueueStatistics:
     """Times that the descriptor had no event when it was read, or an event came to nothing: harmless."""
     direct_wakes: int = 0
     """Tasks that were resumed without a detour through the loop."""
-    bounce_waits: int = 0
-    """Requests that had to wait for bounce memory."""
-    bounce_seconds: float = 0.0
-    """How long those waited that have got it, together."""
+    bounce_wait: LatencyHistogram = LatencyHistogram()  # noqa: RUF009 (it cannot be changed)
+    """How long requests waited for bounce memory that had to, and have got it."""
     read: OperationStatistics = OperationStatistics()
     write: OperationStatistics = OperationStatistics()
     write_zeroes: OperationStatistics = OperationStatistics()
@@ -99,9 +97,9 @@ class QueueStatistics:
     """Reports of zones, and whatever else is done with them."""
 
     @classmethod
-    def of(cls, core: QueueCore, *, bounce_waits: int = 0, bounce_seconds: float = 0.0) -> Self:
+    def of(cls, core: QueueCore, bounce_wait: LatencyHistogram | None = None) -> Self:
         counted: dict[str, Any] = {**core.statistics(), **_by_operation(core)}
-        return cls(**counted, bounce_waits=bounce_waits, bounce_seconds=bounce_seconds)
+        return cls(**counted, bounce_wait=bounce_wait or LatencyHistogram())
 
     @property
     def operations(self) -> dict[str, OperationStatistics]:

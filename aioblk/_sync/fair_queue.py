@@ -84,7 +84,8 @@ class FairQueue:
 
     A lane's clock advances by cost / weight with each grant, and the lane whose clock is behind is next
     (start-time fair queueing). A lane that begins to wait sets its clock to that of the grant before: it has
-    saved up nothing. Owners that grant without the queue while nobody waits charge nothing for it.
+    saved up nothing. Where nobody waits any more, nobody owes anything either. Owners that grant without the
+    queue while nobody waits charge nothing for it.
 
     *   **Nobody overtakes**: where the next one cannot have what it waits for, all lanes wait, so that it is
         there for it in the end. Only what is a lane's own stands in no order but the lane's.
@@ -95,7 +96,7 @@ class FairQueue:
     Belongs to the event loop of those who wait; not safe to use from several threads.
     """
 
-    __slots__ = ("_again", "_clock", "_due", "_loop", "_order", "_places", "_serving", "waiting")
+    __slots__ = ("_again", "_clock", "_due", "_latest", "_loop", "_order", "_places", "_serving", "waiting")
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -105,6 +106,7 @@ class FairQueue:
         self._order: list[tuple[int, int, Lane]] = []  # lanes in which somebody waits, the next one first
         self._places = 0
         self._clock = 0  # of the lane that was granted something last, before that
+        self._latest = 0  # of the lane that has been granted most
         self._due: list[Lane] = []  # those that may be granted what is their own
         self._serving = False
         self._again = False
@@ -187,6 +189,7 @@ class FairQueue:
         if cost:
             self._clock = max(self._clock, lane.clock)
             lane.clock += max(1, int(cost / lane.weight * UNIT))
+            self._latest = max(self._latest, lane.clock)
             self._put_into_order(lane)
         self._leave(turn)
         try:
@@ -210,6 +213,8 @@ class FairQueue:
             self.waiting -= 1
             if not lane.turns:
                 self._take_from_order(lane)
+            if not self.waiting:
+                self._clock = self._latest  # nobody owes anything any more
 
     def _put_into_order(self, lane: Lane) -> None:
         order = self._order

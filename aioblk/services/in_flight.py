@@ -51,7 +51,8 @@ class InFlight:
     """
 
     __slots__ = (
-        *("_bytes", "_drainers", "_draining", "_forgotten", "_kept_bytes", "_kept_requests", "_lane"),
+        *("_bytes", "_drainers", "_draining", "_forgotten", "_is_bound", "_kept_bytes", "_kept_requests"),
+        *("_lane",),
         *("_lent_bytes", "_lent_requests", "_most_bytes", "_most_requests", "_promised_bytes"),
         *("_promised_requests", "_queue", "_requests", "_room_bytes", "_room_requests"),
         *("_within_bytes", "_within_requests"),
@@ -98,6 +99,9 @@ class InFlight:
         self._forgotten: deque[tuple[int, int]] = deque()  # promises of shares that nobody has closed
         self._drainers = WaitQueue()
         self._draining = 0
+        self._is_bound = (
+            False  # whether a loop was running when it was first asked: once, and not for each request
+        )
 
     @property
     def requests(self) -> int:
@@ -117,7 +121,8 @@ class InFlight:
         Raises:
             ValueError: *length* is negative.
         """
-        running_loop("enter")
+        if not self._is_bound:
+            self._bind()
         if length < 0:
             raise ValueError(f"length must not be negative, as {length} is")
         if (
@@ -129,6 +134,10 @@ class InFlight:
         else:
             self._requests += 1
             self._bytes += length
+
+    def _bind(self) -> None:
+        running_loop("enter")
+        self._is_bound = True
 
     def _attempt(self, length: int, in_turn: bool) -> tuple[int, float] | None:
         if not in_turn or not self._has_room(1, length):
@@ -294,7 +303,8 @@ class InFlightShare:
             UsageError: the share is closed, or is being closed meanwhile.
             ValueError: *length* is negative.
         """
-        running_loop("enter")
+        if not self._in_flight._is_bound:
+            self._in_flight._bind()
         if length < 0:
             raise ValueError(f"length must not be negative, as {length} is")
         whole, mine = self._in_flight, self._bytes + length

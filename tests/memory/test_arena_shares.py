@@ -16,14 +16,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 import aioblk
 from aioblk import Arena
 
-from ..support.turns import DrivenLoop
+from ..support.turns import DrivenLoop, turns
 
 PAGE = mmap.PAGESIZE
-
-
-async def turns(count: int = 3) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 # --- promises -----------------------------------------------------------------------------------------------
@@ -152,6 +147,82 @@ async def test_who_can_do_with_less_takes_what_is_promised_at_once() -> None:
         share.close()
 
 
+# --- what is kept for promises ------------------------------------------------------------------------------
+
+
+async def test_who_takes_all_that_is_common_keeps_no_newcomer_out() -> None:
+    async with Arena(16 * PAGE, kept=0.5) as arena:
+        with arena.share(size=2 * PAGE) as greedy:
+            held = [await greedy.acquire(PAGE) for _ in range(10)]
+            waiting = asyncio.create_task(greedy.acquire(PAGE))
+            await turns()
+            assert not waiting.done()
+            with arena.share(size=6 * PAGE) as late:
+                (await asyncio.wait_for(late.acquire(6 * PAGE), 10)).release()
+                with pytest.raises(
+                    MemoryError,
+                    match=f"of the arena's {8 * PAGE} bytes that are kept for shares, {8 * PAGE} are promised"
+                    r" to others, and 0 left in a row; .*Arena\(kept=...\)",
+                ):
+                    arena.share(size=PAGE)
+            for buffer in held:
+                buffer.release()
+            (await waiting).release()
+
+
+async def test_what_is_kept_is_nobodys_and_counts_as_free() -> None:
+    async with Arena(16 * PAGE, kept=0.25) as arena:
+        assert (arena.statistics().in_use, arena.statistics().buffers, arena.statistics().promised) == (
+            0,
+            0,
+            0,
+        )
+        with arena.share() as share:
+            for acquire in (arena.acquire, share.acquire):
+                with pytest.raises(MemoryError, match=f"has {12 * PAGE}, beside what is kept for shares"):
+                    await acquire(13 * PAGE)
+        with await arena.acquire(12 * PAGE), pytest.raises(MemoryError):
+            arena.allocate(1)
+        with arena.share(size=PAGE) as share, await share.acquire(PAGE):
+            seen = arena.statistics()
+            assert (seen.in_use, seen.buffers, seen.promised) == (PAGE, 1, PAGE)
+
+
+async def test_promises_that_end_in_any_order_leave_what_is_common_in_one_piece() -> None:
+    async with Arena(16 * PAGE, kept=0.5) as arena:
+        shares = [arena.share(size=2 * PAGE) for _ in range(4)]
+        for share in shares[::2]:
+            share.close()
+        (await asyncio.wait_for(arena.acquire(8 * PAGE), 10)).release()
+        for share in shares[1::2]:
+            share.close()
+        arena.share(size=8 * PAGE).close()
+
+
+async def test_a_block_can_be_removed_with_what_is_kept_of_it() -> None:
+    async with Arena(4 * PAGE, kept=0.5) as arena:
+        [first] = arena.blocks
+        with arena.share(size=PAGE):
+            with pytest.raises(
+                aioblk.UsageError, match="1 buffers of the block are in use, 1 of them by shares"
+            ):
+                await arena.remove_block(first)
+            await arena.add_block(8 * PAGE)
+        await arena.remove_block(first)
+        assert arena.statistics() == aioblk.ArenaStatistics(1, 8 * PAGE, 0, 0, 0, 0)
+        with arena.share(size=4 * PAGE):
+            assert await arena.trim() == 4 * PAGE, "what is kept stays"
+
+
+@pytest.mark.parametrize("kept", [-0.1, 1, 1.5])
+def test_not_all_can_be_kept(kept: float) -> None:
+    with pytest.raises(ValueError, match="kept must be from 0 to less than 1"):
+        Arena(PAGE, kept=kept)
+
+
+# --- what is refused ----------------------------------------------------------------------------------------
+
+
 async def test_what_is_impossible_is_refused() -> None:
     async with Arena(4 * PAGE) as arena:
         for size, weight, message in (
@@ -169,8 +240,8 @@ async def test_what_is_impossible_is_refused() -> None:
                 await share.acquire(5 * PAGE)
             with pytest.raises(
                 MemoryError,
-                match=f"cannot be promised {4 * PAGE} bytes: the longest room in a row has {3 * PAGE}, and"
-                f" {PAGE} are promised",
+                match=f"promised {4 * PAGE} bytes: of the arena's {4 * PAGE} bytes, {PAGE} are promised to"
+                f" others, and {3 * PAGE} left in a row",
             ):
                 arena.share(size=4 * PAGE)
             assert repr(rounded) == f"<ArenaShare of {PAGE} bytes, 0 in use>"
@@ -264,9 +335,9 @@ async def test_closing_the_arena_in_the_turn_in_which_memory_is_granted_refuses_
     waiting = asyncio.create_task(arena.acquire(PAGE))
     await turns()
     held.release()
-    arena._queue.serve()
-    assert not arena._queue.waiting
-    arena._closed = True
+    arena._memory.queue.serve()
+    assert not arena._memory.queue.waiting
+    arena._memory.closed = True
     with pytest.raises(aioblk.UsageError, match="closed arena"):
         await waiting
     assert arena.statistics().in_use == 0
@@ -331,7 +402,7 @@ async def test_acquiring_that_is_cancelled_in_the_turn_in_which_it_is_granted_lo
             tasks = [asyncio.create_task(share.acquire(PAGE)) for _ in range(5)]
             await turns()
             held.release()
-            arena._queue.serve(share._lane)
+            arena._memory.queue.serve(share._lane)
             for task in tasks[:4]:
                 task.cancel()
             (await tasks[4]).release()

@@ -17,11 +17,7 @@ from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, LATENCY, held, pattern
-
-
-async def turns(count: int = 3) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
+from ..support.turns import turns
 
 
 async def cancel_at_once(task: "asyncio.Task[object]") -> None:

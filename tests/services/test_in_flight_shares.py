@@ -13,13 +13,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 import aioblk
 
-from ..support.turns import DrivenLoop
-
-
-async def turns(count: int = 3) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
-
+from ..support.turns import DrivenLoop, turns
 
 # --- promises -----------------------------------------------------------------------------------------------
 

@@ -12,6 +12,12 @@ LOOP_FACTORIES: dict[str, Callable[[], asyncio.AbstractEventLoop]] = {
 }
 
 
+async def turns(count: int = 3) -> None:
+    """Let the loop take so many."""
+    for _ in range(count):
+        await asyncio.sleep(0)
+
+
 class Others:
     """Within the block, a task that is always ready for its turn, and counts them."""
 

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from aioblk._sync.fair_queue import UNIT, FairQueue, Lane
 
-from ..support.turns import DrivenLoop
+from ..support.turns import DrivenLoop, turns
 
 
 class Stock:
@@ -40,11 +40,6 @@ class Stock:
     def give(self, amount: int) -> None:
         self.free += amount
         self.queue.serve()
-
-
-async def turns(count: int = 3) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
 
 
 async def begin(stock: Stock, lane: Lane, amount: int, *names: str) -> list["asyncio.Task[None]"]:
@@ -156,6 +151,20 @@ async def test_a_small_cost_counts_after_any_number_of_large_ones() -> None:
         stock.give(1)
     await asyncio.gather(*tasks)
     assert heavy.clock - before == 2 * int(UNIT / 1e6)
+
+
+async def test_where_nobody_waits_any_more_nobody_owes_anything() -> None:
+    stock, light, other = Stock(0), Lane(1e-6), Lane()
+    tasks = await begin(stock, light, 1, "a")
+    stock.give(1)
+    await asyncio.gather(*tasks)
+    tasks = await begin(stock, light, 1, "b") + await begin(stock, other, 1, *"vwxyz")
+    stock.give(1)
+    await turns()
+    assert stock.served == ["a", "b"], "it came first, and has nothing to make good for"
+    for _ in range(5):
+        stock.give(1)
+    await asyncio.gather(*tasks)
 
 
 # --- cancellation and errors --------------------------------------------------------------------------------
@@ -364,6 +373,12 @@ class FairQueueMachine(RuleBasedStateMachine):
             lane.since = self.places
         self.granted[number] = index, mine, amount - mine
         self.fresh.append(number)
+        self.forget_debts()
+
+    def forget_debts(self) -> None:
+        """Where nobody waits any more."""
+        if not any(lane.waiting for lane in self.model):
+            self.clock = max(self.clock, *(lane.clock for lane in self.model))
 
     def serve(self) -> None:
         while True:
@@ -432,6 +447,7 @@ class FairQueueMachine(RuleBasedStateMachine):
         self.gone.add(number)
         for lane in self.model:
             lane.waiting = deque(each for each in lane.waiting if each[0] != number)
+        self.forget_debts()
 
     def finish_cancelled(self) -> None:
         """In the order in which they run, those that were cancelled give back what they were granted."""

@@ -10,12 +10,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from aioblk._sync.wait_queue import WaitQueue
 
-from ..support.turns import DrivenLoop
-
-
-async def turns(count: int = 3) -> None:
-    for _ in range(count):
-        await asyncio.sleep(0)
+from ..support.turns import DrivenLoop, turns
 
 
 async def waiting_tasks(queue: WaitQueue, names: str, log: list[str]) -> list["asyncio.Task[None]"]:

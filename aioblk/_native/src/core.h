@@ -353,7 +353,7 @@ struct queue_core {
     bool flush_owed;            /* by it */
     bool loop_is_mute;          /* it does not say whether it has other callbacks */
     bool loop_hides_thread;     /* nor in which thread it runs */
-    bool runs_again;            /* nobody is woken directly: see queue_wake_ready */
+    bool wakes_by_loop;         /* and nobody directly: see queue_wake_ready */
     PyThreadState *waker;
     PyObject *woken_context;    /* borrowed: of the task whose step runs, being woken directly in that thread */
     uint8_t untold;         /* hooks that are to be called again: UNTOLD_* */

@@ -178,10 +178,10 @@ READS_WHILE_OTHERS_WRITE static PyObject *queue_statistics(QueueCore *q, PyObjec
     return Py_BuildValue("{s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:K,s:n}", "submitted", c->submitted,
                          "completed", sum(c->completed), "failed", sum(c->failed), "cancelled", c->cancelled,
                          "bytes_read", c->bytes[OP_READ], "bytes_written", c->bytes[OP_WRITE], "parts", c->parts,
-                         "bounced_bytes",
-                         c->bounced_bytes, "inline_completions", c->inline_completions, "flushes", c->flushes,
-                         "do_io_calls", c->do_io_calls, "events", c->events, "empty_events", c->empty_events,
-                         "direct_wakes", c->direct_wakes, "in_flight", (Py_ssize_t)q->in_flight_count);
+                         "bounced_bytes", c->bounced_bytes, "inline_completions", c->inline_completions, "flushes",
+                         c->flushes, "do_io_calls", c->do_io_calls, "events", c->events, "empty_events",
+                         c->empty_events, "direct_wakes", c->direct_wakes, "in_flight",
+                         (Py_ssize_t)q->in_flight_count);
 }
 
 /* ---- the type -------------------------------------------------------------------------------------------- */
@@ -418,7 +418,7 @@ static PyMemberDef queue_members[] = {
     {"in_flight", T_PYSSIZET, offsetof(QueueCore, in_flight_count), READONLY, NULL},
     {"admitting", T_BOOL, offsetof(QueueCore, admitting), READONLY, NULL},
     {"rounds", T_BOOL, offsetof(QueueCore, rounds), 0, NULL},
-    {"runs_again", T_BOOL, offsetof(QueueCore, runs_again), 0, NULL},
+    {"wakes_by_loop", T_BOOL, offsetof(QueueCore, wakes_by_loop), 0, NULL},
     {"spins_by_itself", T_BOOL, offsetof(QueueCore, spins_by_itself), 0, NULL},
     {"spin_penalty", T_UINT, offsetof(QueueCore, spin_penalty), READONLY, NULL},
     {NULL, 0, 0, 0, NULL},

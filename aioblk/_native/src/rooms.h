@@ -233,7 +233,8 @@ RUNS_PYTHON void queue_tell_untold(QueueCore *q);
  *
  * Nothing of it is called for a request while nobody wants to know.
  */
-RUNS_PYTHON void sight_begin(QueueCore *q, Request *r); /* it is about to be submitted */
+/* It is about to be submitted. False: and is not to be any more. */
+RUNS_PYTHON bool sight_begin(QueueCore *q, Request *r);
 RUNS_PYTHON void sight_end(Request *r, uint64_t since); /* of one that has begun: it is settled */
 RUNS_PYTHON void sight_refuse(Request *r);              /* of any: it is refused after all, with the exception that is set */
 void sight_hand_over(QueueCore *q);                     /* what is new goes to the device now */

@@ -43,7 +43,8 @@ static PyObject *describe(Request *r)
                          (unsigned long long)(r->batch ? length : r->item.length), (unsigned)r->weight);
 }
 
-static __attribute__((noinline, cold)) void begin_aloud(QueueCore *q, Request *r)
+/* False: what has been told of it has cancelled it, or forked. */
+static __attribute__((noinline, cold)) bool begin_aloud(QueueCore *q, Request *r)
 {
     if (!(q->watched & WATCH_TIME)) {
         sight_do_not_time(q, r);
@@ -56,6 +57,7 @@ static __attribute__((noinline, cold)) void begin_aloud(QueueCore *q, Request *r
         PyObject *arguments = describe(r); /* which may run the collector, and with it anything */
         Py_XDECREF(ask(q, q->on_begun, arguments));
     }
+    return r->state == PENDING && q->fork_generation == fork_generation;
 }
 
 static void tell_end(Request *r, PyObject *error, bool was_cancelled)
@@ -93,29 +95,30 @@ void sight_refuse(Request *r)
 
 /* ---- the path of a request ----------------------------------------------------------------------------------- */
 
-inline void sight_begin(QueueCore *q, Request *r)
+inline bool sight_begin(QueueCore *q, Request *r)
 {
     r->since = NOT_HANDED_OVER;
     q->fresh++;
-    if (__builtin_expect(q->watched != WATCH_TIME, 0)) {
-        begin_aloud(q, r);
-    }
+    return q->watched == WATCH_TIME || begin_aloud(q, r);
 }
 
 /* Those that are new are among the newest. A request that was settled has another thing there, which is never that. */
 inline void sight_hand_over(QueueCore *q)
 {
-    if (q->fresh == 0) {
+    uint32_t fresh = q->fresh;
+    if (fresh == 0) {
         return;
     }
     uint64_t now = clock_now_ns();
-    for (Request *r = q->in_flight; r && q->fresh > 0; r = r->following) {
+    q->fresh = 0;
+    for (Request *r = q->in_flight; r; r = r->following) {
         if (r->since == NOT_HANDED_OVER) {
             r->since = now;
-            q->fresh--;
+            if (--fresh == 0) {
+                return;
+            }
         }
     }
-    q->fresh = 0;
 }
 
 void sight_hand_over_now(QueueCore *q, Request *r)

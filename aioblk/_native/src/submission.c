@@ -107,35 +107,27 @@ static void kick_without_loop(QueueCore *q)
 #endif
 }
 
-/* Since the caller was checked: preparing may run Python code, which may have closed the queue, or found the device lost. */
-static int refuse_late(QueueCore *q, Request *r)
+/*
+ * Since the caller was checked: preparing, and telling of the request, may run Python code, which may have closed the queue,
+ * found the device lost, or forked.
+ */
+static __attribute__((noinline, cold)) int refuse_late(QueueCore *q, Request *r)
 {
-    (void)device_refuse(q->device, OBSERVE(q->closed) ? q->closed_reason : "lost", r->operation, UINT64_MAX,
-                        UINT64_MAX);
+    const char *reason = q->fork_generation != fork_generation ? "fork" : OBSERVE(q->closed) ? q->closed_reason : "lost";
+    (void)device_refuse(q->device, reason, r->operation, UINT64_MAX, UINT64_MAX);
     sight_refuse(r);
     return -1;
 }
 
-/* It was cancelled before it was submitted, or this is a child of the process that has begun to. */
-static __attribute__((noinline, cold)) int end_early(QueueCore *q, Request *r)
-{
-    if (r->state != PENDING) {
-        return 0;
-    }
-    (void)device_refuse(q->device, "fork", r->operation, UINT64_MAX, UINT64_MAX);
-    sight_refuse(r);
-    return -1;
-}
+/* Who watches is told. False: it is not to be submitted any more. */
+static inline bool begin(QueueCore *q, Request *r) { return !q->watched || sight_begin(q, r); }
 
 int queue_submit(QueueCore *q, Request *r)
 {
     assert(r->queue == q && !r->linked);
     assert(r->state == PENDING && r->part_count > 0);
-    if (q->watched) {
-        sight_begin(q, r);
-        if (__builtin_expect(r->state != PENDING || q->fork_generation != fork_generation, 0)) {
-            return end_early(q, r); /* by what has been told of it */
-        }
+    if (!begin(q, r)) {
+        return r->state == PENDING ? refuse_late(q, r) : 0;
     }
     if (given_up_keeps(q, r)) {
         return 0;
@@ -170,11 +162,8 @@ int queue_submit(QueueCore *q, Request *r)
 /* Work outside libblkio, done by the Python side on a thread of its own: it ends with complete(). */
 int queue_submit_external(QueueCore *q, Request *r, PyObject *hook)
 {
-    if (q->watched) {
-        sight_begin(q, r);
-    }
-    if (!queue_usable(q)) { /* what the hook would use may belong to somebody else by now */
-        return refuse_late(q, r);
+    if (!begin(q, r) || !queue_usable(q)) { /* what the hook would use may belong to somebody else by now */
+        return r->state == PENDING ? refuse_late(q, r) : 0;
     }
     if (given_up_keeps(q, r)) {
         return 0;

@@ -191,9 +191,9 @@ int queue_wake_ready(QueueCore *q, bool direct)
     PyObject *type = NULL, *value = NULL, *traceback = NULL;
     Request *r;
     bool again = q->waking;
-    q->runs_again |= again && direct;
+    q->wakes_by_loop |= again && direct;
     bool several = q->ready_head && q->ready_head->ready_next;
-    direct = direct && !q->runs_again && !(several && loop_may_nest());
+    direct = direct && !q->wakes_by_loop && !(several && loop_may_nest());
     PyObject *context = direct && q->ready_head ? leave_context(q) : NULL;
     q->waking = true;
     bool kick = false;
@@ -244,7 +244,7 @@ int queue_wake_ready(QueueCore *q, bool direct)
 
 inline int queue_wake_others(QueueCore *q)
 {
-    return q->ready_head && (!q->waking || q->runs_again) ? queue_wake_ready(q, false) : 0;
+    return q->ready_head && (!q->waking || q->wakes_by_loop) ? queue_wake_ready(q, false) : 0;
 }
 
 /* Who waits for requests that completed on the way; nothing of it concerns the caller. */

@@ -98,17 +98,23 @@ async def commit_writing(ground: Ground) -> AsyncIterator[Scene]:
 # --- streams ------------------------------------------------------------------------------------------------
 
 
-@operation("Reader.__aenter__", Wait.NONE)
-async def enter_reader(ground: Ground) -> AsyncIterator[Scene]:
-    device = gate()
-    reader = aioblk.Reader(device, chunk=BLOCK)
+def _entering(make: Callable[[aioblk.BlockDevice], aioblk.Reader | aioblk.Writer]) -> Scenery:
+    async def scene(ground: Ground) -> AsyncIterator[Scene]:
+        device = gate()
+        stream = make(device)
 
-    async def check() -> None:
-        await reader.aclose()
-        await check_content(device)
+        async def check() -> None:
+            await stream.aclose()
+            await check_content(device)
 
-    yield Scene(reader.__aenter__, check=check)
-    await reader.aclose()
+        yield Scene(stream.__aenter__, check=check)
+        await stream.aclose()
+
+    return scene
+
+
+operation("Reader.__aenter__", Wait.NONE)(_entering(lambda device: aioblk.Reader(device, chunk=BLOCK)))
+operation("Writer.__aenter__", Wait.NONE)(_entering(lambda device: aioblk.Writer(device, chunk=BLOCK)))
 
 
 @operation("Reader.__anext__")
@@ -151,19 +157,6 @@ def _closing_a_reader(how: Callable[[Any], Awaitable[object]]) -> Scenery:
 
 operation("Reader.aclose", closes=True)(_closing_a_reader(lambda reader: reader.aclose()))
 operation("Reader.__aexit__", Wait.FINISHED, closes=True)(_closing_a_reader(leave))
-
-
-@operation("Writer.__aenter__", Wait.NONE)
-async def enter_writer(ground: Ground) -> AsyncIterator[Scene]:
-    device = gate()
-    writer = aioblk.Writer(device, chunk=BLOCK)
-
-    async def check() -> None:
-        await writer.aclose()
-        await check_content(device)
-
-    yield Scene(writer.__aenter__, check=check)
-    await writer.aclose()
 
 
 def _writing(call: Callable[[aioblk.Writer], Awaitable[object]], chunk: int) -> Scenery:

@@ -30,7 +30,7 @@ IN_PYTHON = (
         "When one of several has its buffer of an arena, the others are not told of room any more: they "
         "hang.",
         "the wake-ups of Arena.acquire(), issue 13's wake-up that is lost",
-        "_memory/arena.py",
+        "_memory/arena_memory.py",
         """\
             if not self._waiting:
                 self._tell_of_room(None)
@@ -41,8 +41,8 @@ IN_PYTHON = (
         "new-block-tells-nobody",
         "A buffer that comes back to a block that was added while somebody waited wakes nobody: he hangs.",
         "dd7ff3e, let an arena grow; issue 13's wake-up that is lost",
-        "_memory/arena.py",
-        "                block.on_room = self._on_room\n",
+        "_memory/arena_memory.py",
+        "            block.on_room = self._on_room\n",
         "",
     ),
     Mutant(

@@ -131,11 +131,11 @@ INDEPENDENT = (
         "no fault that there has been; a wake-up that is lost at the end",
         "_memory/arena.py",
         """\
-            self._closed = True
-            self._queue.serve()  # which refuses them all
+            self._memory.closed = True
+            self._memory.queue.serve()  # which refuses them all
 """,
         """\
-            self._closed = True
+            self._memory.closed = True
 """,
     ),
     Mutant(

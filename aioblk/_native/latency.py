@@ -1,11 +1,11 @@
-"""How long requests took: a histogram that one can ask percentiles of."""
+"""How long things took: a histogram that one can ask percentiles of, in the buckets of the compiled core."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Self, final
 
-__all__ = ["LatencyBucket", "LatencyHistogram"]
+__all__ = ["LatencyBucket", "LatencyHistogram", "LatencyRecorder"]
 
 BITS = 5
 """Each doubling has so many bits' worth of buckets, all of one width: as in the compiled core."""
@@ -84,8 +84,9 @@ class LatencyHistogram:
         return 0.0
 
     def count_up_to(self, seconds: float) -> int:
-        """How many took no longer than that, as far as the buckets tell."""
-        return sum(count for _, end, count in self if end <= seconds or self.max <= seconds)
+        """How many took no longer than that, as far as the buckets tell: those in the one of *seconds* itself
+        are not among them. So it never falls as others are added."""
+        return sum(count for _, end, count in self if end <= seconds)
 
     def __iter__(self) -> Iterator[LatencyBucket]:
         """The buckets that are not empty, from the shortest."""
@@ -110,6 +111,35 @@ class LatencyHistogram:
         least = max(_bounds(counts[0][0])[0], self._least)
         most = min(_bounds(counts[-1][0])[1], self._most)
         return LatencyHistogram(least, most, max(self._total - earlier._total, 0), counts)
+
+
+@final
+class LatencyRecorder:
+    """Counts as the compiled core does, what it does not see. Any thread may ask."""
+
+    def __init__(self) -> None:
+        self._least = 0
+        self._most = 0
+        self._total = 0
+        self._counts: dict[int, int] = {}
+
+    def add(self, seconds: float) -> None:
+        nanoseconds = max(round(seconds / NANOSECOND), 0)
+        self._least = min(self._least, nanoseconds) if self._counts else nanoseconds
+        self._most = max(self._most, nanoseconds)
+        self._total += nanoseconds
+        index = _bucket(nanoseconds)
+        self._counts[index] = self._counts.get(index, 0) + 1
+
+    def histogram(self) -> LatencyHistogram:
+        """Of all so far."""
+        return LatencyHistogram.of(self._least, self._most, self._total, self._counts.copy())
+
+
+def _bucket(nanoseconds: int) -> int:
+    """See latency_bucket() in core.h."""
+    shift = (nanoseconds | LINEAR).bit_length() - BITS - 1
+    return (shift << BITS) + (nanoseconds >> shift)
 
 
 def _bounds(index: int) -> tuple[int, int]:

@@ -1,5 +1,6 @@
 """Histograms of how long requests took."""
 
+import itertools
 import math
 from pathlib import Path
 
@@ -9,23 +10,16 @@ from hypothesis import strategies as st
 
 import aioblk
 from aioblk import LatencyHistogram
+from aioblk._native.latency import LatencyRecorder
 
 times = st.lists(st.integers(min_value=0, max_value=1 << 50), max_size=40)
 
 
-def bucket(nanoseconds: int) -> int:
-    """As the compiled core counts it."""
-    shift = (nanoseconds | 32).bit_length() - 6
-    return (shift << 5) + (nanoseconds >> shift)
-
-
 def histogram(nanoseconds: list[int]) -> LatencyHistogram:
-    if not nanoseconds:
-        return LatencyHistogram()
-    counts: dict[int, int] = {}
+    recorder = LatencyRecorder()
     for each in nanoseconds:
-        counts[bucket(each)] = counts.get(bucket(each), 0) + 1
-    return LatencyHistogram.of(min(nanoseconds), max(nanoseconds), sum(nanoseconds), counts)
+        recorder.add(each * 1e-9)
+    return recorder.histogram()
 
 
 @given(times, st.floats(min_value=0, max_value=100))
@@ -43,7 +37,9 @@ def test_buckets_hold_all(nanoseconds: list[int]) -> None:
     assert sum(each.requests for each in buckets) == whole.count == len(nanoseconds)
     assert buckets == sorted(buckets)
     assert all(each.end - each.start <= max(each.start / 31, 1.001e-9) for each in buckets)
-    assert whole.count_up_to(whole.max) == whole.count
+    counts = [whole.count_up_to(end) for _, end, _ in buckets]
+    assert counts == list(itertools.accumulate(each.requests for each in buckets))
+    assert whole.count_up_to(0) == 0
     assert whole.mean * len(nanoseconds) == pytest.approx(whole.sum)
     if nanoseconds:
         assert buckets[0].start <= whole.min * (1 + 1e-9)
