@@ -11,6 +11,7 @@ What lies below it, from the top down; each wing knows those under it, and none 
 
     testing/       devices in memory, faults, power failures, a recorder; for programs' tests
     metrics.py     what devices count, for Prometheus; by its own name, for what it needs
+    nbd/           NBD, a block device over the network: a server; by its own name
     addresses.py   open() by a name and options: above all that can be opened
     drivers/       what a user names: a class for each driver of libblkio, with its options
     layers/        what a block device is, and what lies over any: any bytes, zones, parts, mirrors

@@ -13,13 +13,12 @@ import sys
 from collections.abc import Callable
 from urllib.parse import quote
 
-from _nbd.backend import loss_of, watch
-from _nbd.clients import Clients, Policy
-from _nbd.export import CACHED_AT_ONCE, Export
-from _nbd.memory import GRANULE
-from _nbd.unix_socket import listen_at
-
 import aioblk
+from aioblk.nbd._server.backend import loss_of, watch
+from aioblk.nbd._server.clients import Clients, Policy
+from aioblk.nbd._server.export import CACHED_AT_ONCE, Export
+from aioblk.nbd._server.memory import GRANULE
+from aioblk.nbd._server.unix_socket import listen_at
 
 DESCRIPTION = """\
 Serve a block device over NBD, the network block device protocol.

@@ -17,8 +17,8 @@ from ram_device import RamDevice
 import aioblk
 from aioblk.testing import Fault, Faulty, MemoryDevice, PowerLoss, Recorder
 
+from ..nbd import wire
 from ..support.nbd_server import EXAMPLES, TIME_LIMIT
-from . import wire
 
 SIZE = 8 << 20
 

@@ -4,9 +4,11 @@ from collections.abc import Coroutine, Iterator
 from contextlib import aclosing
 from typing import Any, final
 
-import aioblk
-
-from . import protocol
+from ..._device.extents import Extent
+from ..._memory.arena import Arena
+from ...layers.block_device import BlockDevice, KnowsExtents
+from ...layers.byte_view import ByteView
+from .. import protocol
 from .memory import Memory
 
 LARGEST_PAYLOAD = 32 << 20  # what clients may send if they are not told anything else
@@ -21,7 +23,7 @@ class Export:
     """A device under a name, and memory for the data of all clients. Sizes are in bytes."""
 
     def __init__(
-        self, device: aioblk.BlockDevice, arena: aioblk.Arena, *, name: str, description: str, clients: int
+        self, device: BlockDevice, arena: Arena, *, name: str, description: str, clients: int
     ) -> None:
         """Of an open device that is attached to the arena, if it can be told of memory."""
         # A file may end within a block; its last bytes are served as well.
@@ -33,7 +35,7 @@ class Export:
         self._nowhere = arena.allocate(CACHED_AT_ONCE)
         self.memory = Memory(arena, clients=clients)
         # Clients are told the block sizes. Those that have not asked may well send anything else.
-        self.bytes = aioblk.ByteView(device)
+        self.bytes = ByteView(device)
         self.minimum_block = block
         self.preferred_block = max(4096, block, device.limits.optimal_io_alignment)
         self.largest_payload = LARGEST_PAYLOAD
@@ -78,11 +80,11 @@ class Export:
             await self.bytes.read_into(offset, self._nowhere[:piece])
             offset += piece
 
-    async def extents(self, offset: int, length: int, *, one: bool) -> list[aioblk.Extent]:
+    async def extents(self, offset: int, length: int, *, one: bool) -> list[Extent]:
         """What is data and what is hole from *offset* on: at least one extent, not always all of them."""
-        if not isinstance(self.device, aioblk.KnowsExtents):
-            return [aioblk.Extent(offset, length)]
-        found: list[aioblk.Extent] = []
+        if not isinstance(self.device, KnowsExtents):
+            return [Extent(offset, length)]
+        found: list[Extent] = []
         async with aclosing(self.device.extents(offset, length)) as extents:
             async for extent in extents:
                 found.append(extent)

@@ -1,6 +1,5 @@
-"""The rooms of the NBD server, from the wire inwards.
+"""The rooms of the server, from the wire inwards.
 
-protocol.py      the numbers and layouts of the NBD protocol, nothing else
 handshake.py     the options a client haggles about before it chooses the export
 transmission.py  the commands it sends then: many at a time, answered in the order of their completion
 export.py        what is served: a device, its size, its rules

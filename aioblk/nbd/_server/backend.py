@@ -3,8 +3,9 @@
 import asyncio
 import logging
 
-import aioblk
-
+from ..._device.device import Device
+from ...errors import BlkioError, DeviceLostError, UsageError
+from ...layers.block_device import BlockDevice
 from .clients import Clients
 
 log = logging.getLogger("nbd")
@@ -13,12 +14,12 @@ LOOK_EVERY = 0.5  # seconds
 TRY_EVERY = 1.0
 
 
-def loss_of(device: aioblk.BlockDevice) -> aioblk.DeviceLostError | None:
+def loss_of(device: BlockDevice) -> DeviceLostError | None:
     """Why the device is lost, if it is. Only those of libblkio's drivers tell."""
-    return device.lost if isinstance(device, aioblk.Device) else None
+    return device.lost if isinstance(device, Device) else None
 
 
-async def watch(device: aioblk.BlockDevice, clients: Clients, *, reconnect: bool) -> None:
+async def watch(device: BlockDevice, clients: Clients, *, reconnect: bool) -> None:
     """Wait until the device is lost for good; raise why.
 
     Whatever clients have not made durable is in doubt then, so they are sent away, also if the device is to
@@ -27,7 +28,7 @@ async def watch(device: aioblk.BlockDevice, clients: Clients, *, reconnect: bool
     while True:
         while (lost := loss_of(device)) is None:  # noqa: ASYNC110 (the device tells nobody who asks nothing)
             await asyncio.sleep(LOOK_EVERY)
-        if not (reconnect and isinstance(device, aioblk.Device)):
+        if not (reconnect and isinstance(device, Device)):
             raise lost
         log.error("%s; waiting for it to come back", lost)
         clients.refusal = "the device is lost"
@@ -37,14 +38,14 @@ async def watch(device: aioblk.BlockDevice, clients: Clients, *, reconnect: bool
         log.warning("the device is back")
 
 
-async def _reconnect(device: aioblk.Device) -> None:
+async def _reconnect(device: Device) -> None:
     said = ""
     while True:
         try:
             return await device.reconnect()
-        except (aioblk.DeviceLostError, aioblk.UsageError):  # another device is there now, or it cannot be
+        except (DeviceLostError, UsageError):  # another device is there now, or it cannot be
             raise
-        except aioblk.BlkioError as error:
+        except BlkioError as error:
             if str(error) != said:
                 said = str(error)
                 log.info("it does not come back yet: %s", error)

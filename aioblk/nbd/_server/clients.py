@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import final
 
-import aioblk
-
+from ...services.in_flight import InFlight
+from ...services.socket_stream import DisconnectedError, SocketStream
 from .export import Export
 from .handshake import greet
 from .transmission import Transmission
@@ -41,7 +41,7 @@ class Policy:
 
 @final
 class _Client:
-    def __init__(self, name: str, stream: aioblk.SocketStream) -> None:
+    def __init__(self, name: str, stream: SocketStream) -> None:
         self.name = name
         self.stream = stream
         self.admitted = False
@@ -59,7 +59,7 @@ class Clients:
         self._admitted: dict[_Client, None] = {}
         self._own = max(1, policy.requests // 8)
         kept, common = self._own * policy.clients, max(1, policy.requests - self._own)
-        self._in_flight = aioblk.InFlight(requests=kept + common, kept=kept / (kept + common))
+        self._in_flight = InFlight(requests=kept + common, kept=kept / (kept + common))
         self._said: dict[str, float] = {}  # when, what strangers can bring about as often as they like
         self.refusal: str | None = None
         """Why nobody is admitted, if that is so."""
@@ -70,7 +70,7 @@ class Clients:
         watching = asyncio.create_task(self._watch())
         try:
             for number in itertools.count(1):
-                stream = aioblk.SocketStream(await self._accept(listener), least_rate=self._policy.least_rate)
+                stream = SocketStream(await self._accept(listener), least_rate=self._policy.least_rate)
                 client = _Client(f"client {number}", stream)
                 self._shaking_hands[client] = None
                 client.task = asyncio.create_task(self._serve(client))
@@ -109,7 +109,7 @@ class Clients:
             log.info("%s: goodbye", client.name)
         except TimeoutError:
             log.info("%s: the handshake took too long", client.name)
-        except aioblk.DisconnectedError as reason:
+        except DisconnectedError as reason:
             log.info("%s: %s", client.name, reason)
         except Exception:
             log.exception("%s: the server failed", client.name)

@@ -5,11 +5,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeAlias, final
 
-from aioblk import DisconnectedError, SocketStream
-
-from . import protocol
+from ...services.socket_stream import DisconnectedError, SocketStream
+from .. import protocol
+from ..protocol import U16, U32
 from .export import Export
-from .protocol import U16, U32
 
 LONGEST_OPTION = 16 << 10  # names have at most 4096 bytes; nobody needs more
 MOST_OPTIONS = 256

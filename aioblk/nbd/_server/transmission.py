@@ -14,9 +14,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeAlias, final
 
-import aioblk
-
-from . import protocol
+from ..._device.extents import Extent, ExtentKind
+from ..._memory.arena import ArenaBuffer
+from ..._native._core import Request, View
+from ...services.in_flight import InFlightShare
+from ...services.socket_stream import DisconnectedError, SocketStream
+from .. import protocol
 from .export import STEP, Export
 from .handshake import Session
 
@@ -50,7 +53,7 @@ ERRORS = {
 }
 
 
-Work: TypeAlias = aioblk.Request[Any] | asyncio.Task[Any]
+Work: TypeAlias = Request[Any] | asyncio.Task[Any]
 
 
 @final
@@ -67,7 +70,7 @@ class Command:
     """Those not done: each piece, and the task that receives until it is through with the command."""
     flush: bool = False
     """What has been written is yet to be made durable."""
-    extents: list[aioblk.Extent] | None = None
+    extents: list[Extent] | None = None
     error: BaseException | None = None
     """The first that a part has met."""
 
@@ -76,9 +79,7 @@ class Command:
 class Transmission:
     """One client's commands."""
 
-    def __init__(
-        self, stream: aioblk.SocketStream, export: Export, session: Session, places: aioblk.InFlightShare
-    ) -> None:
+    def __init__(self, stream: SocketStream, export: Export, session: Session, places: InFlightShare) -> None:
         self._stream = stream
         self._export = export
         self._session = session
@@ -95,17 +96,17 @@ class Transmission:
         may take long.
 
         Raises:
-            aioblk.DisconnectedError: the client is gone, or has to go.
+            DisconnectedError: the client is gone, or has to go.
         """
         try:
             while True:
                 magic, flags, kind, cookie, offset, length = await self._stream.unpack(protocol.COMMAND)
                 if magic != protocol.COMMAND_MAGIC:
-                    raise aioblk.DisconnectedError("the client sends commands without their magic number")
+                    raise DisconnectedError("the client sends commands without their magic number")
                 if kind == protocol.DISC:
                     return
                 if kind == protocol.WRITE and length > self._export.largest_payload:
-                    raise aioblk.DisconnectedError(f"the client sends {length} bytes at once")
+                    raise DisconnectedError(f"the client sends {length} bytes at once")
                 await self._in_flight.enter()  # or receive no more for now
                 command = Command(kind, flags, cookie, offset, length, unanswered=length)
                 try:
@@ -115,7 +116,7 @@ class Transmission:
                     raise
                 finally:
                     self._end_part(command)
-        except aioblk.DisconnectedError:
+        except DisconnectedError:
             self._give_up(lambda _: True)  # nobody waits for it
             raise
         finally:
@@ -238,7 +239,7 @@ class Transmission:
             self._begin_part(command, submit, partial(self._written, command, buffer), buffer)
         await self._stream.skip(end - position)
 
-    def _written(self, command: Command, buffer: aioblk.ArenaBuffer, work: Work) -> None:
+    def _written(self, command: Command, buffer: ArenaBuffer, work: Work) -> None:
         self._end_part(command, _error_of(work), buffer)
 
     async def _read_in_chunks(self, command: Command) -> None:
@@ -253,7 +254,7 @@ class Transmission:
             self._begin_part(command, submit, done, buffer)
 
     def _send_data(
-        self, command: Command, position: int, data: aioblk.View, buffer: aioblk.ArenaBuffer, work: Work
+        self, command: Command, position: int, data: View, buffer: ArenaBuffer, work: Work
     ) -> None:
         """A piece has been read: part of a structured reply, or all of any."""
         if error := _error_of(work):
@@ -280,7 +281,7 @@ class Transmission:
             command.parts += 1
             await asyncio.shield(asyncio.create_task(self._read_and_send(command, buffer)))
 
-    async def _read_and_send(self, command: Command, buffer: aioblk.ArenaBuffer) -> None:
+    async def _read_and_send(self, command: Command, buffer: ArenaBuffer) -> None:
         """Read and send piece after piece. Nothing else may come between, so other replies wait.
 
         No other data are on their way: the client's share was as good as empty. Once the reply has begun, an
@@ -324,7 +325,7 @@ class Transmission:
         command: Command,
         submit: Callable[[], Coroutine[Any, Any, Any]],
         done: Callable[[Work], None],
-        buffer: aioblk.ArenaBuffer | None = None,
+        buffer: ArenaBuffer | None = None,
     ) -> None:
         """One request, as a rule; what takes several becomes a task."""
         command.parts += 1
@@ -333,7 +334,7 @@ class Transmission:
         except Exception as error:
             self._end_part(command, error, buffer)
             return
-        if isinstance(begun, aioblk.Request):
+        if isinstance(begun, Request):
             work: Work = begun
         else:
             work = asyncio.create_task(begun)
@@ -348,7 +349,7 @@ class Transmission:
             work.add_done_callback(done)
 
     def _end_part(
-        self, command: Command, error: BaseException | None = None, buffer: aioblk.ArenaBuffer | None = None
+        self, command: Command, error: BaseException | None = None, buffer: ArenaBuffer | None = None
     ) -> None:
         """Give its memory back; after the last one, answer."""
         if buffer is not None:
@@ -421,7 +422,7 @@ def _error_of(work: Work) -> BaseException | None:
     return work.exception()
 
 
-def _piece(buffer: aioblk.ArenaBuffer, position: int, end: int) -> aioblk.View:
+def _piece(buffer: ArenaBuffer, position: int, end: int) -> View:
     """As much of the buffer as makes a good piece: one that ends at a boundary, or at the end."""
     size = len(buffer)
     if position + size >= end:
@@ -444,8 +445,8 @@ def _data_head(command: Command, position: int, length: int, *, last: bool) -> b
 BASE_ALLOCATION = protocol.U32.pack(protocol.BASE_ALLOCATION_ID)
 
 
-def _describe(extent: aioblk.Extent) -> bytes:
-    is_hole = extent.kind is aioblk.ExtentKind.HOLE
+def _describe(extent: Extent) -> bytes:
+    is_hole = extent.kind is ExtentKind.HOLE
     return protocol.EXTENT.pack(
         extent.length, protocol.STATE_HOLE | protocol.STATE_ZERO if is_hole else protocol.STATE_DATA
     )

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from _nbd.unix_socket import listen_at
+
+from aioblk.nbd._server.unix_socket import listen_at
 
 from ..support.nbd_exports import SIZE
 from ..support.nbd_server import EXAMPLES, NbdServer

@@ -9,11 +9,11 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from _nbd.clients import Clients, Policy
-from _nbd.export import Export
-from _nbd.memory import GRANULE, Memory, Share
 
 import aioblk
+from aioblk.nbd._server.clients import Clients, Policy
+from aioblk.nbd._server.export import Export
+from aioblk.nbd._server.memory import GRANULE, Memory, Share
 
 from . import wire
 

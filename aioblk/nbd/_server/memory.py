@@ -9,7 +9,7 @@ own.
 import asyncio
 from typing import final
 
-import aioblk
+from ..._memory.arena import Arena, ArenaBuffer
 
 GRANULE = 4096  # what the smallest buffer takes
 
@@ -18,7 +18,7 @@ GRANULE = 4096  # what the smallest buffer takes
 class Memory:
     """All of it. Belongs to one event loop."""
 
-    def __init__(self, arena: aioblk.Arena, *, clients: int) -> None:
+    def __init__(self, arena: Arena, *, clients: int) -> None:
         """What is free of an arena, for at most so many clients at a time: a page for each at least."""
         statistics = arena.statistics()
         size = statistics.size - statistics.in_use
@@ -55,7 +55,7 @@ class Share:
         self._memory = memory
         self._held = 0
 
-    async def take(self, length: int) -> aioblk.ArenaBuffer:
+    async def take(self, length: int) -> ArenaBuffer:
         """A buffer of *length* bytes, as soon as the client may have that many.
 
         A client that holds nothing gets a buffer at once, but a shorter one if it can never have that many as
@@ -76,7 +76,7 @@ class Share:
             self._return(excess)
         return buffer
 
-    def give_back(self, buffer: aioblk.ArenaBuffer) -> None:
+    def give_back(self, buffer: ArenaBuffer) -> None:
         """Nobody uses the buffer any more."""
         size = _whole(len(buffer))
         buffer.release()

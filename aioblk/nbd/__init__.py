@@ -1,0 +1,1 @@
+"""NBD, the network block device protocol: a server for any block device."""
