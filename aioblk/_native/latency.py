@@ -137,16 +137,17 @@ class LatencyRecorder:
 
 
 def _bucket(nanoseconds: int) -> int:
-    """See latency_bucket() in core.h."""
-    shift = (nanoseconds | LINEAR).bit_length() - BITS - 1
-    return (shift << BITS) + (nanoseconds >> shift)
+    """See latency_bucket() in core.h, which looks at halves of nanoseconds as well."""
+    halves = 2 * nanoseconds + 1
+    doubling = halves.bit_length() - 1
+    return (doubling << BITS) + (halves << BITS >> doubling) - LINEAR
 
 
 def _bounds(index: int) -> tuple[int, int]:
     """From which number of nanoseconds on, and up to which."""
-    shift = max(index // LINEAR - 1, 0)
-    start = index - shift * LINEAR
-    return start << shift, start + 1 << shift
+    doubling, place = divmod(index, LINEAR)
+    start, end = (-(-(LINEAR + each << doubling) >> BITS) for each in (place, place + 1))
+    return start // 2, end // 2
 
 
 def _merge(

@@ -14,6 +14,7 @@
 #include <Python.h>
 #include <structmember.h>
 #include <assert.h>
+#include <float.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -96,10 +97,10 @@ extern const char *const operation_names[OP_COUNT];
 
 /*
  * How long requests of one operation took, in nanoseconds. The buckets are logarithmic, and each of those linear: 32 for
- * every doubling, so that none is wider than 1/32 of what it holds; those below 32 are exact.
+ * every doubling, so that none is wider than 1/32 of what it holds; those below 16 are exact.
  */
 #define LATENCY_BITS 5
-#define LATENCY_BUCKETS ((65 - LATENCY_BITS) << LATENCY_BITS)
+#define LATENCY_BUCKETS (64 << LATENCY_BITS)
 
 typedef struct {
     uint64_t least, spread; /* from the least to the most; least is UINT64_MAX, and spread 0, before the first */
@@ -107,10 +108,13 @@ typedef struct {
     uint64_t buckets[LATENCY_BUCKETS];
 } Latency;
 
-static inline unsigned latency_bucket(uint64_t nanoseconds)
+/* A double has the doubling in its exponent, and the bucket within it in the first bits behind. */
+static inline size_t latency_bucket(uint64_t nanoseconds)
 {
-    unsigned shift = 63 - LATENCY_BITS - __builtin_clzll(nanoseconds | (1u << LATENCY_BITS));
-    return (shift << LATENCY_BITS) + (unsigned)(nanoseconds >> shift);
+    double halves = (double)(int64_t)(2 * nanoseconds + 1); /* is above 0 */
+    uint64_t bits;
+    memcpy(&bits, &halves, sizeof(bits));
+    return (bits >> (DBL_MANT_DIG - 1 - LATENCY_BITS)) - ((DBL_MAX_EXP - 1) << LATENCY_BITS);
 }
 
 /* Of a request: when it was handed over, or one of these. The last two make any time since then a very long one. */
@@ -371,7 +375,7 @@ struct queue_core {
     uint8_t watched;            /* WATCH_*: what sight.c is to be told */
     uint32_t fresh;             /* requests that are NOT_HANDED_OVER */
     uint64_t taken_at;          /* when completions were taken last, while anything is watched */
-    Latency *latencies;         /* by operation; NULL until somebody has wanted to know */
+    Latency *latencies[OP_COUNT]; /* NULL until somebody has wanted to know */
     uint64_t *errors;           /* by operation and errno; NULL: there was none */
     PyObject *on_begun, *on_finished, *origin_of;
     Counters counters;

@@ -316,7 +316,9 @@ static void queue_dealloc(QueueCore *self)
     if (self->bounce) {
         allocator_free(self->bounce);
     }
-    free(self->latencies);
+    for (int op = 0; op < OP_COUNT; op++) {
+        free(self->latencies[op]);
+    }
     free(self->errors);
     Py_TYPE(self)->tp_free((PyObject *)self);
 }

@@ -92,7 +92,7 @@ int queue_reap(QueueCore *q)
 {
     struct blkio_completion completions[REAP_MAX];
     int total = 0;
-    if (q->watched) {
+    if (q->fresh > 0) {
         sight_hand_over(q);
     }
     q->more_to_reap = true;
@@ -126,7 +126,7 @@ int queue_reap_blocking(QueueCore *q, uint64_t timeout_ns)
     struct timespec timeout = {timeout_ns / 1000000000u, timeout_ns % 1000000000u};
     uint32_t turns = q->blkioq_turns;
     int count, least = timeout_ns > 0;
-    if (q->watched) {
+    if (q->fresh > 0) {
         sight_hand_over(q);
     }
     Py_BEGIN_ALLOW_THREADS

@@ -105,11 +105,8 @@ inline bool sight_begin(QueueCore *q, Request *r)
 /* Those that are new are among the newest. A request that was settled has another thing there, which is never that. */
 inline void sight_hand_over(QueueCore *q)
 {
-    uint32_t fresh = q->fresh;
-    if (fresh == 0) {
-        return;
-    }
     uint64_t now = clock_now_ns();
+    uint32_t fresh = q->fresh;
     q->fresh = 0;
     for (Request *r = q->in_flight; r; r = r->following) {
         if (r->since == NOT_HANDED_OVER) {
@@ -157,7 +154,7 @@ static __attribute__((noinline)) void end_rarely(Request *r, uint64_t since)
     if (since == NOT_HANDED_OVER) {
         q->fresh -= q->fresh > 0;
     } else if ((q->watched & WATCH_TIME) && since != NOT_TIMED) {
-        Latency *latency = &q->latencies[r->operation];
+        Latency *latency = q->latencies[r->operation];
         uint64_t now = q->taken_at < since ? clock_now_ns() : q->taken_at; /* it has ended without a reaping */
         widen(latency, now - since);
         add(latency, now - since, r->weight);
@@ -170,7 +167,7 @@ static __attribute__((noinline)) void end_rarely(Request *r, uint64_t since)
 __attribute__((noinline)) void sight_end(Request *r, uint64_t since)
 {
     QueueCore *q = r->queue;
-    Latency *latency = &q->latencies[r->operation];
+    Latency *latency = q->latencies[r->operation];
     uint64_t took = q->taken_at - since;
     if (__builtin_expect(q->watched != WATCH_TIME || took - latency->least > latency->spread, 0)) {
         end_rarely(r, since);
@@ -183,14 +180,17 @@ __attribute__((noinline)) void sight_end(Request *r, uint64_t since)
 
 static bool make_latencies(QueueCore *q)
 {
-    Latency *latencies = q->latencies ? NULL : calloc(OP_COUNT, sizeof(*latencies));
-    for (int op = 0; latencies && op < OP_COUNT; op++) {
-        latencies[op].least = UINT64_MAX;
+    for (int op = 0; op < OP_COUNT; op++) {
+        Latency *latency = q->latencies[op] ? q->latencies[op] : calloc(1, sizeof(*latency));
+        if (!latency) {
+            return false;
+        }
+        if (!q->latencies[op]) {
+            latency->least = UINT64_MAX;
+            PUBLISH(q->latencies[op], latency);
+        }
     }
-    if (latencies) {
-        PUBLISH(q->latencies, latencies);
-    }
-    return q->latencies;
+    return true;
 }
 
 static void set_hook(PyObject **hook, PyObject *value)
@@ -237,7 +237,7 @@ READS_WHILE_OTHERS_WRITE static PyObject *counts(const uint64_t *numbers, int si
 READS_WHILE_OTHERS_WRITE static PyObject *operation(const QueueCore *q, int op)
 {
     const Counters *c = &q->counters;
-    const Latency *latency = OBSERVE(q->latencies) ? &q->latencies[op] : NULL;
+    const Latency *latency = OBSERVE(q->latencies[op]);
     const uint64_t *errors = OBSERVE(q->errors);
     bool timed = latency && latency->least != UINT64_MAX;
     return Py_BuildValue("sKKKN(KKKN)", operation_names[op], c->completed[op], c->failed[op], c->bytes[op],
