@@ -34,8 +34,8 @@ from benchmarks.workers.measuring import Job
 BOUNDS = ROOT / "benchmarks" / "instructions.json"
 TOLERANCE = 0.10
 MEASURING = 1.02
-"""To a tenth of a percent, what measuring may cost: all instructions of an operation with those that our code has more, over all
-without. What others have differs by more from run to run."""
+"""To a tenth of a percent, what measuring may cost: all instructions of an operation with those that our code
+has more, over all without. What others have differs by more from run to run."""
 SHORT, LONG = 4_096, 20_480
 SCRATCH = WORK / "small"
 FILE_SIZE = 1 << 20

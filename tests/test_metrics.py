@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 import aioblk
+from aioblk._native.latency import LatencyRecorder
 from aioblk.metrics import BUCKETS, METRICS, DeviceCollector, Seen
 from aioblk.testing import MemoryDevice
 from aioblk.testing.storage_daemon import StorageDaemon
@@ -169,9 +170,10 @@ class Told(MemoryDevice):
     def took(self, *nanoseconds: int) -> None:
         """Reads that did."""
         for each in nanoseconds:
-            shift = max(each.bit_length() - 6, 0)
-            latency = aioblk.LatencyHistogram.of(each, each, each, {(each >> shift) + 32 * shift: 1})
-            self.told += aioblk.QueueStatistics(read=aioblk.OperationStatistics(1, latency=latency))
+            recorder = LatencyRecorder()
+            recorder.add(each * 1e-9)
+            read = aioblk.OperationStatistics(1, latency=recorder.histogram())
+            self.told += aioblk.QueueStatistics(read=read)
 
 
 def buckets(registry: prometheus_client.CollectorRegistry) -> list[tuple[float, float]]:
