@@ -99,9 +99,7 @@ class InFlight:
         self._forgotten: deque[tuple[int, int]] = deque()  # promises of shares that nobody has closed
         self._drainers = WaitQueue()
         self._draining = 0
-        self._is_bound = (
-            False  # whether a loop was running when it was first asked: once, and not for each request
-        )
+        self._is_bound = False  # a loop was running at the first request; it is asked for once, not for each
 
     @property
     def requests(self) -> int:

@@ -10,7 +10,11 @@ from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, run_state_machine_as_test
 
 from tests.memory.test_arena import ArenaMachine, UvloopArenaMachine
-from tests.memory.test_arena_shares import ArenaSharesMachine, UvloopArenaSharesMachine
+from tests.memory.test_arena_shares import (
+    ArenaSharesMachine,
+    KeepingArenaSharesMachine,
+    UvloopArenaSharesMachine,
+)
 from tests.memory.test_bounce import BounceMachine, UvloopBounceMachine
 from tests.native.test_allocator import AllocatorMachine
 from tests.services.test_in_flight_shares import InFlightMachine, UvloopInFlightMachine
@@ -30,6 +34,7 @@ MACHINES = [
     InFlightMachine,
     UvloopInFlightMachine,
     ArenaSharesMachine,
+    KeepingArenaSharesMachine,
     UvloopArenaSharesMachine,
 ]
 MANY = settings(

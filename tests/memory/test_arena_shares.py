@@ -445,11 +445,12 @@ class ArenaSharesMachine(RuleBasedStateMachine):
 
     loop_name = "asyncio"
     pages = 12
+    kept = 0.0
 
     def __init__(self) -> None:
         super().__init__()
         self.driven = DrivenLoop(self.loop_name)
-        self.arena = Arena(self.pages * PAGE)
+        self.arena = Arena(self.pages * PAGE, kept=self.kept)
         self.clients: list[Client] = []
         self.tasks: list[asyncio.Task[aioblk.ArenaBuffer]] = []
         self.cancelled: set[int] = set()
@@ -476,7 +477,9 @@ class ArenaSharesMachine(RuleBasedStateMachine):
     @precondition(lambda self: len(self.clients) < 5)
     @rule(pages=st.integers(0, 4), weight=st.sampled_from([0.01, 1.0, 4.0]))
     def open(self, pages: int, weight: float) -> None:
-        longest = max(block._longest_room for block in self.arena.blocks)
+        memory = self.arena._memory
+        sources = [*memory._kept.values()] if self.kept else self.arena.blocks
+        longest = max(source._longest_room for source in sources)
         try:
             share = self.arena.share(size=pages * PAGE, weight=weight)
         except MemoryError:
@@ -555,6 +558,7 @@ class ArenaSharesMachine(RuleBasedStateMachine):
         own = sum(client.share.in_use for client in self.clients)
         taken = sum(len(buffer) for client in self.clients for buffer in client.held)
         assert statistics.in_use == statistics.promised + taken - own
+        assert taken - own <= (1 - self.kept) * self.pages * PAGE
         assert not any(client.closed and client.waiting for client in self.clients)
 
 
@@ -562,8 +566,12 @@ class UvloopArenaSharesMachine(ArenaSharesMachine):
     loop_name = "uvloop"
 
 
+class KeepingArenaSharesMachine(ArenaSharesMachine):
+    kept = 0.5
+
+
 TestArenaSharesOnAsyncio = ArenaSharesMachine.TestCase
 TestArenaSharesOnUvloop = UvloopArenaSharesMachine.TestCase
-TestArenaSharesOnAsyncio.settings = TestArenaSharesOnUvloop.settings = settings(
-    max_examples=50, stateful_step_count=30, deadline=None
-)
+TestSharesOfAnArenaThatKeeps = KeepingArenaSharesMachine.TestCase
+for _case in (TestArenaSharesOnAsyncio, TestArenaSharesOnUvloop, TestSharesOfAnArenaThatKeeps):
+    _case.settings = settings(max_examples=50, stateful_step_count=30, deadline=None)

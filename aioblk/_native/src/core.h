@@ -103,14 +103,18 @@ extern const char *const operation_names[OP_COUNT];
 #define LATENCY_BUCKETS (64 << LATENCY_BITS)
 
 typedef struct {
-    uint64_t least, spread; /* from the least to the most; least is UINT64_MAX, and spread 0, before the first */
+    uint64_t least, most; /* UINT64_MAX and 0 before the first */
+    uint64_t reach;       /* a time that is not so much above the least needs no further look; 0: each one does */
     uint64_t total;
     uint64_t buckets[LATENCY_BUCKETS];
 } Latency;
 
+#define LONGEST_LATENCY ((uint64_t)INT64_MAX / 4)
+
 /* A double has the doubling in its exponent, and the bucket within it in the first bits behind. */
 static inline size_t latency_bucket(uint64_t nanoseconds)
 {
+    assert(nanoseconds <= LONGEST_LATENCY);
     double halves = (double)(int64_t)(2 * nanoseconds + 1); /* is above 0 */
     uint64_t bits;
     memcpy(&bits, &halves, sizeof(bits));
@@ -375,7 +379,7 @@ struct queue_core {
     uint8_t watched;            /* WATCH_*: what sight.c is to be told */
     uint32_t fresh;             /* requests that are NOT_HANDED_OVER */
     uint64_t taken_at;          /* when completions were taken last, while anything is watched */
-    Latency *latencies[OP_COUNT]; /* NULL until somebody has wanted to know */
+    Latency *latencies[OP_COUNT]; /* NULL until anything is watched */
     uint64_t *errors;           /* by operation and errno; NULL: there was none */
     PyObject *on_begun, *on_finished, *origin_of;
     Counters counters;

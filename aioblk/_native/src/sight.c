@@ -140,12 +140,18 @@ static void add(Latency *latency, uint64_t took, uint32_t weight)
     latency->buckets[latency_bucket(took)] += weight;
 }
 
-/* One that is shorter or longer than all before. */
-static void widen(Latency *latency, uint64_t took)
+/* What lies between the shortest and the longest so far needs no further look, unless there is more to do than to count. */
+static void set_reach(const QueueCore *q, Latency *latency)
 {
-    uint64_t most = latency->least == UINT64_MAX ? took : latency->least + latency->spread;
+    bool some = latency->least <= latency->most;
+    latency->reach = some && q->watched == WATCH_TIME ? latency->most - latency->least + 1 : 0;
+}
+
+static void widen(const QueueCore *q, Latency *latency, uint64_t took)
+{
     latency->least = took < latency->least ? took : latency->least;
-    latency->spread = (took > most ? took : most) - latency->least;
+    latency->most = took > latency->most ? took : latency->most;
+    set_reach(q, latency);
 }
 
 static __attribute__((noinline)) void end_rarely(Request *r, uint64_t since)
@@ -156,8 +162,9 @@ static __attribute__((noinline)) void end_rarely(Request *r, uint64_t since)
     } else if ((q->watched & WATCH_TIME) && since != NOT_TIMED) {
         Latency *latency = q->latencies[r->operation];
         uint64_t now = q->taken_at < since ? clock_now_ns() : q->taken_at; /* it has ended without a reaping */
-        widen(latency, now - since);
-        add(latency, now - since, r->weight);
+        uint64_t took = now < since ? 0 : now - since < LONGEST_LATENCY ? now - since : LONGEST_LATENCY;
+        widen(q, latency, took);
+        add(latency, took, r->weight);
     }
     if (q->watched & WATCH_EACH) {
         end_aloud(r);
@@ -169,7 +176,7 @@ __attribute__((noinline)) void sight_end(Request *r, uint64_t since)
     QueueCore *q = r->queue;
     Latency *latency = q->latencies[r->operation];
     uint64_t took = q->taken_at - since;
-    if (__builtin_expect(q->watched != WATCH_TIME || took - latency->least > latency->spread, 0)) {
+    if (__builtin_expect(took - latency->least >= latency->reach, 0)) {
         end_rarely(r, since);
     } else {
         add(latency, took, r->weight);
@@ -181,14 +188,15 @@ __attribute__((noinline)) void sight_end(Request *r, uint64_t since)
 static bool make_latencies(QueueCore *q)
 {
     for (int op = 0; op < OP_COUNT; op++) {
-        Latency *latency = q->latencies[op] ? q->latencies[op] : calloc(1, sizeof(*latency));
+        if (q->latencies[op]) {
+            continue;
+        }
+        Latency *latency = calloc(1, sizeof(*latency));
         if (!latency) {
             return false;
         }
-        if (!q->latencies[op]) {
-            latency->least = UINT64_MAX;
-            PUBLISH(q->latencies[op], latency);
-        }
+        latency->least = UINT64_MAX;
+        PUBLISH(q->latencies[op], latency);
     }
     return true;
 }
@@ -207,11 +215,15 @@ PyObject *sight_watch(QueueCore *q, PyObject *args)
     if (!PyArg_ParseTuple(args, "pOOO", &time, &on_begun, &on_finished, &origin_of)) {
         return NULL;
     }
-    if (time && !make_latencies(q)) {
+    uint8_t watched = (time ? WATCH_TIME : 0) | (on_begun != Py_None || on_finished != Py_None ? WATCH_EACH : 0) |
+                      (origin_of != Py_None ? WATCH_ORIGIN : 0);
+    if (watched && !make_latencies(q)) {
         return PyErr_NoMemory();
     }
-    q->watched = (time ? WATCH_TIME : 0) | (on_begun != Py_None || on_finished != Py_None ? WATCH_EACH : 0) |
-                 (origin_of != Py_None ? WATCH_ORIGIN : 0);
+    q->watched = watched;
+    for (int op = 0; op < OP_COUNT && q->latencies[op]; op++) {
+        set_reach(q, q->latencies[op]);
+    }
     set_hook(&q->on_begun, on_begun);
     set_hook(&q->on_finished, on_finished);
     set_hook(&q->origin_of, origin_of);
@@ -242,7 +254,7 @@ READS_WHILE_OTHERS_WRITE static PyObject *operation(const QueueCore *q, int op)
     bool timed = latency && latency->least != UINT64_MAX;
     return Py_BuildValue("sKKKN(KKKN)", operation_names[op], c->completed[op], c->failed[op], c->bytes[op],
                          counts(errors ? errors + op * ERRNOS : NULL, ERRNOS), timed ? latency->least : 0,
-                         timed ? latency->least + latency->spread : 0, timed ? latency->total : 0,
+                         timed ? latency->most : 0, timed ? latency->total : 0,
                          counts(timed ? latency->buckets : NULL, LATENCY_BUCKETS));
 }
 
