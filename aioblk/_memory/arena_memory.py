@@ -29,9 +29,9 @@ class ArenaMemory:
     def __init__(self, *, alignment: int, kept: float) -> None:
         """*kept*: the part of each block that is for promises, and nothing else."""
         self.blocks: list[ArenaBlock] = []
-        self.queue = FairQueue()
-        self.closed = False
-        self.is_trimmed = False
+        self.queue: FairQueue = FairQueue()
+        self.closed: bool = False
+        self.is_trimmed: bool = False
         """Whether all that is free is held while its pages are given back."""
         self._alignment = alignment
         self._part_kept = kept

@@ -100,7 +100,7 @@ class FairQueue:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self.waiting = 0
+        self.waiting: int = 0
         """Tasks that have not been granted what they wait for. While there are any, a newcomer that needs
         what is common waits too."""
         self._order: list[tuple[int, int, Lane]] = []  # lanes in which somebody waits, the next one first
