@@ -50,9 +50,9 @@ class BounceStatistics:
     waiting: int
     """Requests that wait for memory now."""
     waits: int
-    """Requests that had to wait."""
+    """Requests that had to wait, a batch being one."""
     seconds_waited: float
-    """How long they waited, together."""
+    """How long those of them waited, together, that have got memory."""
     requeues: int
     """How often the request at the head was tried, did not fit, and kept its place."""
     grows: int
@@ -119,7 +119,7 @@ class BouncePool:
         self._takes_seen = 0
         self._high_water = 0
         self.times_waited: LatencyRecorder = LatencyRecorder()
-        """By those that had their turn."""
+        """By those that have got memory."""
         self._waits = 0
         self._requeues = 0
         self._grows = 0
@@ -200,10 +200,12 @@ class BouncePool:
 
     def _admit_head(self) -> bool:
         head = self._waiters[0]
-        if head.request.done() or not self._emptying:
+        passed_over = head.request.done()
+        if passed_over or not self._emptying:
             if self._core.admit(head.request):  # which may run any code, and with it _lose()
                 if self._waiters and self._waiters[0] is head:
-                    self.times_waited.add(now() - head.since)
+                    if not passed_over:
+                        self.times_waited.add(now() - head.since)
                     self._remove_head()
                 return True
             self._requeues += 1

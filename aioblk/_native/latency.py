@@ -24,11 +24,13 @@ class LatencyBucket(NamedTuple):
 @final
 @dataclass(frozen=True, slots=True)
 class LatencyHistogram:
-    """How long requests took, in seconds, from being handed to the device until that was seen to be done.
+    """How long things took, in seconds: as ``latency`` of an operation, its requests, from being handed to
+    the device until that was seen to be done; as ``bounce_wait`` of a queue, waiting for bounce memory.
 
-    A batch counts as its items, each of which took as long as the batch. Buckets are logarithmic, with 32 in
-    each doubling: what is asked of them is right to 3 %, from nanoseconds to centuries. Histograms of several
-    queues, or devices, add up; that of an interval is the later one less the earlier.
+    In ``latency`` a batch counts as its items, each of which took as long as the batch. Buckets are
+    logarithmic, with 32 in each doubling: what is asked of them is right to 3 %, from nanoseconds to
+    centuries. Histograms of several queues, or devices, add up; that of an interval is the later one less the
+    earlier.
     """
 
     # In nanoseconds, and whole numbers: sums of them are the same in any order, and never fall.

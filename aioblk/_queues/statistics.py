@@ -87,7 +87,8 @@ class QueueStatistics:
     direct_wakes: int = 0
     """Tasks that were resumed without a detour through the loop."""
     bounce_wait: LatencyHistogram = LatencyHistogram()  # noqa: RUF009 (it cannot be changed)
-    """How long requests waited for bounce memory that had to, and have got it."""
+    """How long requests waited for bounce memory that had to, and have got it: from the call, until the last
+    part of each had its memory. A batch counts once."""
     read: OperationStatistics = OperationStatistics()
     write: OperationStatistics = OperationStatistics()
     write_zeroes: OperationStatistics = OperationStatistics()

@@ -116,6 +116,21 @@ async def test_waiting_for_bounce_memory_counts(storage_daemon: StorageDaemonFac
     assert (device.statistics() - before).bounce_wait.count == 3
 
 
+async def test_who_gave_up_waiting_for_bounce_memory_has_not_got_it(
+    storage_daemon: StorageDaemonFactory,
+) -> None:
+    daemon = storage_daemon()
+    async with aioblk.VirtioBlkVhostUser(daemon.socket, bounce_pool_size=POOL) as device:
+        await device.read(0, POOL)
+        before, pool = device.statistics(), device.bounce_pool.statistics()
+        with held(daemon):
+            reading = [device.read(0, POOL) for _ in range(4)]
+            assert reading[2].cancel()
+        await asyncio.gather(*reading, return_exceptions=True)
+        assert device.bounce_pool.statistics().waits - pool.waits == 3
+        assert (device.statistics() - before).bounce_wait.count == 2
+
+
 # --- times --------------------------------------------------------------------------------------------------
 
 
