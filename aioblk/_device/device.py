@@ -291,9 +291,13 @@ class Device(AsyncClosing, Submitter):
     def measuring(self) -> bool:
         """Whether it is noted how long requests take: ``dev.statistics().read.latency``. Off at first.
 
-        It can be switched at any time. It costs a request 1 % more instructions, and 3 % one that is alone,
-        for two looks at the clock (``./run bench instructions``). A request counts if it was submitted, and
-        is over, while it was on.
+        It can be switched at any time while the device is open, also when it is lost. It costs a request 1 %
+        more instructions, and 2 % one that is alone, for two looks at the clock (``./run bench
+        instructions``). A request counts if it was submitted, and is over, while it was on.
+
+        Raises:
+            UsageError: the device has not been opened yet.
+            DeviceClosedError: it is closed.
         """
         return self._life.unclosed("measuring").session.sight.measuring
 

@@ -1,7 +1,7 @@
 """Whatever the core is asked while memory is refused: each allocation fails, from the first to the last.
 
-A process that has the injector runs this, as tests/test_no_memory.py does. A case is a generator: it makes
-what the call needs, yields the call, and looks afterwards at what has come of it. The call raises
+A process that has the injector runs this, as tests/native/test_no_memory.py does. A case is a generator: it
+makes what the call needs, yields the call, and looks afterwards at what has come of it. The call raises
 MemoryError, an error of the device, or nothing; a second one, with memory, does what the first should have.
 """
 
