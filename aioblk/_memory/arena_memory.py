@@ -106,6 +106,7 @@ class ArenaMemory:
         sources: Sequence[Carver] = list(self._kept.values()) if self._part_kept else self.blocks
         piece = _take(sources, whole, whole)
         if piece is None:
+            self._refuse_without_blocks()
             longest = max((source._longest_room for source in sources), default=0)
             kept = sum(source.size for source in sources)
             what, remedy = (
@@ -181,10 +182,16 @@ class ArenaMemory:
         self.refuse_if_closed("acquire a buffer of")
         largest = max((block.size - self._kept_of(block) for block in self.blocks), default=0)
         if length > max(largest, own):
+            self._refuse_without_blocks()
             kept = ", beside what is kept for shares" if self._part_kept else ""
             raise MemoryError(
-                f"no block of the arena is as large as {length} bytes; the largest has {largest}{kept}"
+                f"no block of the arena is as large as {length} bytes; the largest has {largest}{kept};"
+                " ask for less, or add a larger one"
             )
+
+    def _refuse_without_blocks(self) -> None:
+        if not self.blocks:
+            raise MemoryError("the arena has no block; enter it with `async with`, or add one")
 
     def _kept_of(self, block: ArenaBlock) -> int:
         kept = self._kept.get(block)

@@ -22,7 +22,7 @@ class LatencyBucket(NamedTuple):
 
 
 @final
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class LatencyHistogram:
     """How long things took, in seconds: as ``latency`` of an operation, its requests, from being handed to
     the device until that was seen to be done; as ``bounce_wait`` of a queue, waiting for bounce memory.
@@ -89,6 +89,10 @@ class LatencyHistogram:
         """How many took no longer than that, as far as the buckets tell: those in the one of *seconds* itself
         are not among them. So it never falls as others are added."""
         return sum(count for _, end, count in self if end <= seconds)
+
+    def __repr__(self) -> str:
+        took = f", from {self.min:.3g} to {self.max:.3g} s" if self._counts else ""
+        return f"<LatencyHistogram of {self.count}{took}>"
 
     def __iter__(self) -> Iterator[LatencyBucket]:
         """The buckets that are not empty, from the shortest."""

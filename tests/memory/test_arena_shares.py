@@ -199,6 +199,15 @@ async def test_promises_that_end_in_any_order_leave_what_is_common_in_one_piece(
         arena.share(size=8 * PAGE).close()
 
 
+@pytest.mark.parametrize("kept", [0, 0.5])
+async def test_an_arena_that_was_not_entered_says_so(kept: float) -> None:
+    arena = aioblk.Arena(PAGE, kept=kept)
+    with pytest.raises(MemoryError, match="the arena has no block; enter it with `async with`, or add one"):
+        arena.share(size=PAGE)
+    with pytest.raises(MemoryError, match="the arena has no block; enter it with `async with`, or add one"):
+        await arena.acquire(PAGE)
+
+
 async def test_a_block_can_be_removed_with_what_is_kept_of_it() -> None:
     async with Arena(4 * PAGE, kept=0.5) as arena:
         [first] = arena.blocks

@@ -46,6 +46,11 @@ def test_buckets_hold_all(nanoseconds: list[int]) -> None:
         assert whole.max <= buckets[-1].end
 
 
+def test_a_histogram_shows_how_many_and_seconds() -> None:
+    assert repr(LatencyHistogram()) == "<LatencyHistogram of 0>"
+    assert repr(histogram([1_500, 2_000_000])) == "<LatencyHistogram of 2, from 1.5e-06 to 0.002 s>"
+
+
 @given(times, times)
 def test_histograms_add_up_and_give_back_what_came_between(some: list[int], more: list[int]) -> None:
     together = histogram(some) + histogram(more)
