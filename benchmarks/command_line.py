@@ -46,7 +46,8 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench layers    what layers cost that only pass on; fails when that is more than 10 % (2 minutes)
   ./run bench writes    ways to write to a file, through the page cache, past it, and durably (1 minute)
   ./run bench fairness  how late other tasks get beside it, and how it scales; fails when a limit is exceeded
-  ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 % longer
+  ./run bench instructions   instructions per operation by callgrind; fails when aioblk's path got 10 %
+                        longer, or measuring costs more than 2 %; on a machine that does nothing else
   ./run bench profile   where a microsecond goes, by function, native and Python; also: ./run profile
   ./run bench report    write RESULTS.md, and what other pages quote, from the published runs
 """
