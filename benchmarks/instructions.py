@@ -36,6 +36,9 @@ TOLERANCE = 0.10
 MEASURING = 1.02
 """What measuring may cost: all instructions of an operation with those that our code has more, over all
 without. What others have differs by more from run to run."""
+RECOUNTS = 3
+"""How often what exceeds its bound is counted again, and the least taken: other work on the machine makes
+paths longer (fewer completions are seen at a time), and none shorter."""
 SHORT, LONG = 4_096, 20_480
 SCRATCH = WORK / "small"
 FILE_SIZE = 1 << 20
@@ -57,6 +60,40 @@ class Route:
         return f"{self.form} {self.operation}, depth {self.depth}"
 
 
+@dataclass(frozen=True)
+class Count:
+    """Instructions for one operation."""
+
+    by_object: dict[str, float]
+    measured: float
+    """Those of our code while it is noted how long requests take."""
+
+    @classmethod
+    def of(cls, route: Route) -> Count:
+        return cls(count(route), count(replace(route, measured=True))[OURS])
+
+    @property
+    def ours(self) -> float:
+        return self.by_object[OURS]
+
+    @property
+    def all(self) -> float:
+        return sum(self.by_object.values())
+
+    @property
+    def measuring(self) -> float:
+        return 1 + (self.measured - self.ours) / self.all
+
+    def least(self, other: Count) -> Count:
+        shorter = self if self.ours <= other.ours else other
+        return replace(shorter, measured=min(self.measured, other.measured))
+
+    def complaints(self, limit: float | None) -> list[str]:
+        long = limit is not None and self.ours > limit
+        dear = self.measuring > MEASURING
+        return [*(["TOO LONG"] if long else []), *(["MEASURING COSTS TOO MUCH"] if dear else [])]
+
+
 class Place(NamedTuple):
     object: str
     """The path of an object file."""
@@ -76,34 +113,26 @@ def check(*, update: bool, console: Console) -> bool:
     if not shutil.which("valgrind"):
         raise UnavailableError("valgrind is not installed")
     scratch_file(SCRATCH, FILE_SIZE)  # before several ask for it at the same time
-    measured_routes = [replace(route, measured=True) for route in ROUTES]
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        every = list(pool.map(count, [*ROUTES, *measured_routes]))
-    counted = {route.name: found for route, found in zip(ROUTES, every, strict=False)}
-    with_measuring = {route.name: found for route, found in zip(ROUTES, every[len(ROUTES) :], strict=True)}
+        counted = dict(zip(ROUTES, pool.map(Count.of, ROUTES), strict=True))
     build = describe_build()
     recorded: dict[str, dict[str, int]] = json.loads(BOUNDS.read_text()) if BOUNDS.exists() else {}
     if update:
-        recorded[build] = {name: round(by_object[OURS]) for name, by_object in counted.items()}
+        recorded[build] = {route.name: round(found.ours) for route, found in counted.items()}
         BOUNDS.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n")
     bounds = recorded.get(build, {})
-    objects = [OURS, *sorted({name for by_object in counted.values() for name in by_object} - {OURS})]
+    limits = {route: bounds[route.name] * (1 + TOLERANCE) for route in ROUTES if route.name in bounds}
+    for _ in range(RECOUNTS):
+        for route in [route for route in ROUTES if counted[route].complaints(limits.get(route))]:
+            counted[route] = counted[route].least(Count.of(route))
+    objects = [OURS, *sorted({name for found in counted.values() for name in found.by_object} - {OURS})]
     columns = ("instructions per operation", *objects, "all", "bound", "measuring", "")
     table = Table(*columns, box=SIMPLE_HEAD, pad_edge=False)
-    within = True
-    for name, by_object in counted.items():
-        bound = bounds[name] * (1 + TOLERANCE) if name in bounds else None
-        passed = bound is None or by_object[OURS] <= bound
-        added = with_measuring[name][OURS] - by_object[OURS]
-        measuring = 1 + added / sum(by_object.values())
-        cheap = measuring <= MEASURING
-        within &= passed and cheap
-        figures = [f"{by_object.get(part, 0):.0f}" for part in objects]
-        limit = f"{bound:.0f}" if bound else "-"
-        verdict = " ".join(
-            [*([] if passed else ["TOO LONG"]), *([] if cheap else ["MEASURING COSTS TOO MUCH"])]
-        )
-        table.add_row(name, *figures, f"{sum(by_object.values()):.0f}", limit, f"{measuring:.3f}", verdict)
+    for route, found in counted.items():
+        figures = [f"{found.by_object.get(part, 0):.0f}" for part in objects]
+        limit = f"{limits[route]:.0f}" if route in limits else "-"
+        verdict = " ".join(found.complaints(limits.get(route)))
+        table.add_row(route.name, *figures, f"{found.all:.0f}", limit, f"{found.measuring:.3f}", verdict)
     console.print(table)
     if bounds:
         words = f"its bound is {TOLERANCE:.0%} above what {BOUNDS.name} records for {build}."
@@ -112,7 +141,7 @@ def check(*, update: bool, console: Console) -> bool:
     console.print(f"{OURS} is aioblk's compiled code; {words}", highlight=False, soft_wrap=True)
     words = f"measuring: all instructions with what {OURS} has more while it is on, over those without"
     console.print(f"{words}; its bound {MEASURING:.2f}.", highlight=False, soft_wrap=True)
-    return within
+    return not any(found.complaints(limits.get(route)) for route, found in counted.items())
 
 
 def describe_build() -> str:
