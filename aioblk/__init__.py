@@ -87,6 +87,7 @@ from .layers.writer import Writer
 from .layers.zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
 from .services.in_flight import InFlight, InFlightShare
 from .services.socket_stream import DisconnectedError, SocketStream
+from .services.tls_stream import TlsStream
 
 if TYPE_CHECKING:
     __version__: str
@@ -175,6 +176,7 @@ __all__ = [
     "Throttle",
     "ThrottleGroup",
     "ThrottleStatistics",
+    "TlsStream",
     "Tracked",
     "UnsupportedError",
     "UsageError",

@@ -41,7 +41,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench memory    registered memory, the bounce pool, mapping for each request; what registering memory
                         and opening a file take, which fails when a limit is exceeded (2 minutes)
   ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
-  ./run bench nbd       the example's NBD server beside qemu-nbd and nbdkit (3 minutes)
+  ./run bench nbd       our NBD server beside qemu-nbd and nbdkit (3 minutes)
   ./run bench switches  what a queue does by itself, on and off in turn: it must not cost (5 minutes)
   ./run bench layers    what layers cost that only pass on; fails when that is more than 10 % (2 minutes)
   ./run bench writes    ways to write to a file, through the page cache, past it, and durably (1 minute)

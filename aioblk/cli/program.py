@@ -17,6 +17,7 @@ __all__ = ["COMMANDS", "INTERRUPTED", "program"]
 
 COMMANDS: Mapping[str, str] = {
     "info": "What a device is.",
+    "serve": "Serve devices over NBD.",
 }
 """Each command, which is the module of that name, with what it does."""
 

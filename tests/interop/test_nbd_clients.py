@@ -150,7 +150,7 @@ def test_fio_verifies_what_it_wrote(server: NbdServer, block_size: str, tmp_path
 
 
 def test_a_read_only_export_cannot_be_written_to(image: Path) -> None:
-    with NbdServer("io_uring", f"path={image}", "read-only=true", "--name", "backup 1") as server:
+    with NbdServer("io_uring", f"path={image}", "--read-only", name="backup 1") as server:
         assert server.uri.endswith(f"/backup%201?socket={server.socket}")
         (export,) = json.loads(run("nbdinfo", "--json", "--no-content", server.uri))["exports"]
         assert export["export-name"] == "backup 1"

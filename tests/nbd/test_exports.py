@@ -5,6 +5,7 @@ import re
 import pytest
 
 from aioblk import OptionError, UsageError
+from aioblk.nbd._server.backend import Backend
 from aioblk.nbd._server.export import Export, ServedExport
 from aioblk.nbd._server.exports import Exports, refuse_text
 from aioblk.testing import MemoryDevice
@@ -12,7 +13,7 @@ from aioblk.testing import MemoryDevice
 
 async def served(name: str) -> ServedExport:
     async with MemoryDevice(1 << 20) as device:
-        return ServedExport(Export(device, name), memoryview(bytearray(4096)))
+        return ServedExport(Export(device, name), Backend(device), memoryview(bytearray(4096)))
 
 
 async def test_exports_are_found_by_name_and_listed_in_the_order_in_which_they_came() -> None:

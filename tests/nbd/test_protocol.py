@@ -23,7 +23,7 @@ EPERM, EIO, EINVAL, ENOSPC, ENOTSUP = 1, 5, 22, 28, 95
 def named_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NbdServer]:
     """One for all the tests of the handshake, which change nothing but a few bytes."""
     image = new_image(tmp_path_factory.mktemp("named"))
-    with NbdServer("io_uring", f"path={image}", "--name", "disk", "--description", "a test") as server:
+    with NbdServer("io_uring", f"path={image}", "--description", "a test", name="disk") as server:
         yield server
 
 

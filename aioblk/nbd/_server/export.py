@@ -1,5 +1,6 @@
 """What is served: a device, its size, its rules, and what the protocol's commands are on it."""
 
+import copy
 from collections.abc import Coroutine, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
@@ -9,7 +10,10 @@ from ..._device.extents import Extent
 from ..._native._core import View
 from ...layers.block_device import BlockDevice, KnowsExtents
 from ...layers.byte_view import ByteView
+from ...layers.throttle import Throttle, ThrottleGroup
 from .. import protocol
+from .backend import Backend
+from .statistics import ExportCounts
 
 LARGEST_PAYLOAD = 32 << 20  # what clients may send if they are not told anything else
 STEP = 32 << 20  # what is zeroed or trimmed at once: a command may ask for 4 GiB, and its client go away
@@ -41,23 +45,33 @@ class Export:
 class ServedExport:
     """An export as it is served. Sizes are in bytes."""
 
-    def __init__(self, export: Export, nowhere: View | memoryview) -> None:
-        """*nowhere* is memory that the device reaches, for what is read only to be in caches: nobody looks at
-        it, so it may be there many times."""
+    def __init__(self, export: Export, backend: Backend, nowhere: View | memoryview) -> None:
+        """Of a device, whose *backend* that is. *nowhere* is memory that the device reaches, for what is read
+        only to be in caches: nobody looks at it, so it may be there many times."""
         device = export.device
         # A file may end within a block; its last bytes are served as well.
         block = 1 if device.capacity % device.limits.request_alignment else device.limits.request_alignment
         self.name = export.name
         self.description = export.description
         self.device = device
+        self.backend = backend
+        self.counts = ExportCounts()
+        self.refusal: str | None = None
+        """Why nobody is admitted, if that is so."""
         self._nowhere = nowhere
         # Clients are told the block sizes. Those that have not asked may well send anything else.
-        self.bytes = ByteView(device)
+        self.bytes: ByteView[BlockDevice] = backend.view
         self.minimum_block = block
         self.preferred_block = max(4096, block, device.limits.optimal_io_alignment)
         self.largest_payload = LARGEST_PAYLOAD
         self.size = device.capacity
         self.read_only = export.read_only or device.read_only
+
+    def limited(self, group: ThrottleGroup) -> "ServedExport":
+        """The same, for one client, whose requests wait until the group lets them begin."""
+        limited = copy.copy(self)
+        limited.bytes = ByteView(Throttle(self.bytes, group))
+        return limited
 
     @property
     def transmission_flags(self) -> int:
@@ -87,7 +101,7 @@ class ServedExport:
         for start, size in _steps(offset, length):
             await self.bytes.discard(start, size)
         if fua:
-            await self.device.flush()
+            await self.bytes.flush()
 
     async def cache(self, offset: int, length: int) -> None:
         """Read the range once, so that it is in whatever caches lie below. It is advice: there is a limit."""

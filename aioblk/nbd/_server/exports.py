@@ -40,9 +40,16 @@ class Exports:
         Raises:
             UsageError: the name is in use, or there is a default one already.
         """
-        if export.name in self._by_name:
+        self.refuse_if_taken(export.name, default=default)
+        self._by_name[export.name] = export
+        if default:
+            self._default = export
+
+    def refuse_if_taken(self, name: str, *, default: bool) -> None:
+        """UsageError: the name is in use, or there is a default one already."""
+        if name in self._by_name:
             raise UsageError(
-                f"the name {export.name!r} is in use by another export; remove that first, or choose another",
+                f"the name {name!r} is in use by another export; remove that first, or choose another",
                 errno=errno.EEXIST,
                 operation="add",
             )
@@ -52,9 +59,6 @@ class Exports:
                 errno=errno.EEXIST,
                 operation="add",
             )
-        self._by_name[export.name] = export
-        if default:
-            self._default = export
 
     def remove(self, name: str) -> ServedExport:
         """Offer it no more. Who has chosen it is not touched.
@@ -62,13 +66,16 @@ class Exports:
         Raises:
             UsageError: there is none of that name.
         """
-        export = self._by_name.pop(name, None)
-        if export is None:
-            raise UsageError(
-                f"there is no export {name!r}{self._others()}", errno=errno.ENOENT, operation="remove"
-            )
+        export = self.named(name)
+        del self._by_name[name]
         if self._default is export:
             self._default = None
+        return export
+
+    def named(self, name: str) -> ServedExport:
+        """UsageError: there is none of that name."""
+        if (export := self._by_name.get(name)) is None:
+            raise UsageError(f"there is no export {name!r}{self._others()}", errno=errno.ENOENT)
         return export
 
     def find(self, name: str) -> ServedExport | None:

@@ -1,11 +1,12 @@
 """The handshake: a client asks what there is and what it may do, and ends by choosing the export."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 from ...services.socket_stream import DisconnectedError, SocketStream
+from ...services.tls_stream import TlsStream
 from .. import protocol
 from ..protocol import U16, U32
 from .export import ServedExport
@@ -14,12 +15,15 @@ from .exports import Exports
 LONGEST_OPTION = 16 << 10  # names have at most 4096 bytes; nobody needs more
 MOST_OPTIONS = 256
 
+Stream: TypeAlias = SocketStream | TlsStream
+
 
 @final
 @dataclass(slots=True)
 class Session:
     """What client and server have agreed on."""
 
+    stream: Stream
     export: ServedExport
     structured_replies: bool = False
     base_allocation: bool = False
@@ -29,11 +33,21 @@ class _InvalidOptionError(Exception):
     """The data of an option are not what they should be."""
 
 
-Admit: TypeAlias = Callable[[ServedExport], str | None]
-"""Let a client use the export, or say why not."""
+@final
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one client may do in the handshake."""
+
+    exports: Exports
+    admit: Callable[[ServedExport], str | None]
+    """Let the client use the export, or say why not."""
+    start_tls: Callable[[], Coroutine[Any, Any, TlsStream]] | None = None
+    """Go on within TLS. None: there is none."""
+    tls_required: bool = False
+    """Nothing else is answered before."""
 
 
-async def greet(stream: SocketStream, exports: Exports, admit: Admit) -> Session | None:
+async def greet(stream: SocketStream, terms: Terms) -> Session | None:
     """Shake hands. None: the client only asked. Raises DisconnectedError, for nonsense as well."""
     flags = protocol.FIXED_NEWSTYLE | protocol.NO_ZEROES
     stream.send(protocol.GREETING.pack(protocol.NBDMAGIC, protocol.IHAVEOPT, flags))
@@ -41,16 +55,18 @@ async def greet(stream: SocketStream, exports: Exports, admit: Admit) -> Session
     if client_flags & ~flags or not client_flags & protocol.FIXED_NEWSTYLE:
         raise DisconnectedError(f"the client wants an unknown handshake, {client_flags:#x}")
     no_zeroes = bool(client_flags & protocol.NO_ZEROES)
-    return await _Handshake(stream, exports, admit, no_zeroes=no_zeroes).run()
+    return await _Handshake(stream, terms, no_zeroes=no_zeroes).run()
 
 
 @final
 class _Handshake:
-    def __init__(self, stream: SocketStream, exports: Exports, admit: Admit, *, no_zeroes: bool) -> None:
-        self._stream = stream
-        self._exports = exports
-        self._admit = admit
+    def __init__(self, stream: SocketStream, terms: Terms, *, no_zeroes: bool) -> None:
+        self._stream: Stream = stream
+        self._terms = terms
+        self._exports = terms.exports
+        self._admit = terms.admit
         self._no_zeroes = no_zeroes
+        self._within_tls = False
         self._structured_replies = False
         self._base_allocation: ServedExport | None = None  # of which it was chosen
 
@@ -64,11 +80,20 @@ class _Handshake:
                 self._reply(option, protocol.REP_ERR_TOO_BIG, b"the option is too long")
                 continue
             data = bytes(await self._stream.read(length))
-            if option == protocol.OPT_EXPORT_NAME:  # the old way, without any way to refuse
-                return self._choose_unconditionally(data)
             if option == protocol.OPT_ABORT:
                 self._reply(option, protocol.REP_ACK)
                 return None
+            if option == protocol.OPT_STARTTLS:
+                await self._start_tls(data)
+                continue
+            is_refused = self._terms.tls_required and not self._within_tls
+            if option == protocol.OPT_EXPORT_NAME:  # the old way, without any way to refuse
+                if is_refused:
+                    raise DisconnectedError("the client has chosen an export without TLS")
+                return self._choose_unconditionally(data)
+            if is_refused:
+                self._reply(option, protocol.REP_ERR_TLS_REQD, b"TLS is needed here: use STARTTLS first")
+                continue
             try:
                 if (session := self._answer(option, data)) is not None:
                     return session
@@ -101,6 +126,24 @@ class _Handshake:
 
     # --- options --------------------------------------------------------------------------------------------
 
+    async def _start_tls(self, data: bytes) -> None:
+        """What was agreed upon before is forgotten; what was received before, nobody may have answered within
+        TLS: somebody else may have said it."""
+        option = protocol.OPT_STARTTLS
+        if self._terms.start_tls is None:
+            self._reply(option, protocol.REP_ERR_UNSUP)
+        elif data or self._within_tls:
+            why = b"the option has no data" if data else b"this is TLS already"
+            self._reply(option, protocol.REP_ERR_INVALID, why)
+        elif self._stream.has_more:
+            raise DisconnectedError("the client goes on before TLS has begun")
+        else:
+            self._reply(option, protocol.REP_ACK)
+            self._stream = await self._terms.start_tls()
+            self._within_tls = True
+            self._structured_replies = False
+            self._base_allocation = None
+
     def _choose_unconditionally(self, data: bytes) -> Session:
         name = data.decode(errors="replace")
         if (export := self._exports.find(name)) is None:
@@ -113,7 +156,8 @@ class _Handshake:
 
     def _begin(self, export: ServedExport) -> Session:
         """Metadata contexts that were chosen for another export are none of this one."""
-        return Session(export, self._structured_replies, base_allocation=self._base_allocation is export)
+        contexts = self._base_allocation is export
+        return Session(self._stream, export, self._structured_replies, base_allocation=contexts)
 
     def _inform(self, option: int, data: bytes) -> ServedExport | None:
         """Answer INFO and GO; the export, if there is one and the client may have it."""

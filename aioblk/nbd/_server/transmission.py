@@ -15,14 +15,15 @@ from functools import partial
 from typing import Any, TypeAlias, final
 
 from ..._device.extents import Extent, ExtentKind
-from ..._memory.arena import ArenaBuffer
+from ..._memory.arena import ArenaBuffer, ArenaShare
 from ..._native._core import Request, View
 from ...services.in_flight import InFlightShare
-from ...services.socket_stream import DisconnectedError, SocketStream
+from ...services.socket_stream import DisconnectedError
 from .. import protocol
 from .export import STEP
 from .handshake import Session
-from .memory import Share
+from .policy import GRANULE
+from .statistics import Counts
 
 CHANGE = (protocol.WRITE, protocol.TRIM, protocol.WRITE_ZEROES)
 FLAGS = {  # that a command may have
@@ -80,14 +81,16 @@ class Command:
 class Transmission:
     """One client's commands."""
 
-    def __init__(self, stream: SocketStream, session: Session, places: InFlightShare, memory: Share) -> None:
-        self._stream = stream
+    def __init__(self, session: Session, places: InFlightShare, memory: ArenaShare, counts: Counts) -> None:
+        self._stream = session.stream
         self._export = session.export
         self._session = session
         self._share = memory
+        self._counts = counts
         self._in_flight = places
         self._long = asyncio.Lock()  # of the one command under way of those that may take long
         self._tasks: dict[asyncio.Task[Any], Command] = {}
+        self._left: asyncio.Future[None] | None = None  # the receiving task waits for a command to be over
         self._held_back: list[tuple[Command, bytes]] | None = None  # while a reply is sent piece by piece
 
     async def run(self) -> None:
@@ -135,6 +138,18 @@ class Transmission:
         if cancelled is not None:
             raise cancelled
 
+    async def _until_alone(self) -> None:
+        """Wait until no other command is in flight."""
+        while self._in_flight.requests > 1:
+            self._left = asyncio.get_running_loop().create_future()
+            await self._left
+
+    def _leave(self) -> None:
+        """A command has been answered."""
+        self._in_flight.leave()
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
+
     def _give_up(self, which: Callable[[Command], bool]) -> None:
         for task, command in list(self._tasks.items()):
             if which(command):
@@ -148,7 +163,10 @@ class Transmission:
             command.error = refusal
             if command.kind == protocol.WRITE:
                 await self._stream.skip(command.length)
-        elif not command.length or command.kind not in (protocol.READ, protocol.WRITE):
+            return
+        self._counts.commands[command.kind] += 1
+        self._counts.bytes[command.kind] += command.length
+        if not command.length or command.kind not in (protocol.READ, protocol.WRITE):
             self._begin_without_data(command)
         elif command.kind == protocol.WRITE:
             await self._receive_and_write(command)
@@ -221,17 +239,21 @@ class Transmission:
 
     # --- data -----------------------------------------------------------------------------------------------
 
+    def _take(self, length: int) -> Coroutine[Any, Any, ArenaBuffer]:
+        """A buffer of *length* bytes, or of as many as there is memory for: the rest goes piece by piece."""
+        return self._share.acquire(length, at_least=min(length, GRANULE))
+
     async def _receive_and_write(self, command: Command) -> None:
         """Take memory for a piece, fill it, and have it written while the next one arrives."""
         position, end = command.offset, command.offset + command.length
         fua = bool(command.flags & protocol.FUA)
         while position < end and not command.error:
-            buffer = await self._share.take(min(end - position, PIECE))
+            buffer = await self._take(min(end - position, PIECE))
             data = _piece(buffer, position, end)
             try:
                 await self._stream.read_into(data)
             except BaseException:
-                self._share.give_back(buffer)
+                buffer.release()
                 raise
             in_one = len(data) == command.length
             command.flush = fua and not in_one
@@ -247,7 +269,7 @@ class Transmission:
         """A structured reply has as many chunks as there are pieces; other replies may go between them."""
         position, end = command.offset, command.offset + command.length
         while position < end and not command.error:
-            buffer = await self._share.take(min(end - position, PIECE))
+            buffer = await self._take(min(end - position, PIECE))
             data = _piece(buffer, position, end)
             submit = partial(self._export.bytes.read_into, position, data)
             done = partial(self._send_data, command, position, data, buffer)
@@ -272,7 +294,11 @@ class Transmission:
 
     async def _read_at_once(self, command: Command) -> None:
         """A reply that cannot be divided: all of it is read before, if the client may have as much memory."""
-        buffer = await self._share.take(command.length)
+        buffer = await self._take(command.length)
+        if len(buffer) < command.length and self._in_flight.requests > 1:
+            buffer.release()
+            await self._until_alone()
+            buffer = await self._take(command.length)
         if len(buffer) == command.length:
             submit = partial(self._export.bytes.read_into, command.offset, buffer)
             done = partial(self._send_data, command, command.offset, buffer, buffer)
@@ -285,7 +311,7 @@ class Transmission:
     async def _read_and_send(self, command: Command, buffer: ArenaBuffer) -> None:
         """Read and send piece after piece. Nothing else may come between, so other replies wait.
 
-        No other data are on their way: the client's share was as good as empty. Once the reply has begun, an
+        No other data are on their way: the command is the only one in flight. Once the reply has begun, an
         error can only end the connection.
         """
         position, end = command.offset, command.offset + command.length
@@ -299,7 +325,7 @@ class Transmission:
                 try:
                     await self._export.bytes.read_into(position, buffer)
                 except BaseException:
-                    self._share.give_back(buffer)
+                    buffer.release()
                     raise
                 command.parts += 1
                 command.unanswered -= len(buffer)
@@ -308,7 +334,7 @@ class Transmission:
                 head = b""
                 if position == end:
                     return
-                buffer = await self._share.take(min(end - position, PIECE))
+                buffer = await self._take(min(end - position, PIECE))
         except Exception as error:
             command.error = error
             if position > command.offset:
@@ -354,13 +380,13 @@ class Transmission:
     ) -> None:
         """Give its memory back; after the last one, answer."""
         if buffer is not None:
-            self._share.give_back(buffer)
+            buffer.release()
         command.error = command.error or error
         command.parts -= 1
         if command.parts:
             return
         if command.kind == protocol.READ and command.length and not command.unanswered:
-            self._in_flight.leave()  # the data were the answer
+            self._leave()  # the data were the answer
         elif command.error is not None:
             self._fail(command, command.error)
         elif command.flush:
@@ -378,6 +404,8 @@ class Transmission:
 
     def _fail(self, command: Command, error: BaseException) -> None:
         number = ERRORS.get(error.errno or 0, protocol.EIO) if isinstance(error, OSError) else protocol.EIO
+        self._counts.errors[number] += 1
+        self._export.backend.note(error)
         if self._session.structured_replies:
             text = str(error).encode()[:LONGEST_TEXT]
             self._send_chunk(command, protocol.REPLY_ERROR, protocol.ERROR.pack(number, len(text)) + text)
@@ -396,7 +424,7 @@ class Transmission:
         if self._held_back is not None:
             self._held_back.append((command, reply))
         else:
-            self._stream.send(reply, on_sent=self._in_flight.leave, more=self._more_to_come())
+            self._stream.send(reply, on_sent=self._leave, more=self._more_to_come())
 
     def _more_to_come(self) -> bool:
         """More replies are on their way soon if more commands are."""
