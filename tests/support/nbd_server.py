@@ -74,7 +74,7 @@ class NbdServer:
     @property
     def address(self) -> tuple[str, int]:
         """The host and the port, if the arguments name one."""
-        host, _, port = self.uri.removeprefix("nbd://").rstrip("/").rpartition(":")
+        host, _, port = self.uri.partition("://")[2].rstrip("/").rpartition(":")
         return host, int(port)
 
     @property

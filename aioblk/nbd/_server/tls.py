@@ -9,7 +9,7 @@ from typing import Self, final
 
 from ...errors import OptionError, UnsupportedError
 
-CIPHERS_OF_KEYS = "ECDHE+PSK+AESGCM:ECDHE+PSK+CHACHA20:DHE+PSK+AESGCM:ECDHE+PSK:DHE+PSK"
+CIPHERS_OF_KEYS = "kECDHEPSK:kDHEPSK:!eNULL:!3DES"  # of TLS 1.2
 
 
 @final
