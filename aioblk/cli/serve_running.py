@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import logging
 import os
 import signal
@@ -62,6 +63,8 @@ class _Service:
             self._serve_metrics(stack)
             if self._settings["user"] is not None:
                 self._become()
+            gc.collect()
+            gc.freeze()  # what there is now stays: nobody need look through it again and again
             self._serving = asyncio.create_task(server.serve())
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.add_signal_handler(number, self._on_signal)
