@@ -16,8 +16,9 @@ from urllib.parse import quote
 import aioblk
 from aioblk.nbd._server.backend import loss_of, watch
 from aioblk.nbd._server.clients import Clients, Policy
-from aioblk.nbd._server.export import CACHED_AT_ONCE, Export
-from aioblk.nbd._server.memory import GRANULE
+from aioblk.nbd._server.export import CACHED_AT_ONCE, Export, ServedExport
+from aioblk.nbd._server.exports import Exports
+from aioblk.nbd._server.memory import GRANULE, Memory
 from aioblk.nbd._server.unix_socket import listen_at
 
 DESCRIPTION = """\
@@ -98,11 +99,14 @@ async def serve(device: aioblk.BlockDevice, options: argparse.Namespace, ending:
     async with aioblk.Arena(options.memory + CACHED_AT_ONCE) as arena:
         if isinstance(device, aioblk.MapsMemory):
             await arena.attach(device)
-        export = Export(
-            device, arena, name=options.name, description=options.description, clients=options.clients
+        export = ServedExport(
+            Export(device, name=options.name, description=options.description),
+            arena.allocate(CACHED_AT_ONCE),
         )
+        exports = Exports()
+        exports.add(export)
         with listen(options) as listener:
-            clients = Clients(export, policy)
+            clients = Clients(exports, Memory(arena, clients=options.clients), policy)
             serving = asyncio.create_task(clients.serve(listener))
             losing = asyncio.create_task(watch(device, clients, reconnect=options.when_lost == "reconnect"))
             ending.serving = serving
@@ -164,7 +168,7 @@ class Ending:
         self.status = 1
 
 
-def announcement(export: Export, listener: socket.socket) -> str:
+def announcement(export: ServedExport, listener: socket.socket) -> str:
     name = quote(export.name)
     if listener.family == socket.AF_UNIX:
         uri = f"nbd+unix:///{name}?socket={quote(listener.getsockname())}"

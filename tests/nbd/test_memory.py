@@ -12,7 +12,8 @@ import pytest
 
 import aioblk
 from aioblk.nbd._server.clients import Clients, Policy
-from aioblk.nbd._server.export import Export
+from aioblk.nbd._server.export import CACHED_AT_ONCE, Export, ServedExport
+from aioblk.nbd._server.exports import Exports
 from aioblk.nbd._server.memory import GRANULE, Memory, Share
 
 from . import wire
@@ -138,7 +139,9 @@ async def test_who_is_sent_away_while_sending_leaves_no_memory_in_use(image: Pat
     policy = Policy(clients=CLIENTS, patience=TIME_LIMIT, least_rate=1, requests=1, drain=TIME_LIMIT)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         async with aioblk.IoUring(image) as device, aioblk.Arena(SIZE) as arena:
-            clients = Clients(Export(device, arena, name="", description="", clients=CLIENTS), policy)
+            exports = Exports()
+            exports.add(ServedExport(Export(device), arena.allocate(CACHED_AT_ONCE)))
+            clients = Clients(exports, Memory(arena, clients=CLIENTS), policy)
             serving = asyncio.create_task(clients.serve(listener))
             before = arena.statistics().in_use
             client = await asyncio.to_thread(lambda: wire.Client(listener.getsockname()).connect())

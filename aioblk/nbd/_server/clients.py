@@ -11,8 +11,10 @@ from typing import final
 
 from ...services.in_flight import InFlight
 from ...services.socket_stream import DisconnectedError, SocketStream
-from .export import Export
+from .export import ServedExport
+from .exports import Exports
 from .handshake import greet
+from .memory import Memory
 from .transmission import Transmission
 
 log = logging.getLogger("nbd")
@@ -52,8 +54,9 @@ class _Client:
 class Clients:
     """Everyone who is connected to a listening socket."""
 
-    def __init__(self, export: Export, policy: Policy) -> None:
-        self._export = export
+    def __init__(self, exports: Exports, memory: Memory, policy: Policy) -> None:
+        self._exports = exports
+        self._memory = memory
         self._policy = policy
         self._shaking_hands: dict[_Client, None] = {}  # the one who came first is the first
         self._admitted: dict[_Client, None] = {}
@@ -102,10 +105,10 @@ class Clients:
         log.info("%s: connected", client.name)
         try:
             async with asyncio.timeout(self._policy.patience):
-                session = await greet(client.stream, self._export, lambda: self._admit(client))
+                session = await greet(client.stream, self._exports, partial(self._admit, client))
             if session is not None:
                 with self._in_flight.share(requests=self._own) as places:
-                    await Transmission(client.stream, self._export, session, places).run()
+                    await Transmission(client.stream, session, places, self._memory.share()).run()
             log.info("%s: goodbye", client.name)
         except TimeoutError:
             log.info("%s: the handshake took too long", client.name)
@@ -114,7 +117,7 @@ class Clients:
         except Exception:
             log.exception("%s: the server failed", client.name)
 
-    def _admit(self, client: _Client) -> str | None:
+    def _admit(self, client: _Client, _export: ServedExport) -> str | None:
         """Give a client its place, or say why not."""
         refusal = self.refusal
         if refusal is None and len(self._admitted) >= self._policy.clients:

@@ -2,14 +2,14 @@
 
 from collections.abc import Coroutine, Iterator
 from contextlib import aclosing
+from dataclasses import dataclass
 from typing import Any, final
 
 from ..._device.extents import Extent
-from ..._memory.arena import Arena
+from ..._native._core import View
 from ...layers.block_device import BlockDevice, KnowsExtents
 from ...layers.byte_view import ByteView
 from .. import protocol
-from .memory import Memory
 
 LARGEST_PAYLOAD = 32 << 20  # what clients may send if they are not told anything else
 STEP = 32 << 20  # what is zeroed or trimmed at once: a command may ask for 4 GiB, and its client go away
@@ -19,28 +19,45 @@ MOST_EXTENTS = 1024  # of one reply
 
 
 @final
+@dataclass(frozen=True, slots=True)
 class Export:
-    """A device under a name, and memory for the data of all clients. Sizes are in bytes."""
+    """A block device under a name, to be served by a :class:`Server`.
 
-    def __init__(
-        self, device: BlockDevice, arena: Arena, *, name: str, description: str, clients: int
-    ) -> None:
-        """Of an open device that is attached to the arena, if it can be told of memory."""
+    The device is open, and stays so at least until the export has been removed or the server has ended.
+    """
+
+    device: BlockDevice
+    name: str = ""
+    """At most 4096 bytes of UTF-8. Clients that name none get the one that is called ``""``."""
+    description: str = ""
+    """For people; at most 4096 bytes of UTF-8."""
+    read_only: bool = False
+    """Refuse all changes, whatever the device would take. What the device does not take is refused anyway."""
+    default: bool = False
+    """Also for clients that name none."""
+
+
+@final
+class ServedExport:
+    """An export as it is served. Sizes are in bytes."""
+
+    def __init__(self, export: Export, nowhere: View | memoryview) -> None:
+        """*nowhere* is memory that the device reaches, for what is read only to be in caches: nobody looks at
+        it, so it may be there many times."""
+        device = export.device
         # A file may end within a block; its last bytes are served as well.
         block = 1 if device.capacity % device.limits.request_alignment else device.limits.request_alignment
-        self.name = name
-        self.description = description
+        self.name = export.name
+        self.description = export.description
         self.device = device
-        # What is read only to be in caches goes here. Nobody looks at it, so it may be there many times.
-        self._nowhere = arena.allocate(CACHED_AT_ONCE)
-        self.memory = Memory(arena, clients=clients)
+        self._nowhere = nowhere
         # Clients are told the block sizes. Those that have not asked may well send anything else.
         self.bytes = ByteView(device)
         self.minimum_block = block
         self.preferred_block = max(4096, block, device.limits.optimal_io_alignment)
         self.largest_payload = LARGEST_PAYLOAD
         self.size = device.capacity
-        self.read_only = device.read_only
+        self.read_only = export.read_only or device.read_only
 
     @property
     def transmission_flags(self) -> int:

@@ -8,7 +8,8 @@ from typing import TypeAlias, final
 from ...services.socket_stream import DisconnectedError, SocketStream
 from .. import protocol
 from ..protocol import U16, U32
-from .export import Export
+from .export import ServedExport
+from .exports import Exports
 
 LONGEST_OPTION = 16 << 10  # names have at most 4096 bytes; nobody needs more
 MOST_OPTIONS = 256
@@ -19,6 +20,7 @@ MOST_OPTIONS = 256
 class Session:
     """What client and server have agreed on."""
 
+    export: ServedExport
     structured_replies: bool = False
     base_allocation: bool = False
 
@@ -27,11 +29,11 @@ class _InvalidOptionError(Exception):
     """The data of an option are not what they should be."""
 
 
-Admit: TypeAlias = Callable[[], str | None]
+Admit: TypeAlias = Callable[[ServedExport], str | None]
 """Let a client use the export, or say why not."""
 
 
-async def greet(stream: SocketStream, export: Export, admit: Admit) -> Session | None:
+async def greet(stream: SocketStream, exports: Exports, admit: Admit) -> Session | None:
     """Shake hands. None: the client only asked. Raises DisconnectedError, for nonsense as well."""
     flags = protocol.FIXED_NEWSTYLE | protocol.NO_ZEROES
     stream.send(protocol.GREETING.pack(protocol.NBDMAGIC, protocol.IHAVEOPT, flags))
@@ -39,17 +41,18 @@ async def greet(stream: SocketStream, export: Export, admit: Admit) -> Session |
     if client_flags & ~flags or not client_flags & protocol.FIXED_NEWSTYLE:
         raise DisconnectedError(f"the client wants an unknown handshake, {client_flags:#x}")
     no_zeroes = bool(client_flags & protocol.NO_ZEROES)
-    return await _Handshake(stream, export, admit, no_zeroes=no_zeroes).run()
+    return await _Handshake(stream, exports, admit, no_zeroes=no_zeroes).run()
 
 
 @final
 class _Handshake:
-    def __init__(self, stream: SocketStream, export: Export, admit: Admit, *, no_zeroes: bool) -> None:
+    def __init__(self, stream: SocketStream, exports: Exports, admit: Admit, *, no_zeroes: bool) -> None:
         self._stream = stream
-        self._export = export
+        self._exports = exports
         self._admit = admit
         self._no_zeroes = no_zeroes
-        self._session = Session()
+        self._structured_replies = False
+        self._base_allocation: ServedExport | None = None  # of which it was chosen
 
     async def run(self) -> Session | None:
         for _ in range(MOST_OPTIONS):
@@ -67,75 +70,83 @@ class _Handshake:
                 self._reply(option, protocol.REP_ACK)
                 return None
             try:
-                if self._answer(option, data):
-                    return self._session
+                if (session := self._answer(option, data)) is not None:
+                    return session
             except (_InvalidOptionError, struct.error, UnicodeDecodeError) as error:
                 self._reply(option, protocol.REP_ERR_INVALID, str(error).encode())
         raise DisconnectedError("the client haggles without end")
 
-    def _answer(self, option: int, data: bytes) -> bool:
-        """Answer an option; True when the client has chosen the export and transmission begins."""
+    def _answer(self, option: int, data: bytes) -> Session | None:
+        """Answer an option; a session when the client has chosen an export and transmission begins."""
         match option:
             case protocol.OPT_LIST:
                 self._expect_no(data)
-                name = self._export.name.encode()
-                self._reply(option, protocol.REP_SERVER, U32.pack(len(name)) + name)
+                for export in self._exports:
+                    name = export.name.encode()
+                    self._reply(option, protocol.REP_SERVER, U32.pack(len(name)) + name)
                 self._reply(option, protocol.REP_ACK)
             case protocol.OPT_INFO | protocol.OPT_GO:
-                return self._inform(option, data) and option == protocol.OPT_GO
+                chosen = self._inform(option, data)
+                if chosen is not None and option == protocol.OPT_GO:
+                    return self._begin(chosen)
             case protocol.OPT_STRUCTURED_REPLY:
                 self._expect_no(data)
-                self._session.structured_replies = True
+                self._structured_replies = True
                 self._reply(option, protocol.REP_ACK)
             case protocol.OPT_LIST_META_CONTEXT | protocol.OPT_SET_META_CONTEXT:
                 self._offer_contexts(option, data)
             case _:
                 self._reply(option, protocol.REP_ERR_UNSUP)
-        return False
+        return None
 
     # --- options --------------------------------------------------------------------------------------------
 
-    def _choose_unconditionally(self, name: bytes) -> Session:
-        if name.decode(errors="replace") != self._export.name:
+    def _choose_unconditionally(self, data: bytes) -> Session:
+        name = data.decode(errors="replace")
+        if (export := self._exports.find(name)) is None:
             raise DisconnectedError(f"the client wants an unknown export, {name!r}")
-        if refusal := self._admit():
+        if refusal := self._admit(export):
             raise DisconnectedError(refusal)
         zeroes = b"" if self._no_zeroes else bytes(124)
-        self._stream.send(protocol.EXPORT.pack(self._export.size, self._flags()) + zeroes)
-        return self._session
+        self._stream.send(protocol.EXPORT.pack(export.size, self._flags(export)) + zeroes)
+        return self._begin(export)
 
-    def _inform(self, option: int, data: bytes) -> bool:
-        """Answer INFO and GO; whether the export exists."""
+    def _begin(self, export: ServedExport) -> Session:
+        """Metadata contexts that were chosen for another export are none of this one."""
+        return Session(export, self._structured_replies, base_allocation=self._base_allocation is export)
+
+    def _inform(self, option: int, data: bytes) -> ServedExport | None:
+        """Answer INFO and GO; the export, if there is one and the client may have it."""
         name, rest = self._split_name(data)
         (count,) = U16.unpack_from(rest)
         if len(rest) != U16.size * (count + 1):
             raise _InvalidOptionError("the number of information requests is wrong")
-        if name != self._export.name:
+        if (export := self._exports.find(name)) is None:
             self._reply(option, protocol.REP_ERR_UNKNOWN, f"there is no export {name!r}".encode())
-            return False
-        if option == protocol.OPT_GO and (refusal := self._admit()):
+            return None
+        if option == protocol.OPT_GO and (refusal := self._admit(export)):
             self._reply(option, protocol.REP_ERR_POLICY, refusal.encode())
-            return False
+            return None
         wanted = {U16.unpack_from(rest, U16.size * (i + 1))[0] for i in range(count)}
         for kind, value in (
-            (protocol.INFO_NAME, self._export.name),
-            (protocol.INFO_DESCRIPTION, self._export.description),
+            (protocol.INFO_NAME, export.name),
+            (protocol.INFO_DESCRIPTION, export.description),
         ):
             if kind in wanted:
                 self._reply(option, protocol.REP_INFO, U16.pack(kind) + value.encode())
-        sizes = self._export.minimum_block, self._export.preferred_block, self._export.largest_payload
+        sizes = export.minimum_block, export.preferred_block, export.largest_payload
         self._reply(option, protocol.REP_INFO, protocol.BLOCK_SIZES.pack(protocol.INFO_BLOCK_SIZE, *sizes))
-        export = protocol.EXPORT.pack(self._export.size, self._flags())
-        self._reply(option, protocol.REP_INFO, U16.pack(protocol.INFO_EXPORT) + export)
+        size_and_flags = protocol.EXPORT.pack(export.size, self._flags(export))
+        self._reply(option, protocol.REP_INFO, U16.pack(protocol.INFO_EXPORT) + size_and_flags)
         self._reply(option, protocol.REP_ACK)
-        return True
+        return export
 
     def _offer_contexts(self, option: int, data: bytes) -> None:
         """Answer the options about metadata contexts, of which there is one: base:allocation."""
         choosing = option == protocol.OPT_SET_META_CONTEXT
         if choosing:
-            self._session.base_allocation = False
-        if not self._session.structured_replies:
+            self._base_allocation = None
+        if not self._structured_replies:
             raise _InvalidOptionError("metadata contexts need structured replies")
         name, rest = self._split_name(data)
         (count,) = U32.unpack_from(rest)
@@ -146,20 +157,20 @@ class _Handshake:
             queries.add(query)
         if rest:
             raise _InvalidOptionError("there is something after the last query")
-        if name != self._export.name:
+        if (export := self._exports.find(name)) is None:
             self._reply(option, protocol.REP_ERR_UNKNOWN)
             return
         all_of_it = not choosing and (not count or b"base:" in queries)
         if all_of_it or protocol.BASE_ALLOCATION in queries:
             if choosing:
-                self._session.base_allocation = True
+                self._base_allocation = export
             number = U32.pack(protocol.BASE_ALLOCATION_ID if choosing else 0)
             self._reply(option, protocol.REP_META_CONTEXT, number + protocol.BASE_ALLOCATION)
         self._reply(option, protocol.REP_ACK)
 
-    def _flags(self) -> int:
-        only_structured = protocol.SEND_DF if self._session.structured_replies else 0
-        return self._export.transmission_flags | only_structured
+    def _flags(self, export: ServedExport) -> int:
+        only_structured = protocol.SEND_DF if self._structured_replies else 0
+        return export.transmission_flags | only_structured
 
     # --- layout ---------------------------------------------------------------------------------------------
 

@@ -20,8 +20,9 @@ from ..._native._core import Request, View
 from ...services.in_flight import InFlightShare
 from ...services.socket_stream import DisconnectedError, SocketStream
 from .. import protocol
-from .export import STEP, Export
+from .export import STEP
 from .handshake import Session
+from .memory import Share
 
 CHANGE = (protocol.WRITE, protocol.TRIM, protocol.WRITE_ZEROES)
 FLAGS = {  # that a command may have
@@ -79,11 +80,11 @@ class Command:
 class Transmission:
     """One client's commands."""
 
-    def __init__(self, stream: SocketStream, export: Export, session: Session, places: InFlightShare) -> None:
+    def __init__(self, stream: SocketStream, session: Session, places: InFlightShare, memory: Share) -> None:
         self._stream = stream
-        self._export = export
+        self._export = session.export
         self._session = session
-        self._share = export.memory.share()
+        self._share = memory
         self._in_flight = places
         self._long = asyncio.Lock()  # of the one command under way of those that may take long
         self._tasks: dict[asyncio.Task[Any], Command] = {}
