@@ -82,6 +82,7 @@ from .layers.reader import Reader
 from .layers.slice import Slice
 from .layers.throttle import Rate, Throttle, ThrottleGroup, ThrottleStatistics
 from .layers.tracked import Tracked
+from .layers.tracked_bitmap import TrackedBitmap
 from .layers.writer import Writer
 from .layers.zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
 from .services.in_flight import InFlight, InFlightShare
@@ -175,6 +176,7 @@ __all__ = [
     "ThrottleGroup",
     "ThrottleStatistics",
     "Tracked",
+    "TrackedBitmap",
     "UnsupportedError",
     "UsageError",
     "View",
