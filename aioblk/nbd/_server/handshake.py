@@ -8,6 +8,8 @@ from typing import TypeAlias, final
 from ...services.socket_stream import DisconnectedError, SocketStream
 from .. import protocol
 from ..protocol import U16, U32
+from .contexts import Context, asked_for
+from .dialects import Dialect, Extended, Simple, Structured
 from .export import ServedExport
 from .exports import Exports
 
@@ -21,8 +23,9 @@ class Session:
     """What client and server have agreed on."""
 
     export: ServedExport
-    structured_replies: bool = False
-    base_allocation: bool = False
+    dialect: Dialect
+    contexts: dict[int, Context]
+    """Those that the client has chosen, by the number that it was told."""
 
 
 class _InvalidOptionError(Exception):
@@ -51,8 +54,9 @@ class _Handshake:
         self._exports = exports
         self._admit = admit
         self._no_zeroes = no_zeroes
-        self._structured_replies = False
-        self._base_allocation: ServedExport | None = None  # of which it was chosen
+        self._dialect: Dialect = Simple()
+        self._contexts: dict[int, Context] = {}
+        self._contexts_of: ServedExport | None = None  # of which they were chosen
 
     async def run(self) -> Session | None:
         for _ in range(MOST_OPTIONS):
@@ -91,7 +95,14 @@ class _Handshake:
                     return self._begin(chosen)
             case protocol.OPT_STRUCTURED_REPLY:
                 self._expect_no(data)
-                self._structured_replies = True
+                if isinstance(self._dialect, Extended):  # which has them already, and there is no way back
+                    self._reply(option, protocol.REP_ERR_EXT_HEADER_REQD, b"extended headers were agreed on")
+                else:
+                    self._dialect = Structured()
+                    self._reply(option, protocol.REP_ACK)
+            case protocol.OPT_EXTENDED_HEADERS:
+                self._expect_no(data)
+                self._dialect = Extended()
                 self._reply(option, protocol.REP_ACK)
             case protocol.OPT_LIST_META_CONTEXT | protocol.OPT_SET_META_CONTEXT:
                 self._offer_contexts(option, data)
@@ -103,6 +114,8 @@ class _Handshake:
 
     def _choose_unconditionally(self, data: bytes) -> Session:
         name = data.decode(errors="replace")
+        if isinstance(self._dialect, Extended):
+            raise DisconnectedError("the client chooses an export as if there were no extended headers")
         if (export := self._exports.find(name)) is None:
             raise DisconnectedError(f"the client wants an unknown export, {name!r}")
         if refusal := self._admit(export):
@@ -113,7 +126,7 @@ class _Handshake:
 
     def _begin(self, export: ServedExport) -> Session:
         """Metadata contexts that were chosen for another export are none of this one."""
-        return Session(export, self._structured_replies, base_allocation=self._base_allocation is export)
+        return Session(export, self._dialect, self._contexts if self._contexts_of is export else {})
 
     def _inform(self, option: int, data: bytes) -> ServedExport | None:
         """Answer INFO and GO; the export, if there is one and the client may have it."""
@@ -142,12 +155,12 @@ class _Handshake:
         return export
 
     def _offer_contexts(self, option: int, data: bytes) -> None:
-        """Answer the options about metadata contexts, of which there is one: base:allocation."""
+        """Answer the options about metadata contexts."""
         choosing = option == protocol.OPT_SET_META_CONTEXT
         if choosing:
-            self._base_allocation = None
-        if not self._structured_replies:
-            raise _InvalidOptionError("metadata contexts need structured replies")
+            self._contexts, self._contexts_of = {}, None
+        if not self._dialect.has_chunks:
+            raise _InvalidOptionError("metadata contexts need structured replies or extended headers")
         name, rest = self._split_name(data)
         (count,) = U32.unpack_from(rest)
         rest = rest[U32.size :]
@@ -158,19 +171,22 @@ class _Handshake:
         if rest:
             raise _InvalidOptionError("there is something after the last query")
         if (export := self._exports.find(name)) is None:
-            self._reply(option, protocol.REP_ERR_UNKNOWN)
+            self._reply(option, protocol.REP_ERR_UNKNOWN, f"there is no export {name!r}".encode())
             return
-        all_of_it = not choosing and (not count or b"base:" in queries)
-        if all_of_it or protocol.BASE_ALLOCATION in queries:
-            if choosing:
-                self._base_allocation = export
-            number = U32.pack(protocol.BASE_ALLOCATION_ID if choosing else 0)
-            self._reply(option, protocol.REP_META_CONTEXT, number + protocol.BASE_ALLOCATION)
+        found = asked_for(export.contexts(), queries, to_list=not choosing)
+        if choosing:
+            self._contexts, self._contexts_of = dict(enumerate(found, 1)), export
+        for number, context in enumerate(found, 1):
+            self._reply(option, protocol.REP_META_CONTEXT, U32.pack(number if choosing else 0) + context.name)
         self._reply(option, protocol.REP_ACK)
 
     def _flags(self, export: ServedExport) -> int:
-        only_structured = protocol.SEND_DF if self._structured_replies else 0
-        return export.transmission_flags | only_structured
+        flags = export.transmission_flags
+        if self._dialect.has_chunks:
+            flags |= protocol.SEND_DF
+        if self._dialect.has_payloads and self._contexts and self._contexts_of is export:
+            flags |= protocol.BLOCK_STATUS_PAYLOAD
+        return flags
 
     # --- layout ---------------------------------------------------------------------------------------------
 
