@@ -17,10 +17,12 @@ CLIENTS, MEMORY = 8, 8 << 20
 
 
 @contextlib.asynccontextmanager
-async def serving(device: aioblk.BlockDevice, where: Path, *names: str) -> AsyncIterator[str]:
+async def serving(
+    device: aioblk.BlockDevice, where: Path, *names: str, clients: int = CLIENTS
+) -> AsyncIterator[str]:
     """Serve it at a Unix socket, under each of the names, or under none; the address of the first."""
     names = names or ("",)
-    policy = Policy(clients=CLIENTS, patience=30.0, least_rate=4096, requests=64, drain=10.0)
+    policy = Policy(clients=clients, patience=30.0, least_rate=4096, requests=64, drain=10.0)
     async with aioblk.Arena(MEMORY + CACHED_AT_ONCE) as arena:
         if isinstance(device, aioblk.MapsMemory):
             await arena.attach(device)
@@ -28,9 +30,9 @@ async def serving(device: aioblk.BlockDevice, where: Path, *names: str) -> Async
         exports = Exports()
         for name in names:
             exports.add(ServedExport(Export(device, name), nowhere))
-        clients = Clients(exports, Memory(arena, clients=CLIENTS), policy)
+        everyone = Clients(exports, Memory(arena, clients=clients), policy)
         with listen_at(str(where), CLIENTS) as listener:
-            task = asyncio.create_task(clients.serve(listener))
+            task = asyncio.create_task(everyone.serve(listener))
             try:
                 yield f"nbd+unix:///{quote(names[0])}?socket={quote(str(where))}"
             finally:
