@@ -109,7 +109,7 @@ def _say_any_command(session: Session, cookie: int, chance: random.Random) -> No
         length = chance.choice([*lengths, 1 << 40, (1 << 64) - 1])
         if kind == wire.WRITE and chance.random() < 0.9:
             flags |= wire.PAYLOAD_LEN
-        if flags & wire.PAYLOAD_LEN:
+        if flags & wire.PAYLOAD_LEN or kind == wire.WRITE:
             if kind == wire.BLOCK_STATUS:
                 numbers = [chance.randrange(3) for _ in range(chance.randrange(4))]
                 payload = struct.pack(f">Q{len(numbers)}I", length, *numbers)

@@ -84,7 +84,6 @@ def test_wrong_payloads_are_refused_and_do_no_harm(file_server: NbdServer) -> No
         def error(kind: int, length: int = 0, *, flags: int = 0, data: bytes = b"") -> int:
             return client.call(kind, 0, length, flags=flags, data=data).error
 
-        assert error(wire.WRITE, 512) == EINVAL  # its data are not announced
         assert error(wire.WRITE, flags=wire.DF, data=b"x" * 512) == EINVAL
         for kind in (wire.READ, wire.FLUSH, wire.TRIM, wire.CACHE, wire.WRITE_ZEROES, 8, 0xFFFF):
             assert error(kind, data=b"x" * 1000) == EINVAL
@@ -95,6 +94,16 @@ def test_wrong_payloads_are_refused_and_do_no_harm(file_server: NbdServer) -> No
             assert error(wire.BLOCK_STATUS, data=wrong) == EINVAL
         assert client.call(wire.BLOCK_STATUS, data=payload(512, number)).states == {number: [(512, HOLE)]}
         assert client.call(wire.READ, 0, 512).data == bytes(512)
+
+
+def test_a_write_need_not_say_that_its_data_follow(file_server: NbdServer) -> None:
+    """As it should: QEMU's do not."""
+    with Client(file_server.socket).connect(extended=True) as client:
+        for number, flags in enumerate((0, wire.PAYLOAD_LEN)):
+            client.send(struct.pack(">IHHQQQ", 0x21E41C71, flags, wire.WRITE, 0, number, 3) + b"abc")
+            magic, is_last, kind, _, offset, length = struct.unpack(">IHHQQQ", client.receive(32))
+            assert (magic, is_last, kind, offset, length) == (0x6E8A278C, 1, 0, number, 0)
+        assert client.call(wire.READ, 0, 5).data == b"aabc\0"
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ class Dialect(ABC):
     flags: ClassVar[dict[int, int]]
     """Which commands there are, and with which flags."""
     has_payloads: ClassVar[bool]
-    """Whether a flag says that data follow a command. Otherwise they follow writes."""
+    """Whether a flag says that data follow a command. They follow writes in any case."""
     has_chunks: ClassVar[bool]
     """Whether a reply may have several. Without them, a head of data is for all of these."""
 

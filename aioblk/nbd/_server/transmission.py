@@ -87,11 +87,9 @@ class Transmission:
                     raise DisconnectedError("the client sends commands without their magic number")
                 if kind == protocol.DISC:
                     return
-                payload = (
-                    length
-                    if (flags & protocol.PAYLOAD_LEN if has_payloads else kind == protocol.WRITE)
-                    else 0
-                )
+                # QEMU's clients do not say of a write that its data follow.
+                has_payload = kind == protocol.WRITE or (has_payloads and flags & protocol.PAYLOAD_LEN)
+                payload = length if has_payload else 0
                 if payload > most:
                     raise DisconnectedError(f"the client sends {payload} bytes at once")
                 await self._in_flight.enter()  # or receive no more for now
@@ -164,8 +162,6 @@ class Transmission:
             return _RefusedError(
                 protocol.EINVAL, f"at most {export.largest_payload} bytes can be read at once"
             )
-        if kind == protocol.WRITE and length != command.payload:
-            return _RefusedError(protocol.EINVAL, "a write has its data behind it, and a flag that says so")
         if kind == protocol.BLOCK_STATUS and not (command.contexts and length):
             return _RefusedError(protocol.EINVAL, "a block status needs a length and a metadata context")
         return None
