@@ -83,6 +83,7 @@ from .layers.reader import Reader
 from .layers.slice import Slice
 from .layers.throttle import Rate, Throttle, ThrottleGroup, ThrottleStatistics
 from .layers.tracked import Tracked
+from .layers.tracked_bitmap import TrackedBitmap
 from .layers.writer import Writer
 from .layers.zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
 from .services.in_flight import InFlight, InFlightShare
@@ -178,6 +179,7 @@ __all__ = [
     "ThrottleStatistics",
     "TlsStream",
     "Tracked",
+    "TrackedBitmap",
     "UnsupportedError",
     "UsageError",
     "View",

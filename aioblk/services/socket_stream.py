@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -365,6 +366,15 @@ class SocketStream:
             return 0.0
         now = self._loop.time()
         return max(self._incoming.behind(now), self._taking.behind(now))
+
+    def hung_up(self) -> bool:
+        """Whether the peer has closed the connection, or its sending half, although not all that it has sent
+        may have been received: for who is busy with something else than receiving."""
+        if self._ended is not None:
+            return True
+        look = select.poll()
+        look.register(self._socket, select.POLLRDHUP)
+        return bool(look.poll(0))
 
     def abort(self, why: str) -> None:
         """Have done with the peer: whoever receives meets DisconnectedError(*why*), what was to be sent is

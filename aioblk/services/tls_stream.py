@@ -216,6 +216,10 @@ class TlsStream:
         below = self._stream.stalled()
         return max(below, self._incoming.behind(self._loop.time()))
 
+    def hung_up(self) -> bool:
+        """Whether the peer is gone; see :meth:`SocketStream.hung_up`."""
+        return self._is_over or self._stream.hung_up()
+
     def abort(self, why: str) -> None:
         """Have done with the peer; see :meth:`SocketStream.abort`."""
         self._stream.abort(why)

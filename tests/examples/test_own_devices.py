@@ -4,7 +4,6 @@ import asyncio
 import errno
 import inspect
 import random
-import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -127,8 +126,7 @@ def use(place: Path, knows_extents: bool) -> None:
         for kind in (wire.CACHE, wire.FLUSH):
             assert client.call(kind, 0, 0).error == 0
         assert client.call(wire.TRIM, SIZE // 2, SIZE // 2).error == 0
-        status = client.call(wire.BLOCK_STATUS, 0, SIZE)
-        extents = [*struct.iter_unpack(">II", status.data[4:])]
+        (extents,) = client.call(wire.BLOCK_STATUS, 0, SIZE).states.values()
         assert sum(length for length, _ in extents) == SIZE
         assert any(kind == 0 for _, kind in extents)  # data
         assert knows_extents or extents == [(SIZE, 0)]

@@ -64,6 +64,16 @@ def test_every_byte_of_a_file_is_served_around_the_page_cache(tmp_path: Path) ->
     assert filecmp.cmp(source, copy, shallow=False)
 
 
+def test_extended_headers_are_used_by_whoever_knows_them(server: NbdServer) -> None:
+    """libnbd from 1.18 on; what it is told is the same with and without."""
+    version = tuple(map(int, run("nbdinfo", "--version").split()[1].split(".")[:2]))
+    listed: dict[str, Any] = json.loads(run("nbdinfo", "--json", "--no-content", server.uri))
+    assert listed.get("extended", False) == (version >= (1, 18))
+    whole = json.loads(run("nbdinfo", "--map=base:allocation", "--json", server.uri))
+    assert sum(extent["length"] for extent in whole) == SIZE
+    run("qemu-io", "-f", "raw", "-c", f"write -z 0 {SIZE}", "-c", f"read -P 0 0 {SIZE}", server.uri)
+
+
 def test_nbdinfo_maps_holes(file_server: NbdServer, image: Path) -> None:
     with image.open("r+b") as file:
         file.seek(1 << 20)

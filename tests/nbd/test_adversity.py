@@ -20,13 +20,14 @@ from aioblk.nbd._server.unix_socket import listen_at
 from ..support.nbd_exports import SIZE
 from ..support.nbd_server import ROOT, NbdServer
 from ..support.nbd_server import command as server_command
-from . import wire
+from . import grammar, wire
 from .wire import Client, counted
 
 if TYPE_CHECKING:
     from ..conftest import StorageDaemonFactory
 
 RAVING_CLIENTS = 10_000
+SESSIONS, SESSIONS_SECONDS = 400, 60.0  # whichever is over first
 EIO = 5
 
 
@@ -55,8 +56,29 @@ def command(kind: int, length: int) -> bytes:
     return struct.pack(">IHHQQI", 0x25609513, 0, kind, 1, 0, length)
 
 
-def option(kind: int, data: bytes) -> bytes:
+def extended_command(kind: int, length: int, flags: int = 0) -> bytes:
+    return struct.pack(">IHHQQQ", 0x21E41C71, flags, kind, 1, 0, length)
+
+
+def option(kind: int, data: bytes = b"") -> bytes:
     return wire.IHAVEOPT + struct.pack(">II", kind, len(data)) + data
+
+
+def extended_conversation() -> list[bytes]:
+    """What is different of it with extended headers."""
+    status = struct.pack(">QI", 1 << 20, 1)
+    return [
+        struct.pack(">I", 3),
+        option(wire.EXTENDED_HEADERS),
+        option(wire.SET_META_CONTEXT, wire.queries(b"", b"base:allocation")),
+        option(wire.GO, counted(b"") + struct.pack(">H", 0)),
+        extended_command(wire.WRITE, len(BULK), wire.PAYLOAD_LEN) + BULK,
+        *(extended_command(wire.READ, 1 << 20) for _ in range(20)),
+        extended_command(wire.BLOCK_STATUS, len(status), wire.PAYLOAD_LEN) + status,
+        extended_command(wire.TRIM, 5, wire.PAYLOAD_LEN) + b"wrong",
+        extended_command(wire.WRITE_ZEROES, SIZE),
+        extended_command(wire.DISC, 0),
+    ]
 
 
 def conversation() -> list[bytes]:
@@ -78,11 +100,15 @@ def conversation() -> list[bytes]:
     ]
 
 
-@pytest.mark.parametrize("server", ["file", "vhost-user"], indirect=True)
-def test_clients_that_vanish_at_every_step(server: NbdServer) -> None:
+@pytest.mark.parametrize(
+    ("server", "messages"),
+    [("file", conversation()), ("vhost-user", conversation()), ("file", extended_conversation())],
+    indirect=["server"],
+    ids=["file", "vhost-user", "extended"],
+)
+def test_clients_that_vanish_at_every_step(server: NbdServer, messages: list[bytes]) -> None:
     """After each message, and in the middle of each; with and without having read what was answered."""
     before = server.descriptors()
-    messages = conversation()
     said = b""
     for message in messages:
         for part in {0, 1, len(message) // 2, len(message) - 1, len(message)}:
@@ -119,15 +145,19 @@ def raving(chance: random.Random) -> bytes:
     """Noise after nothing, after a polite beginning, or within what was a proper conversation."""
     noise = chance.randbytes(chance.randrange(200))
     polite = conversation()
-    match chance.randrange(4):
+    match chance.randrange(5):
         case 0:
             return noise
         case 1:
             return b"".join(polite[: chance.randrange(5)]) + wire.IHAVEOPT + noise
         case 2:
             return b"".join(polite[:5]) + struct.pack(">I", 0x25609513) + noise
-        case _:
-            text = bytearray(b"".join(polite[:5]) + command(wire.READ, 4096) * 3)
+        case chosen:
+            if chosen == 3:
+                text = bytearray(b"".join(polite[:5]) + command(wire.READ, 4096) * 3)
+            else:
+                text = bytearray(b"".join(extended_conversation()[:4]))
+                text += extended_command(wire.READ, 4096) * 3
             for _ in range(chance.randrange(1, 8)):
                 text[chance.randrange(len(text))] = chance.randrange(256)
             return bytes(text)
@@ -147,6 +177,34 @@ def test_thousands_of_raving_clients(image: Path) -> None:
                     client.sendall(raving(chance))
                     client.shutdown(socket.SHUT_WR)
                     assert client.recv(18, socket.MSG_WAITALL)[:8] == b"NBDMAGIC", f"seed {seed}"
+        settle(server, before)
+        assert serves(server), f"seed {seed}"
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_sessions_of_any_kind_are_answered_by_the_protocol(image: Path, loop: str) -> None:
+    """Options and commands with any values, in each dialect: everything is answered, once, by something that
+    may be an answer to it. What was damaged on its way does no harm."""
+    seed = random.randrange(2**32)
+    over = time.monotonic() + SESSIONS_SECONDS
+    with NbdServer("io_uring", f"path={image}", "--loop", loop) as server:
+        before = server.descriptors()
+        for number in range(SESSIONS):
+            chance = random.Random(f"{seed} {number}")
+            session = grammar.any_session(chance)
+            if chance.random() < 0.3:
+                damaged = bytearray(session.said)
+                for _ in range(chance.randrange(1, 6)):
+                    damaged[chance.randrange(min(len(damaged), 500))] = chance.randrange(256)
+                grammar.exchange(server.socket, bytes(damaged))
+            else:
+                answer = grammar.exchange(server.socket, session.said)
+                try:
+                    grammar.judge(session, answer)
+                except (AssertionError, KeyError, struct.error) as error:
+                    raise AssertionError(f"seed {seed}, session {number}: {session.dialect=}") from error
+            if time.monotonic() > over:
+                break
         settle(server, before)
         assert serves(server), f"seed {seed}"
 

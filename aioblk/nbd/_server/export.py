@@ -1,25 +1,21 @@
 """What is served: a device, its size, its rules, and what the protocol's commands are on it."""
 
 import copy
-from collections.abc import Coroutine, Iterator
-from contextlib import aclosing
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, final
 
-from ..._device.extents import Extent
 from ..._native._core import View
-from ...layers.block_device import BlockDevice, KnowsExtents
+from ...layers.block_device import BlockDevice
 from ...layers.byte_view import ByteView
 from ...layers.throttle import Throttle, ThrottleGroup
 from .. import protocol
 from .backend import Backend
+from .contexts import Context, contexts_of
 from .statistics import ExportCounts
 
 LARGEST_PAYLOAD = 32 << 20  # what clients may send if they are not told anything else
-STEP = 32 << 20  # what is zeroed or trimmed at once: a command may ask for 4 GiB, and its client go away
-MOST_CACHED = 32 << 20  # for a command
 CACHED_AT_ONCE = 256 << 10
-MOST_EXTENTS = 1024  # of one reply
 
 
 @final
@@ -82,52 +78,10 @@ class ServedExport:
         writing = protocol.SEND_FUA | protocol.SEND_TRIM | protocol.SEND_WRITE_ZEROES
         return flags | writing | protocol.SEND_FAST_ZERO
 
-    def write_zeroes(
-        self, offset: int, length: int, *, fua: bool, no_unmap: bool, no_fallback: bool
-    ) -> Coroutine[Any, Any, None]:
-        """Zero the range: at once, or step by step if it is long."""
-        if length <= STEP:
-            return self.bytes.write_zeroes(
-                offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback
-            )
-        return self._zero(offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
+    def contexts(self) -> list[Context]:
+        """What clients may ask of ranges, at this time."""
+        return contexts_of(self.device)
 
-    async def _zero(self, offset: int, length: int, *, fua: bool, no_unmap: bool, no_fallback: bool) -> None:
-        for start, size in _steps(offset, length):
-            await self.bytes.write_zeroes(start, size, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
-
-    async def trim(self, offset: int, length: int, *, fua: bool) -> None:
-        """Give whole blocks of the range back to the storage."""
-        for start, size in _steps(offset, length):
-            await self.bytes.discard(start, size)
-        if fua:
-            await self.bytes.flush()
-
-    async def cache(self, offset: int, length: int) -> None:
-        """Read the range once, so that it is in whatever caches lie below. It is advice: there is a limit."""
-        end = offset + min(length, MOST_CACHED)
-        while offset < end:
-            piece = min(end - offset, CACHED_AT_ONCE)
-            await self.bytes.read_into(offset, self._nowhere[:piece])
-            offset += piece
-
-    async def extents(self, offset: int, length: int, *, one: bool) -> list[Extent]:
-        """What is data and what is hole from *offset* on: at least one extent, not always all of them."""
-        if not isinstance(self.device, KnowsExtents):
-            return [Extent(offset, length)]
-        found: list[Extent] = []
-        async with aclosing(self.device.extents(offset, length)) as extents:
-            async for extent in extents:
-                found.append(extent)
-                if one or len(found) == MOST_EXTENTS:
-                    break
-        return found
-
-
-def _steps(offset: int, length: int) -> Iterator[tuple[int, int]]:
-    """Offsets and lengths, so that all but the last step end at a multiple of a step's length."""
-    end = offset + length
-    while offset < end:
-        size = min(end, (offset // STEP + 1) * STEP) - offset
-        yield offset, size
-        offset += size
+    def cache(self, offset: int, length: int) -> Coroutine[Any, Any, None]:
+        """Read the range, which is short, so that it is in whatever caches lie below."""
+        return self.bytes.read_into(offset, self._nowhere[:length])

@@ -9,6 +9,8 @@ from ...services.socket_stream import DisconnectedError, SocketStream
 from ...services.tls_stream import TlsStream
 from .. import protocol
 from ..protocol import U16, U32
+from .contexts import Context, asked_for
+from .dialects import Dialect, Extended, Simple, Structured
 from .export import ServedExport
 from .exports import Exports
 
@@ -25,8 +27,9 @@ class Session:
 
     stream: Stream
     export: ServedExport
-    structured_replies: bool = False
-    base_allocation: bool = False
+    dialect: Dialect
+    contexts: dict[int, Context]
+    """Those that the client has chosen, by the number that it was told."""
 
 
 class _InvalidOptionError(Exception):
@@ -67,8 +70,9 @@ class _Handshake:
         self._admit = terms.admit
         self._no_zeroes = no_zeroes
         self._within_tls = False
-        self._structured_replies = False
-        self._base_allocation: ServedExport | None = None  # of which it was chosen
+        self._dialect: Dialect = Simple()
+        self._contexts: dict[int, Context] = {}
+        self._contexts_of: ServedExport | None = None  # of which they were chosen
 
     async def run(self) -> Session | None:
         for _ in range(MOST_OPTIONS):
@@ -116,7 +120,14 @@ class _Handshake:
                     return self._begin(chosen)
             case protocol.OPT_STRUCTURED_REPLY:
                 self._expect_no(data)
-                self._structured_replies = True
+                if isinstance(self._dialect, Extended):  # which has them already, and there is no way back
+                    self._reply(option, protocol.REP_ERR_EXT_HEADER_REQD, b"extended headers were agreed on")
+                else:
+                    self._dialect = Structured()
+                    self._reply(option, protocol.REP_ACK)
+            case protocol.OPT_EXTENDED_HEADERS:
+                self._expect_no(data)
+                self._dialect = Extended()
                 self._reply(option, protocol.REP_ACK)
             case protocol.OPT_LIST_META_CONTEXT | protocol.OPT_SET_META_CONTEXT:
                 self._offer_contexts(option, data)
@@ -141,11 +152,13 @@ class _Handshake:
             self._reply(option, protocol.REP_ACK)
             self._stream = await self._terms.start_tls()
             self._within_tls = True
-            self._structured_replies = False
-            self._base_allocation = None
+            self._dialect = Simple()
+            self._contexts, self._contexts_of = {}, None
 
     def _choose_unconditionally(self, data: bytes) -> Session:
         name = data.decode(errors="replace")
+        if isinstance(self._dialect, Extended):
+            raise DisconnectedError("the client chooses an export as if there were no extended headers")
         if (export := self._exports.find(name)) is None:
             raise DisconnectedError(f"the client wants an unknown export, {name!r}")
         if refusal := self._admit(export):
@@ -156,8 +169,8 @@ class _Handshake:
 
     def _begin(self, export: ServedExport) -> Session:
         """Metadata contexts that were chosen for another export are none of this one."""
-        contexts = self._base_allocation is export
-        return Session(self._stream, export, self._structured_replies, base_allocation=contexts)
+        contexts = self._contexts if self._contexts_of is export else {}
+        return Session(self._stream, export, self._dialect, contexts)
 
     def _inform(self, option: int, data: bytes) -> ServedExport | None:
         """Answer INFO and GO; the export, if there is one and the client may have it."""
@@ -186,12 +199,12 @@ class _Handshake:
         return export
 
     def _offer_contexts(self, option: int, data: bytes) -> None:
-        """Answer the options about metadata contexts, of which there is one: base:allocation."""
+        """Answer the options about metadata contexts."""
         choosing = option == protocol.OPT_SET_META_CONTEXT
         if choosing:
-            self._base_allocation = None
-        if not self._structured_replies:
-            raise _InvalidOptionError("metadata contexts need structured replies")
+            self._contexts, self._contexts_of = {}, None
+        if not self._dialect.has_chunks:
+            raise _InvalidOptionError("metadata contexts need structured replies or extended headers")
         name, rest = self._split_name(data)
         (count,) = U32.unpack_from(rest)
         rest = rest[U32.size :]
@@ -202,19 +215,22 @@ class _Handshake:
         if rest:
             raise _InvalidOptionError("there is something after the last query")
         if (export := self._exports.find(name)) is None:
-            self._reply(option, protocol.REP_ERR_UNKNOWN)
+            self._reply(option, protocol.REP_ERR_UNKNOWN, f"there is no export {name!r}".encode())
             return
-        all_of_it = not choosing and (not count or b"base:" in queries)
-        if all_of_it or protocol.BASE_ALLOCATION in queries:
-            if choosing:
-                self._base_allocation = export
-            number = U32.pack(protocol.BASE_ALLOCATION_ID if choosing else 0)
-            self._reply(option, protocol.REP_META_CONTEXT, number + protocol.BASE_ALLOCATION)
+        found = asked_for(export.contexts(), queries, to_list=not choosing)
+        if choosing:
+            self._contexts, self._contexts_of = dict(enumerate(found, 1)), export
+        for number, context in enumerate(found, 1):
+            self._reply(option, protocol.REP_META_CONTEXT, U32.pack(number if choosing else 0) + context.name)
         self._reply(option, protocol.REP_ACK)
 
     def _flags(self, export: ServedExport) -> int:
-        only_structured = protocol.SEND_DF if self._structured_replies else 0
-        return export.transmission_flags | only_structured
+        flags = export.transmission_flags
+        if self._dialect.has_chunks:
+            flags |= protocol.SEND_DF
+        if self._dialect.has_payloads and self._contexts and self._contexts_of is export:
+            flags |= protocol.BLOCK_STATUS_PAYLOAD
+        return flags
 
     # --- layout ---------------------------------------------------------------------------------------------
 
