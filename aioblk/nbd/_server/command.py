@@ -9,6 +9,17 @@ from .contexts import Context, States
 
 @final
 @dataclass(slots=True)
+class Inquiry:
+    """Whom a block status asks, and what they have said."""
+
+    contexts: Sequence[tuple[int, Context]]
+    """By number."""
+    states: Sequence[States] = ()
+    """Of each."""
+
+
+@final
+@dataclass(slots=True)
 class Command:
     """One that is being served. Offsets and lengths are in bytes."""
 
@@ -23,15 +34,11 @@ class Command:
     """How many bytes of a read no reply has begun to answer."""
     parts: int = 1
     """Those not done: each piece, and the task that receives until it is through with the command."""
-    reached: int | None = None
-    """Where what goes step by step is."""
     flush: bool = False
     """What has been written is yet to be made durable."""
-    contexts: Sequence[tuple[int, Context]] = ()
-    """What a block status is asked of, by number."""
-    states: Sequence[States] | None = None
-    """And what they have said."""
+    inquiry: Inquiry | None = None
+    """What a block status asks for."""
     error: BaseException | None = None
     """The first that a part has met."""
-    error_offset: int | None = None
-    """Where it did, if that is known."""
+    at: int | None = None
+    """Where it did, or what goes step by step is, if that is known."""

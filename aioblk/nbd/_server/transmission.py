@@ -19,7 +19,7 @@ from ...services.in_flight import InFlightShare
 from ...services.socket_stream import DisconnectedError
 from .. import protocol
 from . import zeroes
-from .command import Command
+from .command import Command, Inquiry
 from .contexts import MOST_STATES
 from .export import CACHED_AT_ONCE
 from .handshake import Session
@@ -29,9 +29,7 @@ from .statistics import Counts
 CHANGE = (protocol.WRITE, protocol.TRIM, protocol.WRITE_ZEROES)
 PIECE = 256 << 10  # of data
 BOUNDARY = 4096  # pieces meet at a multiple of it, so that no block belongs to two of them
-STEP = (
-    32 << 20
-)  # what is zeroed or trimmed at once: a command may ask for all there is, and its client go away
+STEP = 32 << 20  # what is zeroed or trimmed at once: a command may ask for everything, and its client go away
 MOST_CACHED = 32 << 20  # for a command, which is advice
 
 # What the protocol has no number for is an input/output error.
@@ -96,7 +94,7 @@ class Transmission:
                 if payload > most:
                     raise DisconnectedError(f"the client sends {payload} bytes at once")
                 await self._in_flight.enter()  # or receive no more for now
-                command = Command(kind, flags, cookie, offset, length, payload, unanswered=length)
+                command = Command(kind, flags, cookie, offset, length, payload, length)
                 try:
                     await self._begin(command)
                 except BaseException as error:
@@ -143,12 +141,10 @@ class Transmission:
 
     async def _begin(self, command: Command) -> None:
         """Submit what the command asks for; its end is answered by itself."""
-        kind = command.kind
+        kind, refusal = command.kind, None
         if kind == protocol.BLOCK_STATUS:
-            refusal = await self._prepare_to_ask(command) or self._refusal(command)
-        else:
-            refusal = self._refusal(command)
-        if refusal:
+            refusal = await self._prepare_to_ask(command)
+        if refusal := refusal or self._refusal(command):
             command.error = refusal
             await self._stream.skip(command.payload)
             return
@@ -180,7 +176,7 @@ class Transmission:
             return _RefusedError(
                 protocol.EINVAL, f"at most {export.largest_payload} bytes can be read at once"
             )
-        if kind == protocol.BLOCK_STATUS and not (command.contexts and length):
+        if kind == protocol.BLOCK_STATUS and not (command.inquiry and length):
             return _RefusedError(protocol.EINVAL, "a block status needs a length and a metadata context")
         return None
 
@@ -188,8 +184,8 @@ class Transmission:
 
     def _begin_without_data(self, command: Command) -> None:
         kind = command.kind
-        if kind == protocol.BLOCK_STATUS:
-            submit: Submit = partial(self._ask, command)
+        if command.inquiry is not None:
+            submit: Submit = partial(self._ask, command, command.inquiry)
         elif kind == protocol.CACHE or (
             command.length > STEP and kind in (protocol.TRIM, protocol.WRITE_ZEROES)
         ):
@@ -210,7 +206,7 @@ class Transmission:
             for offset, size in _steps(command.offset, length, step):
                 if self._stream.hung_up():
                     raise _RefusedError(errno.ESHUTDOWN, "the client is gone")
-                command.reached = offset
+                command.at = offset
                 await self._submit(command, offset, size)
 
     def _submit(self, command: Command, offset: int, length: int) -> Coroutine[Any, Any, Any]:
@@ -238,15 +234,15 @@ class Transmission:
                 return export.bytes.flush()
 
     def _finished(self, command: Command, work: Work) -> None:
-        self._end_part(command, _error_of(work), at=command.reached)
+        self._end_part(command, _error_of(work), at=command.at)
 
     # --- block status ---------------------------------------------------------------------------------------
 
     async def _prepare_to_ask(self, command: Command) -> "_RefusedError | None":
         """Whom the command asks: all contexts that were chosen, or those that its payload has. What is wrong
         with that."""
-        command.contexts = tuple(self._contexts.items())
         if not (size := command.payload):
+            command.inquiry = Inquiry(tuple(self._contexts.items())) if self._contexts else None
             return None
         numbers, excess = divmod(size - protocol.STATUS_PAYLOAD.size, protocol.U32.size)
         if excess or not 1 <= numbers <= len(self._contexts):
@@ -261,15 +257,22 @@ class Transmission:
             return _RefusedError(
                 protocol.EINVAL, "the payload names a metadata context twice or an unknown one"
             )
-        command.contexts = tuple((number, self._contexts[number]) for number in sorted(chosen))
+        command.inquiry = Inquiry(tuple((number, self._contexts[number]) for number in sorted(chosen)))
         return None
 
-    async def _ask(self, command: Command) -> None:
+    async def _ask(self, command: Command, inquiry: Inquiry) -> None:
         most = 1 if command.flags & protocol.REQ_ONE else MOST_STATES
         async with self._asking:
-            command.states = [
-                await context.states(command.offset, command.length, most) for _, context in command.contexts
+            inquiry.states = [
+                await context.states(command.offset, command.length, most) for _, context in inquiry.contexts
             ]
+
+    def _answer(self, command: Command, inquiry: Inquiry) -> bytes:
+        last = len(inquiry.contexts) - 1
+        return b"".join(
+            self._dialect.status(command, number, states, last=place == last)
+            for place, ((number, _), states) in enumerate(zip(inquiry.contexts, inquiry.states, strict=True))
+        )
 
     # --- data -----------------------------------------------------------------------------------------------
 
@@ -385,7 +388,7 @@ class Transmission:
                     return
                 buffer = await self._take(min(end - position, PIECE))
         except Exception as error:
-            command.error, command.error_offset = error, position
+            command.error, command.at = error, position
             if position > command.offset:
                 self._stream.abort(f"reading failed in the middle of a reply: {error}")
         finally:
@@ -435,7 +438,7 @@ class Transmission:
         if buffer is not None:
             buffer.release()
         if error is not None and command.error is None:
-            command.error, command.error_offset = error, at
+            command.error, command.at = error, at
         command.parts -= 1
         if command.parts:
             return
@@ -445,19 +448,10 @@ class Transmission:
             self._fail(command, command.error)
         elif command.flush:
             command.flush = False
-            command.reached = None
+            command.at = None
             self._begin_part(command, self._export.bytes.flush, partial(self._finished, command))
-        elif command.states is not None:
-            last = len(command.contexts) - 1
-            self._send(
-                command,
-                b"".join(
-                    self._dialect.status(command, number, states, last=place == last)
-                    for place, ((number, _), states) in enumerate(
-                        zip(command.contexts, command.states, strict=True)
-                    )
-                ),
-            )
+        elif command.inquiry is not None:
+            self._send(command, self._answer(command, command.inquiry))
         else:
             self._send(command, self._dialect.done(command))
 
@@ -467,7 +461,7 @@ class Transmission:
         number = ERRORS.get(error.errno or 0, protocol.EIO) if isinstance(error, OSError) else protocol.EIO
         self._counts.errors[number] += 1
         self._export.backend.note(error)
-        at = command.error_offset if command.length else None  # of no byte none is the place
+        at = command.at if command.length else None  # of no byte none is the place
         self._send(command, self._dialect.error(command, number, str(error).encode(errors="replace"), at))
 
     def _send(self, command: Command, reply: bytes) -> None:
