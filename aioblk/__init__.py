@@ -9,6 +9,7 @@
 This module holds the public names and nothing else. See README.md for a tour and docs/ for the whole story.
 What lies below it, from the top down; each wing knows those under it, and none above::
 
+    cli/           programs that people run: `aioblk` on the command line; for what it needs
     testing/       devices in memory, faults, power failures, a recorder; for programs' tests
     metrics.py     what devices count, for Prometheus; by its own name, for what it needs
     addresses/     open() by an address: above all that can be opened
@@ -91,10 +92,12 @@ from .layers.reader import Reader
 from .layers.slice import Slice
 from .layers.throttle import Rate, Throttle, ThrottleGroup, ThrottleStatistics
 from .layers.tracked import Tracked
+from .layers.tracked_bitmap import TrackedBitmap
 from .layers.writer import Writer
 from .layers.zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
 from .services.in_flight import InFlight, InFlightShare
 from .services.socket_stream import DisconnectedError, SocketStream
+from .services.tls_stream import TlsStream
 
 if TYPE_CHECKING:
     __version__: str
@@ -185,7 +188,9 @@ __all__ = [
     "Throttle",
     "ThrottleGroup",
     "ThrottleStatistics",
+    "TlsStream",
     "Tracked",
+    "TrackedBitmap",
     "UnsupportedError",
     "UsageError",
     "View",

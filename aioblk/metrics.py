@@ -27,6 +27,7 @@ from ._native.latency import LatencyHistogram
 from ._queues.statistics import QueueStatistics
 from .errors import BlkioError, DeviceClosedError, OptionError
 from .layers.block_device import BlockDevice, require_block_device
+from .nbd import Server, ServerStatistics
 
 try:
     from prometheus_client import Metric as Family
@@ -40,7 +41,15 @@ except ModuleNotFoundError as _error:
 from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.registry import Collector
 
-__all__ = ["BUCKETS", "METRICS", "DeviceCollector", "Metric"]
+__all__ = [
+    "BUCKETS",
+    "METRICS",
+    "NBD_METRICS",
+    "DeviceCollector",
+    "Metric",
+    "NbdMetric",
+    "NbdServerCollector",
+]
 
 BUCKETS: tuple[float, ...] = (
     *(10e-6, 25e-6, 50e-6, 100e-6, 250e-6, 500e-6),
@@ -462,3 +471,145 @@ def _buckets(histogram: LatencyHistogram, bounds: Sequence[float]) -> list[tuple
     """How many took no longer than each bound, and all of them."""
     found = [(repr(bound), float(histogram.count_up_to(bound))) for bound in bounds]
     return [*found, ("+Inf", histogram.count)]
+
+
+# --- of NBD servers -----------------------------------------------------------------------------------------
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class NbdMetric:
+    """A metric of an NBD server."""
+
+    name: str
+    """OpenTelemetry's."""
+    kind: Literal["counter", "gauge"]
+    unit: str
+    """As UCUM writes it."""
+    attributes: tuple[str, ...]
+    description: str
+    values: Callable[[ServerStatistics], Iterable[tuple[tuple[str, ...], float]]]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """All attributes, as Prometheus names them."""
+        return tuple(name.replace(".", "_") for name in self.attributes)
+
+    @property
+    def prometheus_name(self) -> str:
+        """By OpenTelemetry's rules."""
+        parts = self.name.replace(".", "_"), UNITS.get(self.unit), "total" if self.kind == "counter" else None
+        return "_".join(filter(None, parts))
+
+
+NBD_METRICS: tuple[NbdMetric, ...] = (
+    NbdMetric(
+        "aioblk.nbd.connections",
+        "gauge",
+        "{connection}",
+        (),
+        "Connections now, those that shake hands included.",
+        lambda seen: [((), seen.connections)],
+    ),
+    NbdMetric(
+        "aioblk.nbd.connections.accepted",
+        "counter",
+        "{connection}",
+        (),
+        "Connections that were accepted.",
+        lambda seen: [((), seen.connections_total)],
+    ),
+    NbdMetric(
+        "aioblk.nbd.refusals",
+        "counter",
+        "{refusal}",
+        ("reason",),
+        "Who was not let in: by address or user, because the server is full, or the device lost.",
+        lambda seen: [((reason,), count) for reason, count in seen.refused.items()],
+    ),
+    NbdMetric(
+        "aioblk.nbd.handshakes.failed",
+        "counter",
+        "{handshake}",
+        ("reason",),
+        "Handshakes that came to nothing: protocol, tls, late, crowded.",
+        lambda seen: [((reason,), count) for reason, count in seen.handshakes_failed.items()],
+    ),
+    NbdMetric(
+        "aioblk.nbd.dismissals",
+        "counter",
+        "{client}",
+        ("reason",),
+        "Clients that were sent away: stalled, idle, removed, lost, end.",
+        lambda seen: [((reason,), count) for reason, count in seen.sent_away.items()],
+    ),
+    NbdMetric(
+        "aioblk.nbd.clients",
+        "gauge",
+        "{client}",
+        ("export",),
+        "Clients that have an export now.",
+        lambda seen: [((name,), each.clients) for name, each in seen.exports.items()],
+    ),
+    NbdMetric(
+        "aioblk.nbd.commands",
+        "counter",
+        "{command}",
+        ("export", "operation"),
+        "Commands of clients, by kind.",
+        lambda seen: [
+            ((name, kind), count)
+            for name, each in seen.exports.items()
+            for kind, count in each.commands.items()
+        ],
+    ),
+    NbdMetric(
+        "aioblk.nbd.io",
+        "counter",
+        "By",
+        ("export", "operation"),
+        "Bytes that commands of clients were about.",
+        lambda seen: [
+            ((name, kind), count) for name, each in seen.exports.items() for kind, count in each.bytes.items()
+        ],
+    ),
+    NbdMetric(
+        "aioblk.nbd.errors",
+        "counter",
+        "{command}",
+        ("export", "error.type"),
+        "Commands that have failed or were refused, by the name of the errno that the client was told.",
+        lambda seen: [
+            ((name, kind), count)
+            for name, each in seen.exports.items()
+            for kind, count in each.errors.items()
+        ],
+    ),
+)
+"""What a :class:`NbdServerCollector` tells."""
+
+
+@final
+class NbdServerCollector(Collector):
+    """Tells Prometheus what an NBD server counts: ``registry.register(NbdServerCollector(server))``.
+
+    A scrape may happen in any thread.
+    """
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+
+    def describe(self) -> Iterable[Family]:
+        return [self._family(metric) for metric in NBD_METRICS]
+
+    def collect(self) -> Iterable[Family]:
+        seen = self._server.statistics()
+        for metric in NBD_METRICS:
+            family = self._family(metric)
+            for labels, value in metric.values(seen):
+                family.add_metric(labels, value)
+            yield family
+
+    def _family(self, metric: NbdMetric) -> CounterMetricFamily | GaugeMetricFamily:
+        kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+        return kind(metric.prometheus_name, metric.description, labels=metric.labels)

@@ -18,6 +18,7 @@ from benchmarks import (
     instructions,
     layers,
     nbd,
+    nbd_hostile,
     occasional,
     pictures,
     profiling,
@@ -41,7 +42,8 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench memory    registered memory, the bounce pool, mapping for each request; what registering memory
                         and opening a file take, which fails when a limit is exceeded (2 minutes)
   ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
-  ./run bench nbd       the example's NBD server beside qemu-nbd and nbdkit (3 minutes)
+  ./run bench nbd       our NBD server beside qemu-nbd and nbdkit (3 minutes)
+  ./run bench nbd-hostile    a client's p99 beside hostile ones; fails when it is 10 times as long as alone
   ./run bench switches  what a queue does by itself, on and off in turn: it must not cost (5 minutes)
   ./run bench layers    what layers cost that only pass on; fails when that is more than 10 % (2 minutes)
   ./run bench writes    ways to write to a file, through the page cache, past it, and durably (1 minute)
@@ -95,6 +97,8 @@ def main() -> int:
                 measured = nbd.measure(console, **common(arguments))
                 if arguments.json:
                     arguments.json.write_text(json.dumps(measured, default=asdict, indent=1) + "\n")
+            case "nbd-hostile":
+                return 0 if nbd_hostile.measure(console, **common(arguments)) else 1
             case "profile":
                 profiling.show(console, seconds=arguments.seconds)
             case "instructions":
@@ -142,6 +146,7 @@ def parse_arguments() -> argparse.Namespace:
         "instructions",
         "layers",
         "nbd",
+        "nbd-hostile",
         "profile",
         "report",
         "switches",

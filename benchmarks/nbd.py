@@ -1,4 +1,4 @@
-"""The example's NBD server beside qemu-nbd and nbdkit's file plugin, on one file, with fio as the client."""
+"""Our NBD server beside qemu-nbd and nbdkit's file plugin, on one file, with fio as the client."""
 
 import contextlib
 import importlib.util
@@ -83,7 +83,7 @@ def measure(
 
 def commands(file: Path, where: Path) -> dict[str, list[str]]:
     """How each server is started, to listen at NAME.sock."""
-    example = [sys.executable, str(ROOT / "examples" / "nbd_server.py"), "io_uring", f"path={file}"]
+    ours = [sys.executable, "-m", "aioblk", "serve", "nbd", str(file)]
     loops = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
     return {
         "qemu-nbd": [
@@ -92,7 +92,7 @@ def commands(file: Path, where: Path) -> dict[str, list[str]]:
         ],
         "nbdkit": ["nbdkit", "--foreground", "--unix", str(where / "nbdkit.sock"), "file", str(file)],
         **{
-            f"aioblk-{loop}": [*example, "--loop", loop, "--unix", str(where / f"aioblk-{loop}.sock")]
+            f"aioblk-{loop}": [*ours, "--loop", loop, "--unix", str(where / f"aioblk-{loop}.sock")]
             for loop in loops
         },
     }
@@ -100,7 +100,7 @@ def commands(file: Path, where: Path) -> dict[str, list[str]]:
 
 @contextlib.contextmanager
 def running(name: str, command: list[str], socket: Path) -> Generator[Server]:
-    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, cwd=ROOT)
     try:
         deadline = time.monotonic() + STARTING_SECONDS
         while not socket.exists():

@@ -78,8 +78,11 @@ class ArenaShare:
     def _attempt(self, length: int, least: int, in_turn: bool) -> tuple[ArenaBuffer, int] | None:
         if self._closed:
             raise UsageError("cannot acquire a buffer of a closed share", operation="acquire")
-        self._memory.refuse_what_never_fits(least, self.size)
-        return self._memory.take_of(self._own, length, least, in_turn)
+        self._memory.refuse_if_closed("acquire a buffer of")
+        granted = self._memory.take_of(self._own, length, least, in_turn)
+        if granted is None:
+            self._memory.refuse_what_never_fits(least, self.size)
+        return granted
 
     def close(self) -> None:
         """Hand out no more, and refuse those who wait; idempotent, in the arena's loop.

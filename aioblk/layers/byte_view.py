@@ -1,7 +1,7 @@
 """ByteView: reading and writing any bytes of a device that knows only blocks."""
 
 import errno
-from collections.abc import Awaitable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Coroutine, Iterable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Generic, Literal, Self, TypeAlias, cast, final, overload
@@ -9,6 +9,7 @@ from typing import Any, Generic, Literal, Self, TypeAlias, cast, final, overload
 from typing_extensions import TypeVar
 
 from .._device.device import Device
+from .._device.extents import Extent
 from .._libblkio.limits import Limits
 from .._native._core import Submitter
 from .._native.buffers import BytesLike, as_memoryview, length_of
@@ -21,6 +22,7 @@ from ._closed import Closed
 from ._edits import Edits, Span
 from ._plain import PLAIN
 from .block_device import BlockDevice
+from .layer import extents_of
 
 __all__ = ["ByteView"]
 
@@ -102,6 +104,11 @@ class ByteView(AsyncClosing, Generic[D_co]):
     def read_only(self) -> bool:
         """Whether changes are refused."""
         return self._to.read_only
+
+    def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
+        """What the device tells; of one that tells nothing, everything is data."""
+        _ = self._to.read_only  # which a closed view refuses
+        return extents_of(self._device, offset, length)
 
     def statistics(self) -> QueueStatistics:
         """What the device counts: the requests that those of the view, and of others, were made of."""

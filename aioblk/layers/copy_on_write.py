@@ -1,7 +1,8 @@
 """CopyOnWrite: a device whose changes go to another one, and leave it as it is."""
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
+from contextlib import aclosing
 from functools import partial
 from typing import final
 
@@ -109,15 +110,16 @@ class CopyOnWrite(Standalone):
 
     def _extents(self, offset: int, length: int) -> AsyncGenerator[Extent]:
         """What was changed is data; of the rest, what the base tells."""
-        return self._extents_of(list(self._changed.runs(offset, length)))
+        return self._extents_of(self._changed.runs(offset, length))
 
-    async def _extents_of(self, runs: list[tuple[int, int, bool]]) -> AsyncGenerator[Extent]:
-        for offset, length, is_changed in runs:
+    async def _extents_of(self, runs: Iterator[tuple[int, int, bool]]) -> AsyncGenerator[Extent]:
+        for offset, length, is_changed in runs:  # as far as somebody asks: there may be millions
             if is_changed:
                 yield Extent(offset, length)
                 continue
-            async for extent in extents_of(self._base, offset, length):
-                yield extent
+            async with aclosing(extents_of(self._base, offset, length)) as extents:
+                async for extent in extents:
+                    yield extent
 
     # --- reading --------------------------------------------------------------------------------------------
 

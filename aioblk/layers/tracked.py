@@ -1,22 +1,30 @@
 """Tracked: a device that remembers what was changed since it was asked last."""
 
-import contextlib
-from collections.abc import Awaitable, Generator, Iterable, Sequence
+# The layer and its bitmaps do with each other what users do not see.
+# pyright: reportPrivateUsage=false
+
+import errno
+from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from operator import index
+from types import MappingProxyType
 from typing import Any, final
 
 from typing_extensions import Buffer, TypeVar
 
 from .._device.device import Device
 from .._native.buffers import length_of
+from ..errors import OptionError, UsageError
 from ._begun import begun
 from ._plain import PLAIN
 from .block_device import BlockDevice
 from .dirty_bitmap import DirtyBitmap
 from .layer import Layer
+from .tracked_bitmap import TrackedBitmap
 
 __all__ = ["Tracked"]
 
+_LONGEST_NAME = 1023  # bytes, as of QEMU's bitmaps
 _EVERYTHING = (1 << 64) - 1  # where a change ends of which that is not known: of zones
 
 D_co = TypeVar("D_co", bound=BlockDevice, default=Device, covariant=True)
@@ -38,6 +46,8 @@ class Tracked(Layer[D_co]):
     part. What is changed by another way than this layer is not marked. However the block is left but by its
     end, a cancelled task included, what was taken is put back: the next backup has it all again.
 
+    Several who make backups have a bitmap each, by name: :meth:`add_bitmap`.
+
     Nothing is kept when the program ends: begin again with a full backup.
     """
 
@@ -45,17 +55,74 @@ class Tracked(Layer[D_co]):
         """``granularity``: the size in bytes of the units that are marked; a byte of memory is taken for each
         that is, and for those around it."""
         super().__init__(device)
-        self._dirty = DirtyBitmap(granularity)  # of a device that may grow
+        self._own = TrackedBitmap("", granularity, end=self._end, in_flight=self._in_flight)
+        self._dirty = self._own.dirty
+        self._bitmaps: dict[str, TrackedBitmap] = {}
+        self._others: tuple[DirtyBitmap, ...] = ()  # those of the bitmaps by name
+
+    # --- several of them ------------------------------------------------------------------------------------
 
     @property
-    def dirty(self) -> DirtyBitmap:
-        """What was changed since :meth:`take`: the very bitmap, which goes on changing."""
-        self._dirty.end = self._end()
-        return self._dirty
+    def bitmaps(self) -> Mapping[str, TrackedBitmap]:
+        """Those of :meth:`add_bitmap`, by name; it goes on changing."""
+        return MappingProxyType(self._bitmaps)
+
+    def add_bitmap(self, name: str, *, granularity: int = 1 << 16) -> TrackedBitmap:
+        """Mark changes in another bitmap as well, from now on. An NBD server offers it to clients, as
+        ``qemu:dirty-bitmap:NAME``.
+
+        ``name`` has from 1 to 1023 bytes of UTF-8; ``granularity`` is in bytes, a power of two.
+
+        Raises:
+            OptionError: one of them is not so.
+            UsageError: the name is in use.
+        """
+        if not 1 <= len(name.encode(errors="replace")) <= _LONGEST_NAME or not name.isprintable():
+            raise OptionError(
+                f"a bitmap's name has from 1 to {_LONGEST_NAME} bytes of printable UTF-8, unlike {name!r}",
+                operation="add_bitmap",
+            )
+        if granularity < 1 or granularity & (granularity - 1):
+            raise OptionError(
+                f"granularity must be a power of two, not {granularity}", operation="add_bitmap"
+            )
+        if name in self._bitmaps:
+            raise UsageError(
+                f"there is a bitmap {name!r} already; remove it first, or choose another name",
+                errno=errno.EEXIST,
+                operation="add_bitmap",
+            )
+        bitmap = TrackedBitmap(name, granularity, end=self._end, in_flight=self._in_flight)
+        self._bitmaps[name] = bitmap
+        self._others = (*self._others, bitmap.dirty)
+        return bitmap
+
+    def remove_bitmap(self, name: str) -> None:
+        """Mark nothing in it any more. Clients that were offered it are told that it is gone.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        bitmap = self._bitmaps.pop(name, None)
+        if bitmap is None:
+            raise UsageError(f"there is no bitmap {name!r}", errno=errno.ENOENT, operation="remove_bitmap")
+        self._others = tuple(other for other in self._others if other is not bitmap.dirty)
+        bitmap._forget()
 
     def _end(self) -> int | None:
         """Where there is nothing to be read any more."""
         return None if self._device.limits.can_grow else self._device.capacity
+
+    def _in_flight(self) -> Iterator[tuple[int, int]]:
+        for start, end, _ in self._under_way:
+            yield start, min(end, self._device.capacity if end >= _EVERYTHING else end) - start
+
+    # --- the one that has no name ---------------------------------------------------------------------------
+
+    @property
+    def dirty(self) -> DirtyBitmap:
+        """What was changed since :meth:`take`: the very bitmap, which goes on changing."""
+        return self._own.dirty
 
     def take(self) -> DirtyBitmap:
         """What was changed since the last time, or since the layer was made; from here on it begins anew.
@@ -64,31 +131,29 @@ class Tracked(Layer[D_co]):
         in the next as well, since a read may be done before them. One that was cancelled is in this one: what
         is read later comes after it.
         """
-        taken = self.dirty.take()
-        for start, end, _ in self._under_way:
-            self._dirty.mark(start, min(end, self._device.capacity if end >= _EVERYTHING else end) - start)
-        return taken
+        return self._own.take()
 
-    @contextlib.contextmanager
-    def taking(self) -> Generator[DirtyBitmap]:
-        """:meth:`take`, and :meth:`put_back` if the block is left by an exception of any kind."""
-        taken = self.take()
-        try:
-            yield taken
-        except BaseException:
-            self.put_back(taken)
-            raise
+    def taking(self) -> AbstractContextManager[DirtyBitmap]:
+        """:meth:`take`, and :meth:`put_back` if the block is left by an exception of any kind.
+
+        Raises:
+            UsageError: another block is in the middle of it.
+        """
+        return self._own.taking()
 
     def put_back(self, taken: DirtyBitmap) -> None:
         """What was taken is dirty still."""
-        self._dirty.update(taken)
+        self._own.put_back(taken)
 
     # --- changes --------------------------------------------------------------------------------------------
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
         offset = index(offset)
         request = self._below.write(offset, data, fua=fua)
-        self._dirty.mark(offset, len(data) if type(data) in PLAIN else memoryview(data).nbytes)  # type: ignore[arg-type]
+        length = len(data) if type(data) in PLAIN else memoryview(data).nbytes  # type: ignore[arg-type]
+        self._dirty.mark(offset, length)
+        for other in self._others:
+            other.mark(offset, length)
         return request if self._are_known else self._change(request, offset, offset + length_of([data]))
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
@@ -127,10 +192,14 @@ class Tracked(Layer[D_co]):
             offset = index(place)
             length = len(data) if type(data) in PLAIN else memoryview(data).nbytes  # type: ignore[arg-type]
             mark(offset, length)
+            for other in self._others:
+                other.mark(offset, length)
             self._under_way.add(offset, offset + length, change)
         return change
 
     def _marked(self, offset: int, length: int, request: Awaitable[None]) -> Awaitable[None]:
         change = self._change(request, offset, offset + length)
         self._dirty.mark(offset, length)
+        for other in self._others:
+            other.mark(offset, length)
         return change

@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import select
 import socket
 from collections import deque
 from collections.abc import Callable
@@ -83,12 +84,12 @@ class SocketStream:
         self._watching = False  # whether the loop watches for data
         self._probably_more = False  # the last call received all it had asked for
         self._in_a_row = 0
-        self._incoming = _Pace(least_rate)
+        self._incoming = Pace(least_rate)
         # sending
         self._outgoing: deque[tuple[bytes | View | memoryview, Callable[[], object] | None]] = deque()
         self._flushing = False
         self._flush_scheduled = False
-        self._taking = _Pace(least_rate)  # its moving: the peer does not take what is sent
+        self._taking = Pace(least_rate)  # its moving: the peer does not take what is sent
 
     # --- receiving ------------------------------------------------------------------------------------------
 
@@ -99,6 +100,15 @@ class SocketStream:
             await self._receive_at_least(size)
         self._start += size
         return self._buffer[self._start - size : self._start]
+
+    async def read_some(self) -> memoryview:
+        """What has been received and not been read, or the next that is: a byte at least. It is there until
+        the next call. Whoever waits here is in the middle of nothing: a peer may be silent."""
+        self._refuse_elsewhere("receive")
+        if self._receiving or self._start == self._end:
+            await self._receive_at_least(1)
+        begin, self._start = self._start, self._end
+        return self._buffer[begin : self._end]
 
     async def unpack(self, layout: Struct) -> tuple[Any, ...]:
         """The next bytes, read as *layout* says."""
@@ -357,6 +367,15 @@ class SocketStream:
         now = self._loop.time()
         return max(self._incoming.behind(now), self._taking.behind(now))
 
+    def hung_up(self) -> bool:
+        """Whether the peer has closed the connection, or its sending half, although not all that it has sent
+        may have been received: for who is busy with something else than receiving."""
+        if self._ended is not None:
+            return True
+        look = select.poll()
+        look.register(self._socket, select.POLLRDHUP)
+        return bool(look.poll(0))
+
     def abort(self, why: str) -> None:
         """Have done with the peer: whoever receives meets DisconnectedError(*why*), what was to be sent is
         dropped. Idempotent."""
@@ -383,7 +402,7 @@ class SocketStream:
 
 
 @final
-class _Pace:
+class Pace:
     """How far a peer is behind a rate, in one direction, while it is in the middle of something.
 
     What it is behind when that ends, it is behind still when the next thing begins at once, and has made up

@@ -88,6 +88,12 @@ CAMPAIGNS = (
         short_arguments=("--minutes", "0.33"),
     ),
     Campaign(
+        "nbd-sessions",
+        "clients that say anything NBD has words for, with any values, or damaged; ten minutes",
+        tests("tests/campaigns/nbd_sessions.py"),
+        short_environment={"AIOBLK_CAMPAIGN_SECONDS": "30"},
+    ),
+    Campaign(
         "free-threaded",
         "the whole suite on a free-threaded CPython, built from Debian's source package",
         (str(HERE / "free_threaded.sh"),),

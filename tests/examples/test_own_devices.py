@@ -4,8 +4,6 @@ import asyncio
 import errno
 import inspect
 import random
-import struct
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,10 +13,11 @@ from log_store import LogInUseError, LogStore, OccupiedError
 from ram_device import RamDevice
 
 import aioblk
+from aioblk.nbd import Export, Server
 from aioblk.testing import Fault, Faulty, MemoryDevice, PowerLoss, Recorder
 
 from ..nbd import wire
-from ..support.nbd_server import EXAMPLES, TIME_LIMIT
+from ..support.nbd_server import ROOT, TIME_LIMIT
 
 SIZE = 8 << 20
 
@@ -60,7 +59,7 @@ async def device(request: pytest.FixtureRequest) -> aioblk.BlockDevice:
 
 
 def test_the_documentation_shows_it() -> None:
-    page = (EXAMPLES.parent / "docs" / "own-devices.md").read_text()
+    page = (ROOT / "docs" / "own-devices.md").read_text()
     assert inspect.getsource(RamDevice) in page
 
 
@@ -88,22 +87,33 @@ async def test_the_log_store_beside_its_writer(device: aioblk.BlockDevice) -> No
             assert [record.data async for record in later.records()] == [b"later"]
 
 
-async def test_the_nbd_server(
-    device: aioblk.BlockDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_the_nbd_server(device: aioblk.BlockDevice, tmp_path: Path) -> None:
     place = tmp_path / "nbd.sock"
-    monkeypatch.setattr(sys, "argv", ["nbd_server.py", "io_uring", f"--unix={place}"])
-    options = nbd_server.parse_options()
-    ending = nbd_server.Ending(device, options.drain)
-    serving = asyncio.create_task(nbd_server.serve(device, options, ending))
+    async with Server([Export(device)]) as server:
+        server.listen_at_path(place)
+        serving = asyncio.create_task(server.serve())
+        async with asyncio.timeout(TIME_LIMIT):
+            await asyncio.to_thread(use, place, isinstance(device, aioblk.KnowsExtents))
+            assert await device.read(0, 4096) == bytes(1000) + b"x" * 3000 + bytes(96)
+            serving.cancel()
+            await asyncio.wait([serving])
+    assert serving.cancelled()
+
+
+async def test_the_nbd_server_among_the_examples(
+    scratch_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    serving = asyncio.create_task(nbd_server.serve(str(scratch_file), 0))
     async with asyncio.timeout(TIME_LIMIT):
-        while not place.exists():  # noqa: ASYNC110 (the server says so on its standard output only)
-            await asyncio.sleep(0)
-        await asyncio.to_thread(use, place, isinstance(device, aioblk.KnowsExtents))
-        assert await device.read(0, 4096) == bytes(1000) + b"x" * 3000 + bytes(96)
-        ending.begin()
-        await serving
-    assert ending.status == 0
+        while not (said := capsys.readouterr().out):  # noqa: ASYNC110 (it says so on its standard output only)
+            await asyncio.sleep(0.001)
+        port = int(said.split()[-1].rstrip("/").rpartition(":")[2])
+        client = await asyncio.to_thread(lambda: wire.Client(("127.0.0.1", port)).connect())
+        with client:
+            assert (await asyncio.to_thread(client.call, wire.READ, 0, 512)).error == 0
+            serving.cancel()
+            await asyncio.wait([serving])
+    assert serving.cancelled()
 
 
 def use(place: Path, knows_extents: bool) -> None:
@@ -116,8 +126,7 @@ def use(place: Path, knows_extents: bool) -> None:
         for kind in (wire.CACHE, wire.FLUSH):
             assert client.call(kind, 0, 0).error == 0
         assert client.call(wire.TRIM, SIZE // 2, SIZE // 2).error == 0
-        status = client.call(wire.BLOCK_STATUS, 0, SIZE)
-        extents = [*struct.iter_unpack(">II", status.data[4:])]
+        (extents,) = client.call(wire.BLOCK_STATUS, 0, SIZE).states.values()
         assert sum(length for length, _ in extents) == SIZE
         assert any(kind == 0 for _, kind in extents)  # data
         assert knows_extents or extents == [(SIZE, 0)]

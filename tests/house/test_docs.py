@@ -18,7 +18,7 @@ import pytest
 
 import aioblk
 from aioblk._native._core import Submitter
-from aioblk.metrics import METRICS
+from aioblk.metrics import METRICS, NBD_METRICS, Metric, NbdMetric
 
 from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
 from ..contract.drivers import BUFFERED, DIRECT, LOOP, NVME, VDUSE, VFIO, VHOST_USER
@@ -135,7 +135,8 @@ def test_every_limit_and_counter_is_explained(kind: type, page: str) -> None:
 
 def test_every_metric_is_told_of_with_its_attributes() -> None:
     text = PAGES["observability"].read_text()
-    for metric in METRICS:
+    metrics: list[Metric | NbdMetric] = [*METRICS, *NBD_METRICS]
+    for metric in metrics:
         kind = metric.kind if metric.unit.startswith("{") else f"{metric.kind}, {metric.unit}"
         attributes = ", ".join(f"`{name}`" for name in metric.attributes)
         assert f"| `{metric.name}` | {kind} | {attributes} | " in text

@@ -3,11 +3,13 @@
 import filecmp
 import json
 import subprocess
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from ..support.certificates import Authority
 from ..support.nbd_exports import SIZE
 from ..support.nbd_server import NbdServer
 
@@ -60,6 +62,16 @@ def test_every_byte_of_a_file_is_served_around_the_page_cache(tmp_path: Path) ->
         run("nbdcopy", server.uri, copy)
     assert filecmp.cmp(source, image, shallow=False)
     assert filecmp.cmp(source, copy, shallow=False)
+
+
+def test_extended_headers_are_used_by_whoever_knows_them(server: NbdServer) -> None:
+    """libnbd from 1.18 on; what it is told is the same with and without."""
+    version = tuple(map(int, run("nbdinfo", "--version").split()[1].split(".")[:2]))
+    listed: dict[str, Any] = json.loads(run("nbdinfo", "--json", "--no-content", server.uri))
+    assert listed.get("extended", False) == (version >= (1, 18))
+    whole = json.loads(run("nbdinfo", "--map=base:allocation", "--json", server.uri))
+    assert sum(extent["length"] for extent in whole) == SIZE
+    run("qemu-io", "-f", "raw", "-c", f"write -z 0 {SIZE}", "-c", f"read -P 0 0 {SIZE}", server.uri)
 
 
 def test_nbdinfo_maps_holes(file_server: NbdServer, image: Path) -> None:
@@ -150,7 +162,7 @@ def test_fio_verifies_what_it_wrote(server: NbdServer, block_size: str, tmp_path
 
 
 def test_a_read_only_export_cannot_be_written_to(image: Path) -> None:
-    with NbdServer("io_uring", f"path={image}", "read-only=true", "--name", "backup 1") as server:
+    with NbdServer("io_uring", f"path={image}", "--read-only", name="backup 1") as server:
         assert server.uri.endswith(f"/backup%201?socket={server.socket}")
         (export,) = json.loads(run("nbdinfo", "--json", "--no-content", server.uri))["exports"]
         assert export["export-name"] == "backup 1"
@@ -162,3 +174,57 @@ def test_a_read_only_export_cannot_be_written_to(image: Path) -> None:
 def test_clients_come_by_tcp_as_well(image: Path) -> None:
     with NbdServer("io_uring", f"path={image}", "--port", "0") as server:
         assert run("nbdinfo", "--size", server.uri).strip() == str(SIZE)
+
+
+# --- TLS ----------------------------------------------------------------------------------------------------
+
+
+def test_certificates_of_libnbd_and_qemu(image: Path, source: Path, tmp_path: Path) -> None:
+    pki = Authority(tmp_path)
+    copy = tmp_path / "copy"
+    certificates = "--tls-certificates", str(pki.server), "--tls-verify-peer"
+    with NbdServer("io_uring", f"path={image}", "--port", "0", *certificates) as server:
+        host, port = server.address
+        uri = f"nbds://{host}:{port}/?tls-certificates={pki.client}"
+        assert run("nbdinfo", "--size", uri).strip() == str(SIZE)
+        run("nbdcopy", source, uri)
+        run("nbdcopy", uri, copy)
+        assert filecmp.cmp(source, copy, shallow=False)
+        credentials = f"tls-creds-x509,id=tls,endpoint=client,dir={pki.client}"
+        options = f"driver=nbd,server.type=inet,server.host={host},server.port={port},tls-creds=tls"
+        run(
+            "qemu-img",
+            "compare",
+            "--object",
+            credentials,
+            "--image-opts",
+            options,
+            f"driver=raw,file.filename={source}",
+        )
+        plain = subprocess.run(["nbdinfo", f"nbd://{host}:{port}"], capture_output=True, text=True)
+        assert plain.returncode != 0
+        assert "not supported" in plain.stderr
+
+
+def test_keys_of_gnutls(image: Path, source: Path, tmp_path: Path) -> None:
+    """Where Python has them."""
+    keys = tmp_path / "keys.psk"
+    keys.write_text(f"alice:{'2a' * 32}\nbob:{'17' * 32}\n")
+    others = tmp_path / "others.psk"
+    others.write_text(f"alice:{'00' * 32}\ncarol:{'17' * 32}\n")
+    if sys.version_info < (3, 13):
+        with pytest.raises(RuntimeError, match=r"need Python 3\.13"):
+            NbdServer("io_uring", f"path={image}", "--port", "0", "--tls-psk", str(keys))
+        return
+    with NbdServer("io_uring", f"path={image}", "--port", "0", "--tls-psk", str(keys)) as server:
+        where = "{}:{}".format(*server.address)
+        for user in ("alice", "bob"):
+            uri = f"nbds://{user}@{where}/?tls-psk-file={keys}"
+            assert run("nbdinfo", "--size", uri).strip() == str(SIZE)
+        run("nbdcopy", source, uri)
+        assert filecmp.cmp(source, image, shallow=False)
+        for user in ("alice", "carol"):
+            refused = subprocess.run(
+                ["nbdinfo", f"nbds://{user}@{where}/?tls-psk-file={others}"], capture_output=True
+            )
+            assert refused.returncode != 0

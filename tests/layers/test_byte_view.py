@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 import aioblk
 from aioblk.layers.byte_view import ByteView
+from aioblk.testing import MemoryDevice
 from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
@@ -631,3 +632,14 @@ async def test_what_is_no_pair_is_refused_in_the_list(view: ByteView) -> None:
     [found, refused] = await view.read_many([(0, 3), cast(Any, 5)], return_exceptions=True)
     assert found == bytes(3)
     assert isinstance(refused, TypeError)
+
+
+async def test_holes_are_those_of_the_device() -> None:
+    device = MemoryDevice(1 << 20, limits=aioblk.Limits(request_alignment=4096))
+    await device.write(4096, bytes(range(256)) * 16)
+    async with aioblk.ByteView(device) as view:
+        assert isinstance(view, aioblk.KnowsExtents)
+        found = [(extent.offset, extent.kind) async for extent in view.extents(100, 10_000)]
+        assert found == [(100, "hole"), (4096, "data"), (8192, "hole")]
+    with pytest.raises(aioblk.DeviceClosedError):
+        view.extents()

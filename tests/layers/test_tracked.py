@@ -2,7 +2,7 @@
 
 import asyncio
 import errno
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from typing_extensions import Buffer
 
 import aioblk
+from aioblk.layers._bitmaps import bitmaps_of
 from aioblk.testing import Fault, Faulty, MemoryDevice
 
 UNIT = 4096
@@ -212,3 +213,102 @@ async def test_marking_goes_on_while_it_is_looked_at() -> None:
             bitmap.mark(offset + 9000, 2)
     assert seen == [(5, 1), *((5 + 9000 * number, 2) for number in range(1, 7))]
     assert not bitmap
+
+
+# --- bitmaps by name ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("change", CHANGES)
+async def test_every_bitmap_is_marked_and_taken_by_itself(
+    tracked: "aioblk.Tracked[Faulty]", change: Callable[[aioblk.BlockDevice], Awaitable[object]]
+) -> None:
+    one = tracked.add_bitmap("one", granularity=UNIT)
+    other = tracked.add_bitmap("other", granularity=2 * UNIT)
+    await change(tracked)
+    assert list(one.take()) == [(UNIT, 2 * UNIT)]
+    assert not one.dirty
+    assert list(other.dirty) == [(0, 4 * UNIT)]
+    assert list(tracked.dirty) == [(UNIT, 2 * UNIT)]
+
+
+async def test_what_is_being_taken_is_shown_as_it_was(tracked: "aioblk.Tracked[Faulty]") -> None:
+    bitmap = tracked.add_bitmap("nightly", granularity=UNIT)
+    await tracked.write(0, bytes(512))
+    assert list(bitmap.shown) == [(0, UNIT)]
+    with bitmap.taking() as changed:
+        await tracked.write(4 * UNIT, bytes(512))
+        assert list(bitmap.shown) == list(changed) == [(0, UNIT)]
+        assert list(bitmap.dirty) == [(4 * UNIT, UNIT)]
+    assert list(bitmap.shown) == [(4 * UNIT, UNIT)]
+    with pytest.raises(OSError), bitmap.taking():  # noqa: PT011, PT012
+        await tracked.write(0, bytes(512))
+        raise OSError
+    assert list(bitmap.shown) == [(0, UNIT), (4 * UNIT, UNIT)]
+
+
+async def test_one_backup_at_a_time_takes_from_a_bitmap(tracked: "aioblk.Tracked[Faulty]") -> None:
+    bitmap = tracked.add_bitmap("nightly")
+    for taking in (bitmap.taking, tracked.taking):
+        with taking(), pytest.raises(aioblk.UsageError, match="already"), taking():
+            pass
+        with taking():
+            pass
+
+
+async def test_what_is_in_flight_when_a_bitmap_is_added_is_marked_in_it() -> None:
+    below = Held(MemoryDevice(SIZE))
+    tracked = aioblk.Tracked(below, granularity=UNIT)
+    write = tracked.write(0, bytes(512))
+    bitmap = tracked.add_bitmap("late", granularity=UNIT)
+    assert list(bitmap.dirty) == [(0, UNIT)]  # a full backup may read it before it is written
+    below.written.set_result(None)
+    await write
+
+
+async def test_a_bitmap_that_was_removed_tells_nothing(tracked: "aioblk.Tracked[Faulty]") -> None:
+    bitmap = tracked.add_bitmap("nightly", granularity=UNIT)
+    assert dict(tracked.bitmaps) == {"nightly": bitmap}
+    tracked.remove_bitmap("nightly")
+    await tracked.write(0, bytes(512))
+    assert not bitmap.dirty
+    with pytest.raises(aioblk.UsageError, match="'nightly' was removed"):
+        _ = bitmap.shown
+    with pytest.raises(aioblk.UsageError, match="no bitmap 'nightly'"):
+        tracked.remove_bitmap("nightly")
+    assert tracked.add_bitmap("nightly") is not bitmap
+
+
+async def test_bitmaps_have_names_that_clients_can_be_told(tracked: "aioblk.Tracked[Faulty]") -> None:
+    tracked.add_bitmap("nightly")
+    with pytest.raises(aioblk.UsageError, match="already"):
+        tracked.add_bitmap("nightly")
+    for name in ("", "x" * 1024, "a\0", "a\nb", "\udcff"):
+        with pytest.raises(aioblk.OptionError, match="name"):
+            tracked.add_bitmap(name)
+    for granularity in (0, 1000, -512):
+        with pytest.raises(aioblk.OptionError, match="power of two"):
+            tracked.add_bitmap("x", granularity=granularity)
+
+
+async def test_bitmaps_are_seen_through_layers(tracked: "aioblk.Tracked[Faulty]") -> None:
+    tracked.add_bitmap("nightly", granularity=UNIT)
+    await tracked.write(4 * UNIT, bytes(512))
+    upper = aioblk.Tracked(tracked)
+    upper.add_bitmap("upper")
+    throttled = aioblk.Throttle(upper, aioblk.ThrottleGroup())
+    part = aioblk.Slice(aioblk.ByteView(throttled), 3 * UNIT, 4 * UNIT)
+    assert bitmaps_of(throttled).keys() == {"nightly", "upper"}
+    assert list(bitmaps_of(part)["nightly"](0, 4 * UNIT)) == [
+        (0, UNIT, False),
+        (UNIT, UNIT, True),
+        (2 * UNIT, 2 * UNIT, False),
+    ]
+
+    class Elsewhere(aioblk.Layer["aioblk.Tracked[Faulty]"]):
+        """Has its bytes elsewhere."""
+
+        def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[aioblk.Extent]:
+            raise NotImplementedError
+
+    assert bitmaps_of(Elsewhere(tracked)) == {}
+    assert bitmaps_of(MemoryDevice(SIZE)) == {}

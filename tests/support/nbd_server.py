@@ -1,4 +1,4 @@
-"""examples/nbd_server.py as users start it: a process of its own."""
+"""`aioblk serve nbd` as users start it: a process of its own."""
 
 import os
 import re
@@ -7,33 +7,56 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-EXAMPLES = Path(__file__).parents[2] / "examples"
+ROOT = Path(__file__).parents[2]
+EXAMPLES = ROOT / "examples"
 TIME_LIMIT = 30
+
+
+def address(driver: str, properties: Sequence[str]) -> str:
+    """A device's, of a driver and its PROPERTY=VALUE, the first of which is the path."""
+    path, *rest = properties
+    return f"{driver}:{path.removeprefix('path=')}" + (f"?{'&'.join(rest)}" if rest else "")
+
+
+def command(*arguments: str) -> list[str]:
+    """That starts a server."""
+    return [
+        *("setpriv", "--pdeathsig", "KILL"),
+        *(sys.executable, "-W", "error", "-m", "aioblk", "serve", "nbd", *arguments),
+    ]
 
 
 class NbdServer:
     """A server that is ready to be connected to as soon as it is constructed: at :attr:`uri`, which is at the
     Unix socket :attr:`socket` unless the arguments name a port."""
 
-    def __init__(self, driver: str, *arguments: str) -> None:
+    def __init__(
+        self, driver: str, *arguments: str, name: str = "", environment: Mapping[str, str] | None = None
+    ) -> None:
+        """Of a driver and its PROPERTY=VALUE, before options; or of arguments alone, as ``--config``."""
+        if driver.startswith("-"):
+            arguments = driver, *arguments
+        else:
+            options = next((i for i, word in enumerate(arguments) if word.startswith("-")), len(arguments))
+            device = address(driver, arguments[:options])
+            arguments = f"{name}={device}" if name else device, *arguments[options:]
         self._directory = tempfile.TemporaryDirectory(prefix="aioblk-")
         self.socket = Path(self._directory.name) / "nbd.sock"
         self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._expected: list[str] = []
         self._expected_status = 0
-        where = () if {"--port", "--unix"} & {*arguments} else ("--unix", str(self.socket))
+        where = () if {"--port", "--unix", "--config"} & {*arguments} else ("--unix", str(self.socket))
         self._process = subprocess.Popen(
-            [
-                *("setpriv", "--pdeathsig", "KILL"),
-                *(sys.executable, str(EXAMPLES / "nbd_server.py"), driver, *arguments, *where),
-            ],
+            command(*arguments, *where),
             stdout=subprocess.PIPE,
             stderr=self._errors,
             text=True,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
         )
         assert self._process.stdout is not None
         ready, _, _ = select.select([self._process.stdout], [], [], TIME_LIMIT)
@@ -51,7 +74,7 @@ class NbdServer:
     @property
     def address(self) -> tuple[str, int]:
         """The host and the port, if the arguments name one."""
-        host, _, port = self.uri.removeprefix("nbd://").rstrip("/").rpartition(":")
+        host, _, port = self.uri.partition("://")[2].rstrip("/").rpartition(":")
         return host, int(port)
 
     @property

@@ -1,52 +1,121 @@
-"""The device behind the export: noticing that it is lost, and what then becomes of the server."""
+"""The devices behind the exports: noticing that one is lost, and whether it is back."""
 
 import asyncio
 import logging
+from collections.abc import Iterator
+from typing import cast, final
 
 from ..._device.device import Device
-from ...errors import BlkioError, DeviceLostError, UsageError
+from ...errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
 from ...layers.block_device import BlockDevice
-from .clients import Clients
+from ...layers.byte_view import ByteView
 
-log = logging.getLogger("nbd")
+log = logging.getLogger("aioblk.nbd")
 
 LOOK_EVERY = 0.5  # seconds
 TRY_EVERY = 1.0
 
-
-def loss_of(device: BlockDevice) -> DeviceLostError | None:
-    """Why the device is lost, if it is. Only those of libblkio's drivers tell."""
-    return device.lost if isinstance(device, Device) else None
+GONE = (DeviceLostError, DeviceClosedError)
+"""What a request of a device meets that is lost, whatever the device is made of."""
 
 
-async def watch(device: BlockDevice, clients: Clients, *, reconnect: bool) -> None:
-    """Wait until the device is lost for good; raise why.
+@final
+class Backend:
+    """A device, and all that its exports have in common.
 
-    Whatever clients have not made durable is in doubt then, so they are sent away, also if the device is to
-    come back: none of them could tell from a flush that comes later.
+    Partial blocks are changed by way of one view, so that clients of two exports do not undo each other's.
     """
-    while True:
-        while (lost := loss_of(device)) is None:  # noqa: ASYNC110 (the device tells nobody who asks nothing)
-            await asyncio.sleep(LOOK_EVERY)
-        if not (reconnect and isinstance(device, Device)):
-            raise lost
-        log.error("%s; waiting for it to come back", lost)
-        clients.refusal = "the device is lost"
-        await clients.send_away("the device is lost")
-        await _reconnect(device)
-        clients.refusal = None
-        log.warning("the device is back")
 
+    def __init__(self, device: BlockDevice) -> None:
+        self.device = device
+        self.view = ByteView(device)
+        self.exports = 0
+        self.watching: asyncio.Task[None] | None = None
+        self._suspected = asyncio.Event()
 
-async def _reconnect(device: Device) -> None:
-    said = ""
-    while True:
-        try:
-            return await device.reconnect()
-        except (DeviceLostError, UsageError):  # another device is there now, or it cannot be
-            raise
-        except BlkioError as error:
-            if str(error) != said:
+    def note(self, error: BaseException) -> None:
+        """A command has failed: maybe because the device is lost."""
+        if isinstance(error, GONE):
+            self._suspected.set()
+
+    async def until_lost(self) -> BlkioError:
+        """Wait until the device is lost; why.
+
+        Devices that tell, and layers over those, are asked. Others, such as a mirror, whose requests fail
+        when the last of its devices is gone, are tried when that has happened to a client's.
+        """
+        while (lost := loss_of(self.device)) is None:
+            try:
+                async with asyncio.timeout(LOOK_EVERY):
+                    await self._suspected.wait()
+            except TimeoutError:
+                continue
+            self._suspected.clear()
+            if loss_of(self.device) is None and (failed := await self._try()) is not None:
+                return failed
+        return lost
+
+    async def until_back(self) -> None:
+        """Try to open again what is lost, until the device can be read.
+
+        Raises:
+            BlkioError: it is in vain, since another device is there now, or it cannot be opened again.
+        """
+        said = ""
+        while True:
+            error: BlkioError | None = None
+            for device in _devices_of(self.device):
+                if device.lost is not None:
+                    try:
+                        await device.reconnect()
+                    except (DeviceLostError, UsageError):
+                        raise
+                    except BlkioError as failed:
+                        error = failed
+            if error is None and loss_of(self.device) is None and (error := await self._try()) is None:
+                self._suspected.clear()
+                return
+            if isinstance(error, DeviceClosedError):
+                raise error
+            if error is not None and str(error) != said:
                 said = str(error)
                 log.info("it does not come back yet: %s", error)
-        await asyncio.sleep(TRY_EVERY)
+            await asyncio.sleep(TRY_EVERY)
+
+    async def _try(self) -> BlkioError | None:
+        """What a read meets of which only the loss of the device is of interest."""
+        try:
+            await self.device.read(0, min(self.device.limits.request_alignment, self.device.capacity))
+        except GONE as error:
+            return error
+        except OSError:
+            pass
+        return None
+
+
+def loss_of(device: BlockDevice) -> BlkioError | None:
+    """Why a device is lost, or the one that it lies over, if they tell and it is."""
+    below: object = device
+    while below is not None:
+        if isinstance(lost := getattr(below, "lost", None), BlkioError):
+            return lost
+        below = getattr(below, "device", None)
+    return None
+
+
+def _devices_of(device: object) -> Iterator[Device]:
+    """Those of drivers that it is made of."""
+    if isinstance(device, Device):
+        yield device
+        return
+    if (below := getattr(device, "device", None)) is not None:
+        yield from _devices_of(below)
+    for leg in cast(tuple[object, ...], getattr(device, "legs", ())):
+        yield from _devices_of(getattr(leg, "device", None))
+
+
+def give_up(device: BlockDevice, why: str) -> None:
+    """Have done with devices that do not finish what they have been given."""
+    for each in _devices_of(device):
+        if not each.closed and each.lost is None:
+            each.abandon(why)

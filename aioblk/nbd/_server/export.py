@@ -1,46 +1,73 @@
 """What is served: a device, its size, its rules, and what the protocol's commands are on it."""
 
-from collections.abc import Coroutine, Iterator
-from contextlib import aclosing
+import copy
+from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any, final
 
-from ..._device.extents import Extent
-from ..._memory.arena import Arena
-from ...layers.block_device import BlockDevice, KnowsExtents
+from ..._native._core import View
+from ...layers.block_device import BlockDevice
 from ...layers.byte_view import ByteView
+from ...layers.throttle import Throttle, ThrottleGroup
 from .. import protocol
-from .memory import Memory
+from .backend import Backend
+from .contexts import Context, contexts_of
+from .statistics import ExportCounts
 
 LARGEST_PAYLOAD = 32 << 20  # what clients may send if they are not told anything else
-STEP = 32 << 20  # what is zeroed or trimmed at once: a command may ask for 4 GiB, and its client go away
-MOST_CACHED = 32 << 20  # for a command
 CACHED_AT_ONCE = 256 << 10
-MOST_EXTENTS = 1024  # of one reply
 
 
 @final
+@dataclass(frozen=True, slots=True)
 class Export:
-    """A device under a name, and memory for the data of all clients. Sizes are in bytes."""
+    """A block device under a name, to be served by a :class:`Server`.
 
-    def __init__(
-        self, device: BlockDevice, arena: Arena, *, name: str, description: str, clients: int
-    ) -> None:
-        """Of an open device that is attached to the arena, if it can be told of memory."""
+    The device is open, and stays so at least until the export has been removed or the server has ended.
+    """
+
+    device: BlockDevice
+    name: str = ""
+    """At most 4096 bytes of UTF-8. Clients that name none get the one that is called ``""``."""
+    description: str = ""
+    """For people; at most 4096 bytes of UTF-8."""
+    read_only: bool = False
+    """Refuse all changes, whatever the device would take. What the device does not take is refused anyway."""
+    default: bool = False
+    """Also for clients that name none."""
+
+
+@final
+class ServedExport:
+    """An export as it is served. Sizes are in bytes."""
+
+    def __init__(self, export: Export, backend: Backend, nowhere: View | memoryview) -> None:
+        """Of a device, whose *backend* that is. *nowhere* is memory that the device reaches, for what is read
+        only to be in caches: nobody looks at it, so it may be there many times."""
+        device = export.device
         # A file may end within a block; its last bytes are served as well.
         block = 1 if device.capacity % device.limits.request_alignment else device.limits.request_alignment
-        self.name = name
-        self.description = description
+        self.name = export.name
+        self.description = export.description
         self.device = device
-        # What is read only to be in caches goes here. Nobody looks at it, so it may be there many times.
-        self._nowhere = arena.allocate(CACHED_AT_ONCE)
-        self.memory = Memory(arena, clients=clients)
+        self.backend = backend
+        self.counts = ExportCounts()
+        self.refusal: str | None = None
+        """Why nobody is admitted, if that is so."""
+        self._nowhere = nowhere
         # Clients are told the block sizes. Those that have not asked may well send anything else.
-        self.bytes = ByteView(device)
+        self.bytes: ByteView[BlockDevice] = backend.view
         self.minimum_block = block
         self.preferred_block = max(4096, block, device.limits.optimal_io_alignment)
         self.largest_payload = LARGEST_PAYLOAD
         self.size = device.capacity
-        self.read_only = device.read_only
+        self.read_only = export.read_only or device.read_only
+
+    def limited(self, group: ThrottleGroup) -> "ServedExport":
+        """The same, for one client, whose requests wait until the group lets them begin."""
+        limited = copy.copy(self)
+        limited.bytes = ByteView(Throttle(self.bytes, group))
+        return limited
 
     @property
     def transmission_flags(self) -> int:
@@ -51,52 +78,10 @@ class Export:
         writing = protocol.SEND_FUA | protocol.SEND_TRIM | protocol.SEND_WRITE_ZEROES
         return flags | writing | protocol.SEND_FAST_ZERO
 
-    def write_zeroes(
-        self, offset: int, length: int, *, fua: bool, no_unmap: bool, no_fallback: bool
-    ) -> Coroutine[Any, Any, None]:
-        """Zero the range: at once, or step by step if it is long."""
-        if length <= STEP:
-            return self.bytes.write_zeroes(
-                offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback
-            )
-        return self._zero(offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
+    def contexts(self) -> list[Context]:
+        """What clients may ask of ranges, at this time."""
+        return contexts_of(self.device)
 
-    async def _zero(self, offset: int, length: int, *, fua: bool, no_unmap: bool, no_fallback: bool) -> None:
-        for start, size in _steps(offset, length):
-            await self.bytes.write_zeroes(start, size, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback)
-
-    async def trim(self, offset: int, length: int, *, fua: bool) -> None:
-        """Give whole blocks of the range back to the storage."""
-        for start, size in _steps(offset, length):
-            await self.bytes.discard(start, size)
-        if fua:
-            await self.device.flush()
-
-    async def cache(self, offset: int, length: int) -> None:
-        """Read the range once, so that it is in whatever caches lie below. It is advice: there is a limit."""
-        end = offset + min(length, MOST_CACHED)
-        while offset < end:
-            piece = min(end - offset, CACHED_AT_ONCE)
-            await self.bytes.read_into(offset, self._nowhere[:piece])
-            offset += piece
-
-    async def extents(self, offset: int, length: int, *, one: bool) -> list[Extent]:
-        """What is data and what is hole from *offset* on: at least one extent, not always all of them."""
-        if not isinstance(self.device, KnowsExtents):
-            return [Extent(offset, length)]
-        found: list[Extent] = []
-        async with aclosing(self.device.extents(offset, length)) as extents:
-            async for extent in extents:
-                found.append(extent)
-                if one or len(found) == MOST_EXTENTS:
-                    break
-        return found
-
-
-def _steps(offset: int, length: int) -> Iterator[tuple[int, int]]:
-    """Offsets and lengths, so that all but the last step end at a multiple of a step's length."""
-    end = offset + length
-    while offset < end:
-        size = min(end, (offset // STEP + 1) * STEP) - offset
-        yield offset, size
-        offset += size
+    def cache(self, offset: int, length: int) -> Coroutine[Any, Any, None]:
+        """Read the range, which is short, so that it is in whatever caches lie below."""
+        return self.bytes.read_into(offset, self._nowhere[:length])

@@ -1,17 +1,23 @@
 """The handshake: a client asks what there is and what it may do, and ends by choosing the export."""
 
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import TypeAlias, final
+from typing import Any, TypeAlias, final
 
 from ...services.socket_stream import DisconnectedError, SocketStream
+from ...services.tls_stream import TlsStream
 from .. import protocol
 from ..protocol import U16, U32
-from .export import Export
+from .contexts import Context, asked_for
+from .dialects import Dialect, Extended, Simple, Structured
+from .export import ServedExport
+from .exports import Exports
 
 LONGEST_OPTION = 16 << 10  # names have at most 4096 bytes; nobody needs more
 MOST_OPTIONS = 256
+
+Stream: TypeAlias = SocketStream | TlsStream
 
 
 @final
@@ -19,19 +25,32 @@ MOST_OPTIONS = 256
 class Session:
     """What client and server have agreed on."""
 
-    structured_replies: bool = False
-    base_allocation: bool = False
+    stream: Stream
+    export: ServedExport
+    dialect: Dialect
+    contexts: dict[int, Context]
+    """Those that the client has chosen, by the number that it was told."""
 
 
 class _InvalidOptionError(Exception):
     """The data of an option are not what they should be."""
 
 
-Admit: TypeAlias = Callable[[], str | None]
-"""Let a client use the export, or say why not."""
+@final
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What one client may do in the handshake."""
+
+    exports: Exports
+    admit: Callable[[ServedExport], str | None]
+    """Let the client use the export, or say why not."""
+    start_tls: Callable[[], Coroutine[Any, Any, TlsStream]] | None = None
+    """Go on within TLS. None: there is none."""
+    tls_required: bool = False
+    """Nothing else is answered before."""
 
 
-async def greet(stream: SocketStream, export: Export, admit: Admit) -> Session | None:
+async def greet(stream: SocketStream, terms: Terms) -> Session | None:
     """Shake hands. None: the client only asked. Raises DisconnectedError, for nonsense as well."""
     flags = protocol.FIXED_NEWSTYLE | protocol.NO_ZEROES
     stream.send(protocol.GREETING.pack(protocol.NBDMAGIC, protocol.IHAVEOPT, flags))
@@ -39,17 +58,21 @@ async def greet(stream: SocketStream, export: Export, admit: Admit) -> Session |
     if client_flags & ~flags or not client_flags & protocol.FIXED_NEWSTYLE:
         raise DisconnectedError(f"the client wants an unknown handshake, {client_flags:#x}")
     no_zeroes = bool(client_flags & protocol.NO_ZEROES)
-    return await _Handshake(stream, export, admit, no_zeroes=no_zeroes).run()
+    return await _Handshake(stream, terms, no_zeroes=no_zeroes).run()
 
 
 @final
 class _Handshake:
-    def __init__(self, stream: SocketStream, export: Export, admit: Admit, *, no_zeroes: bool) -> None:
-        self._stream = stream
-        self._export = export
-        self._admit = admit
+    def __init__(self, stream: SocketStream, terms: Terms, *, no_zeroes: bool) -> None:
+        self._stream: Stream = stream
+        self._terms = terms
+        self._exports = terms.exports
+        self._admit = terms.admit
         self._no_zeroes = no_zeroes
-        self._session = Session()
+        self._within_tls = False
+        self._dialect: Dialect = Simple()
+        self._contexts: dict[int, Context] = {}
+        self._contexts_of: ServedExport | None = None  # of which they were chosen
 
     async def run(self) -> Session | None:
         for _ in range(MOST_OPTIONS):
@@ -61,82 +84,127 @@ class _Handshake:
                 self._reply(option, protocol.REP_ERR_TOO_BIG, b"the option is too long")
                 continue
             data = bytes(await self._stream.read(length))
-            if option == protocol.OPT_EXPORT_NAME:  # the old way, without any way to refuse
-                return self._choose_unconditionally(data)
             if option == protocol.OPT_ABORT:
                 self._reply(option, protocol.REP_ACK)
                 return None
+            if option == protocol.OPT_STARTTLS:
+                await self._start_tls(data)
+                continue
+            is_refused = self._terms.tls_required and not self._within_tls
+            if option == protocol.OPT_EXPORT_NAME:  # the old way, without any way to refuse
+                if is_refused:
+                    raise DisconnectedError("the client has chosen an export without TLS")
+                return self._choose_unconditionally(data)
+            if is_refused:
+                self._reply(option, protocol.REP_ERR_TLS_REQD, b"TLS is needed here: use STARTTLS first")
+                continue
             try:
-                if self._answer(option, data):
-                    return self._session
+                if (session := self._answer(option, data)) is not None:
+                    return session
             except (_InvalidOptionError, struct.error, UnicodeDecodeError) as error:
                 self._reply(option, protocol.REP_ERR_INVALID, str(error).encode())
         raise DisconnectedError("the client haggles without end")
 
-    def _answer(self, option: int, data: bytes) -> bool:
-        """Answer an option; True when the client has chosen the export and transmission begins."""
+    def _answer(self, option: int, data: bytes) -> Session | None:
+        """Answer an option; a session when the client has chosen an export and transmission begins."""
         match option:
             case protocol.OPT_LIST:
                 self._expect_no(data)
-                name = self._export.name.encode()
-                self._reply(option, protocol.REP_SERVER, U32.pack(len(name)) + name)
+                for export in self._exports:
+                    name = export.name.encode()
+                    self._reply(option, protocol.REP_SERVER, U32.pack(len(name)) + name)
                 self._reply(option, protocol.REP_ACK)
             case protocol.OPT_INFO | protocol.OPT_GO:
-                return self._inform(option, data) and option == protocol.OPT_GO
+                chosen = self._inform(option, data)
+                if chosen is not None and option == protocol.OPT_GO:
+                    return self._begin(chosen)
             case protocol.OPT_STRUCTURED_REPLY:
                 self._expect_no(data)
-                self._session.structured_replies = True
+                if isinstance(self._dialect, Extended):  # which has them already, and there is no way back
+                    self._reply(option, protocol.REP_ERR_EXT_HEADER_REQD, b"extended headers were agreed on")
+                else:
+                    self._dialect = Structured()
+                    self._reply(option, protocol.REP_ACK)
+            case protocol.OPT_EXTENDED_HEADERS:
+                self._expect_no(data)
+                self._dialect = Extended()
                 self._reply(option, protocol.REP_ACK)
             case protocol.OPT_LIST_META_CONTEXT | protocol.OPT_SET_META_CONTEXT:
                 self._offer_contexts(option, data)
             case _:
                 self._reply(option, protocol.REP_ERR_UNSUP)
-        return False
+        return None
 
     # --- options --------------------------------------------------------------------------------------------
 
-    def _choose_unconditionally(self, name: bytes) -> Session:
-        if name.decode(errors="replace") != self._export.name:
+    async def _start_tls(self, data: bytes) -> None:
+        """What was agreed upon before is forgotten; what was received before, nobody may have answered within
+        TLS: somebody else may have said it."""
+        option = protocol.OPT_STARTTLS
+        if self._terms.start_tls is None:
+            self._reply(option, protocol.REP_ERR_UNSUP)
+        elif data or self._within_tls:
+            why = b"the option has no data" if data else b"this is TLS already"
+            self._reply(option, protocol.REP_ERR_INVALID, why)
+        elif self._stream.has_more:
+            raise DisconnectedError("the client goes on before TLS has begun")
+        else:
+            self._reply(option, protocol.REP_ACK)
+            self._stream = await self._terms.start_tls()
+            self._within_tls = True
+            self._dialect = Simple()
+            self._contexts, self._contexts_of = {}, None
+
+    def _choose_unconditionally(self, data: bytes) -> Session:
+        name = data.decode(errors="replace")
+        if isinstance(self._dialect, Extended):
+            raise DisconnectedError("the client chooses an export as if there were no extended headers")
+        if (export := self._exports.find(name)) is None:
             raise DisconnectedError(f"the client wants an unknown export, {name!r}")
-        if refusal := self._admit():
+        if refusal := self._admit(export):
             raise DisconnectedError(refusal)
         zeroes = b"" if self._no_zeroes else bytes(124)
-        self._stream.send(protocol.EXPORT.pack(self._export.size, self._flags()) + zeroes)
-        return self._session
+        self._stream.send(protocol.EXPORT.pack(export.size, self._flags(export)) + zeroes)
+        return self._begin(export)
 
-    def _inform(self, option: int, data: bytes) -> bool:
-        """Answer INFO and GO; whether the export exists."""
+    def _begin(self, export: ServedExport) -> Session:
+        """Metadata contexts that were chosen for another export are none of this one."""
+        contexts = self._contexts if self._contexts_of is export else {}
+        return Session(self._stream, export, self._dialect, contexts)
+
+    def _inform(self, option: int, data: bytes) -> ServedExport | None:
+        """Answer INFO and GO; the export, if there is one and the client may have it."""
         name, rest = self._split_name(data)
         (count,) = U16.unpack_from(rest)
         if len(rest) != U16.size * (count + 1):
             raise _InvalidOptionError("the number of information requests is wrong")
-        if name != self._export.name:
+        if (export := self._exports.find(name)) is None:
             self._reply(option, protocol.REP_ERR_UNKNOWN, f"there is no export {name!r}".encode())
-            return False
-        if option == protocol.OPT_GO and (refusal := self._admit()):
+            return None
+        if option == protocol.OPT_GO and (refusal := self._admit(export)):
             self._reply(option, protocol.REP_ERR_POLICY, refusal.encode())
-            return False
+            return None
         wanted = {U16.unpack_from(rest, U16.size * (i + 1))[0] for i in range(count)}
         for kind, value in (
-            (protocol.INFO_NAME, self._export.name),
-            (protocol.INFO_DESCRIPTION, self._export.description),
+            (protocol.INFO_NAME, export.name),
+            (protocol.INFO_DESCRIPTION, export.description),
         ):
             if kind in wanted:
                 self._reply(option, protocol.REP_INFO, U16.pack(kind) + value.encode())
-        sizes = self._export.minimum_block, self._export.preferred_block, self._export.largest_payload
+        sizes = export.minimum_block, export.preferred_block, export.largest_payload
         self._reply(option, protocol.REP_INFO, protocol.BLOCK_SIZES.pack(protocol.INFO_BLOCK_SIZE, *sizes))
-        export = protocol.EXPORT.pack(self._export.size, self._flags())
-        self._reply(option, protocol.REP_INFO, U16.pack(protocol.INFO_EXPORT) + export)
+        size_and_flags = protocol.EXPORT.pack(export.size, self._flags(export))
+        self._reply(option, protocol.REP_INFO, U16.pack(protocol.INFO_EXPORT) + size_and_flags)
         self._reply(option, protocol.REP_ACK)
-        return True
+        return export
 
     def _offer_contexts(self, option: int, data: bytes) -> None:
-        """Answer the options about metadata contexts, of which there is one: base:allocation."""
+        """Answer the options about metadata contexts."""
         choosing = option == protocol.OPT_SET_META_CONTEXT
         if choosing:
-            self._session.base_allocation = False
-        if not self._session.structured_replies:
-            raise _InvalidOptionError("metadata contexts need structured replies")
+            self._contexts, self._contexts_of = {}, None
+        if not self._dialect.has_chunks:
+            raise _InvalidOptionError("metadata contexts need structured replies or extended headers")
         name, rest = self._split_name(data)
         (count,) = U32.unpack_from(rest)
         rest = rest[U32.size :]
@@ -146,20 +214,23 @@ class _Handshake:
             queries.add(query)
         if rest:
             raise _InvalidOptionError("there is something after the last query")
-        if name != self._export.name:
-            self._reply(option, protocol.REP_ERR_UNKNOWN)
+        if (export := self._exports.find(name)) is None:
+            self._reply(option, protocol.REP_ERR_UNKNOWN, f"there is no export {name!r}".encode())
             return
-        all_of_it = not choosing and (not count or b"base:" in queries)
-        if all_of_it or protocol.BASE_ALLOCATION in queries:
-            if choosing:
-                self._session.base_allocation = True
-            number = U32.pack(protocol.BASE_ALLOCATION_ID if choosing else 0)
-            self._reply(option, protocol.REP_META_CONTEXT, number + protocol.BASE_ALLOCATION)
+        found = asked_for(export.contexts(), queries, to_list=not choosing)
+        if choosing:
+            self._contexts, self._contexts_of = dict(enumerate(found, 1)), export
+        for number, context in enumerate(found, 1):
+            self._reply(option, protocol.REP_META_CONTEXT, U32.pack(number if choosing else 0) + context.name)
         self._reply(option, protocol.REP_ACK)
 
-    def _flags(self) -> int:
-        only_structured = protocol.SEND_DF if self._session.structured_replies else 0
-        return self._export.transmission_flags | only_structured
+    def _flags(self, export: ServedExport) -> int:
+        flags = export.transmission_flags
+        if self._dialect.has_chunks:
+            flags |= protocol.SEND_DF
+        if self._dialect.has_payloads and self._contexts and self._contexts_of is export:
+            flags |= protocol.BLOCK_STATUS_PAYLOAD
+        return flags
 
     # --- layout ---------------------------------------------------------------------------------------------
 

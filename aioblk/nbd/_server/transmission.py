@@ -9,33 +9,28 @@ and none for data that have not begun to arrive.
 
 import asyncio
 import errno
-from collections.abc import Callable, Coroutine
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Iterator
 from functools import partial
 from typing import Any, TypeAlias, final
 
-from ..._device.extents import Extent, ExtentKind
-from ..._memory.arena import ArenaBuffer
+from ..._memory.arena import ArenaBuffer, ArenaShare
 from ..._native._core import Request, View
 from ...services.in_flight import InFlightShare
-from ...services.socket_stream import DisconnectedError, SocketStream
+from ...services.socket_stream import DisconnectedError
 from .. import protocol
-from .export import STEP, Export
+from . import zeroes
+from .command import Command, Inquiry
+from .contexts import MOST_STATES
+from .export import CACHED_AT_ONCE
 from .handshake import Session
+from .policy import GRANULE
+from .statistics import Counts
 
 CHANGE = (protocol.WRITE, protocol.TRIM, protocol.WRITE_ZEROES)
-FLAGS = {  # that a command may have
-    protocol.READ: protocol.FUA | protocol.DF,
-    protocol.WRITE: protocol.FUA,
-    protocol.FLUSH: protocol.FUA,
-    protocol.TRIM: protocol.FUA,
-    protocol.CACHE: protocol.FUA,
-    protocol.WRITE_ZEROES: protocol.FUA | protocol.NO_HOLE | protocol.FAST_ZERO,
-    protocol.BLOCK_STATUS: protocol.FUA | protocol.REQ_ONE,
-}
-LONGEST_TEXT = 4096
 PIECE = 256 << 10  # of data
 BOUNDARY = 4096  # pieces meet at a multiple of it, so that no block belongs to two of them
+STEP = 32 << 20  # what is zeroed or trimmed at once: a command may ask for everything, and its client go away
+MOST_CACHED = 32 << 20  # for a command, which is advice
 
 # What the protocol has no number for is an input/output error.
 ERRORS = {
@@ -54,39 +49,25 @@ ERRORS = {
 
 
 Work: TypeAlias = Request[Any] | asyncio.Task[Any]
-
-
-@final
-@dataclass(slots=True)
-class Command:
-    kind: int
-    flags: int
-    cookie: int
-    offset: int
-    length: int
-    unanswered: int
-    """How many bytes of a read no reply has begun to answer."""
-    parts: int = 1
-    """Those not done: each piece, and the task that receives until it is through with the command."""
-    flush: bool = False
-    """What has been written is yet to be made durable."""
-    extents: list[Extent] | None = None
-    error: BaseException | None = None
-    """The first that a part has met."""
+Submit: TypeAlias = Callable[[], Coroutine[Any, Any, Any]]
 
 
 @final
 class Transmission:
     """One client's commands."""
 
-    def __init__(self, stream: SocketStream, export: Export, session: Session, places: InFlightShare) -> None:
-        self._stream = stream
-        self._export = export
-        self._session = session
-        self._share = export.memory.share()
+    def __init__(self, session: Session, places: InFlightShare, memory: ArenaShare, counts: Counts) -> None:
+        self._stream = session.stream
+        self._export = session.export
+        self._dialect = session.dialect
+        self._contexts = session.contexts
+        self._share = memory
+        self._counts = counts
         self._in_flight = places
-        self._long = asyncio.Lock()  # of the one command under way of those that may take long
+        self._long = asyncio.Lock()  # of the one command under way of those that may take long,
+        self._asking = asyncio.Lock()  # and of the one that asks about ranges
         self._tasks: dict[asyncio.Task[Any], Command] = {}
+        self._left: asyncio.Future[None] | None = None  # the receiving task waits for a command to be over
         self._held_back: list[tuple[Command, bytes]] | None = None  # while a reply is sent piece by piece
 
     async def run(self) -> None:
@@ -98,17 +79,22 @@ class Transmission:
         Raises:
             DisconnectedError: the client is gone, or has to go.
         """
+        dialect, unpack, most = self._dialect, self._stream.unpack, self._export.largest_payload
+        layout, expected, has_payloads = dialect.layout, dialect.magic, dialect.has_payloads
         try:
             while True:
-                magic, flags, kind, cookie, offset, length = await self._stream.unpack(protocol.COMMAND)
-                if magic != protocol.COMMAND_MAGIC:
+                magic, flags, kind, cookie, offset, length = await unpack(layout)
+                if magic != expected:
                     raise DisconnectedError("the client sends commands without their magic number")
                 if kind == protocol.DISC:
                     return
-                if kind == protocol.WRITE and length > self._export.largest_payload:
-                    raise DisconnectedError(f"the client sends {length} bytes at once")
+                # QEMU's clients do not say of a write that its data follow.
+                has_payload = kind == protocol.WRITE or (has_payloads and flags & protocol.PAYLOAD_LEN)
+                payload = length if has_payload else 0
+                if payload > most:
+                    raise DisconnectedError(f"the client sends {payload} bytes at once")
                 await self._in_flight.enter()  # or receive no more for now
-                command = Command(kind, flags, cookie, offset, length, unanswered=length)
+                command = Command(kind, flags, cookie, offset, length, payload, length)
                 try:
                     await self._begin(command)
                 except BaseException as error:
@@ -134,6 +120,18 @@ class Transmission:
         if cancelled is not None:
             raise cancelled
 
+    async def _until_alone(self) -> None:
+        """Wait until no other command is in flight."""
+        while self._in_flight.requests > 1:
+            self._left = asyncio.get_running_loop().create_future()
+            await self._left
+
+    def _leave(self) -> None:
+        """A command has been answered."""
+        self._in_flight.leave()
+        if self._left is not None and not self._left.done():
+            self._left.set_result(None)
+
     def _give_up(self, which: Callable[[Command], bool]) -> None:
         for task, command in list(self._tasks.items()):
             if which(command):
@@ -143,15 +141,20 @@ class Transmission:
 
     async def _begin(self, command: Command) -> None:
         """Submit what the command asks for; its end is answered by itself."""
-        if refusal := self._refusal(command):
+        kind, refusal = command.kind, None
+        if kind == protocol.BLOCK_STATUS:
+            refusal = await self._prepare_to_ask(command)
+        if refusal := refusal or self._refusal(command):
             command.error = refusal
-            if command.kind == protocol.WRITE:
-                await self._stream.skip(command.length)
-        elif not command.length or command.kind not in (protocol.READ, protocol.WRITE):
+            await self._stream.skip(command.payload)
+            return
+        self._counts.commands[kind] += 1
+        self._counts.bytes[kind] += command.length
+        if not command.length or kind not in (protocol.READ, protocol.WRITE):
             self._begin_without_data(command)
-        elif command.kind == protocol.WRITE:
+        elif kind == protocol.WRITE:
             await self._receive_and_write(command)
-        elif self._session.structured_replies and not command.flags & protocol.DF:
+        elif self._dialect.has_chunks and not command.flags & protocol.DF:
             await self._read_in_chunks(command)
         else:
             await self._read_at_once(command)
@@ -159,119 +162,198 @@ class Transmission:
     def _refusal(self, command: Command) -> "_RefusedError | None":
         """What is wrong with the command."""
         export, kind, length = self._export, command.kind, command.length
+        if (flags := self._dialect.flags.get(kind)) is None:
+            return _RefusedError(protocol.EINVAL, f"there is no command {kind}")
+        if command.flags & ~flags:
+            return _RefusedError(protocol.EINVAL, f"the flags {command.flags:#x} do not suit the command")
         if kind in CHANGE and export.read_only:
             return _RefusedError(protocol.EPERM, "the export is read-only")
         if command.offset + length > export.size:
-            number = protocol.ENOSPC if kind == protocol.WRITE else protocol.EINVAL
+            is_change = kind in (protocol.WRITE, protocol.WRITE_ZEROES)
+            number = protocol.ENOSPC if is_change else protocol.EINVAL
             return _RefusedError(number, "the range ends beyond the export")
         if kind == protocol.READ and length > export.largest_payload:
             return _RefusedError(
                 protocol.EINVAL, f"at most {export.largest_payload} bytes can be read at once"
             )
-        if kind not in FLAGS:
-            return _RefusedError(protocol.EINVAL, f"there is no command {kind}")
-        if command.flags & ~FLAGS[kind]:
-            return _RefusedError(protocol.EINVAL, f"the flags {command.flags:#x} do not suit the command")
-        if kind == protocol.BLOCK_STATUS and not (self._session.base_allocation and length):
+        if kind == protocol.BLOCK_STATUS and not (command.inquiry and length):
             return _RefusedError(protocol.EINVAL, "a block status needs a length and a metadata context")
         return None
 
+    # --- without data ---------------------------------------------------------------------------------------
+
     def _begin_without_data(self, command: Command) -> None:
         kind = command.kind
-        by_steps = kind in (protocol.TRIM, protocol.WRITE_ZEROES) and command.length > STEP
-        if by_steps or kind in (protocol.CACHE, protocol.BLOCK_STATUS):
-            submit = partial(self._one_by_one, command)
+        if command.inquiry is not None:
+            submit: Submit = partial(self._ask, command, command.inquiry)
+        elif kind == protocol.CACHE or (
+            command.length > STEP and kind in (protocol.TRIM, protocol.WRITE_ZEROES)
+        ):
+            submit = partial(self._go_step_by_step, command)
         else:
-            submit = partial(self._submit, command)
+            submit = partial(self._submit, command, command.offset, command.length)
         self._begin_part(command, submit, partial(self._finished, command))
 
-    async def _one_by_one(self, command: Command) -> Any:
-        """A client's commands that may take long: no number of them takes the device from others."""
+    async def _go_step_by_step(self, command: Command) -> None:
+        """A client's commands that may take long: no number of them takes the device from others, and none
+        goes on for long when the client is gone."""
+        kind = command.kind
+        length, step = command.length, STEP
+        if kind == protocol.CACHE:
+            length, step = min(length, MOST_CACHED), CACHED_AT_ONCE
+        command.flush = kind != protocol.CACHE and bool(command.flags & protocol.FUA)
         async with self._long:
-            return await self._submit(command)
+            for offset, size in _steps(command.offset, length, step):
+                if self._stream.hung_up():
+                    raise _RefusedError(errno.ESHUTDOWN, "the client is gone")
+                command.at = offset
+                await self._submit(command, offset, size)
 
-    def _submit(self, command: Command) -> Coroutine[Any, Any, Any]:
+    def _submit(self, command: Command, offset: int, length: int) -> Coroutine[Any, Any, Any]:
         """The device's work. What is wrong with it is raised here or when it is done."""
-        export, offset, length = self._export, command.offset, command.length
-        fua = bool(command.flags & protocol.FUA)
+        export = self._export
         match command.kind:
             case protocol.READ:  # of nothing, and so is the write
                 return export.bytes.read_into(offset, bytearray())
             case protocol.WRITE:
-                return export.bytes.write(offset, b"", fua=fua)
+                return export.bytes.write(offset, b"", fua=bool(command.flags & protocol.FUA))
             case protocol.WRITE_ZEROES:
                 no_hole, fast = command.flags & protocol.NO_HOLE, command.flags & protocol.FAST_ZERO
-                return export.write_zeroes(
-                    offset, length, fua=fua, no_unmap=bool(no_hole), no_fallback=bool(fast)
+                return export.bytes.write_zeroes(
+                    *(offset, length),
+                    fua=not command.flush and bool(command.flags & protocol.FUA),
+                    no_unmap=bool(no_hole),
+                    no_fallback=bool(fast),
                 )
             case protocol.TRIM:
-                return export.trim(offset, length, fua=fua)
+                command.flush = bool(command.flags & protocol.FUA)
+                return export.bytes.discard(offset, length)
             case protocol.CACHE:
                 return export.cache(offset, length)
-            case protocol.BLOCK_STATUS:
-                return export.extents(offset, length, one=bool(command.flags & protocol.REQ_ONE))
             case _:
                 return export.bytes.flush()
 
     def _finished(self, command: Command, work: Work) -> None:
-        if not (error := _error_of(work)) and command.kind == protocol.BLOCK_STATUS:
-            command.extents = work.result()
-        self._end_part(command, error)
+        self._end_part(command, _error_of(work), at=command.at)
+
+    # --- block status ---------------------------------------------------------------------------------------
+
+    async def _prepare_to_ask(self, command: Command) -> "_RefusedError | None":
+        """Whom the command asks: all contexts that were chosen, or those that its payload has. What is wrong
+        with that."""
+        if not (size := command.payload):
+            command.inquiry = Inquiry(tuple(self._contexts.items())) if self._contexts else None
+            return None
+        numbers, excess = divmod(size - protocol.STATUS_PAYLOAD.size, protocol.U32.size)
+        if excess or not 1 <= numbers <= len(self._contexts):
+            return _RefusedError(
+                protocol.EINVAL, f"a payload of {size} bytes does not name some of the metadata contexts"
+            )
+        data = bytes(await self._stream.read(size))
+        command.payload = 0
+        (command.length,) = protocol.STATUS_PAYLOAD.unpack_from(data)
+        chosen = {number for (number,) in protocol.U32.iter_unpack(data[protocol.STATUS_PAYLOAD.size :])}
+        if len(chosen) < numbers or not chosen <= self._contexts.keys():
+            return _RefusedError(
+                protocol.EINVAL, "the payload names a metadata context twice or an unknown one"
+            )
+        command.inquiry = Inquiry(tuple((number, self._contexts[number]) for number in sorted(chosen)))
+        return None
+
+    async def _ask(self, command: Command, inquiry: Inquiry) -> None:
+        most = 1 if command.flags & protocol.REQ_ONE else MOST_STATES
+        async with self._asking:
+            inquiry.states = [
+                await context.states(command.offset, command.length, most) for _, context in inquiry.contexts
+            ]
+
+    def _answer(self, command: Command, inquiry: Inquiry) -> bytes:
+        last = len(inquiry.contexts) - 1
+        return b"".join(
+            self._dialect.status(command, number, states, last=place == last)
+            for place, ((number, _), states) in enumerate(zip(inquiry.contexts, inquiry.states, strict=True))
+        )
 
     # --- data -----------------------------------------------------------------------------------------------
+
+    def _take(self, length: int) -> Coroutine[Any, Any, ArenaBuffer]:
+        """A buffer of *length* bytes, or of as many as there is memory for: the rest goes piece by piece."""
+        return self._share.acquire(length, at_least=min(length, GRANULE))
 
     async def _receive_and_write(self, command: Command) -> None:
         """Take memory for a piece, fill it, and have it written while the next one arrives."""
         position, end = command.offset, command.offset + command.length
         fua = bool(command.flags & protocol.FUA)
         while position < end and not command.error:
-            buffer = await self._share.take(min(end - position, PIECE))
+            buffer = await self._take(min(end - position, PIECE))
             data = _piece(buffer, position, end)
             try:
                 await self._stream.read_into(data)
             except BaseException:
-                self._share.give_back(buffer)
+                buffer.release()
                 raise
             in_one = len(data) == command.length
             command.flush = fua and not in_one
             submit = partial(self._export.bytes.write, position, data, fua=fua and in_one)
+            at = position
             position += len(data)  # before the buffer has been given back
-            self._begin_part(command, submit, partial(self._written, command, buffer), buffer)
+            self._begin_part(command, submit, partial(self._written, command, at, buffer), buffer)
         await self._stream.skip(end - position)
 
-    def _written(self, command: Command, buffer: ArenaBuffer, work: Work) -> None:
-        self._end_part(command, _error_of(work), buffer)
+    def _written(self, command: Command, position: int, buffer: ArenaBuffer, work: Work) -> None:
+        self._end_part(command, _error_of(work), buffer, position)
 
     async def _read_in_chunks(self, command: Command) -> None:
         """A structured reply has as many chunks as there are pieces; other replies may go between them."""
         position, end = command.offset, command.offset + command.length
+        send = self._send_data if command.length < zeroes.BLOCK else self._send_data_or_holes
         while position < end and not command.error:
-            buffer = await self._share.take(min(end - position, PIECE))
+            buffer = await self._take(min(end - position, PIECE))
             data = _piece(buffer, position, end)
             submit = partial(self._export.bytes.read_into, position, data)
-            done = partial(self._send_data, command, position, data, buffer)
+            done = partial(send, command, position, data, buffer)
             position += len(data)
             self._begin_part(command, submit, done, buffer)
 
     def _send_data(
         self, command: Command, position: int, data: View, buffer: ArenaBuffer, work: Work
     ) -> None:
-        """A piece has been read: part of a structured reply, or all of any."""
+        """A piece has been read: part of a reply in chunks, or all of any."""
         if error := _error_of(work):
-            self._end_part(command, error, buffer)
+            self._end_part(command, error, buffer, position)
             return
         command.unanswered -= len(data)
-        if self._session.structured_replies:
-            head = _data_head(command, position, len(data), last=not command.unanswered)
-        else:
-            head = _simple_head(command, 0)
+        head = self._dialect.data(command, position, len(data), last=not command.unanswered)
         self._stream.send(
             head, data, on_sent=partial(self._end_part, command, None, buffer), more=self._more_to_come()
         )
 
+    def _send_data_or_holes(
+        self, command: Command, position: int, data: View, buffer: ArenaBuffer, work: Work
+    ) -> None:
+        """A piece of a long reply in chunks has been read."""
+        if error := _error_of(work):
+            self._end_part(command, error, buffer, position)
+            return
+        command.unanswered -= len(data)
+        parts: list[bytes | View] = []
+        for start, stop, is_hole in zeroes.stretches(data, position):
+            last = not command.unanswered and stop == len(data)
+            if is_hole:
+                parts.append(self._dialect.hole(command, position + start, stop - start, last=last))
+            else:
+                parts.append(self._dialect.data(command, position + start, stop - start, last=last))
+                parts.append(data[start:stop])
+        sent = partial(self._end_part, command, None, buffer)
+        self._stream.send(*parts, on_sent=sent, more=self._more_to_come())
+
     async def _read_at_once(self, command: Command) -> None:
         """A reply that cannot be divided: all of it is read before, if the client may have as much memory."""
-        buffer = await self._share.take(command.length)
+        buffer = await self._take(command.length)
+        if len(buffer) < command.length and self._in_flight.requests > 1:
+            buffer.release()
+            await self._until_alone()
+            buffer = await self._take(command.length)
         if len(buffer) == command.length:
             submit = partial(self._export.bytes.read_into, command.offset, buffer)
             done = partial(self._send_data, command, command.offset, buffer, buffer)
@@ -284,21 +366,18 @@ class Transmission:
     async def _read_and_send(self, command: Command, buffer: ArenaBuffer) -> None:
         """Read and send piece after piece. Nothing else may come between, so other replies wait.
 
-        No other data are on their way: the client's share was as good as empty. Once the reply has begun, an
+        No other data are on their way: the command is the only one in flight. Once the reply has begun, an
         error can only end the connection.
         """
         position, end = command.offset, command.offset + command.length
-        if self._session.structured_replies:
-            head = _data_head(command, position, command.length, last=True)
-        else:
-            head = _simple_head(command, 0)
+        head = self._dialect.data(command, position, command.length, last=True)
         self._held_back = []
         try:
             while True:
                 try:
                     await self._export.bytes.read_into(position, buffer)
                 except BaseException:
-                    self._share.give_back(buffer)
+                    buffer.release()
                     raise
                 command.parts += 1
                 command.unanswered -= len(buffer)
@@ -307,9 +386,9 @@ class Transmission:
                 head = b""
                 if position == end:
                     return
-                buffer = await self._share.take(min(end - position, PIECE))
+                buffer = await self._take(min(end - position, PIECE))
         except Exception as error:
-            command.error = error
+            command.error, command.at = error, position
             if position > command.offset:
                 self._stream.abort(f"reading failed in the middle of a reply: {error}")
         finally:
@@ -323,7 +402,7 @@ class Transmission:
     def _begin_part(
         self,
         command: Command,
-        submit: Callable[[], Coroutine[Any, Any, Any]],
+        submit: Submit,
         done: Callable[[Work], None],
         buffer: ArenaBuffer | None = None,
     ) -> None:
@@ -349,53 +428,48 @@ class Transmission:
             work.add_done_callback(done)
 
     def _end_part(
-        self, command: Command, error: BaseException | None = None, buffer: ArenaBuffer | None = None
+        self,
+        command: Command,
+        error: BaseException | None = None,
+        buffer: ArenaBuffer | None = None,
+        at: int | None = None,
     ) -> None:
-        """Give its memory back; after the last one, answer."""
+        """Give its memory back; after the last one, answer. *at* is where an error was met."""
         if buffer is not None:
-            self._share.give_back(buffer)
-        command.error = command.error or error
+            buffer.release()
+        if error is not None and command.error is None:
+            command.error, command.at = error, at
         command.parts -= 1
         if command.parts:
             return
         if command.kind == protocol.READ and command.length and not command.unanswered:
-            self._in_flight.leave()  # the data were the answer
+            self._leave()  # the data were the answer
         elif command.error is not None:
             self._fail(command, command.error)
         elif command.flush:
             command.flush = False
+            command.at = None
             self._begin_part(command, self._export.bytes.flush, partial(self._finished, command))
-        elif command.extents is not None:
-            states = b"".join(map(_describe, command.extents))
-            self._send_chunk(command, protocol.REPLY_BLOCK_STATUS, BASE_ALLOCATION + states)
-        elif command.kind == protocol.READ and self._session.structured_replies:
-            self._send_chunk(command, protocol.REPLY_NONE)
+        elif command.inquiry is not None:
+            self._send(command, self._answer(command, command.inquiry))
         else:
-            self._send(command, _simple_head(command, 0))
+            self._send(command, self._dialect.done(command))
 
     # --- replies --------------------------------------------------------------------------------------------
 
     def _fail(self, command: Command, error: BaseException) -> None:
         number = ERRORS.get(error.errno or 0, protocol.EIO) if isinstance(error, OSError) else protocol.EIO
-        if self._session.structured_replies:
-            text = str(error).encode()[:LONGEST_TEXT]
-            self._send_chunk(command, protocol.REPLY_ERROR, protocol.ERROR.pack(number, len(text)) + text)
-        else:
-            self._send(command, _simple_head(command, number))
-
-    def _send_chunk(self, command: Command, kind: int, body: bytes = b"") -> None:
-        """The only chunk of a structured reply, or the last one."""
-        head = protocol.STRUCTURED_REPLY.pack(
-            *(protocol.STRUCTURED_REPLY_MAGIC, protocol.REPLY_DONE, kind), *(command.cookie, len(body))
-        )
-        self._send(command, head + body)
+        self._counts.errors[number] += 1
+        self._export.backend.note(error)
+        at = command.at if command.length else None  # of no byte none is the place
+        self._send(command, self._dialect.error(command, number, str(error).encode(errors="replace"), at))
 
     def _send(self, command: Command, reply: bytes) -> None:
         """The end of a command."""
         if self._held_back is not None:
             self._held_back.append((command, reply))
         else:
-            self._stream.send(reply, on_sent=self._in_flight.leave, more=self._more_to_come())
+            self._stream.send(reply, on_sent=self._leave, more=self._more_to_come())
 
     def _more_to_come(self) -> bool:
         """More replies are on their way soon if more commands are."""
@@ -431,22 +505,10 @@ def _piece(buffer: ArenaBuffer, position: int, end: int) -> View:
     return buffer[: size - excess] if excess else buffer
 
 
-def _simple_head(command: Command, error: int) -> bytes:
-    return protocol.SIMPLE_REPLY.pack(protocol.SIMPLE_REPLY_MAGIC, error, command.cookie)
-
-
-def _data_head(command: Command, position: int, length: int, *, last: bool) -> bytes:
-    return protocol.DATA_REPLY.pack(
-        *(protocol.STRUCTURED_REPLY_MAGIC, protocol.REPLY_DONE if last else 0, protocol.REPLY_OFFSET_DATA),
-        *(command.cookie, length + 8, position),
-    )
-
-
-BASE_ALLOCATION = protocol.U32.pack(protocol.BASE_ALLOCATION_ID)
-
-
-def _describe(extent: Extent) -> bytes:
-    is_hole = extent.kind is ExtentKind.HOLE
-    return protocol.EXTENT.pack(
-        extent.length, protocol.STATE_HOLE | protocol.STATE_ZERO if is_hole else protocol.STATE_DATA
-    )
+def _steps(offset: int, length: int, step: int) -> Iterator[tuple[int, int]]:
+    """Offsets and lengths, so that all but the last step end at a multiple of a step's length."""
+    end = offset + length
+    while offset < end:
+        size = min(end, (offset // step + 1) * step) - offset
+        yield offset, size
+        offset += size

@@ -1,0 +1,81 @@
+"""What systemd, and whatever does as it does, hands to a service and is told by it."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable, MutableMapping
+from typing import final
+
+from ..errors import OptionError
+
+__all__ = ["ServiceManager", "sockets_handed_in"]
+
+FIRST = 3  # descriptor
+
+
+def sockets_handed_in(environment: MutableMapping[str, str]) -> list[socket.socket]:
+    """Those that listen already (``LISTEN_FDS``). The environment forgets them, so that no child takes them.
+
+    Raises:
+        OptionError: what was handed in is no stream socket that listens.
+    """
+    number, process = environment.pop("LISTEN_FDS", ""), environment.pop("LISTEN_PID", "")
+    names = environment.pop("LISTEN_FDNAMES", "").split(":")
+    if not number or process != str(os.getpid()):
+        return []
+    found: list[socket.socket] = []
+    for position in range(int(number)):
+        descriptor = FIRST + position
+        name = names[position] if position < len(names) else ""
+        try:
+            handed = socket.socket(fileno=descriptor)
+            handed.set_inheritable(False)
+            listens = handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+            is_stream = handed.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+        except OSError as error:
+            raise OptionError(f"descriptor {descriptor} ({name}) is no socket: {error.strerror}") from None
+        if not (listens and is_stream):
+            raise OptionError(
+                f"descriptor {descriptor} ({name}) is no stream socket that listens; use Accept=no"
+            )
+        found.append(handed)
+    return found
+
+
+@final
+class ServiceManager:
+    """Who has started the program and is told how it is (``NOTIFY_SOCKET``), if there is anybody."""
+
+    def __init__(self, environment: MutableMapping[str, str]) -> None:
+        path = environment.pop("NOTIFY_SOCKET", "")
+        self._address = "\0" + path[1:] if path.startswith("@") else path
+        interval, process = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
+        self.watchdog: float | None = None
+        """Seconds within which it wants to hear that all is well."""
+        if self._address and interval.isdigit() and process in ("", str(os.getpid())):
+            self.watchdog = int(interval) / 1e6
+
+    def tell(self, *lines: str) -> None:
+        """Never waits, and never fails."""
+        if not self._address:
+            return
+        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
+        # It may be gone, or have no time.
+        with socket.socket(socket.AF_UNIX, kind) as messenger, contextlib.suppress(OSError):
+            messenger.sendto("\n".join(lines).encode(), self._address)
+
+    def ready(self, status: str) -> None:
+        self.tell("READY=1", f"STATUS={status}")
+
+    def reloading(self) -> None:
+        self.tell("RELOADING=1", f"MONOTONIC_USEC={time.monotonic_ns() // 1000}")
+
+    def stopping(self, status: str) -> None:
+        self.tell("STOPPING=1", f"STATUS={status}")
+
+    def keep_fed(self, call_later: Callable[[float, Callable[[], object]], object]) -> None:
+        """Tell it twice within its time that all is well, for as long as the loop turns."""
+        if self.watchdog is not None:
+            self.tell("WATCHDOG=1")
+            call_later(self.watchdog / 2, lambda: self.keep_fed(call_later))

@@ -1,0 +1,44 @@
+"""Command: what a client has asked for, and how far that is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from .contexts import Context, States
+
+
+@final
+@dataclass(slots=True)
+class Inquiry:
+    """Whom a block status asks, and what they have said."""
+
+    contexts: Sequence[tuple[int, Context]]
+    """By number."""
+    states: Sequence[States] = ()
+    """Of each."""
+
+
+@final
+@dataclass(slots=True)
+class Command:
+    """One that is being served. Offsets and lengths are in bytes."""
+
+    kind: int
+    flags: int
+    cookie: int
+    offset: int
+    length: int
+    payload: int
+    """How many bytes follow it."""
+    unanswered: int
+    """How many bytes of a read no reply has begun to answer."""
+    parts: int = 1
+    """Those not done: each piece, and the task that receives until it is through with the command."""
+    flush: bool = False
+    """What has been written is yet to be made durable."""
+    inquiry: Inquiry | None = None
+    """What a block status asks for."""
+    error: BaseException | None = None
+    """The first that a part has met."""
+    at: int | None = None
+    """Where it did, or what goes step by step is, if that is known."""

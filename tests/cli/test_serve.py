@@ -1,0 +1,377 @@
+"""``aioblk serve nbd``: its file, its signals, systemd, another user, logs, metrics."""
+
+import configparser
+import contextlib
+import json
+import os
+import re
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from aioblk import OptionError
+from aioblk.cli.program import program
+from aioblk.cli.serve_settings import SETTINGS, read_file
+from aioblk.cli.service_manager import ServiceManager, sockets_handed_in
+
+from ..nbd import wire
+from ..nbd.wire import Client
+from ..support.nbd_exports import SIZE, new_image
+from ..support.nbd_server import ROOT, NbdServer, command
+
+TIME_LIMIT = 30
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    return new_image(tmp_path)
+
+
+def names(server: NbdServer) -> list[bytes]:
+    with Client(server.socket) as client:
+        client.greet()
+        return [reply.data[4:] for reply in client.ask(wire.LIST)[:-1]]
+
+
+# --- the command line ---------------------------------------------------------------------------------------
+
+
+def test_the_help_names_every_option_and_shows_how_it_is_used() -> None:
+    shown = CliRunner().invoke(program, ["serve", "nbd", "--help"], terminal_width=100).output
+    for setting in SETTINGS:
+        assert f"--{setting.name}" in shown
+    assert "aioblk serve nbd disk.img" in shown
+    assert "nbdinfo nbd://localhost" in shown
+
+
+def test_names_descriptions_and_a_default_on_the_command_line(tmp_path: Path) -> None:
+    one, two = tmp_path / "one.img", tmp_path / "two=2.img"
+    one.write_bytes(b"1" * 4096)
+    two.write_bytes(b"2" * 8192)
+    devices = f"io_uring:{two}", f"first=io_uring:{one}?read-only=on", "--default", "first"
+    with NbdServer("--loop=asyncio", *devices) as server:
+        assert names(server) == [b"", b"first"]
+        with Client(server.socket).connect() as client:
+            assert client.call(wire.READ, 0, 1).data == b"2"
+        with Client(server.socket) as client:
+            client.greet()
+            assert client.go(b"first")[-1].kind == wire.ACK
+            assert client.call(wire.WRITE, 0, 1, data=b"x").error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["a", "b"], "two exports have no name: write NAME=DEVICE"),
+        (["x=a", "x=b"], "two exports are called 'x'"),
+        (["x=a", "y=b", "--description", "z"], "--description is of one export"),
+        (["a", "--adress", "b"], "Did you mean.*--address"),
+        (["a", "--tls", "maybe"], "it must be off or allow or require, not 'maybe'"),
+        (["a", "--clients", "many"], "it must be a whole number, not 'many'"),
+        (["a", "--clients", "0"], "clients must be at least 1, not 0"),
+    ],
+)
+def test_wrong_arguments_end_with_2(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(program, ["serve", "nbd", *arguments])
+    assert result.exit_code == 2
+    assert re.search(words, result.output, re.DOTALL)
+
+
+# --- the file -----------------------------------------------------------------------------------------------
+
+
+def test_a_file_may_say_everything(tmp_path: Path) -> None:
+    path = tmp_path / "nbd.toml"
+    path.write_text(
+        """
+        [listen]
+        address = ["::1", "127.0.0.1"]
+        [limits]
+        memory = "1G"
+        least-rate = 512
+        idle = "1h"
+        patience = 2.5
+        allow = ["10.0.0.0/8"]
+        [process]
+        json-log = true
+        [exports.disk]
+        device = "disk.img"
+        read-only = true
+        [exports.""]
+        device = "other.img"
+        """
+    )
+    exports, values = read_file(str(path))
+    assert [(each.name, each.address, each.read_only) for each in exports] == [
+        ("disk", "disk.img", True),
+        ("", "other.img", False),
+    ]
+    assert values["memory"] == 1 << 30
+    assert values["least-rate"] == 512
+    assert values["idle"] == 3600
+    assert values["address"] == ("::1", "127.0.0.1")
+    assert [str(network) for network in values["allow"]] == ["10.0.0.0/8"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (
+            "[listen]\nadress = 'x'",
+            r"\[listen\] has no 'adress'; there are address, port, unix. Did you mean",
+        ),
+        ("[server]", "has no 'server'; there are listen, tls, limits, process, exports"),
+        ("[exports.x]\ndevise = 'x'", r"\[exports.x\] has no 'devise'; .*Did you mean device"),
+        ("[exports.x]\nread-only = true", r"\[exports.x\] needs a device"),
+        ("[exports.'']\ndevice = 7", r'\[exports.""\] device must be text, not 7'),
+        ("exports = 3", r"\[exports\] must be a table, not 3"),
+        ("[exports]\nx = 'disk.img'", r"\[exports.x\] must be a table, not 'disk.img'"),
+        ("[limits]\nclients = '3x'", r"\[limits\] clients must be a whole number, not '3x'"),
+        ("[limits]\nclients = true", r"\[limits\] clients must be a whole number, not True"),
+        ("[limits]\nclients = [1, 2]", r"\[limits\] clients is one value, not \[1, 2\]"),
+        ("[limits]\nidle = 'long'", r"\[limits\] idle must be a number of seconds, not 'long'"),
+        ("[process]\nverbose = 'yes'", r"\[process\] verbose must be true or false, not 'yes'"),
+        ("[limits", "Expected ']'"),
+    ],
+)
+def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "nbd.toml"
+    path.write_text(text)
+    with pytest.raises(OptionError, match=words) as refused:
+        read_file(str(path))
+    assert str(path) in str(refused.value)
+
+
+def test_a_hang_up_has_the_file_read_again(tmp_path: Path, image: Path) -> None:
+    other = tmp_path / "other.img"
+    other.write_bytes(b"o" * 4096)
+    path, place = tmp_path / "nbd.toml", tmp_path / "nbd.sock"
+
+    def write(text: str) -> None:
+        path.write_text(f"[listen]\nunix = ['{place}']\n{text}")
+
+    write(f"[exports.stays]\ndevice = '{image}'\n[exports.goes]\ndevice = '{image}'\n")
+    with NbdServer("--config", str(path)) as server:
+        server.socket = place
+        assert names(server) == [b"stays", b"goes"]
+        with Client(place) as stays, Client(place) as goes:
+            stays.greet()
+            assert stays.go(b"stays")[-1].kind == wire.ACK
+            goes.greet()
+            assert goes.go(b"goes")[-1].kind == wire.ACK
+            server.expect("nothing is reloaded: .*has no 'nonsense'")
+            write("nonsense = 3")
+            os.kill(server.pid, signal.SIGHUP)
+            _until(lambda: server.complaints("nothing is reloaded"))
+            server.expect("clients: what has changed there comes with the next start")
+            server.expect("the export 'goes' is removed")
+            server.expect("the export 'comes' is added")
+            server.expect("the export 'absent' is not added: .*No such file")
+            write(
+                f"[limits]\nclients = 7\n[exports.stays]\ndevice = '{image}'\n"
+                f"[exports.absent]\ndevice = '/nowhere'\n[exports.comes]\ndevice = '{other}'\n"
+            )
+            os.kill(server.pid, signal.SIGHUP)
+            assert goes.is_closed_by_server()
+            _until(lambda: names(server) == [b"stays", b"comes"])
+            assert stays.call(wire.FLUSH).error == 0
+            assert goes.is_closed_by_server()
+
+
+def _until(condition: object) -> None:
+    limit = time.monotonic() + TIME_LIMIT
+    assert callable(condition)
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.01)  # another process: there is no event to wait for
+
+
+# --- systemd ------------------------------------------------------------------------------------------------
+
+# Does what systemd does: hands in a socket as descriptor 3, and runs the rest in the same process.
+LAUNCHER = """
+import os, sys
+descriptor, *command = sys.argv[1:]
+os.dup2(int(descriptor), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES="nbd")
+os.execvp(command[0], command)
+"""
+
+
+@pytest.fixture
+def notified(tmp_path: Path) -> Iterator[socket.socket]:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as listener:
+        listener.bind(str(tmp_path / "notify"))
+        listener.settimeout(TIME_LIMIT)
+        yield listener
+
+
+def test_sockets_are_handed_in_and_systemd_is_told(
+    tmp_path: Path, image: Path, notified: socket.socket
+) -> None:
+    place = tmp_path / "handed.sock"
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(str(place))
+        listener.listen()
+        os.set_inheritable(listener.fileno(), True)
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(ROOT),
+            "NOTIFY_SOCKET": str(tmp_path / "notify"),
+            "WATCHDOG_USEC": "200000",
+        }
+        process = stack.enter_context(
+            subprocess.Popen(
+                [sys.executable, "-c", LAUNCHER, str(listener.fileno()), *command(f"disk={image}")],
+                env=environment,
+                pass_fds=[listener.fileno()],
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        )
+        stack.callback(process.kill)
+        with Client(place) as client:  # it waits in the socket until there is a server
+            client.greet()
+            assert client.go(b"disk")[-1].kind == wire.ACK
+        told = [notified.recv(4096).decode() for _ in range(3)]
+        assert told == ["READY=1\nSTATUS=serving 'disk'", "WATCHDOG=1", "WATCHDOG=1"]
+        process.send_signal(signal.SIGHUP)
+        while not (line := notified.recv(4096).decode()).startswith("RELOADING=1\nMONOTONIC_USEC="):
+            assert line == "WATCHDOG=1"
+        while not (line := notified.recv(4096).decode()).startswith("READY=1"):
+            assert line == "WATCHDOG=1"
+        process.terminate()
+        while not (line := notified.recv(4096).decode()).startswith("STOPPING=1"):
+            assert line == "WATCHDOG=1"
+        assert process.wait(TIME_LIMIT) == 0
+        assert process.stdout is not None
+        assert process.stdout.read() == f"{SIZE} bytes of {image} at nbd+unix:///disk?socket={place}\n"
+    assert place.exists()  # it is systemd's
+
+
+def test_what_was_handed_to_somebody_else_is_left_alone() -> None:
+    environment = {"LISTEN_FDS": "2", "LISTEN_PID": "1", "LISTEN_FDNAMES": "a:b", "HOME": "/"}
+    assert sockets_handed_in(environment) == []
+    assert environment == {"HOME": "/"}
+
+
+def test_nobody_is_told_where_nobody_listens(tmp_path: Path) -> None:
+    ServiceManager({}).ready("unheard")
+    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "1000"})
+    manager.ready("unheard")
+    assert manager.watchdog == 0.001
+    assert ServiceManager({"WATCHDOG_USEC": "1000"}).watchdog is None
+    other = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}
+    assert ServiceManager(other).watchdog is None
+
+
+UNIT = re.compile(r"```ini\n(.*?)```", re.DOTALL)
+
+
+def units() -> list[tuple[str, str]]:
+    """Those of docs/nbd.md, in order."""
+    found = UNIT.findall((ROOT / "docs/nbd.md").read_text())
+    return list(zip(("aioblk-nbd.service", "aioblk-nbd@.socket", "aioblk-nbd@.service"), found, strict=True))
+
+
+def test_the_unit_files_of_the_documentation_are_right(tmp_path: Path) -> None:
+    """By systemd's own judgement where it is there, and by what this program takes in any case."""
+    for name, text in units():
+        parser = configparser.RawConfigParser(strict=True)
+        parser.optionxform = str  # type: ignore[assignment, method-assign]
+        parser.read_string(text)
+        assert "Unit" in parser
+        if name.endswith(".service"):
+            words = parser["Service"]["ExecStart"].split()
+            assert words[1:5] == ["-m", "aioblk", "serve", "nbd"]
+            result = CliRunner().invoke(program, [*words[3:], "--clients", "0"])
+            assert result.exit_code == 2  # by what is added, or a file that is not here
+            assert "clients must be" in result.output or "No such file" in result.output
+        (tmp_path / name).write_text(text.replace("/usr/bin/python3", sys.executable))
+    if shutil.which("systemd-analyze"):
+        paths = [str(tmp_path / name) for name, _ in units()]
+        checked = subprocess.run(["systemd-analyze", "verify", *paths], capture_output=True, text=True)
+        about_ours = [line for line in checked.stderr.splitlines() if "aioblk" in line]
+        assert not about_ours, about_ours
+
+
+def test_the_file_of_the_documentation_is_taken(tmp_path: Path) -> None:
+    [text] = re.findall(r"```toml\n(.*?)```", (ROOT / "docs/nbd.md").read_text(), re.DOTALL)
+    path = tmp_path / "nbd.toml"
+    path.write_text(text)
+    exports, values = read_file(str(path))
+    assert [export.name for export in exports] == ["root", "iso"]
+    assert values["clients"] == 50
+
+
+# --- another user -------------------------------------------------------------------------------------------
+
+
+def test_it_becomes_another_user_for_good(image: Path) -> None:
+    """When the device is open, which that user could not. Who may not do that refuses to serve."""
+    os.chmod(image, 0o600)
+    if os.geteuid() != 0:
+        with pytest.raises(RuntimeError, match="cannot become root: Operation not permitted"):
+            NbdServer("io_uring", f"path={image}", "--user", "root")
+        return
+    with NbdServer("io_uring", f"path={image}", "--port", "0", "--user", "nobody") as server:
+        with Client(server.address).connect() as client:
+            assert client.call(wire.WRITE, 0, 3, data=b"abc").error == 0
+        status = dict(
+            line.split(":", 1) for line in Path(f"/proc/{server.pid}/status").read_text().splitlines()
+        )
+        nobody = {"65534"}
+        assert set(status["Uid"].split()) == nobody
+        assert len({*status["Gid"].split()}) == 1
+        assert status["Groups"].split() == []
+        assert status["NoNewPrivs"].strip() == "1"
+        for task in Path(f"/proc/{server.pid}/task").iterdir():
+            assert f"Uid:{status['Uid']}\n" in (task / "status").read_text()
+
+
+# --- logs and metrics ---------------------------------------------------------------------------------------
+
+
+def test_a_log_of_json_has_a_line_for_each_thing(image: Path) -> None:
+    with NbdServer("io_uring", f"path={image}", "--json-log", "--verbose") as server:
+        server.expect(".")
+        with Client(server.socket).connect() as client:
+            assert client.call(wire.READ, 0, 4096).error == 0
+        _until(lambda: server.complaints("4096 bytes read"))
+        lines = [json.loads(line) for line in server.errors().splitlines()]
+        assert all({"time", "level", "logger", "message"} == line.keys() for line in lines)
+        mine = [line for line in lines if line["message"].startswith(f"client 1 (process {os.getpid()} of")]
+        assert {line["logger"] for line in mine} == {"aioblk.nbd"}
+        assert any("uses export ''" in line["message"] for line in mine)
+
+
+def test_a_log_for_the_journal_has_levels_and_no_time(image: Path) -> None:
+    with NbdServer("io_uring", f"path={image}", "--verbose", environment={"JOURNAL_STREAM": "8:1"}) as server:
+        server.expect("^<6>client 1 ")
+        with Client(server.socket).connect():
+            pass
+        _until(lambda: server.complaints("^<6>client 1 .*: connected"))
+        _until(lambda: server.complaints("0 bytes read"))
+
+
+def test_metrics_are_served(image: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    metrics = "--metrics-port", str(port)
+    with NbdServer("io_uring", f"path={image}", *metrics) as server:
+        with Client(server.socket).connect() as client:
+            assert client.call(wire.READ, 0, 4096).error == 0
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=TIME_LIMIT) as page:
+            text = page.read().decode()
+    assert 'aioblk_nbd_io_bytes_total{export="",operation="read"} 4096.0' in text
+    assert "aioblk_nbd_connections_accepted_total 1.0" in text
