@@ -80,6 +80,7 @@ from .layers.layer import Layer
 from .layers.mirror import Leg, LegState, Mirror
 from .layers.partitions import Partition, partitions
 from .layers.reader import Reader
+from .layers.signatures import Signature, signatures
 from .layers.slice import Slice
 from .layers.throttle import Rate, Throttle, ThrottleGroup, ThrottleStatistics
 from .layers.tracked import Tracked
@@ -169,6 +170,7 @@ __all__ = [
     "Request",
     "RequestInfo",
     "SequentialWriter",
+    "Signature",
     "Slice",
     "SocketStream",
     "StreamBusyError",
@@ -193,4 +195,5 @@ __all__ = [
     "parse_properties",
     "parse_size",
     "partitions",
+    "signatures",
 ]

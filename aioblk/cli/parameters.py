@@ -39,7 +39,24 @@ class Opener:
 
     def __call__(self, **properties: object) -> Device:
         """With properties beside those of the address, which are stronger than it."""
+        driver, colon, path = self.address.partition(":")
+        if colon and "/" not in driver:
+            return open_address(driver, path=path, **properties)
         return open_address("io_uring", path=self.address, **properties)
+
+    @property
+    def driver(self) -> str | None:
+        """libblkio's name for what opens it; None: something else does."""
+        return self().driver
+
+    @property
+    def path(self) -> str | None:
+        """The file, device node or socket that is opened; None: there is none."""
+        driver, colon, path = self.address.partition(":")
+        return path if colon and "/" not in driver else self.address
+
+    def __str__(self) -> str:
+        return self.address
 
 
 def device(text: str) -> Opener:
