@@ -12,6 +12,7 @@ from typing import Literal, TypeAlias, final
 from .._device.device import Device
 from .._device.extents import ExtentKind
 from .._libblkio.properties import IO_URING
+from ..addresses import Openable
 from ..errors import BlkioError, UnsupportedError
 from ..layers.block_device import BlockDevice, KnowsExtents
 from ..layers.partitions import Partition, partitions
@@ -83,7 +84,8 @@ class Description:
     """None, or empty, is what does not apply or could not be found out."""
 
     address: str
-    driver: str | None
+    driver: str
+    """What opens it, below all layers: libblkio's driver, or nbd."""
     file: FileFacts | None = None
     holders: list[Holder] = field(default_factory=list[Holder])
     error: str | None = None
@@ -102,7 +104,7 @@ class Description:
 
 async def describe(opener: Opener) -> Description:
     """Open a device for reading, look at it, and close it. What goes wrong is in the description."""
-    found = Description(opener.address, opener.driver)
+    found = Description(opener.address, opener.innermost.name)
     if opener.path is not None:
         found.file, found.holders = await asyncio.to_thread(_look_at_file, opener.path)
     try:
@@ -117,10 +119,10 @@ async def describe(opener: Opener) -> Description:
     return found
 
 
-async def _open(opener: Opener) -> Device:
+async def _open(opener: Opener) -> Openable:
     """Open it, for reading where that is enough to learn everything: closing what could have been written to
     makes the system look at it anew."""
-    if opener.driver == IO_URING:
+    if opener.innermost.name == IO_URING:
         return await opener(read_only=True).open()
     device = opener()
     try:

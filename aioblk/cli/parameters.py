@@ -1,18 +1,17 @@
-"""Sizes and devices as arguments. What cannot be read is a usage error, which says what could."""
+"""Sizes, times, rates and devices as arguments. What cannot be read is a usage error that says what could."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, TypeVar, cast, final
 
 import click
 from click.shell_completion import CompletionItem
 
-from .._device.device import Device
+from ..addresses import Address, Openable, parse_address, parse_duration, parse_rate, parse_size
 from ..addresses import open as open_address
-from ..addresses import parse_size
 from ..errors import OptionError
 
-__all__ = ["Opener", "device_argument", "size"]
+__all__ = ["Opener", "device_argument", "duration", "rate", "size"]
 
 T = TypeVar("T")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any] | click.Command)
@@ -30,6 +29,16 @@ def size(text: str) -> int:
     return _read(parse_size, text)
 
 
+def rate(text: str) -> float:
+    """Bytes a second, for ``type=rate``."""
+    return _read(parse_rate, text)
+
+
+def duration(text: str) -> float:
+    """Seconds, for ``type=duration``."""
+    return _read(parse_duration, text)
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Opener:
@@ -37,23 +46,30 @@ class Opener:
 
     address: str
 
-    def __call__(self, **properties: object) -> Device:
-        """With properties beside those of the address, which are stronger than it."""
-        driver, colon, path = self.address.partition(":")
-        if colon and "/" not in driver:
-            return open_address(driver, path=path, **properties)
-        return open_address("io_uring", path=self.address, **properties)
+    def __call__(self, **properties: object) -> Openable:
+        """With properties beside those of the address, which they must not contradict."""
+        return open_address(self.address, **properties)
+
+    def locked(self, **properties: object) -> Openable:
+        """The same; where others could use it at the same time and it can be locked, it is. What an address
+        says of that counts more."""
+        try:
+            return self(lock="auto", **properties)
+        except OptionError:  # it is told again, if it is of anything else
+            return self(**properties)
 
     @property
-    def driver(self) -> str | None:
-        """libblkio's name for what opens it; None: something else does."""
-        return self().driver
+    def innermost(self) -> Address:
+        """What it opens, below all layers."""
+        found = parse_address(self.address)
+        while found.base is not None:
+            found = found.base
+        return found
 
     @property
     def path(self) -> str | None:
         """The file, device node or socket that is opened; None: there is none."""
-        driver, colon, path = self.address.partition(":")
-        return path if colon and "/" not in driver else self.address
+        return cast("str | None", self.innermost.options.get("path"))
 
     def __str__(self) -> str:
         return self.address

@@ -102,8 +102,7 @@ def show_description(found: Description, out: Console) -> None:
 
 def _facts(found: Description) -> Iterable[tuple[str, str]]:
     yield "device", escape(found.address)
-    if found.driver:
-        yield "driver", found.driver
+    yield "driver", found.driver
     if (file := found.file) is not None:
         size = (
             ""
