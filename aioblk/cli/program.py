@@ -19,6 +19,7 @@ __all__ = ["COMMANDS", "INTERRUPTED", "program"]
 
 COMMANDS: Mapping[str, str] = {
     "info": "What this machine can run; what a device is.",
+    "bench": "How fast a device is, and how long requests take.",
 }
 """Each command, which is the module of that name, with what it does."""
 
