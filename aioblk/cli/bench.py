@@ -2,6 +2,9 @@
 
 import importlib
 import json
+import math
+import os
+import re
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -11,9 +14,11 @@ import click
 
 from .._libblkio.properties import IO_URING, VIRTIO
 from ..errors import BlkioError
+from . import system
 from ._load.plan import KINDS, Plan
 from .parameters import Opener, device_argument, duration, rate, size
 from .running import LOOPS, LoopName, fail, run
+from .text import of_size
 
 __all__ = ["command"]
 
@@ -38,7 +43,7 @@ SEARCH_SECONDS, SEARCH_DEPTH = 2.0, 256
     "--iodepth", type=click.IntRange(1, 65536), help="Requests in flight, of each job.  [default: 1]"
 )
 @click.option(
-    "--jobs", type=click.IntRange(1, 1024), default=1, show_default=True, help="Event loops: see below."
+    "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Event loops: see below."
 )
 @click.option("--runtime", type=duration, help="How long is measured.  [default: 10s]")
 @click.option("--warmup", type=duration, default="1s", show_default=True, help="For how long it is not.")
@@ -208,9 +213,12 @@ async def _plan(stack: AsyncExitStack, device: Opener, **options: Any) -> Plan:
         seed=options["seed"],
         verify=options["verify"],
     )
+    _check_memory(plan)
     _check_range(plan, dev.capacity, dev.limits.request_alignment, length)
     if plan.threads and plan.jobs > (queues := dev.properties["max-queues"]):
         raise click.UsageError(f"--jobs {plan.jobs} wants as many queues, and the device has {queues}")
+    if kind == "read":
+        _note_holes(device)
     if plan.writes:
         if dev.read_only:
             raise BlkioError(f"{device} is read-only", errno=30, operation="bench")
@@ -220,11 +228,28 @@ async def _plan(stack: AsyncExitStack, device: Opener, **options: Any) -> Plan:
     return plan
 
 
+def _note_holes(device: Opener) -> None:
+    """A file that was made a moment ago is fast beyond belief."""
+    path = device.path
+    if path is None or not os.path.isfile(path):
+        return
+    status = os.stat(path)
+    if status.st_blocks * 512 < status.st_size // 2:
+        click.echo(f"aioblk: note: {path} consists mostly of holes, which are read from no disk", err=True)
+
+
 def _loop(name: str) -> LoopName:
     return next(each for each in LOOPS if each == name)
 
 
 def _check_combinations(kind: str, **options: Any) -> None:
+    if options["runtime"] is not None and not options["runtime"] > 0:
+        raise click.UsageError("--runtime 0: there must be some time to measure")
+    for name in ("mix", "iops", "latency_percentile"):
+        if options[name] is not None and not math.isfinite(options[name]):
+            raise click.UsageError(f"--{name.replace('_', '-')} must be a number, not {options[name]}")
+    if options["rate"] is not None and not options["rate"] > 0:
+        raise click.UsageError("--rate 0: nothing would be done")
     if options["mix"] is not None and kind != "rw":
         raise click.UsageError("--mix is of rw and randrw")
     if (options["fua"] or options["fsync"]) and kind in ("read", "trim"):
@@ -254,6 +279,17 @@ def _check_range(plan: Plan, capacity: int, alignment: int, length: int) -> None
         raise click.UsageError(
             f"--verify wants a block for each request in flight: {plan.jobs * plan.depth}, of which the range"
             f" has {plan.blocks}"
+        )
+
+
+def _check_memory(plan: Plan) -> None:
+    """A machine that begins to swap, or to kill, measures nothing."""
+    wanted = plan.jobs * plan.depth * plan.block_size
+    found = re.search(r"^MemAvailable:\s+(\d+)", system.read("/proc/meminfo") or "", re.MULTILINE)
+    if found is not None and wanted > (available := int(found[1]) << 10) // 2:
+        raise click.UsageError(
+            f"the requests in flight want {of_size(wanted)} of memory, and {of_size(available)} are available:"
+            " less of --iodepth, --bs or --jobs"
         )
 
 

@@ -116,8 +116,9 @@ def _facts(found: Description) -> Iterable[tuple[str, str]]:
         yield "writable", "no" if found.read_only else "yes"
     if (extents := found.extents) is not None and extents.holes:
         more = "" if extents.complete else ", and more"
+        pieces = "piece" if extents.pieces == 1 else "pieces"
         what = f"{of_size(extents.data)} of data, {of_size(extents.holes)} of holes"
-        yield "holds", f"{what}, in {extents.pieces} pieces{more}"
+        yield "holds", f"{what}, in {extents.pieces} {pieces}{more}"
     if (zones := found.zones) is not None:
         states = ", ".join(f"{count} {state.replace('_', ' ')}" for state, count in zones.states.items())
         limits = f"{zones.max_open or 'any number'} open, {zones.max_active or 'any number'} active at a time"

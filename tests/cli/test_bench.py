@@ -85,6 +85,13 @@ def test_the_highest_depth_that_is_fast_enough_is_looked_for(scratch_file: Path)
     assert "p50 is above the target even with one request at a time" in result.stderr
 
 
+def test_holes_are_noted(tmp_path: Path) -> None:
+    path = tmp_path / "holes"
+    path.touch()
+    os.truncate(path, 1 << 20)
+    assert "consists mostly of holes" in bench(path).stderr
+
+
 def test_a_range_is_kept_to(scratch_file: Path) -> None:
     as_json("--rw", "randwrite", "--offset", "1M", "--size", "64K", "--bs", "512", scratch_file)
     data = scratch_file.read_bytes()
@@ -99,7 +106,7 @@ def test_a_plot_is_drawn(scratch_file: Path, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (0, 0)
     drawn = picture.read_text()
     assert drawn.startswith("<?xml")
-    for words in ("randread, 4 KiB, depth 1, 1 job", "99.99 %", "IOPS", "p99"):
+    for words in ("randread, 4 KiB, depth 1, 1 job", "99.99", "IOPS", "p99"):
         assert words in drawn
 
 
@@ -114,6 +121,10 @@ def test_without_matplotlib_nothing_is_measured(scratch_file: Path, monkeypatch:
     ("arguments", "said"),
     [
         (["--mix", "70"], "--mix is of rw"),
+        (["--rw", "rw", "--mix", "nan"], "--mix must be a number"),
+        (["--runtime", "0"], "--runtime 0"),
+        (["--rate", "0"], "--rate 0"),
+        (["--iodepth", "65536", "--jobs", "256", "--bs", "1M"], "in flight want 16 TiB of memory"),
         (["--fua"], "of writes"),
         (["--verify"], "--verify is of what writes"),
         (["--verify", "--rw", "write", "--bs", "100"], "multiple of 512"),

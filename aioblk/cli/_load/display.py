@@ -80,20 +80,22 @@ def line(result: Result) -> str:
 
 def progress(result: Result) -> "RenderableType":
     """A bar, and what it was just now."""
-    from rich.console import Group
     from rich.progress_bar import ProgressBar
     from rich.table import Table
 
     plan = result.plan
     iops, rate, p50, p99 = now(result)
     left = max(plan.seconds - result.seconds, 0)
-    grid = Table.grid(padding=(0, 3))
+    figures = Table.grid(padding=(0, 3))
     for _ in range(5):
-        grid.add_column(justify="right", min_width=9)
-    grid.add_row("[dim]IOPS[/]", "[dim]bandwidth[/]", "[dim]p50[/]", "[dim]p99[/]", "[dim]time left[/]")
-    grid.add_row(f"[bold]{iops}[/]", rate, p50, f"[bold]{p99}[/]", f"{left:.0f} s")
-    bar = ProgressBar(total=plan.seconds, completed=min(result.seconds, plan.seconds), width=60)
-    return Group(f"depth {plan.depth}, {jobs_of(plan)} on {result.loop}", bar, grid)
+        figures.add_column(justify="right", min_width=9)
+    figures.add_row("[dim]IOPS[/]", "[dim]bandwidth[/]", "[dim]p50[/]", "[dim]p99[/]", "[dim]time left[/]")
+    figures.add_row(f"[bold]{iops}[/]", rate, p50, f"[bold]{p99}[/]", f"{left:.0f} s")
+    shown = Table.grid()
+    shown.add_row(f"depth {plan.depth}, {jobs_of(plan)} on {result.loop}")
+    shown.add_row(ProgressBar(total=plan.seconds, completed=min(result.seconds, plan.seconds), width=60))
+    shown.add_row(figures)
+    return shown
 
 
 def show_result(result: Result) -> None:

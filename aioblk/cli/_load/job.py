@@ -170,7 +170,7 @@ def _operations(
             return target.write(offset, buffer, fua=True)
 
         write = write_with_fua
-    if not plan.verify:
+    if plan.writes and not plan.verify:
         for slot, buffer in enumerate(buffers):
             stamp(buffer, plan.seed + slot)
     operations: list[Operation] = [target.read_into, write, lambda _offset, _buffer: target.flush()]

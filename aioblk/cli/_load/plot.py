@@ -11,16 +11,16 @@ from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..text import of_duration, of_rate, of_size
+from ..text import of_rate, of_size
 from .display import jobs_of
 from .fleet import Result
 from .report import options
 
 __all__ = ["plot"]
 
-AXIS = (0.0, 50.0, 90.0, 99.0, 99.9, 99.99)  # percent
+AXIS = (50.0, 90.0, 99.0, 99.9, 99.99, 99.999, 99.9999)  # percent
 BLUE, RED = "#1f77b4", "#c44e52"
 
 
@@ -68,10 +68,13 @@ def _draw_percentiles(result: Result, axes: Axes) -> None:
         axes.step(places, latencies, where="pre", label={"discard": "trim"}.get(name, name))
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_xticks([1 / (1 - each / 100) for each in AXIS], [f"{each:g} %" for each in AXIS])
+    most = max((done.latency.count for done in result.operations.values()), default=1)
+    ticks = [each for each in AXIS if each < 100 - 50 / max(most, 1)]
+    axes.set_xticks([1 / (1 - each / 100) for each in ticks], [f"{each:g}" for each in ticks])
+    axes.set_xlim(1, 2 * max(most, 1))
     axes.xaxis.set_minor_locator(NullLocator())
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: of_duration(value / 1e6)))
-    axes.set_xlabel("of the requests took no longer than")
+    _label_durations(axes)
+    axes.set_xlabel("percent of the requests took no longer than")
     axes.legend(loc="upper left")
 
 
@@ -90,6 +93,20 @@ def _draw_time(result: Result, axes: Axes) -> None:
         latencies.plot(times, values, style, color=RED, linewidth=1, label=f"p{percent}")
     latencies.set_yscale("log")
     latencies.grid(visible=False)
-    latencies.yaxis.set_major_formatter(FuncFormatter(lambda value, _: of_duration(value / 1e6)))
-    latencies.yaxis.set_minor_formatter(FuncFormatter(lambda _value, _: ""))
+    _label_durations(latencies)
+    latencies.set_ylabel("latency", color=RED)
     latencies.legend(loc="lower right")
+
+
+def _label_durations(axes: Axes) -> None:
+    """Of a logarithmic axis of microseconds, however few decades it has."""
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: _duration(value)))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def _duration(microseconds: float) -> str:
+    for factor, unit in ((1e6, "s"), (1e3, "ms"), (1, "us")):
+        if microseconds >= factor:
+            return f"{microseconds / factor:g} {unit}"
+    return f"{microseconds * 1e3:g} ns"
