@@ -288,7 +288,7 @@ def _check_memory(plan: Plan) -> None:
     found = re.search(r"^MemAvailable:\s+(\d+)", system.read("/proc/meminfo") or "", re.MULTILINE)
     if found is not None and wanted > (available := int(found[1]) << 10) // 2:
         raise click.UsageError(
-            f"the requests in flight want {of_size(wanted)} of memory, and {of_size(available)} are available:"
+            f"the requests in flight want {of_size(wanted)} of memory, and {of_size(available)} is available:"
             " less of --iodepth, --bs or --jobs"
         )
 
