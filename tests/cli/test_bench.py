@@ -21,8 +21,9 @@ from .running import command, variables
 SHORT = ("--runtime", "60ms", "--warmup", "10ms")
 
 
-def bench(*arguments: str | Path) -> Result:
-    return CliRunner().invoke(program, ["bench", *SHORT, *map(str, arguments)])
+def bench(*arguments: str | Path, columns: int = 160) -> Result:
+    runner = CliRunner(env={"COLUMNS": str(columns)})
+    return runner.invoke(program, ["bench", *SHORT, *map(str, arguments)])
 
 
 def as_json(*arguments: str | Path) -> dict[str, Any]:
@@ -53,8 +54,9 @@ def test_what_was_measured_is_told_by_the_names_of_fio(scratch_file: Path) -> No
     assert told["intervals"][-1]["end"] == pytest.approx(job["read"]["runtime"] / 1000, abs=0.01)
 
 
-def test_what_was_measured_is_told_as_a_table(scratch_file: Path) -> None:
-    result = bench("--iodepth", "2", "--loop", "asyncio", scratch_file)
+@pytest.mark.parametrize("columns", [60, 160])
+def test_what_was_measured_is_told_as_a_table(scratch_file: Path, columns: int) -> None:
+    result = bench("--iodepth", "2", "--loop", "asyncio", scratch_file, columns=columns)
     assert result.exit_code == 0
     for words in ("4 KiB blocks, depth 2, 1 job on asyncio", "p99.99", "processor:"):
         assert words in result.stdout

@@ -332,7 +332,7 @@ def test_a_file_is_described(scratch_file: Path) -> None:
     assert [each["name"] for each in told["signatures"]] == ["a GPT partition table"]
     [partition] = told["partitions"]
     assert (partition["offset"], partition["length"], partition["name"]) == (1 << 20, 1 << 20, "boot")
-    shown = CliRunner().invoke(program, ["info", str(scratch_file)]).stdout
+    shown = CliRunner(env={"COLUMNS": "160"}).invoke(program, ["info", str(scratch_file)]).stdout
     for words in ("8 MiB (8388608 bytes)", "a GPT partition table (at 512)", "boot", "request-alignment"):
         assert words in shown
 

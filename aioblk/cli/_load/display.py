@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Self, final
 
 import click
 
+from ..._queues.statistics import OperationStatistics
 from ..tables import console, table
 from ..text import of_duration, of_rate, of_size
 from .fleet import Result
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["Display", "jobs_of", "show_result", "show_tried"]
 
 LINES_EVERY = 2.0  # seconds, where stderr is no terminal
+WIDE_ENOUGH = 100  # columns, for a line with everything
 TABLE_PERCENTILES = (50, 90, 99, 99.9, 99.99)
 NAMES = {"discard": "trim"}
 
@@ -100,19 +102,18 @@ def progress(result: Result) -> "RenderableType":
 
 def show_result(result: Result) -> None:
     out = console()
-    headings = ("", "IOPS", "bandwidth", "mean", *(f"p{each:g}" for each in TABLE_PERCENTILES), "max")
-    shown = table(*headings)
+    headings = ("IOPS", "bandwidth", "mean", *(f"p{each:g}" for each in TABLE_PERCENTILES), "max")
+    columns = {NAMES.get(name, name): _figures(done, result) for name, done in result.operations.items()}
+    if out.width >= WIDE_ENOUGH:
+        shown = table("", *headings)
+        for name, figures in columns.items():
+            shown.add_row(name, *figures)
+    else:
+        shown = table("", *columns)
+        for heading, *figures in zip(headings, *columns.values(), strict=True):
+            shown.add_row(heading, *figures)
     for column in shown.columns[1:]:
         column.justify = "right"
-    for name, done in result.operations.items():
-        latency = done.latency
-        shown.add_row(
-            NAMES.get(name, name),
-            of_rate(done.completed / result.seconds),
-            f"{of_size(round(done.bytes / result.seconds))}/s" if done.bytes else "",
-            *(of_duration(each) for each in (latency.mean, *map(latency.percentile, TABLE_PERCENTILES))),
-            of_duration(latency.max),
-        )
     plan = result.plan
     out.print(
         f"{of_size(plan.block_size)} blocks, depth {plan.depth}, {jobs_of(plan)} on {result.loop},"
@@ -131,6 +132,16 @@ def show_result(result: Result) -> None:
         verified = result.verified
         wrong = f"[red]{verified.wrong} are wrong[/]" if verified.wrong else "and are right"
         out.print(f"verified: {verified.blocks} blocks were read again, {wrong}")
+
+
+def _figures(done: OperationStatistics, result: Result) -> list[str]:
+    latency = done.latency
+    return [
+        of_rate(done.completed / result.seconds),
+        f"{of_size(round(done.bytes / result.seconds))}/s" if done.bytes else "",
+        *(of_duration(each) for each in (latency.mean, *map(latency.percentile, TABLE_PERCENTILES))),
+        of_duration(latency.max),
+    ]
 
 
 def show_tried(tried: Sequence[tuple[Result, bool]], percent: float) -> None:
