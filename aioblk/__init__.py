@@ -89,6 +89,7 @@ from .layers.layer import Layer
 from .layers.mirror import Leg, LegState, Mirror
 from .layers.partitions import Partition, partitions
 from .layers.reader import Reader
+from .layers.signatures import Signature, signatures
 from .layers.slice import Slice
 from .layers.throttle import Rate, Throttle, ThrottleGroup, ThrottleStatistics
 from .layers.tracked import Tracked
@@ -182,6 +183,7 @@ __all__ = [
     "Request",
     "RequestInfo",
     "SequentialWriter",
+    "Signature",
     "Slice",
     "SocketStream",
     "StreamBusyError",
@@ -211,4 +213,5 @@ __all__ = [
     "parse_rate",
     "parse_size",
     "partitions",
+    "signatures",
 ]

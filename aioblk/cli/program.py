@@ -13,10 +13,13 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from .running import fail
+
 __all__ = ["COMMANDS", "INTERRUPTED", "program"]
 
 COMMANDS: Mapping[str, str] = {
-    "info": "What a device is.",
+    "info": "What this machine can run; what a device is.",
+    "bench": "How fast a device is, and how long requests take.",
     "serve": "Serve devices over NBD.",
 }
 """Each command, which is the module of that name, with what it does."""
@@ -28,8 +31,8 @@ EXTRAS = {
 }
 """What commands import that a bare installation lacks, and the extra that brings it."""
 
-FAILED, USAGE, INTERRUPTED = 1, 2, 128 + signal.SIGINT
-"""Exit statuses, beside 0: a device or a file failed; the arguments are wrong; Ctrl-C."""
+USAGE, INTERRUPTED = 2, 128 + signal.SIGINT
+"""Exit statuses, beside 0 and those of :func:`fail`: the arguments are wrong; Ctrl-C."""
 
 
 class Program(click.Group):
@@ -107,7 +110,7 @@ def _ended(run: Callable[[], object]) -> int:
         status = run()
     except click.ClickException as error:
         if not isinstance(error, click.UsageError):
-            return _fail(error.format_message(), error.exit_code)
+            return fail(error.format_message(), error.exit_code)
         error.show()
         return USAGE
     except (click.Abort, KeyboardInterrupt):
@@ -117,15 +120,10 @@ def _ended(run: Callable[[], object]) -> int:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
         if extra is None:
             raise
-        return _fail(f"this needs {error.name}: pip install aioblk[{extra}]")
+        return fail(f"this needs {error.name}: pip install aioblk[{extra}]")
     except OSError as error:
-        return _fail(str(error))
+        return fail(str(error))
     return status if isinstance(status, int) else 0
-
-
-def _fail(message: str, status: int = FAILED) -> int:
-    click.echo(f"aioblk: {' '.join(message.split())}", err=True)
-    return status
 
 
 def _reader_is_gone() -> int:

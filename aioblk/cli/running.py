@@ -1,4 +1,4 @@
-"""A coroutine as a program: on the loop that is wanted, ended in order by signals."""
+"""A coroutine as a program: on the loop that is wanted, ended in order by signals; how failures are told."""
 
 import asyncio
 import signal
@@ -6,7 +6,10 @@ import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeAlias, TypeVar
 
-__all__ = ["LOOPS", "LoopName", "Terminated", "loop_factory", "run"]
+__all__ = ["FAILED", "LOOPS", "LoopName", "Terminated", "fail", "loop_factory", "run"]
+
+FAILED = 1
+"""The exit status where a device or a file failed."""
 
 T = TypeVar("T")
 LoopName: TypeAlias = Literal["auto", "asyncio", "uvloop"]
@@ -18,6 +21,13 @@ class Terminated(SystemExit):
 
     def __init__(self) -> None:
         super().__init__(128 + signal.SIGTERM)
+
+
+def fail(message: str, status: int = FAILED) -> int:
+    """Say on stderr what went wrong, as one line; returns the exit status."""
+    sys.stdout.flush()
+    print(f"aioblk: {' '.join(message.split())}", file=sys.stderr)
+    return status
 
 
 def loop_factory(name: LoopName) -> Callable[[], asyncio.AbstractEventLoop]:
