@@ -1,6 +1,7 @@
 """What the core finds in buffers: zeroes, and differences."""
 
 import random
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -25,9 +26,9 @@ def test_runs_of_zeroes_are_told_apart_in_units(content: bytes, unit: int) -> No
     runs = zero_runs(content, unit)
     assert b"".join(content[start:end] for start, end, _ in runs) == content
     for start, end, is_zero in runs:
-        assert all(not any(block) is is_zero for block in blocks_of(content[start:end], unit))
+        assert all(any(block) is not is_zero for block in blocks_of(content[start:end], unit))
         assert start % unit == 0
-    assert all(one[2] is not other[2] for one, other in zip(runs, runs[1:], strict=False))
+    assert all(one[2] is not other[2] for one, other in pairwise(runs))
 
 
 @given(one=contents, other=contents, unit=units)
@@ -41,7 +42,7 @@ def test_what_differs_is_told_in_units(one: bytes, other: bytes, unit: int) -> N
         if one[start : min(start + unit, length)] != other[start : min(start + unit, length)]
     }
     assert {start for first, end in runs for start in range(first, end, unit)} == differing
-    assert all(before[1] < after[0] for before, after in zip(runs, runs[1:], strict=False))
+    assert all(before[1] < after[0] for before, after in pairwise(runs))
 
 
 def test_the_memory_of_a_device_is_looked_at_as_it_is() -> None:
