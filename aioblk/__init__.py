@@ -9,6 +9,7 @@
 This module holds the public names and nothing else. See README.md for a tour and docs/ for the whole story.
 What lies below it, from the top down; each wing knows those under it, and none above::
 
+    cli/           programs that people run: `aioblk` on the command line; for what it needs
     testing/       devices in memory, faults, power failures, a recorder; for programs' tests
     metrics.py     what devices count, for Prometheus; by its own name, for what it needs
     nbd/           NBD, a block device over the network: a server; by its own name

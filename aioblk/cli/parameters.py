@@ -1,0 +1,58 @@
+"""Sizes and devices as arguments. What cannot be read is a usage error, which says what could."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar, final
+
+import click
+from click.shell_completion import CompletionItem
+
+from .._device.device import Device
+from ..addresses import open as open_address
+from ..addresses import parse_size
+from ..errors import OptionError
+
+__all__ = ["Opener", "device_argument", "size"]
+
+T = TypeVar("T")
+Decorated = TypeVar("Decorated", bound=Callable[..., Any] | click.Command)
+
+
+def _read(parse: Callable[[str], T], text: str) -> T:
+    try:
+        return parse(text)
+    except OptionError as error:
+        raise click.BadParameter(str(error)) from None
+
+
+def size(text: str) -> int:
+    """A number of bytes, for ``type=size``."""
+    return _read(parse_size, text)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Opener:
+    """A device that was named, as often as it is wanted; what comes out is entered with ``async with``."""
+
+    address: str
+
+    def __call__(self, **properties: object) -> Device:
+        """With properties beside those of the address, which are stronger than it."""
+        return open_address("io_uring", path=self.address, **properties)
+
+
+def device(text: str) -> Opener:
+    """The address of a device, for ``type=device``. Whether there is one is found out when it is opened."""
+    opener = Opener(text)
+    _read(lambda _: opener(), text)
+    return opener
+
+
+def device_argument(name: str = "device", **attributes: Any) -> Callable[[Decorated], Decorated]:
+    """An argument that is a device's address, given to the command as an :class:`Opener`."""
+    return click.argument(name, type=device, shell_complete=_files, **attributes)
+
+
+def _files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+    return [CompletionItem(incomplete, type="file")]

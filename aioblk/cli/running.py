@@ -1,0 +1,70 @@
+"""A coroutine as a program: on the loop that is wanted, ended in order by signals."""
+
+import asyncio
+import signal
+import sys
+from collections.abc import Callable, Coroutine
+from typing import Any, Literal, TypeAlias, TypeVar
+
+__all__ = ["LOOPS", "LoopName", "Terminated", "loop_factory", "run"]
+
+T = TypeVar("T")
+LoopName: TypeAlias = Literal["auto", "asyncio", "uvloop"]
+LOOPS: tuple[LoopName, ...] = ("auto", "asyncio", "uvloop")
+
+
+class Terminated(SystemExit):
+    """SIGTERM has ended a coroutine, in order. The exit status is the shell's for it."""
+
+    def __init__(self) -> None:
+        super().__init__(128 + signal.SIGTERM)
+
+
+def loop_factory(name: LoopName) -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes the loop of that name; "auto" is uvloop where it is installed.
+
+    ModuleNotFoundError: uvloop is wanted, and is not.
+    """
+    if name == "asyncio":
+        return asyncio.SelectorEventLoop
+    try:
+        import uvloop
+    except ModuleNotFoundError:
+        if name == "uvloop":
+            raise
+        return asyncio.SelectorEventLoop
+    return uvloop.new_event_loop
+
+
+def run(main: Coroutine[Any, Any, T], loop: LoopName = "auto") -> T:
+    """The result of a coroutine. Ctrl-C and SIGTERM cancel it, so that it closes what it has opened.
+
+    Raises:
+        KeyboardInterrupt: it was cancelled by Ctrl-C; a second one does not wait for it.
+        Terminated: by SIGTERM.
+    """
+    terminated = False
+
+    async def cancelled_by_sigterm() -> T:
+        nonlocal terminated
+        task = asyncio.current_task()
+        assert task is not None
+
+        def cancel() -> None:
+            nonlocal terminated
+            terminated = True
+            task.cancel()
+
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, cancel)
+        return await main
+
+    try:
+        with asyncio.Runner(loop_factory=loop_factory(loop)) as runner:
+            return runner.run(cancelled_by_sigterm())
+    except asyncio.CancelledError:
+        if not terminated:
+            raise
+        raise Terminated from None
+    finally:
+        main.close()  # it was not begun, if there is no loop
+        sys.stdout.flush()

@@ -1,0 +1,194 @@
+"""The frame of all commands: help, versions, how they end, and what is missing."""
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+
+import aioblk.cli.program
+from aioblk.cli.program import COMMANDS, program
+from aioblk.cli.running import LOOPS, LoopName, Terminated, run
+from aioblk.errors import BlkioError
+
+from ..support.scripts import run_script
+from .running import aioblk as run_aioblk
+from .running import command, variables
+
+
+@pytest.fixture
+def added(monkeypatch: pytest.MonkeyPatch) -> list[BaseException]:
+    """What the command "added" raises, the last one first."""
+    errors: list[BaseException] = []
+
+    @click.command("added")
+    def added() -> None:
+        raise errors.pop()
+
+    original = program.get_command
+
+    def get(ctx: click.Context, name: str) -> click.Command | None:
+        return added if name == "added" else original(ctx, name)
+
+    monkeypatch.setattr(aioblk.cli.program, "COMMANDS", {**COMMANDS, "added": "Fails."})
+    monkeypatch.setattr(program, "get_command", get)
+    return errors
+
+
+def test_help_names_every_command_and_imports_none() -> None:
+    script = """
+        import sys
+        from aioblk.cli.program import COMMANDS, program
+        try:
+            program.main(["--help"])
+        except SystemExit as end:
+            assert end.code == 0
+        loaded = {f"aioblk.cli.{name}" for name in COMMANDS} | {"rich", "matplotlib", "uvloop"}
+        assert not loaded & set(sys.modules), loaded & set(sys.modules)
+    """
+    shown = run_script(script).stdout
+    for name, sentence in COMMANDS.items():
+        assert f"  {name} " in shown
+        assert sentence.split()[0] in shown
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_a_help_with_an_example(name: str) -> None:
+    result = CliRunner().invoke(program, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"aioblk {name} " in result.output.partition("Usage:")[2].partition("\n")[2]
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    done = run_aioblk("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"aioblk {version('aioblk')}\n", "")
+
+
+@pytest.mark.parametrize("arguments", [["infos"], ["info", "--jsn"], ["info", "--json", "a", "b"]])
+def test_wrong_arguments_end_with_2_and_say_what_is_right(arguments: list[str]) -> None:
+    result = CliRunner().invoke(program, arguments)
+    assert result.exit_code == 2
+    assert "Usage: aioblk" in result.stderr
+    assert result.stdout == ""
+
+
+def test_a_command_that_does_not_exist_is_told_with_the_nearest() -> None:
+    result = CliRunner().invoke(program, ["infos"])
+    assert "no command 'infos'" in result.stderr
+    assert "Did you mean info?" in result.stderr
+
+
+def test_what_does_not_open_is_a_line_on_stderr(tmp_path: Path) -> None:
+    done = run_aioblk("info", tmp_path / "nothing")
+    assert done.returncode == 1
+    assert done.stderr.startswith("aioblk: ")
+    assert done.stderr.count("\n") == 1
+    assert str(tmp_path / "nothing") in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (BlkioError("one\ntwo", errno=5), 1, "aioblk: [Errno 5] Input/output error: one two\n"),
+        (FileNotFoundError(2, "No such file", "x"), 1, "aioblk: [Errno 2] No such file: 'x'\n"),
+        (click.ClickException("three"), 1, "aioblk: three\n"),
+        (KeyboardInterrupt(), 130, "aioblk: interrupted\n"),
+        (
+            ModuleNotFoundError(name="rich.table"),
+            1,
+            "aioblk: this needs rich.table: pip install aioblk[cli]\n",
+        ),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_errors_are_a_line_and_a_status(
+    added: list[BaseException], error: BaseException, status: int, line: str
+) -> None:
+    added.append(error)
+    result = CliRunner().invoke(program, ["added"])
+    assert (result.exit_code, result.stdout) == (status, "")
+    assert result.stderr.lstrip("\n") == line
+
+
+def test_what_is_a_mistake_of_ours_has_its_traceback(added: list[BaseException]) -> None:
+    added.append(ModuleNotFoundError(name="aioblk.nothing"))
+    assert isinstance(CliRunner().invoke(program, ["added"]).exception, ModuleNotFoundError)
+
+
+def test_a_reader_that_has_gone_ends_it_as_other_programs(scratch_file: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        command("info", "--json", scratch_file),
+        stdout=writer,
+        stderr=subprocess.PIPE,
+        env={**os.environ, **variables()},
+    )
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, b"")
+
+
+def test_without_the_extra_it_says_how_to_have_it() -> None:
+    script = """
+        import runpy, sys
+        sys.modules["click"] = None
+        try:
+            runpy.run_module("aioblk", run_name="__main__")
+        except SystemExit as end:
+            assert end.code == 1
+    """
+    assert run_script(script).stderr == "aioblk: the command line needs click: pip install aioblk[cli]\n"
+
+
+def test_completion_knows_the_commands() -> None:
+    words = {"_AIOBLK_COMPLETE": "bash_complete", "COMP_WORDS": "aioblk inf", "COMP_CWORD": "1"}
+    assert "plain,info" in run_aioblk(environment=words).stdout
+
+
+# --- coroutines ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("loop", LOOPS)
+def test_a_coroutine_runs_on_the_loop_that_is_wanted(loop: LoopName) -> None:
+    async def which() -> str:
+        return type(asyncio.get_running_loop()).__module__.partition(".")[0]
+
+    assert run(which(), loop) == {"asyncio": "asyncio"}.get(loop, "uvloop")
+
+
+def test_without_uvloop_it_is_asyncio_unless_uvloop_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def which() -> str:
+        return type(asyncio.get_running_loop()).__module__
+
+    monkeypatch.setitem(sys.modules, "uvloop", None)
+    assert run(which(), "auto").startswith("asyncio")
+    with pytest.raises(ModuleNotFoundError):
+        run(which(), "uvloop")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+@pytest.mark.parametrize(
+    ("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Terminated)], ids=str
+)
+def test_signals_end_a_coroutine_in_order(
+    loop: LoopName, number: signal.Signals, raised: type[BaseException]
+) -> None:
+    ended = []
+
+    async def main() -> None:
+        try:
+            os.kill(os.getpid(), number)
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append(await asyncio.sleep(0, "in order"))
+
+    with pytest.raises(raised):
+        run(main(), loop)
+    assert ended == ["in order"]
+    assert Terminated().code == 143
