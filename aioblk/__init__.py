@@ -12,6 +12,7 @@ What lies below it, from the top down; each wing knows those under it, and none 
     cli/           programs that people run: `aioblk` on the command line; for what it needs
     testing/       devices in memory, faults, power failures, a recorder; for programs' tests
     metrics.py     what devices count, for Prometheus; by its own name, for what it needs
+    copying/       what is done with whole devices: copies, comparisons, checksums, maps of holes
     nbd/           NBD, a block device over the network: a server; by its own name
     addresses.py   open() by a name and options: above all that can be opened
     drivers/       what a user names: a class for each driver of libblkio, with its options
@@ -89,8 +90,13 @@ from .services.in_flight import InFlight, InFlightShare
 from .services.socket_stream import DisconnectedError, SocketStream
 
 if TYPE_CHECKING:
+    from .copying import Comparison, CopyProgress, CopyResult, checksum, compare, copy, extents
+
     __version__: str
     """Of the installed package."""
+
+_COPYING = {"Comparison", "CopyProgress", "CopyResult", "checksum", "compare", "copy", "extents"}
+"""What is imported when it is asked for."""
 
 
 sys.meta_path.append(FormerPaths())
@@ -103,6 +109,8 @@ def __getattr__(name: str) -> object:
         )
 
         return version("aioblk")
+    if name in _COPYING:
+        return getattr(importlib.import_module(f"{__name__}.copying"), name)
     if name in FORMER:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -127,7 +135,10 @@ __all__ = [
     "BouncePool",
     "BounceStatistics",
     "ByteView",
+    "Comparison",
     "CopyOnWrite",
+    "CopyProgress",
+    "CopyResult",
     "Device",
     "DeviceClosedError",
     "DeviceEvent",
@@ -189,6 +200,10 @@ __all__ = [
     "ZoneState",
     "ZoneType",
     "Zones",
+    "checksum",
+    "compare",
+    "copy",
+    "extents",
     "open",
     "parse_properties",
     "parse_size",
