@@ -167,14 +167,16 @@ async def copy(
             raise OptionError(f"rate must be positive, not {rate}", operation="copy")
         work.throttle(rate)
     cloned = bool(clone and not done and rate is None and not allocate and await _clone(source, destination))
-    if not cloned:
-        await work.run(destination_is_zero and not done)
-    discarded = await _discard_behind(destination, size) if discard_rest else 0
-    await work.finish()
-    if verify:
-        await _verify(source, destination, size, sizes, on_progress)
-    if kept is not None:
-        await run_blocking(kept.remove)
+    try:
+        if not cloned:
+            await work.run(destination_is_zero and not done)
+        discarded = await _discard_behind(destination, size) if discard_rest else 0
+        await work.flush()
+        if verify:
+            await _verify(source, destination, size, sizes, on_progress)
+        await work.forget_journal()
+    finally:
+        await work.aclose()
     return CopyResult(
         size=size,
         copied=work.copied,
@@ -267,7 +269,7 @@ class _Copy:
         self._done = self._next = self._start = done
         self._under_way: set[int] = set()  # where pieces begin; what has failed stays
         self._turn = asyncio.Lock()  # of who takes the next piece
-        self._checkpoints = SteadfastTasks("copy")
+        self._files = SteadfastTasks("copy")
         self._checkpointing = False
         self._unflushed = 0
         self._last_saved = time.monotonic()
@@ -298,9 +300,6 @@ class _Copy:
                 with shielded(), suppress(Exception):
                     await self._checkpoint()
             raise
-        finally:
-            with shielded():
-                await self._checkpoints.until_done()
 
     async def _plan(self) -> AsyncGenerator[Piece]:
         least = LEAST_HOLE if self._sparse else self._sizes.alignment
@@ -386,8 +385,8 @@ class _Copy:
 
     async def _checkpoint(self) -> None:
         """Steadfast: what is saved later must not come before what was saved earlier."""
-        await self._checkpoints.until_done()
-        await self._checkpoints.finish(self._flush_and_save())
+        await self._files.until_done()
+        await self._files.finish(self._flush_and_save())
 
     async def _flush_and_save(self) -> None:
         self._checkpointing, self._unflushed = True, 0
@@ -404,10 +403,19 @@ class _Copy:
         finally:
             self._checkpointing = False
 
-    async def finish(self) -> None:
+    async def flush(self) -> None:
         """Everything is durable from here on."""
         self._tell("flush", self._size)
         await self._checkpoint()
+
+    async def forget_journal(self) -> None:
+        if self._journal is not None:
+            await self._files.finish(run_blocking(self._journal.remove))
+
+    async def aclose(self) -> None:
+        """Wait until the journal is as it is to stay."""
+        with shielded():
+            await self._files.until_done()
 
     def _tell(self, phase: Phase, done: int) -> None:
         if self._on_progress is not None:
