@@ -12,7 +12,7 @@ from ..addresses import open as open_address
 from ..addresses import parse_size
 from ..errors import OptionError
 
-__all__ = ["Opener", "device_argument", "size"]
+__all__ = ["Opener", "device_argument", "rate", "size"]
 
 T = TypeVar("T")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any] | click.Command)
@@ -28,6 +28,11 @@ def _read(parse: Callable[[str], T], text: str) -> T:
 def size(text: str) -> int:
     """A number of bytes, for ``type=size``."""
     return _read(parse_size, text)
+
+
+def rate(text: str) -> float:
+    """Bytes a second, for ``type=rate``."""
+    return _read(parse_size, text.removesuffix("/s"))
 
 
 @final

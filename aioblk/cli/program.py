@@ -17,6 +17,10 @@ __all__ = ["COMMANDS", "INTERRUPTED", "program"]
 
 COMMANDS: Mapping[str, str] = {
     "info": "What a device is.",
+    "copy": "Copy a device or file to another one.",
+    "compare": "Whether two devices read as the same.",
+    "checksum": "A digest of what a device reads as.",
+    "map": "Where a device has data, and where holes.",
 }
 """Each command, which is the module of that name, with what it does."""
 

@@ -7,6 +7,8 @@ from contextlib import aclosing
 from functools import partial
 from typing import Any, NamedTuple, TypeAlias
 
+from typing_extensions import Buffer, Protocol
+
 from .._native._core import View
 from .._sync.blocking import run_blocking
 from .._sync.loops import running_loop
@@ -24,6 +26,13 @@ __all__ = ["checksum"]
 Progress: TypeAlias = Callable[[int, int], object]
 
 ZEROES = bytes(1 << 20)
+
+
+class _Digest(Protocol):
+    """One of hashlib's."""
+
+    def update(self, data: Buffer, /) -> None: ...
+    def hexdigest(self) -> str: ...
 
 
 class _Read(NamedTuple):
@@ -71,7 +80,7 @@ async def checksum(
     return digest.hexdigest()
 
 
-def _new(algorithm: str) -> "hashlib._Hash":
+def _new(algorithm: str) -> _Digest:
     try:
         digest = hashlib.new(algorithm)
         digest.copy().hexdigest()  # of some it wants to be told how long it is to be
@@ -89,7 +98,7 @@ async def _read_all(
     start: int,
     end: int,
     sizes: Sizes,
-    digest: "hashlib._Hash",
+    digest: _Digest,
     hashing: SteadfastTasks,
 ) -> AsyncGenerator[int]:
     """How far it has come."""
@@ -123,7 +132,7 @@ async def _read_all(
                 await hashing.until_done()  # before the memory goes
 
 
-def _update(digest: "hashlib._Hash", length: int, buffer: View | None) -> None:
+def _update(digest: _Digest, length: int, buffer: View | None) -> None:
     if buffer is not None:
         digest.update(buffer[:length])
         return

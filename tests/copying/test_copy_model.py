@@ -3,6 +3,7 @@
 import asyncio
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
@@ -106,7 +107,7 @@ async def test_zeroes_are_written_nowhere_on_what_is_zero(
 # --- errors and cancellation --------------------------------------------------------------------------------
 
 
-def small() -> dict[str, int]:
+def small() -> Any:
     return {"request_size": 4096, "depth": 3}
 
 
@@ -166,7 +167,7 @@ async def test_a_copy_is_cancelled_anywhere_and_goes_on_later(
     assert not journal.exists()
 
 
-async def is_cancelled(task: "asyncio.Task[object]") -> bool:
+async def is_cancelled(task: "asyncio.Task[Any]") -> bool:
     try:
         await task
     except asyncio.CancelledError:
