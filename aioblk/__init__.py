@@ -12,9 +12,9 @@ What lies below it, from the top down; each wing knows those under it, and none 
     cli/           programs that people run: `aioblk` on the command line; for what it needs
     testing/       devices in memory, faults, power failures, a recorder; for programs' tests
     metrics.py     what devices count, for Prometheus; by its own name, for what it needs
+    addresses/     open() by an address: above all that can be opened
     copying/       what is done with whole devices: copies, comparisons, checksums, maps of holes
     nbd/           NBD, a block device over the network: a server; by its own name
-    addresses.py   open() by a name and options: above all that can be opened
     drivers/       what a user names: a class for each driver of libblkio, with its options
     layers/        what a block device is, and what lies over any: any bytes, zones, parts, mirrors
     services/      what services have beside devices: limits of what is in flight, streams of messages
@@ -58,7 +58,16 @@ from ._queues.blocking import BlockingQueue
 from ._queues.queue import Queue
 from ._queues.statistics import OperationStatistics, QueueStatistics
 from ._sync.wait_queue import WaitQueue, WaitQueueStatistics
-from .addresses import open, parse_properties, parse_size
+from .addresses import (
+    Address,
+    Openable,
+    open,
+    parse_address,
+    parse_duration,
+    parse_properties,
+    parse_rate,
+    parse_size,
+)
 from .drivers import IoUring, NvmeIoUring, VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa
 from .errors import (
     AlignmentError,
@@ -121,6 +130,7 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "Address",
     "AlignmentError",
     "Arena",
     "ArenaAttachment",
@@ -166,6 +176,7 @@ __all__ = [
     "MemoryRegion",
     "Mirror",
     "NvmeIoUring",
+    "Openable",
     "OperationStatistics",
     "OptionError",
     "Partition",
@@ -205,7 +216,10 @@ __all__ = [
     "copy",
     "extents",
     "open",
+    "parse_address",
+    "parse_duration",
     "parse_properties",
+    "parse_rate",
     "parse_size",
     "partitions",
 ]

@@ -152,7 +152,7 @@ async def print_records(log: LogStore, first: int) -> None:
         put_out()
 
 
-async def run(device: aioblk.Device, options: argparse.Namespace) -> int:
+async def run(device: aioblk.Openable, options: argparse.Namespace) -> int:
     async with device:
         if options.command == "format":
             await LogStore.format(device, force=options.force)
@@ -215,12 +215,12 @@ def main() -> None:
         properties = aioblk.parse_properties(options.driver, options.properties)
         options.device = properties.get("path", options.driver)
         try:
-            status = asyncio.run(run(aioblk.open(options.driver, **properties), options))
+            status = asyncio.run(run(aioblk.open(str(options.driver), **properties), options))
         except OccupiedError as error:
             if not may_overwrite(options.device, error):
                 raise
             options.force = True
-            status = asyncio.run(run(aioblk.open(options.driver, **properties), options))
+            status = asyncio.run(run(aioblk.open(str(options.driver), **properties), options))
     except LogError as error:
         complain(f"{options.device}: {error}")
     except OSError as error:

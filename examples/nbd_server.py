@@ -60,7 +60,8 @@ def main() -> None:
     logging.getLogger("aioblk.device").propagate = False  # the server says itself what becomes of the device
     hold_standard_descriptors()
     try:
-        device = aioblk.open(options.driver, **aioblk.parse_properties(options.driver, options.properties))
+        properties = aioblk.parse_properties(options.driver, options.properties)
+        device = aioblk.open(str(options.driver), **properties)
         with asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner:
             status = runner.run(run(device, options))
     except OSError as error:
@@ -84,7 +85,7 @@ def loop_factory(name: str | None) -> Callable[[], asyncio.AbstractEventLoop] | 
     return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
 
 
-async def run(device: aioblk.Device, options: argparse.Namespace) -> int:
+async def run(device: aioblk.Openable, options: argparse.Namespace) -> int:
     """Open the device and serve it; the exit status."""
     ending = Ending(device, options.drain)
     async with device:

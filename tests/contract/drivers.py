@@ -282,6 +282,8 @@ class Opener:
 
     def __call__(self, **properties: Any) -> aioblk.Device:
         """A device that is not yet open, with the properties given."""
-        return aioblk.open(
+        device = aioblk.open(
             self.driver.libblkio_name, **{"path": str(self.path), **self.driver.options, **properties}
         )
+        assert isinstance(device, aioblk.Device)
+        return device

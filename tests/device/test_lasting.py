@@ -157,7 +157,7 @@ async def test_a_device_that_its_queue_keeps_notices_a_loss(storage_daemon: Stor
 
 
 async def test_a_device_and_its_queues_end_together_once_nobody_holds_any(two_queues: Target) -> None:
-    device = await aioblk.open(two_queues.driver, path=two_queues.path, num_queues=2).open()
+    device = await two_queues.device(num_queues=2).open()
     queue = device.queue(1)
     await queue.read(0, BLOCK)
     del device, queue
@@ -223,7 +223,7 @@ BINDINGS: dict[str, Callable[[aioblk.Device], object]] = {
 
 @pytest.mark.parametrize("binding", BINDINGS)
 async def test_a_lost_device_has_no_queues(two_queues: Target, binding: str) -> None:
-    async with aioblk.open(two_queues.driver, path=two_queues.path, num_queues=2) as device:
+    async with two_queues.device(num_queues=2) as device:
         device.abandon("for a test")
 
         async def bind() -> None:
@@ -241,7 +241,7 @@ async def test_a_lost_device_has_no_queues(two_queues: Target, binding: str) -> 
 
 
 async def test_another_thread_cannot_bind_a_queue_of_a_lost_device(two_queues: Target) -> None:
-    async with aioblk.open(two_queues.driver, path=two_queues.path, num_queues=2) as device:
+    async with two_queues.device(num_queues=2) as device:
         device.abandon()
 
         async def bind() -> None:
@@ -255,7 +255,7 @@ async def test_a_blocking_queue_bound_while_the_device_is_lost_is_given_back(
     two_queues: Target, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The loss comes between its being made and its being bound."""
-    async with aioblk.open(two_queues.driver, path=two_queues.path, num_queues=2) as device:
+    async with two_queues.device(num_queues=2) as device:
         made = aioblk.BlockingQueue.__init__
 
         def make_and_lose(queue: aioblk.BlockingQueue, *args: Any, **options: Any) -> None:

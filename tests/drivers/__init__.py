@@ -1,1 +1,1 @@
-"""What a user names: the driver classes, their options, and opening by name."""
+"""What a user names: the driver classes and their options."""

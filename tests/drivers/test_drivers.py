@@ -1,15 +1,13 @@
-"""The driver classes: their options, what is refused before libblkio is asked, and the text-driven door."""
+"""The driver classes: their options, and what is refused before libblkio is asked."""
 
 import errno
 import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-import aioblk
 from aioblk import (
     BlkioError,
     Device,
@@ -239,106 +237,3 @@ async def test_more_queues_than_the_device_has_are_refused(storage_daemon: Stora
 async def test_poll_queues_where_there_are_none_are_refused(scratch_file: Path) -> None:
     with pytest.raises(BlkioError, match="Poll queues not supported"):
         await IoUring(scratch_file, num_poll_queues=1).open()
-
-
-# --- the text-driven door -----------------------------------------------------------------------------------
-
-
-async def test_text_opens_a_device(scratch_file: Path) -> None:
-    device = aioblk.open(
-        "io_uring", path=str(scratch_file), direct="true", num_queues="2", num_entries="0x40"
-    )
-    assert isinstance(device, IoUring)
-    async with device:
-        assert device.properties["direct"] is True
-        assert device.properties["num-queues"] == 2
-        assert device.properties["num-entries"] == 64
-
-
-def test_names_are_spelt_with_dashes_or_underscores() -> None:
-    assert isinstance(aioblk.open("nvme-io_uring", path="x", **{"num-queues": 1}), NvmeIoUring)
-    assert isinstance(aioblk.open("NVME_IO_URING", path="x", read_only=True), NvmeIoUring)
-    assert isinstance(
-        aioblk.open("virtio-blk-vhost-user", path="x", **{"queue-size": "1K"}), VirtioBlkVhostUser
-    )
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [
-        ("65536", 1 << 16),
-        ("64k", 1 << 16),
-        ("64 KiB", 1 << 16),
-        ("1M", 1 << 20),
-        ("0x10000", 1 << 16),
-        ("1TiB", 1 << 40),
-    ],
-)
-def test_numbers_may_have_units(text: str, value: int) -> None:
-    options: Any = aioblk.open("io_uring", path="x", bounce_pool_size=text)
-    assert options._options.bounce_pool_size == value
-
-
-@pytest.mark.parametrize("text", ["true", "Yes", "ON", "1", "false", "no", "off", "0"])
-def test_switches_have_the_usual_words(text: str) -> None:
-    options: Any = aioblk.open("io_uring", path="x", direct=text)
-    assert options._options.before_connect["direct"] is (text.lower() in {"true", "yes", "on", "1"})
-
-
-@pytest.mark.parametrize(
-    ("driver", "properties", "message"),
-    [
-        ("iouring", {}, "no driver 'iouring'; there are io_uring, nvme-io_uring, .* Did you mean io_uring"),
-        ("zzz", {}, "no driver 'zzz'; there are io_uring, .*virtio-blk-vfio-pci.$"),
-        ("io_uring", {"path": "x", "driect": "on"}, "no property 'driect'; .* Did you mean direct"),
-        (
-            "io_uring",
-            {"path": "x", "queue-size": 8},
-            "no property 'queue-size'; there are path, fd, create, direct",
-        ),
-        ("io_uring", {"path": "x", "capacity": 8}, "no property 'capacity'"),
-        ("io_uring", {"path": "x", "direct": "maybe"}, "direct must be true or false, not 'maybe'"),
-        ("io_uring", {"path": "x", "num_queues": "1x"}, "num_queues must be a number"),
-        ("io_uring", {"path": "x", "num_queues": "-1"}, "num_queues must be a number"),
-        ("io_uring", {"path": "x", "num_queues": 1, "num-queues": 1}, "property num_queues is given twice"),
-        ("io_uring", {}, "path or fd is needed"),
-        ("virtio-blk-vhost-user", {}, "property path is needed"),
-        ("virtio-blk-vhost-user", {"path": "x", "queue_size": "2"}, "queue_size must be from 4"),
-    ],
-)
-def test_text_that_means_nothing_is_refused(driver: str, properties: dict[str, object], message: str) -> None:
-    refuses(aioblk.open, message, driver, **properties)
-
-
-def test_properties_of_a_command_line() -> None:
-    arguments = ["path=a=b", "direct=on", "num-queues=2", "bounce_pool_size=1MiB"]
-    properties = aioblk.parse_properties("io_uring", arguments)
-    assert properties == {"path": "a=b", "direct": True, "num_queues": 2, "bounce_pool_size": 1 << 20}
-    assert isinstance(aioblk.open("io_uring", **properties), IoUring)
-    assert aioblk.parse_properties("virtio-blk-vhost-user", ["path="]) == {"path": ""}
-    assert aioblk.parse_properties("nvme-io_uring", []) == {}
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["path"], "'path' is not of the form PROPERTY=VALUE"),
-        (["=x"], "'=x' is not of the form"),
-        (["dirct=on"], "no property 'dirct'; .* Did you mean direct"),
-        (["direct=perhaps"], "direct must be true or false, not 'perhaps'"),
-        (["num-queues=many"], "num_queues must be a number .* not 'many'"),
-        (["path=x", "path=y"], "property path is given twice"),
-    ],
-)
-def test_command_lines_that_mean_nothing_are_refused(arguments: list[str], message: str) -> None:
-    refuses(aioblk.parse_properties, message, "io_uring", arguments)
-    refuses(aioblk.parse_properties, "Did you mean io_uring", "io_urin", arguments)
-
-
-def test_sizes() -> None:
-    assert [aioblk.parse_size(text) for text in ("0", "512", " 4k ", "0x10", "2GiB")] == [
-        *(0, 512, 4096, 16, 2 << 30)
-    ]
-    for text in ("", "k", "-1", "1.5M", "lots", "1P"):
-        with pytest.raises(ValueError, match="is not a size"):
-            aioblk.parse_size(text)

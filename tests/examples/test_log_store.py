@@ -365,7 +365,7 @@ def test_killed_at_any_moment(
     assert durable > LIVES, f"seed {seed}"
 
 
-async def recover(device: aioblk.Device, life: Life | None, known: int) -> int:
+async def recover(device: aioblk.Openable, life: Life | None, known: int) -> int:
     """Check what a life has added to the *known* records, or begin with none; how many there are."""
     async with device:
         if life is None:

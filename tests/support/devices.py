@@ -38,7 +38,9 @@ class Target:
 
     def device(self, **options: Any) -> aioblk.Device:
         """A device that is not open yet."""
-        return aioblk.open(self.driver, path=self.path, **options)
+        device = aioblk.open(self.driver, path=self.path, **options)
+        assert isinstance(device, aioblk.Device)
+        return device
 
     @property
     def is_file(self) -> bool:

@@ -565,6 +565,7 @@ async def main() -> None:
     sys.unraisablehook = lambda _: None
     gc.freeze()  # spares the many collections what has been imported
     async with aioblk.open(sys.argv[1], path=sys.argv[2], bounce_pool_size=1 << 18) as device:
+        assert isinstance(device, aioblk.Device)
         request = device.read(0, 1 << 18)
         await request
         refuse_the_first_hash(request)

@@ -1,0 +1,1 @@
+"""Devices by their addresses: text, what it means, and what it opens."""
