@@ -9,9 +9,7 @@ from typing import Any
 import click
 
 from .._sync.blocking import run_blocking
-from ..copying import CopyProgress, CopyResult, copy
-from ..copying._journal import sync_directory
-from ..copying._place import in_use_by
+from ..copying import CopyProgress, CopyResult, copy, sync_directory
 from ..errors import BlkioError, OptionError
 from .parameters import Opener, device_argument, rate, size
 from .places import Place
@@ -66,6 +64,12 @@ PHASES = {"copy": "copying", "flush": "flushing", "verify": "verifying"}
     "--request-size", type=size, metavar="SIZE", help="The length of requests; else what suits both."
 )
 @click.option("--depth", type=click.IntRange(1, 1024), help="Requests at a time.")
+@click.option(
+    "--lock/--no-lock",
+    default=True,
+    show_default=True,
+    help="Whether files and disks are locked meanwhile, as QEMU does it, and refused if somebody else has.",
+)
 @progress_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing but errors.")
 @click.option("--json", "as_json", is_flag=True, help="Print what was done as JSON.")
@@ -73,6 +77,7 @@ def command(
     source: Opener,
     destination: Opener,
     overwrite: bool,
+    lock: bool,
     progress: bool | None,
     quiet: bool,
     as_json: bool,
@@ -89,7 +94,7 @@ def command(
         aioblk copy --resume copy.state /dev/sdb backup.img
     """
     wanted = False if quiet else progress
-    result = run(_copy(source, destination, overwrite, wanted, options))
+    result = run(_copy(source, destination, overwrite, lock, wanted, options))
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result), indent=2))
     elif not quiet:
@@ -99,14 +104,21 @@ def command(
 
 
 async def _copy(
-    source: Opener, destination: Opener, overwrite: bool, progress: bool | None, options: dict[str, Any]
+    source: Opener,
+    destination: Opener,
+    overwrite: bool,
+    lock: bool,
+    progress: bool | None,
+    options: dict[str, Any],
 ) -> CopyResult:
     place = Place(destination)
     _refuse_unless_safe(destination, place, overwrite or is_there(options["journal"]))
+    open_source = source.locked if lock else source
+    open_destination = destination.locked if lock else destination
     async with AsyncExitStack() as resources:
-        ours = await resources.enter_async_context(source(read_only=True))
-        made = {"create": ours.capacity} if place.is_missing else {}
-        theirs = await resources.enter_async_context(destination(**made))
+        ours = await resources.enter_async_context(open_source(read_only=True))
+        made = {"create": ours.capacity} if place.can_be_made else {}
+        theirs = await resources.enter_async_context(open_destination(**made))
         told = await resources.enter_async_context(meter(progress))
         last: CopyProgress | None = None
 
@@ -131,9 +143,7 @@ async def _copy(
 
 
 def _refuse_unless_safe(destination: Opener, place: Place, overwrite: bool) -> None:
-    if place.path is None:
-        return
-    if (user := in_use_by(place.path)) is not None:
+    if (user := place.user()) is not None:
         raise click.ClickException(f"{destination.address} is not written to: {user}")
     if place.has_content and not overwrite:
         raise click.ClickException(f"{destination.address} is there already; --overwrite writes over it")

@@ -7,9 +7,8 @@ from typing import Any, TypeVar, final
 import click
 from click.shell_completion import CompletionItem
 
-from .._device.device import Device
+from ..addresses import Openable, parse_rate, parse_size
 from ..addresses import open as open_address
-from ..addresses import parse_size
 from ..errors import OptionError
 
 __all__ = ["Opener", "device_argument", "rate", "size"]
@@ -32,7 +31,7 @@ def size(text: str) -> int:
 
 def rate(text: str) -> float:
     """Bytes a second, for ``type=rate``."""
-    return _read(parse_size, text.removesuffix("/s"))
+    return _read(parse_rate, text)
 
 
 @final
@@ -42,9 +41,17 @@ class Opener:
 
     address: str
 
-    def __call__(self, **properties: object) -> Device:
-        """With properties beside those of the address, which are stronger than it."""
-        return open_address("io_uring", path=self.address, **properties)
+    def __call__(self, **properties: object) -> Openable:
+        """With properties beside those of the address, which they must not contradict."""
+        return open_address(self.address, **properties)
+
+    def locked(self, **properties: object) -> Openable:
+        """The same; where others could use it at the same time and it can be locked, it is. What an address
+        says of that counts more."""
+        try:
+            return self(lock="auto", **properties)
+        except OptionError:  # it is told again, if it is of anything else
+            return self(**properties)
 
 
 def device(text: str) -> Opener:
