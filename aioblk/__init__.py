@@ -99,12 +99,12 @@ from .services.in_flight import InFlight, InFlightShare
 from .services.socket_stream import DisconnectedError, SocketStream
 
 if TYPE_CHECKING:
-    from .copying import Comparison, CopyProgress, CopyResult, checksum, compare, copy, extents
+    from .copying import Comparison, CopyProgress, CopyResult, checksum, compare, copy, map_extents
 
     __version__: str
     """Of the installed package."""
 
-_COPYING = {"Comparison", "CopyProgress", "CopyResult", "checksum", "compare", "copy", "extents"}
+_COPYING = {"Comparison", "CopyProgress", "CopyResult", "checksum", "compare", "copy", "map_extents"}
 """What is imported when it is asked for."""
 
 
@@ -214,7 +214,7 @@ __all__ = [
     "checksum",
     "compare",
     "copy",
-    "extents",
+    "map_extents",
     "open",
     "parse_address",
     "parse_duration",

@@ -9,7 +9,7 @@ from contextlib import aclosing
 import click
 
 from .._device.extents import Extent, ExtentKind
-from ..copying import extents
+from ..copying import map_extents
 from .parameters import Opener, device_argument, size
 from .progress import meter, progress_option, size_text
 from .running import run
@@ -56,7 +56,7 @@ def command(
         found: list[Extent] = []
         async with device(read_only=True) as dev, meter(progress) as told:
             end = dev.capacity if length is None else offset + length
-            async with aclosing(extents(dev, offset, length, detect_zeroes=detect_zeroes)) as coming:
+            async with aclosing(map_extents(dev, offset, length, detect_zeroes=detect_zeroes)) as coming:
                 async for extent in coming:
                     found.append(extent)
                     told.tell("looking", extent.end - offset, end - offset)

@@ -4,7 +4,7 @@ from ._journal import sync_directory
 from ._place import in_use_by
 from .comparison import Comparison, compare
 from .digest import checksum
-from .listing import extents
+from .listing import map_extents
 from .transfer import CopyProgress, CopyResult, copy
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "checksum",
     "compare",
     "copy",
-    "extents",
     "in_use_by",
+    "map_extents",
     "sync_directory",
 ]

@@ -6,6 +6,7 @@ import os
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TypeVar
 
 from .._sync.blocking import BlockingCall
@@ -40,14 +41,15 @@ def _clone(source: int, destination: int) -> bool:
     return True
 
 
-async def forget_pages(file: int) -> None:
-    """Have the page cache forget what is on stable storage, so that reading it again means that."""
+async def forget_pages(file: int, offset: int = 0, length: int = 0) -> None:
+    """Have the page cache forget what is on stable storage, up to the end for a length of 0: reading it again
+    means that then, and the memory is there for something else."""
     with suppress(OSError):
-        await _in_thread(_forget, file)
+        await _in_thread(partial(_forget, offset, length), file)
 
 
-def _forget(file: int) -> None:
-    os.posix_fadvise(file, 0, 0, os.POSIX_FADV_DONTNEED)
+def _forget(offset: int, length: int, file: int) -> None:
+    os.posix_fadvise(file, offset, length, os.POSIX_FADV_DONTNEED)
 
 
 async def _in_thread(function: Callable[..., T], *files: int) -> T:

@@ -15,12 +15,12 @@ from ._in_order import in_order
 from ._memory import shared_buffers
 from ._pieces import Piece, any_bytes, pieces_of, sizes_for, stretches
 
-__all__ = ["extents"]
+__all__ = ["map_extents"]
 
 _Runs: TypeAlias = list[tuple[int, int, bool]]
 
 
-def extents(
+def map_extents(
     device: BlockDevice, offset: int = 0, length: int | None = None, *, detect_zeroes: int = 0
 ) -> AsyncGenerator[Extent]:
     """What an open device has from *offset* on, for *length* bytes or up to the end: data and holes in turn.
@@ -32,7 +32,7 @@ def extents(
     Raises at the call:
         OptionError: the range is not one of the device, or the number is negative.
     """
-    running_loop("extents")
+    running_loop("map_extents")
     require_block_device(device)
     end = end_of_stretch("extents", device.capacity, offset, length, operation="extents")
     if detect_zeroes < 0:

@@ -32,7 +32,7 @@ __all__ = ["CopyProgress", "CopyResult", "copy"]
 
 Phase: TypeAlias = Literal["copy", "flush", "verify"]
 
-FLUSHED_AT_ONCE = 64 << 20  # bytes: the page cache writes them out beside the copy, and not at its end
+FLUSHED_AT_ONCE = 32 << 20  # bytes: they are written out beside the copy, and not at its end
 SAVED_EVERY = 2.0  # seconds, where there is a journal
 DISCARDED_AT_ONCE = 1 << 30  # bytes
 
@@ -274,6 +274,8 @@ class _Copy:
         self._unflushed = 0
         self._last_saved = time.monotonic()
         self._flush_failed = False
+        self._file = file_of(destination)
+        self._forgotten = done  # by the page cache, which would otherwise be full of what nobody reads
         self.copied = self.zeroed = self.skipped = 0
 
     def throttle(self, rate: float) -> None:
@@ -394,6 +396,9 @@ class _Copy:
         try:
             with _of("destination"):
                 await self._destination.flush()
+            if self._file is not None and done > self._forgotten:
+                await forget_pages(self._file, self._forgotten, done - self._forgotten)
+                self._forgotten = done
             if self._journal is not None:
                 await run_blocking(partial(self._journal.save, done))
                 self._last_saved = time.monotonic()

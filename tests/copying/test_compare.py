@@ -105,7 +105,7 @@ async def test_a_map_goes_over_everything_and_its_holes_are_zeroes(
 ) -> None:
     device = await device_with(content, side)
     all_of_it = device.content()
-    async with aclosing(aioblk.extents(device, detect_zeroes=unit)) as found:
+    async with aclosing(aioblk.map_extents(device, detect_zeroes=unit)) as found:
         stretches = [extent async for extent in found]
     assert b"".join(all_of_it[each.offset : each.end] for each in stretches) == all_of_it
     for each in stretches:
@@ -118,7 +118,7 @@ async def test_a_map_goes_over_everything_and_its_holes_are_zeroes(
 
 
 async def look_for_zeroes(device: aioblk.BlockDevice) -> None:
-    async with aclosing(aioblk.extents(device, detect_zeroes=512)) as found:
+    async with aclosing(aioblk.map_extents(device, detect_zeroes=512)) as found:
         _ = [extent async for extent in found]
 
 
@@ -146,7 +146,7 @@ async def test_an_error_of_each_read_is_told(work: Callable[[aioblk.BlockDevice]
 async def test_numbers_that_make_no_sense_are_refused() -> None:
     device = MemoryDevice(4096)
     with pytest.raises(aioblk.OptionError, match="detect_zeroes must not be negative"):
-        aioblk.extents(device, detect_zeroes=-1)
+        aioblk.map_extents(device, detect_zeroes=-1)
     for wrong in ({"depth": 0}, {"request_size": -1}):
         with pytest.raises(aioblk.OptionError, match="must be positive"):
             await aioblk.checksum(device, **wrong)  # type: ignore[arg-type]
