@@ -134,8 +134,9 @@ async def _copy(
                 await run_blocking(lambda: sync_directory(place.path or ""))
             return result
         except BaseException as error:
-            if last is None and made and isinstance(error, OptionError):
-                os.unlink(place.path or "")
+            is_kept = is_there(options["journal"]) and not isinstance(error, OptionError)
+            if last is None and made and not is_kept:
+                os.unlink(place.path or "")  # nothing of it was copied
             elif last is not None and last.phase == "copy":
                 _say_what_is_kept(destination, last, options["journal"])
             _name_the_side(error, source, destination)

@@ -14,6 +14,7 @@ from ._place import file_of, place_of
 __all__ = ["Identity", "Journal", "identity_of"]
 
 KIND = "aioblk copy, version 1"
+LARGEST = 1 << 16  # bytes
 
 Identity: TypeAlias = dict[str, Any]
 
@@ -52,7 +53,8 @@ class Journal:
             OptionError: the file is no journal, or that of another copy: it is left as it is.
         """
         try:
-            found = json.loads(self.path.read_bytes())
+            with self.path.open("rb") as file:
+                found = json.loads(file.read(LARGEST))  # it may be a disk, by mistake
         except FileNotFoundError:
             return 0
         except ValueError:

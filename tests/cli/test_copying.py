@@ -74,6 +74,8 @@ def test_what_is_refused_leaves_nothing_behind(source: Path) -> None:
         "copy", "--sparse", "1000", "io_uring:disk.img?direct=on", "new.img", status=1
     )
     assert "No such file" in typed("copy", "missing.img", "new.img", status=1)
+    assert "no journal" in typed("copy", "--resume", "disk.img", "disk.img", "new.img", status=1)
+    assert source.stat().st_size == 2 * MIB + 100
     assert not Path("new.img").exists()
     typed("copy", "--rate", "fast", "disk.img", "new.img", status=2)
 
