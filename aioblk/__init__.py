@@ -13,6 +13,7 @@ What lies below it, from the top down; each wing knows those under it, and none 
     testing/       devices in memory, faults, power failures, a recorder; for programs' tests
     metrics.py     what devices count, for Prometheus; by its own name, for what it needs
     addresses/     open() by an address: above all that can be opened
+    copying/       what is done with whole devices: copies, comparisons, checksums, maps of holes
     nbd/           NBD, a block device over the network: a server; by its own name
     drivers/       what a user names: a class for each driver of libblkio, with its options
     layers/        what a block device is, and what lies over any: any bytes, zones, parts, mirrors
@@ -101,8 +102,13 @@ from .services.socket_stream import DisconnectedError, SocketStream
 from .services.tls_stream import TlsStream
 
 if TYPE_CHECKING:
+    from .copying import Comparison, CopyProgress, CopyResult, checksum, compare, copy, map_extents
+
     __version__: str
     """Of the installed package."""
+
+_COPYING = {"Comparison", "CopyProgress", "CopyResult", "checksum", "compare", "copy", "map_extents"}
+"""What is imported when it is asked for."""
 
 
 sys.meta_path.append(FormerPaths())
@@ -115,6 +121,8 @@ def __getattr__(name: str) -> object:
         )
 
         return version("aioblk")
+    if name in _COPYING:
+        return getattr(importlib.import_module(f"{__name__}.copying"), name)
     if name in FORMER:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -140,7 +148,10 @@ __all__ = [
     "BouncePool",
     "BounceStatistics",
     "ByteView",
+    "Comparison",
     "CopyOnWrite",
+    "CopyProgress",
+    "CopyResult",
     "Device",
     "DeviceClosedError",
     "DeviceEvent",
@@ -206,6 +217,10 @@ __all__ = [
     "ZoneState",
     "ZoneType",
     "Zones",
+    "checksum",
+    "compare",
+    "copy",
+    "map_extents",
     "open",
     "parse_address",
     "parse_duration",

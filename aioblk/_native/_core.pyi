@@ -288,6 +288,13 @@ _T = TypeVar("_T")
 def move_pairs(pairs: tuple[tuple[int, _T], ...], start: int, size: int, /) -> list[tuple[int, _T]] | None:
     """The same of (offset, length or buffer) pairs. None: not all of them are known to lie within."""
 
+def zero_runs(buffer: BytesLike, unit: int, /) -> list[tuple[int, int, bool]]:
+    """All of a buffer as (start, end, whether it is zeroes), in order, told apart in units of so many bytes,
+    a positive number. The last unit may be shorter."""
+
+def differing_runs(one: BytesLike, other: BytesLike, unit: int, /) -> list[tuple[int, int]]:
+    """What differs in two buffers, as far as both go, as (start, end) in order, in units as above."""
+
 @final
 class Allocator:
     """Carves [0, size) into buffers; its own records lie outside the memory it hands out."""

@@ -20,6 +20,10 @@ __all__ = ["COMMANDS", "INTERRUPTED", "program"]
 COMMANDS: Mapping[str, str] = {
     "info": "What this machine can run; what a device is.",
     "bench": "How fast a device is, and how long requests take.",
+    "copy": "Copy a device or file to another one.",
+    "compare": "Whether two devices read as the same.",
+    "checksum": "A digest of what a device reads as.",
+    "map": "Where a device has data, and where holes.",
     "serve": "Serve devices over NBD.",
 }
 """Each command, which is the module of that name, with what it does."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import copies
 from benchmarks.bars import judge
 from benchmarks.journal import Journal
 from benchmarks.model import CASES, Cell, Record, Run, Sample
@@ -111,3 +112,15 @@ def test_each_slot_goes_through_the_whole_device() -> None:
     orders = job.orders(128)
     assert [sorted(order) for order in orders] == [sorted([*range(0, 64 * 4096, 4096)] * 2)] * 4
     assert len({order[0] for order in orders}) == 4
+
+
+def test_a_copy_is_compared_with_that_of_the_same_round() -> None:
+    samples = {
+        "file to file": {
+            "aioblk": [copies.Sample(1.0, 0.5), copies.Sample(2.0, 0.5), copies.Sample(4.0, 0.5)],
+            "cp": [copies.Sample(2.0, 1.0), copies.Sample(3.0, 1.0), copies.Sample(16.0, 1.0)],
+        }
+    }
+    [ours, theirs] = copies.grid(samples, 1 << 30, 3).rows
+    assert ours == ["file to file", "aioblk", "2.00", "512", "0.50", ""]
+    assert theirs[-1] == "2.00 [1.50-4.00]"

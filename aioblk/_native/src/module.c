@@ -60,6 +60,8 @@ static int core_exec(PyObject *module)
 
 static PyMethodDef core_functions[] = {
     {"move_pairs", move_pairs, METH_VARARGS, "Pairs with their offsets moved; None: not all are known to lie within."},
+    {"zero_runs", zero_runs, METH_VARARGS, "Which units of a buffer are zeroes."},
+    {"differing_runs", differing_runs, METH_VARARGS, "Which units of two buffers differ."},
     {NULL},
 };
 

@@ -36,6 +36,14 @@ extern PyTypeObject Moved_Type;
 RUNS_PYTHON PyObject *move_pairs(PyObject *module, PyObject *args);
 
 /*
+ * ---- content.c: zeroes in a buffer, and what two differ in ----
+ */
+/* (buffer, unit): [(start, end, whether they are zeroes), ...] of the whole buffer, told apart by units of so many bytes. */
+RUNS_PYTHON PyObject *zero_runs(PyObject *module, PyObject *args);
+/* (one, other, unit): [(start, end), ...], units of so many bytes, as far as both go. */
+RUNS_PYTHON PyObject *differing_runs(PyObject *module, PyObject *args);
+
+/*
  * ---- batch.c: many transfers with one awaitable ----
  *
  * Every item is checked and planned before the first is submitted. From there on a batch is a request with many parts.

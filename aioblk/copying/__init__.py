@@ -1,0 +1,20 @@
+"""What is done with whole devices: copying, comparing, checksums, and where they have data."""
+
+from ._journal import sync_directory
+from ._place import in_use_by
+from .comparison import Comparison, compare
+from .digest import checksum
+from .listing import map_extents
+from .transfer import CopyProgress, CopyResult, copy
+
+__all__ = [
+    "Comparison",
+    "CopyProgress",
+    "CopyResult",
+    "checksum",
+    "compare",
+    "copy",
+    "in_use_by",
+    "map_extents",
+    "sync_directory",
+]

@@ -1,0 +1,106 @@
+"""What of a copy is done, in a file, so that another process can go on with it."""
+
+import contextlib
+import json
+import os
+import stat
+from pathlib import Path
+from typing import Any, TypeAlias, cast, final
+
+from ..errors import BlkioError, OptionError
+from ..layers.block_device import BlockDevice
+from ._place import file_of, place_of
+
+__all__ = ["Identity", "Journal", "identity_of"]
+
+KIND = "aioblk copy, version 1"
+LARGEST = 1 << 16  # bytes
+
+Identity: TypeAlias = dict[str, Any]
+
+
+def identity_of(device: BlockDevice, *, is_source: bool) -> Identity:
+    """What tells a device from another one, and from itself after a change, as far as can be told.
+
+    Of a destination, what copying changes is left out.
+    """
+    identity: Identity = {"size": device.capacity} if is_source else {}
+    file = file_of(device)
+    if file is None:
+        what = place_of(device).what
+        # an object's number says nothing to another process
+        return identity | ({"name": list(what)} if isinstance(what[0], str) else {})
+    status = os.fstat(file)
+    if stat.S_ISBLK(status.st_mode):
+        return identity | {"disk": f"{os.major(status.st_rdev)}:{os.minor(status.st_rdev)}"}
+    identity["file"] = [status.st_dev, status.st_ino]
+    return identity | ({"modified": status.st_mtime_ns} if is_source else {})
+
+
+@final
+class Journal:
+    """The file, which is there from when the copy begins until it is done."""
+
+    def __init__(self, path: str | os.PathLike[str], source: Identity, destination: Identity) -> None:
+        """Nothing is read or written yet."""
+        self.path = Path(path)
+        self._sides = {"source": source, "destination": destination}
+
+    def load(self) -> int:
+        """How many bytes from the beginning are done; 0: there is no journal yet.
+
+        Raises:
+            OptionError: the file is no journal, or that of another copy: it is left as it is.
+        """
+        try:
+            with self.path.open("rb") as file:
+                found = json.loads(file.read(LARGEST))  # it may be a disk, by mistake
+        except FileNotFoundError:
+            return 0
+        except ValueError:
+            found = None
+        if not isinstance(found, dict) or cast(Identity, found).get("kind") != KIND:
+            raise self._wrong("it is no journal of a copy; name another file")
+        entries = cast(Identity, found)
+        for side, identity in self._sides.items():
+            if entries.get(side) != identity:
+                raise self._wrong(
+                    f"it is of a copy whose {side} was another one, or has been changed since"
+                    f" ({entries.get(side)}, and is {identity}); remove it to copy anew"
+                )
+        return int(entries["done"])
+
+    def save(self, done: int) -> None:
+        """It takes the place of the one before as a whole, or not at all, and is on stable storage."""
+        text = json.dumps({"kind": KIND, **self._sides, "done": done})
+        new = self.path.with_name(f".{self.path.name}.new")
+        with new.open("w") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        new.replace(self.path)
+        sync_directory(self.path)
+
+    def remove(self) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+            sync_directory(self.path)
+
+    def _wrong(self, message: str) -> OptionError:
+        return OptionError(message, driver="copy", operation="resume", filename=str(self.path))
+
+
+def sync_directory(path: str | os.PathLike[str]) -> None:
+    """Make the name of a file durable that was made, renamed or removed.
+
+    Raises:
+        BlkioError: it failed.
+    """
+    parent = os.path.dirname(os.path.abspath(path))
+    directory = os.open(parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(directory)
+    except OSError as error:
+        raise BlkioError(errno=error.errno, operation="flush", filename=parent) from error
+    finally:
+        os.close(directory)

@@ -1,0 +1,1 @@
+"""What is done with whole devices: copies, comparisons, checksums, maps of holes."""
