@@ -47,15 +47,15 @@ DESCRIPTION = """\
 Keep an append-only log of records on a block device.
 
   truncate --size 1G log.img
-  python examples/log_store.py format io_uring path=log.img
-  journalctl | python examples/log_store.py append io_uring path=log.img
-  python examples/log_store.py read io_uring path=log.img --from 100
-  python examples/log_store.py info io_uring path=log.img
+  python examples/log_store.py format log.img
+  journalctl | python examples/log_store.py append log.img
+  python examples/log_store.py read log.img --from 100
+  python examples/log_store.py info log.img
 
 append makes a record of every line of its input and prints the record's number when it is durable; kill it
 whenever you like. A line that is too long is left out, with a word about it, and the status is 1 in the end.
-read prints the records, up to the first that is damaged; read and info change nothing. DRIVER and
-PROPERTY=VALUE are those of aioblk's device classes.
+read prints the records, up to the first that is damaged; read and info change nothing. DEVICE is
+an address, which says what to open: io_uring:/dev/sdb?direct=on, or options after it, as PROPERTY=VALUE.
 """
 
 MOST_APPENDERS = 1000
@@ -202,7 +202,11 @@ def main() -> None:
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("command", choices=["format", "append", "read", "info"])
-    parser.add_argument("driver", metavar="DRIVER", help="io_uring, virtio-blk-vhost-user, ...")
+    parser.add_argument(
+        "address",
+        metavar="DEVICE",
+        help="an address, as disk.img, io_uring:/dev/sdb?direct=on, or a driver's name",
+    )
     parser.add_argument("properties", nargs="*", metavar="PROPERTY=VALUE", help="path=log.img direct=true")
     parser.add_argument(
         "--from", dest="first", type=int, default=1, metavar="NUMBER", help="first record to read"
@@ -212,15 +216,15 @@ def main() -> None:
     hold_standard_descriptors()
     status = 1
     try:
-        properties = aioblk.parse_properties(options.driver, options.properties)
-        options.device = properties.get("path", options.driver)
+        properties = aioblk.parse_properties(options.address, options.properties)
+        options.device = properties.get("path", options.address)
         try:
-            status = asyncio.run(run(aioblk.open(str(options.driver), **properties), options))
+            status = asyncio.run(run(aioblk.open(str(options.address), **properties), options))
         except OccupiedError as error:
             if not may_overwrite(options.device, error):
                 raise
             options.force = True
-            status = asyncio.run(run(aioblk.open(str(options.driver), **properties), options))
+            status = asyncio.run(run(aioblk.open(str(options.address), **properties), options))
     except LogError as error:
         complain(f"{options.device}: {error}")
     except OSError as error:

@@ -28,7 +28,7 @@ DESCRIPTION = """\
 Serve a block device over HTTP, as object stores serve objects, and as oVirt's imageio serves images.
 
   pip install starlette uvicorn httptools
-  python examples/object_gateway.py io_uring path=disk.img
+  python examples/object_gateway.py disk.img
 
 and to use it:
   curl http://localhost:8080/disk -o copy.img                      all of it; -C - goes on with what broke off
@@ -58,7 +58,9 @@ def main() -> None:
     options = parse_options()
     logging.basicConfig(level=logging.INFO if options.verbose else logging.WARNING, format="%(message)s")
     try:
-        device = aioblk.open(options.driver, **aioblk.parse_properties(options.driver, options.properties))
+        device = aioblk.open(
+            str(options.device), **aioblk.parse_properties(options.device, options.properties)
+        )
         with asyncio.Runner(loop_factory=loop_factory(options.loop)) as runner:
             runner.run(run(device, options))
     except OSError as error:
@@ -72,7 +74,7 @@ def loop_factory(name: str | None) -> Callable[[], asyncio.AbstractEventLoop] | 
     return importlib.import_module("uvloop").new_event_loop  # type: ignore[no-any-return]
 
 
-async def run(device: aioblk.Device, options: argparse.Namespace) -> None:
+async def run(device: aioblk.Openable, options: argparse.Namespace) -> None:
     """Open the device and serve it until a signal ends that."""
     family = socket.AF_INET6 if ":" in options.address else socket.AF_INET
     with socket.create_server((options.address, options.port), family=family, backlog=1024) as listener:
@@ -171,7 +173,11 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=DESCRIPTION, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("driver", metavar="DRIVER", help="io_uring, virtio-blk-vhost-user, ...")
+    parser.add_argument(
+        "device",
+        metavar="DEVICE",
+        help="an address, as disk.img, io_uring:/dev/sdb?direct=on, or a driver's name",
+    )
     parser.add_argument("properties", nargs="*", metavar="PROPERTY=VALUE", help="path=disk.img direct=true")
     where = parser.add_argument_group("where")
     where.add_argument("--address", default="127.0.0.1", help="to listen at (%(default)s)")

@@ -201,7 +201,7 @@ async def _await(call: Callable[[], Awaitable[object]]) -> None:
 
 # --- the table is complete ----------------------------------------------------------------------------------
 
-ABSTRACT = {aioblk.BlockDevice, aioblk.KnowsExtents, aioblk.MapsMemory, aioblk.ArenaListener}
+ABSTRACT = {aioblk.BlockDevice, aioblk.Openable, aioblk.KnowsExtents, aioblk.MapsMemory, aioblk.ArenaListener}
 """There is nothing in them to call."""
 WITHOUT_A_LOOP = {aioblk.BlockingQueue}
 """Its requests are waited for by its own wait()."""

@@ -184,8 +184,9 @@ def test_impossible_times_are_refused() -> None:
 def test_times_can_be_text() -> None:
     aioblk.open("io_uring", path="disk.img", lost_after="2.5")
     aioblk.open("io_uring", path="disk.img", lost_after="none")
+    aioblk.open("io_uring", path="disk.img", lost_after="2s")
     with pytest.raises(aioblk.OptionError, match="lost_after"):
-        aioblk.open("io_uring", path="disk.img", lost_after="2s")
+        aioblk.open("io_uring", path="disk.img", lost_after="soon")
 
 
 # --- giving up ----------------------------------------------------------------------------------------------
