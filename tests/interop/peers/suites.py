@@ -241,9 +241,27 @@ def programs() -> Iterator[tuple[str, Outcome]]:
             yield name, Outcome(FAILED, done.stdout + done.stderr) if done.returncode else Outcome(PASSED)
 
 
+# --- Linux --------------------------------------------------------------------------------------------------
+
+
+def kernel() -> Iterator[tuple[str, Outcome]]:
+    """Linux's own client, with file systems, in an emulated machine; ./run vm-test has it, too."""
+    told = subprocess.run(
+        ["vm/run", "tests/vm/test_nbd_kernel.py", "-k", "asyncio"],
+        env={**os.environ, "VENV": sys.prefix},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    yield "file systems", Outcome(FAILED, told.stdout) if told.returncode else Outcome(PASSED)
+
+
 SUITES: dict[str, Callable[[], Iterator[tuple[str, Outcome]]]] = {
     "qemu-iotests": qemu_iotests,
     "libnbd": libnbd_scripts,
     "nbd-tester-client": nbd_tester,
     "programs": programs,
+    "kernel": kernel,
 }
