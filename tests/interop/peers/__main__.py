@@ -5,7 +5,8 @@ import sys
 import tomllib
 from pathlib import Path
 
-from .suites import DECLINED, FAILED, PASSED, SUITES, WORDS, Outcome
+from .place import DECLINED, FAILED, PASSED, WORDS, Outcome
+from .suites import SUITES
 
 EXPECTED = Path(__file__).with_name("expected.toml")
 

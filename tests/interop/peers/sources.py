@@ -19,7 +19,8 @@ def fetch(package: str, *wanted: str) -> Path:
     present = platform.freedesktop_os_release().get("VERSION_CODENAME", "")
     for release in (present, *(each for each in RELEASES if each != present)):
         place = BUILD / release / package
-        if (place / "complete").exists():
+        complete = place / "complete"
+        if complete.exists() and complete.read_text() == " ".join(wanted):
             return place / "files"
         shutil.rmtree(place, ignore_errors=True)
         place.mkdir(parents=True)
@@ -30,7 +31,7 @@ def fetch(package: str, *wanted: str) -> Path:
             subprocess.run(
                 ["tar", "-xf", archive, "-C", place / "files", "--strip-components=1", *patterns], check=True
             )
-            (place / "complete").touch()
+            complete.write_text(" ".join(wanted))
             return place / "files"
     raise SystemExit(f"run: no mirror of Debian that apt is set up with has the source of {package}")
 
