@@ -357,7 +357,7 @@ class Loss:
         memory.end_limbo()
         self._require_still_open()
         regions = [*memory.withdraw_regions(), *session.queues.bounce_regions()]
-        wanted = Wanted(session.limits, session.capacity, lost.queues, tuple(regions))
+        wanted = Wanted(session.limits, session.capacity, lost.queues, tuple(regions), session.lock)
         again = connect_again(session.options, wanted, handle.loans)
         try:
             connection = await run_blocking(again.make, undo=again.undo)
