@@ -15,16 +15,18 @@ import os
 import random
 import stat
 import struct
+from contextlib import suppress
 from types import TracebackType
-from typing import Literal, Self, TypeAlias, final
+from typing import Literal, Self, TypeAlias, cast, final
 
+from .._libblkio.handle import Blkio
 from .._libblkio.options import Checks, StrPath
 from .._libblkio.properties import IO_URING
 from .._sync.clock import pause
 from ..errors import BlkioError, InUseError, OptionError, UnsupportedError, request_error
-from .holders import find_claims, find_lockers
+from .holders import find_claims, find_lockers, loops_over, own_claims
 
-__all__ = ["FileLock", "Locking", "lock_for", "require_locked"]
+__all__ = ["FileLock", "Locking", "hand_over", "lock_for", "require_locked"]
 
 Locking: TypeAlias = bool | Literal["auto"]
 
@@ -39,6 +41,9 @@ _FLOCK = struct.Struct("@hhqqi0q")  # type, whence, start, length, process
 _CANNOT = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
 _ATTEMPTS = 6  # of which each but the last is given up when somebody else is found
 _LONGEST_PAUSE = 0.02  # seconds, before the next one
+
+_held: "set[FileLock]" = set()
+"""Those of this process that have not been released. Who drops one goes on having it."""
 
 
 @final
@@ -75,60 +80,86 @@ class FileLock:
         required: bool = True,
     ) -> None:
         self._fd = -1
+        self._claim: int | None = None
         check = Checks("lock")
         location = check.location(path, fd)
         self._name = None if path is None else str(location["path"])
         self._read_only = check.flag("read_only", read_only)
         check.flag("required", required)
+        if fd is not None:
+            _require_open(check, fd)
         # A descriptor of the same open file would share its locks with the caller's.
         source = f"/proc/self/fd/{fd}" if self._name is None else self._name
         self._acquire(source, required)
 
     def _acquire(self, source: str, required: bool) -> None:
-        held = {READ} if self._read_only else {READ, WRITE, RESIZE}
-        contrary = {*(UNSHARED + bit for bit in held), HELD + WRITE, HELD + RESIZE}
-        ours = {*(HELD + bit for bit in held), UNSHARED + WRITE, UNSHARED + RESIZE}
-        for left in reversed(range(_ATTEMPTS)):
-            self._fd = self._open(source, contrary)
-            try:
-                taken = _lock(self._fd, sorted(ours)) or _find_locked(self._fd, sorted(contrary))
-                if not taken:
-                    return
-                if not left:
-                    raise self._in_use(find_lockers(self._fd, contrary))
-            except OSError as error:
-                if error.errno in _CANNOT:
-                    if not required:
-                        log.warning("%r is not locked: its filesystem has no locks", self._name or source)
-                        return  # what is claimed stays so
-                    self.release()
-                    raise self._without_locks(error) from None
-                self.release()
-                raise
-            except BaseException:
-                self.release()
-                raise
-            self.release()
-            pause(random.uniform(0, _LONGEST_PAUSE))
-
-    def _open(self, source: str, contrary: set[int]) -> int:
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        _held.add(self)  # from the first: a child may be forked by another thread
         try:
-            kind = stat.S_IFMT(os.stat(source).st_mode)
-            if kind not in (stat.S_IFREG, stat.S_IFBLK):
-                raise OptionError(
-                    "a regular file or a block device is needed", operation="lock", filename=self._name
-                )
-            if kind == stat.S_IFBLK and not self._read_only:
-                flags |= os.O_EXCL
-            return os.open(source, flags)
-        except BlkioError:
+            for left in reversed(range(_ATTEMPTS)):
+                if self._try(source, required, is_last=not left):
+                    return
+                self._close()
+                pause(random.uniform(0, _LONGEST_PAUSE))
+        except BaseException:
+            self.release()
             raise
+
+    def _try(self, source: str, required: bool, *, is_last: bool) -> bool:
+        try:
+            self._fd = self._open(source)
         except OSError as error:
-            if flags & os.O_EXCL and error.errno == errno.EBUSY:
-                raise self._in_use(find_claims(source, contrary)) from None
-            number = error.errno or errno.EIO
-            raise request_error("lock", "open", number, None, filename=self._name) from None
+            if isinstance(error, BlkioError):
+                raise
+            if error.errno == errno.EBUSY and not self._read_only:
+                if is_last:
+                    raise self._refused(find_claims(source, self._contrary)) from None
+                return False
+            raise self._failed("open", error) from None
+        if not self._is_contradicted(required):
+            return True
+        if is_last:
+            holders = find_lockers(self._fd, self._contrary, self._name)
+            raise self._refused(f"{'written' if self._read_only else 'used'} by {holders}")
+        return False
+
+    def _open(self, source: str) -> int:
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+        status = os.stat(source)
+        if stat.S_IFMT(status.st_mode) not in (stat.S_IFREG, stat.S_IFBLK):
+            rule = "a regular file or a block device is needed"
+            raise OptionError(rule, operation="lock", filename=self._name)
+        if self._read_only:
+            return os.open(source, flags)
+        if (loop := next(loops_over(status), None)) is not None:
+            raise self._refused(loop.who)
+        if stat.S_ISREG(status.st_mode):
+            return os.open(source, flags)
+        fd = os.open(source, flags | os.O_EXCL)
+        self._claim = status.st_rdev
+        own_claims.add(self._claim)
+        return fd
+
+    def _is_contradicted(self, required: bool) -> bool:
+        """Lock all bytes, and look for those of others."""
+        try:
+            return _lock(self._fd, self._ours) or _is_any_locked(self._fd, self._contrary)
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise self._failed("lock", error) from None
+            if required:
+                raise self._without_locks(error) from None
+            log.warning("%r is not locked: its filesystem has no locks", self._name or f"fd {self._fd}")
+            return False  # what is claimed stays so
+
+    @property
+    def _ours(self) -> list[int]:
+        held = (READ,) if self._read_only else (READ, WRITE, RESIZE)
+        return [*(HELD + bit for bit in held), UNSHARED + WRITE, UNSHARED + RESIZE]
+
+    @property
+    def _contrary(self) -> list[int]:
+        held = (READ,) if self._read_only else (READ, WRITE, RESIZE)
+        return [HELD + WRITE, HELD + RESIZE, *(UNSHARED + bit for bit in held)]
 
     # --- what it is -----------------------------------------------------------------------------------------
 
@@ -149,15 +180,37 @@ class FileLock:
     # --- the end --------------------------------------------------------------------------------------------
 
     def release(self) -> None:
-        """Let others have it; idempotent. A forked child's copy does not keep it."""
+        """Let others have it; idempotent. In a forked child, it does nothing: the lock is the parent's."""
+        _held.discard(self)
+        self._close()
+
+    def _close(self) -> None:
         fd, self._fd = self._fd, -1
         if fd < 0:
             return
+        if self._claim is not None:
+            own_claims.discard(self._claim)
+            self._claim = None
         try:
-            _set(fd, fcntl.F_UNLCK, 0, 0)
-        except OSError:
-            pass  # there is none; closing ends it in any case where nobody has forked
+            with suppress(OSError):  # there are none, or no descriptor of the same open file
+                _set(fd, fcntl.F_UNLCK, 0, 0)  # where a child that was started has got a copy
         finally:
+            os.close(fd)
+
+    def hand_over(self, fd: int) -> None:
+        """Let another open file have the lock as well: until it is closed by all who have it.
+
+        What the kernel still has to do for a lost device keeps that device's file open, so it is locked for
+        as long. A block device's claim is not handed over.
+        """
+        if self.held:
+            with suppress(OSError):
+                _lock(fd, self._ours)
+
+    def forget(self) -> None:
+        """In a forked child: its copy of the descriptor would keep the lock when the parent ends."""
+        fd, self._fd = self._fd, -1
+        with suppress(OSError):
             os.close(fd)
 
     def __enter__(self) -> Self:
@@ -174,9 +227,11 @@ class FileLock:
 
     # --- refusals -------------------------------------------------------------------------------------------
 
-    def _in_use(self, holders: str) -> InUseError:
-        what = "written" if self._read_only else "used"
-        return InUseError(f"it is {what} by {holders}", operation="lock", filename=self._name)
+    def _refused(self, how: str) -> InUseError:
+        return InUseError(f"it is {how}", operation="lock", filename=self._name)
+
+    def _failed(self, step: str, error: OSError) -> BlkioError:
+        return request_error("lock", step, error.errno or errno.EIO, None, filename=self._name)
 
     def _without_locks(self, error: OSError) -> UnsupportedError:
         return UnsupportedError(
@@ -214,30 +269,54 @@ def require_locked(lock: FileLock, fd: int, name: str | None) -> None:
         )
 
 
+def hand_over(lock: FileLock | None, handle: Blkio) -> None:
+    """*handle* is about to be destroyed, of a lost device whose requests the kernel may still be at."""
+    if lock is not None:
+        with suppress(BlkioError):  # destroyed already
+            lock.hand_over(cast(int, handle.get("fd")))
+
+
+def _require_open(check: Checks, fd: int) -> None:
+    try:
+        os.fstat(fd)
+    except OSError as error:
+        raise check.error(f"fd {fd} is no open descriptor: {os.strerror(error.errno or errno.EIO)}") from None
+
+
 # --- locks of bytes -----------------------------------------------------------------------------------------
 
 
-def _lock(fd: int, places: list[int]) -> int | None:
-    """Lock the bytes for reading. The one that somebody has locked for writing, if any."""
+def _lock(fd: int, places: list[int]) -> bool:
+    """Lock the bytes for reading. Whether somebody has one for writing, which the rules do not know."""
     for place in places:
         try:
             _set(fd, fcntl.F_RDLCK, place, 1)
         except OSError as error:
             if error.errno not in (errno.EAGAIN, errno.EACCES):
                 raise
-            return place
-    return None
+            return True
+    return False
 
 
-def _find_locked(fd: int, places: list[int]) -> int | None:
-    """The first of the bytes that others have locked in whatever way."""
+def _is_any_locked(fd: int, places: list[int]) -> bool:
+    """Whether others have locked some of the bytes, in whatever way."""
     for place in places:
         asked = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, place, 1, 0)
         kind, *_ = _FLOCK.unpack(fcntl.fcntl(fd, fcntl.F_OFD_GETLK, asked))
         if kind != fcntl.F_UNLCK:
-            return place
-    return None
+            return True
+    return False
 
 
 def _set(fd: int, kind: int, start: int, length: int) -> None:
     fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+
+
+def _forget_all() -> None:
+    for lock in _held:
+        lock.forget()
+    _held.clear()
+    own_claims.clear()
+
+
+os.register_at_fork(after_in_child=_forget_all)

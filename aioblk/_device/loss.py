@@ -351,7 +351,7 @@ class Loss:
 
         def release() -> None:
             if attempt == self._attempts:  # otherwise given up, and another one has been made meanwhile
-                release_old(handle)
+                release_old(handle, session.lock if lost.in_use else None)
 
         await run_blocking(functools.partial(memory.calls.make_here, release))
         memory.end_limbo()

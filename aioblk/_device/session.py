@@ -35,6 +35,7 @@ from .connection import Connection, add_queue
 from .events import DeviceResized, Events
 from .extents import Extent, find_extents
 from .instruments import Instruments
+from .lock import hand_over
 
 __all__ = ["LARGEST_PART", "Alarm", "Session", "SessionProperties"]
 
@@ -173,6 +174,8 @@ class Session:
 
     def destroy(self, *, in_use: bool) -> None:
         """The end of libblkio's instance, and of the lock. *in_use* as of the handle. Blocks."""
+        if in_use:
+            hand_over(self.lock, self.handle)
         try:
             self.handle.destroy(in_use=in_use)
         finally:
