@@ -28,7 +28,8 @@ __all__ = [
 HolderKind: TypeAlias = Literal["mount", "swap", "device", "lock", "exclusive", "process"]
 
 _MOST_NAMED = 3
-_NOBODY = "somebody who cannot be seen from here: a process of another user or container, or another machine"
+_UNSEEN = "somebody who cannot be seen from here"
+_WHERE = "a process of another user or container, or another machine"
 
 WRITERS_MIND = (101, 103, 201, 203)
 """The bytes of QEMU's locks that say: I write or resize, or bear nobody else who does."""
@@ -89,7 +90,7 @@ def find_lockers(fd: int, places: Collection[int], name: str | None) -> str:
     try:
         return _processes_in_words(_lockers(os.fstat(fd), places, fd), name)
     except OSError:
-        return _NOBODY
+        return f"{_UNSEEN}: {_WHERE}"
 
 
 def find_claims(path: str, places: Collection[int]) -> str:
@@ -97,7 +98,7 @@ def find_claims(path: str, places: Collection[int]) -> str:
     try:
         wanted = os.stat(path)
     except OSError:
-        return f"used by {_NOBODY}"
+        return f"used by {_UNSEEN}: {_WHERE}"
     if by_kernel := _join(holder.who for holder in _kernel(wanted)):
         return by_kernel
     found = list(_lockers(wanted, places)) or [process for process, _ in openers(wanted)]
@@ -120,7 +121,7 @@ def _processes_in_words(found: Iterable[int], name: str | None) -> str:
     if known := _join(map(process_name, found)):
         return known
     guessed = _join(map(process_name, suspects(name))) if name else None
-    return f"{_NOBODY}; perhaps {guessed}, whose command line names it" if guessed else _NOBODY
+    return f"{_UNSEEN}{f', perhaps {guessed}, whose command line names it' if guessed else f': {_WHERE}'}"
 
 
 def _join(found: Iterable[str]) -> str | None:

@@ -8,15 +8,18 @@ import os
 import select
 import signal
 import subprocess
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 import aioblk
 from aioblk._device import lock as room
+from aioblk._libblkio.handle import Blkio
+from aioblk._queues.queue import Queue
 
 from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK
@@ -85,6 +88,17 @@ def serve(path: Path, *options: str) -> str:
 
 def write(path: Path) -> str:
     return qemu("qemu-io", "-f", "raw", "-c", "write 0 512", path)
+
+
+async def until_free(path: Path) -> None:
+    """A thread, or the kernel, has still to let go of it."""
+    async with asyncio.timeout(30):
+        while True:
+            try:
+                aioblk.FileLock(path).release()
+                break
+            except aioblk.InUseError:
+                await asyncio.sleep(0.01)
 
 
 # --- with QEMU ----------------------------------------------------------------------------------------------
@@ -156,6 +170,47 @@ async def test_what_a_storage_daemon_serves_is_refused(
         await aioblk.IoUring(scratch_file, lock=True, read_only=True).open()
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "convert -n -f raw -O raw {source} {image}",
+        "convert -f raw -O raw {source} {image}",
+        "dd -f raw -O raw if={source} of={image}",
+        "resize -f raw {image} 16M",
+        "create -f raw {image} 8M",
+        "commit -f qcow2 {overlay}",
+    ],
+)
+def test_qemu_img_writes_to_nothing_that_is_locked(scratch_file: Path, tmp_path: Path, command: str) -> None:
+    source, overlay = tmp_path / "source", tmp_path / "overlay"
+    source.write_bytes(b"x" * BLOCK)
+    if "{overlay}" in command:
+        assert not qemu("qemu-img", "create", "-q", "-f", "qcow2", "-F", "raw", "-b", scratch_file, overlay)
+    run = command.format(source=source, image=scratch_file, overlay=overlay).split()
+    before = scratch_file.read_bytes()
+    for read_only in (False, True):
+        with aioblk.FileLock(scratch_file, read_only=read_only):
+            assert "lock" in qemu("qemu-img", *run)
+    assert scratch_file.read_bytes() == before
+    assert not qemu("qemu-img", *run)
+
+
+def test_qemu_img_copies_from_what_is_locked_for_reading(scratch_file: Path, tmp_path: Path) -> None:
+    with aioblk.FileLock(scratch_file, read_only=True):
+        assert not qemu("qemu-img", "convert", "-f", "raw", "-O", "raw", scratch_file, tmp_path / "copy")
+
+
+def test_a_format_with_tables_is_read_beside_no_writer(tmp_path: Path) -> None:
+    """QEMU would read them half changed. --force-share has it read all the same."""
+    image = tmp_path / "image"
+    assert not qemu("qemu-img", "create", "-q", "-f", "qcow2", image, "8M")
+    with aioblk.FileLock(image):
+        assert IN_USE in read(image)
+        assert not qemu("qemu-img", "info", "--force-share", image)
+    with aioblk.FileLock(image, read_only=True):
+        assert not read(image)
+
+
 # --- with itself --------------------------------------------------------------------------------------------
 
 
@@ -172,6 +227,27 @@ async def test_writers_share_with_nobody_and_readers_with_readers(scratch_file: 
             await device(False).open()
     async with device(False):
         pass
+
+
+async def test_a_file_is_one_by_all_of_its_names(scratch_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "symlink").symlink_to(scratch_file)
+    (tmp_path / "link").hardlink_to(scratch_file)
+    names = ("symlink", "link", "../" + tmp_path.name + "/scratch")
+    async with aioblk.IoUring(tmp_path / "symlink", lock=True):
+        for name in names:
+            with pytest.raises(aioblk.InUseError):
+                await aioblk.IoUring(tmp_path / name, lock=True).open()
+        assert IN_USE in await asyncio.to_thread(write, tmp_path / "link")
+
+
+async def test_two_files_of_one_process_have_locks_of_their_own(scratch_file: Path, tmp_path: Path) -> None:
+    (tmp_path / "other").write_bytes(bytes(BLOCK))
+    async with aioblk.IoUring(scratch_file, lock=True):
+        async with aioblk.IoUring(tmp_path / "other", lock=True):
+            pass
+        aioblk.FileLock(tmp_path / "other").release()
+        with pytest.raises(aioblk.InUseError):
+            aioblk.FileLock(scratch_file)
 
 
 async def test_a_lock_is_not_lost_by_closing_other_descriptors(scratch_file: Path) -> None:
@@ -252,13 +328,69 @@ async def test_opening_that_fails_or_is_cancelled_lets_others_have_it(scratch_fi
     opening.cancel()
     with pytest.raises(asyncio.CancelledError):
         await opening
-    async with asyncio.timeout(30):
-        while True:
-            try:
-                aioblk.FileLock(scratch_file).release()
-                break
-            except aioblk.InUseError:
-                await asyncio.sleep(0.01)
+    await until_free(scratch_file)
+
+
+async def test_opening_that_is_cancelled_while_it_waits_leaves_no_lock(
+    scratch_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits, goes_on = asyncio.Event(), threading.Event()
+    loop = asyncio.get_running_loop()
+
+    def wait(_seconds: float) -> None:
+        loop.call_soon_threadsafe(waits.set)
+        goes_on.wait()
+
+    other = aioblk.FileLock(scratch_file)
+    monkeypatch.setattr(room, "pause", wait)
+    opening = asyncio.create_task(aioblk.IoUring(scratch_file, lock=True).open())
+    await waits.wait()
+    opening.cancel()
+    other.release()
+    goes_on.set()
+    with pytest.raises(asyncio.CancelledError):
+        await opening
+    monkeypatch.undo()
+    await until_free(scratch_file)
+
+
+async def test_the_lock_is_there_until_libblkio_has_closed_the_file(
+    scratch_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[bool] = []
+
+    def destroy(handle: Blkio, *, in_use: bool = False) -> None:
+        original(handle, in_use=in_use)
+        with pytest.raises(aioblk.InUseError):
+            aioblk.FileLock(scratch_file)
+        seen.append(in_use)
+
+    device = await aioblk.IoUring(scratch_file, lock=True).open()
+    original = Blkio.destroy
+    monkeypatch.setattr(Blkio, "destroy", destroy)
+    reading = asyncio.create_task(device.read(0, BLOCK))
+    await device.aclose()
+    assert seen == [False]
+    await reading
+    aioblk.FileLock(scratch_file).release()
+
+
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_what_the_kernel_has_still_to_do_for_a_lost_device_keeps_the_lock(
+    scratch_file: Path, monkeypatch: pytest.MonkeyPatch, comes_back: bool
+) -> None:
+    device = await aioblk.IoUring(scratch_file, lock=True).open()
+    kernels = os.dup(cast(int, device.properties["fd"]))  # as what it has while it works on a request
+    with monkeypatch.context() as patched:
+        patched.setattr(Queue, "in_flight", 1)
+        device.abandon()
+    if comes_back:
+        await device.reconnect()
+    await device.aclose()
+    with pytest.raises(aioblk.InUseError):
+        aioblk.FileLock(scratch_file)
+    os.close(kernels)
+    await until_free(scratch_file)
 
 
 async def test_a_file_that_is_made_is_locked(tmp_path: Path) -> None:
@@ -290,8 +422,9 @@ def test_a_lock_of_ones_own_is_as_a_devices(scratch_file: Path) -> None:
     assert not write(scratch_file)
 
 
-def test_a_forked_child_does_not_keep_it(scratch_file: Path) -> None:
-    lock = aioblk.FileLock(scratch_file)
+@contextmanager
+def forked() -> Iterator[None]:
+    """There is a child that does nothing."""
     ready, end = os.pipe()
     child = os.fork()
     if child == 0:
@@ -299,12 +432,43 @@ def test_a_forked_child_does_not_keep_it(scratch_file: Path) -> None:
         os.read(ready, 1)
         os._exit(0)
     try:
-        lock.release()
-        aioblk.FileLock(scratch_file).release()
+        yield
     finally:
         os.close(end)
         os.waitpid(child, 0)
         os.close(ready)
+
+
+def test_a_forked_child_does_not_keep_it(scratch_file: Path) -> None:
+    lock = aioblk.FileLock(scratch_file)
+    with forked():
+        lock.release()
+        aioblk.FileLock(scratch_file).release()
+
+
+def test_a_forked_child_does_not_keep_a_claim(loop_device: Path) -> None:
+    lock = aioblk.FileLock(loop_device)
+    with forked():
+        lock.release()
+        os.close(os.open(loop_device, os.O_RDONLY | os.O_EXCL))
+
+
+def test_a_forked_child_cannot_release_what_is_its_parents(scratch_file: Path) -> None:
+    with aioblk.FileLock(scratch_file) as lock:
+        child = os.fork()
+        if child == 0:
+            lock.release()
+            os._exit(lock.held)
+        assert os.waitpid(child, 0)[1] == 0
+        assert lock.held
+        assert IN_USE in write(scratch_file)
+
+
+async def test_a_forked_child_does_not_keep_what_a_device_has(scratch_file: Path) -> None:
+    device = await aioblk.IoUring(scratch_file, lock=True).open()
+    with forked():
+        await device.aclose()
+        aioblk.FileLock(scratch_file).release()
 
 
 def test_of_two_who_come_together_one_gets_it(scratch_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -319,6 +483,12 @@ def test_a_lock_of_another_kind_is_respected(scratch_file: Path) -> None:
         fcntl.fcntl(file, fcntl.F_OFD_SETLK, room._FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
         with pytest.raises(aioblk.InUseError, match=f"this process, {os.getpid()}"):
             aioblk.FileLock(scratch_file, read_only=True)
+
+
+def test_what_a_loop_device_is_over_is_not_written_by_others(loop_device: Path, scratch_file: Path) -> None:
+    with pytest.raises(aioblk.InUseError, match=f"it is behind the loop device {loop_device}"):
+        aioblk.FileLock(scratch_file)
+    aioblk.FileLock(scratch_file, read_only=True).release()
 
 
 @pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL])
@@ -345,6 +515,8 @@ def test_what_is_no_file_is_not_locked(tmp_path: Path) -> None:
         with pytest.raises(aioblk.BlkioError, match=message) as caught:
             aioblk.FileLock(path)
         assert caught.value.filename == str(path)
+    with pytest.raises(aioblk.OptionError, match="fd 999999 is no open descriptor: Bad file descriptor"):
+        aioblk.FileLock(fd=999999)
     with pytest.raises(aioblk.OptionError, match="path and fd exclude each other"):
         aioblk.FileLock(tmp_path, fd=0)
     with pytest.raises(aioblk.OptionError, match=r"lock must be True, False or 'auto', not 'on'"):
