@@ -197,7 +197,7 @@ class FileLock:
         finally:
             os.close(fd)
 
-    def hand_over(self, fd: int) -> None:
+    def _hand_over(self, fd: int) -> None:
         """Let another open file have the lock as well: until it is closed by all who have it.
 
         What the kernel still has to do for a lost device keeps that device's file open, so it is locked for
@@ -207,7 +207,7 @@ class FileLock:
             with suppress(OSError):
                 _lock(fd, self._ours)
 
-    def forget(self) -> None:
+    def _forget(self) -> None:
         """In a forked child: its copy of the descriptor would keep the lock when the parent ends."""
         fd, self._fd = self._fd, -1
         with suppress(OSError):
@@ -273,7 +273,8 @@ def hand_over(lock: FileLock | None, handle: Blkio) -> None:
     """*handle* is about to be destroyed, of a lost device whose requests the kernel may still be at."""
     if lock is not None:
         with suppress(BlkioError):  # destroyed already
-            lock.hand_over(cast(int, handle.get("fd")))
+            fd = cast(int, handle.get("fd"))
+            lock._hand_over(fd)  # pyright: ignore[reportPrivateUsage]
 
 
 def _require_open(check: Checks, fd: int) -> None:
@@ -314,7 +315,7 @@ def _set(fd: int, kind: int, start: int, length: int) -> None:
 
 def _forget_all() -> None:
     for lock in _held:
-        lock.forget()
+        lock._forget()  # pyright: ignore[reportPrivateUsage]
     _held.clear()
     own_claims.clear()
 

@@ -7,6 +7,7 @@ import logging
 import os
 import select
 import signal
+import socket
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -424,19 +425,21 @@ def test_a_lock_of_ones_own_is_as_a_devices(scratch_file: Path) -> None:
 
 @contextmanager
 def forked() -> Iterator[None]:
-    """There is a child that does nothing."""
-    ready, end = os.pipe()
-    child = os.fork()
-    if child == 0:
-        os.close(end)
-        os.read(ready, 1)
-        os._exit(0)
-    try:
-        yield
-    finally:
-        os.close(end)
-        os.waitpid(child, 0)
-        os.close(ready)
+    """There is a child that runs, and does nothing."""
+    ours, its = socket.socketpair()
+    with ours, its:
+        child = os.fork()
+        if child == 0:
+            ours.close()
+            its.send(b"runs")
+            its.recv(1)
+            os._exit(0)
+        ours.recv(4)
+        try:
+            yield
+        finally:
+            ours.shutdown(socket.SHUT_RDWR)
+            os.waitpid(child, 0)
 
 
 def test_a_forked_child_does_not_keep_it(scratch_file: Path) -> None:
