@@ -21,6 +21,7 @@ from .._sync.blocking import call_elsewhere, run_blocking
 from ..errors import BlkioError, DeviceLostError
 from .connection import Connection
 from .events import DeviceLost, DeviceReturned, DeviceSearching, log
+from .lock import hand_over
 from .peer import Peer
 from .recovery import Recovery, Wanted, connect_again, release_old
 from .session import Session
@@ -351,7 +352,9 @@ class Loss:
 
         def release() -> None:
             if attempt == self._attempts:  # otherwise given up, and another one has been made meanwhile
-                release_old(handle, session.lock if lost.in_use else None)
+                if lost.in_use:
+                    hand_over(session.lock, handle)
+                release_old(handle)
 
         await run_blocking(functools.partial(memory.calls.make_here, release))
         memory.end_limbo()

@@ -23,7 +23,7 @@ from .._sync.blocking import BlockingCall
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceLostError
 from .connection import Connection, add_queue, connect
-from .lock import FileLock, hand_over
+from .lock import FileLock
 from .peer import Peer
 from .session import Session
 
@@ -119,9 +119,8 @@ def _connect_again(options: DriverOptions, wanted: Wanted) -> Connection:
     return connection
 
 
-def release_old(handle: Blkio, lock: FileLock | None = None) -> None:
+def release_old(handle: Blkio) -> None:
     """Destroy the handle's instance and leave it with one that is connected to nothing. Blocks."""
-    hand_over(lock, handle)
     old = Blkio(handle.driver)
     handle.exchange(old)
     old.destroy(in_use=True)
