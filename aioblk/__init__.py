@@ -38,6 +38,7 @@ from ._device.device import Device
 from ._device.events import DeviceEvent, DeviceLost, DeviceResized, DeviceReturned, DeviceSearching
 from ._device.extents import Extent, ExtentKind
 from ._device.instruments import Instrument, RequestInfo
+from ._device.lock import FileLock
 from ._former import FORMER, FormerPaths
 from ._libblkio.limits import Limits
 from ._libblkio.properties import Properties
@@ -74,6 +75,7 @@ from .errors import (
     BlkioError,
     DeviceClosedError,
     DeviceLostError,
+    InUseError,
     OptionError,
     PartitionTableError,
     PropertyError,
@@ -164,8 +166,10 @@ __all__ = [
     "DisconnectedError",
     "Extent",
     "ExtentKind",
+    "FileLock",
     "InFlight",
     "InFlightShare",
+    "InUseError",
     "Instrument",
     "IoUring",
     "KnowsExtents",

@@ -15,6 +15,7 @@ __all__ = [
     "BlkioError",
     "DeviceClosedError",
     "DeviceLostError",
+    "InUseError",
     "OptionError",
     "PartitionTableError",
     "PropertyError",
@@ -165,6 +166,13 @@ class DeviceLostError(BlkioError, anyio.BrokenResourceError):
     """The device is gone: its backend died or no longer answers. What became of the request is not known."""
 
     _default_errno: ClassVar[int] = errnos.ENODEV
+    _explains_itself: ClassVar[bool] = True
+
+
+class InUseError(BlkioError):
+    """The file or block device is locked by somebody else: by another program, or a virtual machine."""
+
+    _default_errno: ClassVar[int] = errnos.EBUSY
     _explains_itself: ClassVar[bool] = True
 
 

@@ -15,6 +15,7 @@ from aioblk.errors import (
     BlkioError,
     DeviceClosedError,
     DeviceLostError,
+    InUseError,
     OptionError,
     PartitionTableError,
     PropertyError,
@@ -35,6 +36,7 @@ KINDS = [
     StreamBusyError,
     DeviceClosedError,
     DeviceLostError,
+    InUseError,
     UnsupportedError,
     RegistrationError,
 ]

@@ -3,7 +3,7 @@
 import contextlib
 import errno
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import cast, final
 
 from .._libblkio.descriptor import create_file, require_suitable
@@ -15,6 +15,7 @@ from .._libblkio.properties import VHOST_USER
 from .._libblkio.rings import memory_may_come_back
 from .._sync.clock import now, pause
 from ..errors import BlkioError, request_error
+from .lock import FileLock, lock_for, require_locked
 from .peer import Peer, Search
 
 __all__ = ["Connection", "add_queue", "connect", "connect_first", "remove_created"]
@@ -39,21 +40,42 @@ class Connection:
     limits: Limits
     capacity: int
     """In bytes."""
+    lock: FileLock | None = None
+    """Of the file, from before the connection was made."""
 
     def close(self) -> None:
         """Nobody has used it: give everything back."""
-        _close(self.handle, self.peer)
+        try:
+            _close(self.handle, self.peer)
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
 
 def connect_first(options: DriverOptions) -> Connection:
-    """As :func:`connect`, for the first time: makes the file first, if one is to be made."""
+    """As :func:`connect`, for the first time: makes the file first, if one is to be made, and locks it."""
     if options.create is None:
-        return connect(options)
+        return _connect_locked(options)
     create_file(options.driver, str(options.before_connect["path"]), options.create)
     try:
-        return connect(options)
+        return _connect_locked(options)
     except BaseException:
         remove_created(options)
+        raise
+
+
+def _connect_locked(options: DriverOptions) -> Connection:
+    if options.lock is False:
+        return connect(options)
+    require_suitable(options)
+    where = options.before_connect
+    read_only = where.get("read-only") is True
+    lock = lock_for(options.lock, where.get("path"), where.get("fd"), read_only=read_only)
+    try:
+        return replace(connect(options, lock), lock=lock)
+    except BaseException:
+        if lock is not None:
+            lock.release()
         raise
 
 
@@ -64,13 +86,16 @@ def remove_created(options: DriverOptions) -> None:
             os.unlink(str(options.before_connect["path"]))
 
 
-def connect(options: DriverOptions) -> Connection:
-    """Connect and start. Whatever fails leaves nothing open, and is a BlkioError."""
+def connect(options: DriverOptions, lock: FileLock | None = None) -> Connection:
+    """Connect and start. Whatever fails leaves nothing open, and is a BlkioError.
+
+    What is opened is what is locked, if there is a *lock*, which stays the caller's.
+    """
     require_suitable(options)
     end = now() + _ENDING
     while True:
         try:
-            return _connect(options)
+            return _connect(options, lock)
         except BlkioError as error:
             if not _may_pass(options.driver, error, end):
                 raise
@@ -86,7 +111,7 @@ def _may_pass(driver: str, error: BlkioError, end: float) -> bool:
     return turned_away and now() < end
 
 
-def _connect(options: DriverOptions) -> Connection:
+def _connect(options: DriverOptions, lock: FileLock | None) -> Connection:
     path = options.before_connect.get("path")
     filename = None if path is None else str(path)
     handle = Blkio(options.driver)
@@ -102,6 +127,8 @@ def _connect(options: DriverOptions) -> Connection:
                 peer = search.peer()
         else:
             handle.connect()
+        if lock is not None:
+            require_locked(lock, cast(int, handle.get("fd")), filename)
         for name, value in options.before_start.items():
             handle.set(name, value)
         handle.start()

@@ -283,7 +283,7 @@ class Life:
         if self._destroyed:
             return
         self.loss.end_vain_recovery()
-        destroy = functools.partial(self.session.handle.destroy, in_use=self.loss.left_in_use)
+        destroy = functools.partial(self.session.destroy, in_use=self.loss.left_in_use)
         try:
             call = BlockingCall(destroy)
         except BlkioError:
@@ -322,7 +322,7 @@ class Life:
         if self.session.queues.are_idle_here and not self.session.memory.calls.are_busy:
             self.loss.forget_peer()  # or its answer would be waited for
             self.session.queues.dispose()
-            self.session.handle.destroy(in_use=self.loss.left_in_use)
+            self.session.destroy(in_use=self.loss.left_in_use)
 
 
 def _refusal(subject: Subject, stage: Stage, operation: str) -> BlkioError:

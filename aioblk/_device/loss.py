@@ -21,6 +21,7 @@ from .._sync.blocking import call_elsewhere, run_blocking
 from ..errors import BlkioError, DeviceLostError
 from .connection import Connection
 from .events import DeviceLost, DeviceReturned, DeviceSearching, log
+from .lock import hand_over
 from .peer import Peer
 from .recovery import Recovery, Wanted, connect_again, release_old
 from .session import Session
@@ -351,13 +352,15 @@ class Loss:
 
         def release() -> None:
             if attempt == self._attempts:  # otherwise given up, and another one has been made meanwhile
+                if lost.in_use:
+                    hand_over(session.lock, handle)
                 release_old(handle)
 
         await run_blocking(functools.partial(memory.calls.make_here, release))
         memory.end_limbo()
         self._require_still_open()
         regions = [*memory.withdraw_regions(), *session.queues.bounce_regions()]
-        wanted = Wanted(session.limits, session.capacity, lost.queues, tuple(regions))
+        wanted = Wanted(session.limits, session.capacity, lost.queues, tuple(regions), session.lock)
         again = connect_again(session.options, wanted, handle.loans)
         try:
             connection = await run_blocking(again.make, undo=again.undo)

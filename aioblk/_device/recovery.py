@@ -23,6 +23,7 @@ from .._sync.blocking import BlockingCall
 from .._sync.tasks import start_steadfast_task
 from ..errors import BlkioError, DeviceLostError
 from .connection import Connection, add_queue, connect
+from .lock import FileLock
 from .peer import Peer
 from .session import Session
 
@@ -52,6 +53,8 @@ class Wanted:
     """Queues, those included that were added."""
     regions: tuple[MemRegion, ...]
     """What is to be mapped, in the order in which it was."""
+    lock: FileLock | None
+    """Of the file that it is to be."""
 
 
 @final
@@ -93,7 +96,7 @@ def _connect_again(options: DriverOptions, wanted: Wanted) -> Connection:
         IncompatibleError: the new device accepts less than the old one.
         BlkioError: it cannot be reached or used (yet).
     """
-    connection = connect(options)
+    connection = connect(options, wanted.lock)
     try:
         problem = incompatibility(wanted.limits, connection.limits)
         if connection.capacity < wanted.capacity:
@@ -219,6 +222,7 @@ class Recovery:
             session.capacity,
             handle.queue_count,
             tuple(region for region in handle.mapped_regions if region in regions),
+            session.lock,
         )
         # Until it is taken, the connection is the call's, which closes it if time is up.
         again = connect_again(session.options, wanted, handle.loans)

@@ -35,6 +35,7 @@ from .connection import Connection, add_queue
 from .events import DeviceResized, Events
 from .extents import Extent, find_extents
 from .instruments import Instruments
+from .lock import hand_over
 
 __all__ = ["LARGEST_PART", "Alarm", "Session", "SessionProperties"]
 
@@ -104,6 +105,7 @@ class Session:
         self.subject = subject
         self.handle = handle
         self.limits = limits
+        self.lock = connection.lock
         self.capacity = connection.capacity
         """In bytes, when it was last asked for."""
         self.sight = Sight()
@@ -169,6 +171,16 @@ class Session:
             on_silence=alarm.silent,
             on_released=self.queues.forget,
         )
+
+    def destroy(self, *, in_use: bool) -> None:
+        """The end of libblkio's instance, and of the lock. *in_use* as of the handle. Blocks."""
+        if in_use:
+            hand_over(self.lock, self.handle)
+        try:
+            self.handle.destroy(in_use=in_use)
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     # --- what is seen of it ---------------------------------------------------------------------------------
 

@@ -8,7 +8,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TypeAlias, cast, final
+from typing import Literal, TypeAlias, cast, final
 
 from ..errors import OptionError
 from .properties import INT_MAX, PropertyValue, is_utf8
@@ -36,6 +36,8 @@ class DriverOptions:
     """The most memory the bounce pool may take, in bytes."""
     lost_after: float | None = None
     """Seconds without an answer to a request after which the device counts as lost; None: never."""
+    lock: bool | Literal["auto"] = False
+    """Whether the file is locked while the device is open; auto: where it can be."""
     create: int | None = None
     """Bytes of a file that is to be made at the path before the device is opened there; None: it is there."""
     reconnect_for: float | None = None
@@ -101,6 +103,13 @@ class Checks:
         if not isinstance(value, bool):
             raise self.error(f"{name} must be True or False, not {value!r}")
         return value
+
+    def locking(self, value: object) -> bool | Literal["auto"]:
+        if isinstance(value, bool):
+            return value
+        if value == "auto":
+            return "auto"
+        raise self.error(f"lock must be True, False or 'auto', not {value!r}")
 
     def integer(self, name: str, value: object, *, at_least: int, at_most: int = INT_MAX) -> int:
         if not isinstance(value, int) or isinstance(value, bool):

@@ -6,13 +6,14 @@ opens a device with the layers over it, ``opening.py`` is the door.
 """
 
 from .address import Address, parse_address
-from .opening import Openable, open, parse_properties
+from .opening import Openable, open, open_locked, parse_properties
 from .quantities import parse_duration, parse_rate, parse_size
 
 __all__ = [
     "Address",
     "Openable",
     "open",
+    "open_locked",
     "parse_address",
     "parse_duration",
     "parse_properties",

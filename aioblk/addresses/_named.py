@@ -16,9 +16,18 @@ from ._values import Kind, Option
 
 __all__ = ["NBD_SCHEMES", "Named", "choose", "find_named", "nbd_client", "spells_driver"]
 
-_SECONDS = {"connect_timeout", "lost_after", "reconnect_for"}
+_KINDS: Mapping[str, Kind] = {
+    "connect_timeout": "seconds",
+    "lost_after": "seconds",
+    "reconnect_for": "seconds",
+    "contexts": "texts",
+    "tls": "object",
+    "tls_certificates": "text",
+    "tls_psk": "text",
+}
+"""Of options whose kind neither libblkio nor the default tells."""
 
-NBD_SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix", "nbd+vsock", "nbds+vsock")
+NBD_SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
 
 
 @final
@@ -71,10 +80,12 @@ def _options_of(factory: Factory) -> dict[str, Option]:
 
 
 def _kind(name: str, parameter: inspect.Parameter) -> Kind:
-    if name in _SECONDS or name.endswith("_timeout"):
-        return "seconds"
-    if name == "lock" or isinstance(parameter.default, bool):
+    if name in _KINDS:
+        return _KINDS[name]
+    if isinstance(parameter.default, bool):
         return "flag"
+    if isinstance(parameter.default, str):
+        return "text"
     known = PROPERTIES.get(name.replace("_", "-"))
     return "text" if known is not None and known.kind == "str" else "number"
 

@@ -8,9 +8,9 @@ from typing import Literal, NamedTuple, TypeAlias, cast
 from ..errors import OptionError
 from .quantities import parse_duration, parse_rate, parse_size
 
-__all__ = ["Option", "read_value", "write_value"]
+__all__ = ["Kind", "Option", "has_text", "read_value", "write_value"]
 
-Kind: TypeAlias = Literal["flag", "number", "seconds", "rate", "operations", "text"]
+Kind: TypeAlias = Literal["flag", "number", "seconds", "rate", "operations", "text", "texts", "object"]
 
 _WORDS: Mapping[str, bool] = {
     **dict.fromkeys(("true", "yes", "on", "1"), True),
@@ -49,6 +49,10 @@ def read_value(name: str, option: Option, value: object) -> object:
                 return parse_rate(value)
             case "operations":
                 return parse_rate(value, kilo=1000)
+            case "texts":
+                return tuple(value.split(","))
+            case "object":
+                raise KeyError
     except (KeyError, OptionError) as error:
         what = " or ".join((*option.words, _EXPECTED[option.kind]))
         why = f": {error}" if isinstance(error, OptionError) and " is not " not in str(error) else ""
@@ -62,11 +66,19 @@ _EXPECTED = {
     "seconds": "a number of seconds or a time (30, 250ms, 1h30m)",
     "rate": "a rate (100M/s)",
     "operations": "a rate (500, 5K/s)",
+    "object": "given by a program: it cannot be text",
 }
+
+
+def has_text(value: object) -> bool:
+    """Whether the value can be written."""
+    return value is None or isinstance(value, bool | int | float | str | tuple)
 
 
 def write_value(value: object) -> str:
     """Text that :func:`read_value` makes the same value of."""
+    if isinstance(value, tuple):
+        return ",".join(map(str, cast(tuple[object, ...], value)))
     if isinstance(value, bool):
         return "on" if value else "off"
     if value is None:

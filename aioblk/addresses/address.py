@@ -12,7 +12,7 @@ from ..errors import OptionError
 from ._escapes import escape, refused, shown, unescape
 from ._layers import LAYERS
 from ._named import NBD_SCHEMES, Named, choose, find_named, spells_driver
-from ._values import read_value, write_value
+from ._values import has_text, read_value, write_value
 
 __all__ = ["Address", "parse_address", "place_properties", "read_address"]
 
@@ -24,15 +24,8 @@ _LIKE_OPTIONS = re.compile(r"\?(?P<options>[A-Za-z][\w-]*=.*)", re.DOTALL)
 _PCI = re.compile(r"(?P<domain>[0-9a-f]{4}:)?(?P<rest>[0-9a-f]{2}:[0-9a-f]{2}\.[0-7])", re.IGNORECASE)
 _PCI_DIRECTORY = "/sys/bus/pci/devices/"
 _NBD = re.compile(r"//(?P<authority>[^/?]*)(?P<export>/[^?]*)?(?:\?(?P<query>.*))?", re.DOTALL)
-_OF_URI = {
-    "socket",
-    "tls-certificates",
-    "tls-hostname",
-    "tls-psk-file",
-    "tls-type",
-    "tls-username",
-    "tls-verify-peer",
-}
+_OF_URI = {"socket", "tls-type", "tls-hostname", "tls-verify-peer"}  # the others are the client's options
+_OF_LIBNBD = {"tls-psk-file": "tls-psk"}  # as URIs of other programs have it
 
 
 @final
@@ -40,7 +33,8 @@ _OF_URI = {
 class Address:
     """What to open: a driver with its options, or a layer with its own over another address.
 
-    ``str()`` gives text that opens the same. Two are equal if they open the same in the same way.
+    ``str()`` gives text that opens the same, but for options that no text can stand for, as a context for
+    TLS. Two are equal if they say the same.
     """
 
     name: str
@@ -75,6 +69,7 @@ class Address:
         return [
             f"{name.replace('_', '-')}={escape(write_value(value), special)}"
             for name, value in self.options.items()
+            if has_text(value)
         ]
 
 
@@ -212,8 +207,8 @@ def _parse_nbd(whole: str, named: Named, text: str, at: int) -> Address:
         rule = "NBD has no passwords; keys of TLS are in a file: ?tls-psk-file=PATH"
         raise refused(whole, rule, named="nbd")
     query = [] if parts["query"] is None else parts["query"].split("&")
-    ours = [piece for piece in query if piece.partition("=")[0] not in _OF_URI]
-    theirs = [piece for piece in query if piece.partition("=")[0] in _OF_URI]
+    ours = [piece for piece in query if not _is_of_uri(piece)]
+    theirs = [piece for piece in query if _is_of_uri(piece)]
     for piece in (parts["authority"], parts["export"] or "", *theirs):
         _unescape(whole, piece, at + text.index(piece), named)
     names = {piece.partition("=")[0] for piece in theirs}
@@ -227,6 +222,11 @@ def _parse_nbd(whole: str, named: Named, text: str, at: int) -> Address:
     return Address("nbd", {"uri": uri, **options})
 
 
+def _is_of_uri(piece: str) -> bool:
+    name = piece.partition("=")[0]
+    return name in _OF_URI or name.startswith("x-")
+
+
 def _parse_options(whole: str, named: Named, pieces: list[str], at: int) -> dict[str, object]:
     options: dict[str, object] = {}
     for piece in pieces:
@@ -235,6 +235,7 @@ def _parse_options(whole: str, named: Named, pieces: list[str], at: int) -> dict
             rule = f"{shown(piece)!r} is not of the form OPTION=VALUE"
             raise refused(whole, rule, at=at, piece=piece, named=named.name)
         try:
+            name = _OF_LIBNBD.get(name, name) if named.kind == "nbd" else name
             option = choose(name, (each for each in named.options if each != "uri"), "property")
             if option in options:
                 raise OptionError(f"property {option} is given twice")

@@ -7,6 +7,7 @@ from typing import Any, Literal, Self, cast, overload
 
 from typing_extensions import Protocol, runtime_checkable
 
+from .._device.lock import Locking
 from ..drivers import CLASSES, IoUring, NvmeIoUring, VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa
 from ..errors import OptionError
 from ..layers.block_device import BlockDevice
@@ -16,7 +17,7 @@ from ._layers import LAYERS
 from ._named import find_named, nbd_client, spells_driver
 from .address import Address, parse_address, place_properties, read_address
 
-__all__ = ["Openable", "open", "parse_properties"]
+__all__ = ["Openable", "open", "open_locked", "parse_properties"]
 
 
 @runtime_checkable
@@ -67,23 +68,41 @@ def open(address: str | os.PathLike[str] | Address, **properties: Any) -> Any:
         OptionError: the address means nothing, or an option is unknown, missing or does not fit.
         UnsupportedError: this version cannot open what it names.
     """
+    return _open(address, properties, False)
+
+
+def open_locked(
+    address: str | os.PathLike[str] | Address, *, lock: Locking = "auto", **properties: Any
+) -> Openable:
+    """As :func:`open`, for programs whose users name devices: files and block devices are locked by default.
+
+    *lock* counts for every one that the address names, that of an overlay included, and that can be locked;
+    what an address says itself, as ``io_uring:disk.img?lock=off``, counts more. "auto" goes on where a
+    filesystem has no locks. Opening it fails with :class:`InUseError` if somebody else has it in use.
+    """
+    return cast(Openable, _open(address, properties, lock))
+
+
+def _open(address: str | os.PathLike[str] | Address, properties: dict[str, Any], lock: Locking) -> Any:
     found = parse_address(address, **properties)
     try:
-        return _make(found)
+        return _make(found, lock)
     except OptionError as error:
         if error.filename is None and address not in CLASSES:
             error.filename = shown(str(found))
         raise
 
 
-def _make(address: Address, **forced: object) -> Openable:
+def _make(address: Address, lock: Locking, **forced: object) -> Openable:
     if address.base is not None:
         layering = LAYERS[address.name]
-        put_over = layering.prepare(address.options, lambda text: _make(parse_address(text)))
+        put_over = layering.prepare(address.options, lambda text: _make(parse_address(text), lock))
         base = _forced(address.base, {**layering.base, **forced})
-        return LayeredDevice(str(address), _make(base), put_over)
+        return LayeredDevice(str(address), _make(base, lock), put_over)
     named = find_named(address.name)
     options = dict(address.options)
+    if lock is not False and "lock" in named.options:
+        options.setdefault("lock", lock)
     for name, option in named.options.items():
         if option.is_needed and name not in options:
             raise OptionError(f"property {name} is needed", driver=address.name)

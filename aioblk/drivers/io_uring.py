@@ -1,6 +1,6 @@
 """Files and block devices through the kernel's io_uring."""
 
-from typing import final
+from typing import Literal, final
 
 from .._device.device import Device
 from .._libblkio.descriptor import LARGEST_FILE
@@ -32,6 +32,11 @@ class IoUring(Device):
     :param direct: Bypass the page cache (``O_DIRECT``); offsets and lengths then have to be aligned as
         ``limits`` says, typically to 512 bytes, and buffers that are not are copied.
     :param read_only: Open for reading; every writing request is refused.
+    :param lock: Refuse what others use, and keep it from others, by the rules of QEMU's locks: who writes
+        shares the file with nobody, who has it ``read_only`` with others who do. A block device that is to be
+        written is claimed, so that it is not mounted. Opening fails with :class:`InUseError`, which says who.
+        True: fail as well where the filesystem has no locks; "auto": go on without there, and tell the logger
+        "aioblk". See :class:`FileLock`.
     :param num_queues: Queues, each an io_uring of its own.
     :param num_poll_queues: Queues whose completions are polled for; they need *direct* and a device that can.
     :param num_entries: Entries of each ring; libblkio's default is 128.
@@ -51,6 +56,7 @@ class IoUring(Device):
         create: int | None = None,
         direct: bool = False,
         read_only: bool = False,
+        lock: bool | Literal["auto"] = False,
         num_queues: int = 1,
         num_poll_queues: int = 0,
         num_entries: int | None = None,
@@ -76,6 +82,7 @@ class IoUring(Device):
                     **check.queues(num_queues, num_poll_queues),
                     **check.ring_entries(num_entries),
                 },
+                lock=check.locking(lock),
                 create=create,
                 bounce_pool_size=check.bounce_pool_size(bounce_pool_size),
                 lost_after=check.seconds("lost_after", lost_after),

@@ -3,12 +3,14 @@
 import copy
 import pickle
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 import aioblk
+import aioblk.nbd
 from aioblk import Address, parse_address
 
 from ..conftest import StorageDaemonFactory
@@ -56,7 +58,7 @@ def io_uring(path: str, **options: object) -> Address:
         ("virtio-blk-vfio-pci:/sys/x", Address("virtio-blk-vfio-pci", {"path": "/sys/x"})),
         ("nbd://host:10809/export", Address("nbd", {"uri": "nbd://host:10809/export"})),
         ("nbd://host", Address("nbd", {"uri": "nbd://host"})),
-        ("NBDS://[::1]/a%2Fb?tls-psk-file=/k", Address("nbd", {"uri": "nbds://[::1]/a%2Fb?tls-psk-file=/k"})),
+        ("NBDS://[::1]/a%2Fb?tls-type=psk", Address("nbd", {"uri": "nbds://[::1]/a%2Fb?tls-type=psk"})),
         ("nbd+unix:///x?socket=/tmp/s", Address("nbd", {"uri": "nbd+unix:///x?socket=/tmp/s"})),
         (
             "slice,offset=1M,length=1G:disk.img",
@@ -317,9 +319,71 @@ def test_what_cannot_be_opened_is_refused_before_it_is(text: str, message: str) 
         aioblk.open(text)
 
 
-def test_nbd_is_refused_where_there_is_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
-    import aioblk.nbd
+# --- NBD ----------------------------------------------------------------------------------------------------
 
+
+class Client:
+    """Stands for the class of NBD devices."""
+
+    def __init__(
+        self,
+        uri: str,
+        *,
+        read_only: bool = False,
+        connections: int = 1,
+        contexts: tuple[str, ...] = (),
+        tls: object = None,
+        tls_certificates: str | None = None,
+        tls_psk: str | None = None,
+        connect_timeout: float | None = None,
+        unflushed: str = "lose",
+    ) -> None:
+        self.said = {name: value for name, value in locals().items() if name != "self" and value}
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(aioblk.nbd, "Nbd", Client, raising=False)
+
+
+@pytest.mark.usefixtures("client")
+def test_what_an_nbd_uri_says_goes_to_the_client() -> None:
+    text = (
+        "nbds://me@host:1/a%2Fb?tls-hostname=it&connections=4&x-y=1&tls-psk-file=/k&unflushed=report"
+        "&contexts=a:b,c:d&connect-timeout=1m&tls-certificates=/pki"
+    )
+    device: Any = aioblk.open(text, read_only=True)
+    assert device.said == {
+        "uri": "nbds://me@host:1/a%2Fb?tls-hostname=it&x-y=1",
+        "connections": 4,
+        "tls_psk": "/k",
+        "unflushed": "report",
+        "contexts": ("a:b", "c:d"),
+        "connect_timeout": 60,
+        "tls_certificates": "/pki",
+        "read_only": True,
+    }
+    address = parse_address(text)
+    assert parse_address(str(address)) == address
+    assert str(parse_address("nbd://h/x", connections=2)) == "nbd://h/x?connections=2"
+    assert (
+        str(parse_address("nbd+unix:///x?socket=s", connections=2)) == "nbd+unix:///x?socket=s&connections=2"
+    )
+
+
+@pytest.mark.usefixtures("client")
+def test_what_no_text_can_stand_for_is_not_written() -> None:
+    context = object()
+    address = parse_address("nbds://host", tls=context)
+    assert address.options["tls"] is context
+    assert str(address) == "nbds://host"
+    with pytest.raises(aioblk.OptionError, match=r"tls must be given by a program: it cannot be text"):
+        parse_address("nbds://host?tls=on")
+    with pytest.raises(aioblk.OptionError, match=r"no property 'conections'; .* Did you mean connections"):
+        parse_address("nbd://host?conections=2")
+
+
+def test_nbd_is_refused_where_there_is_no_client(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(aioblk.nbd, "Nbd", raising=False)
     with pytest.raises(aioblk.UnsupportedError, match="no NBD client"):
         aioblk.open("nbd://localhost/x")

@@ -45,6 +45,12 @@ async def opening_a_file(world: World, fault: Fault) -> None:
 
 
 @scenario
+async def opening_a_file_and_locking_it(world: World, fault: Fault) -> None:
+    await open_and_close(world.io_uring(lock=True), world, fault)
+    aioblk.FileLock(world.file).release()
+
+
+@scenario
 async def making_a_file(world: World, fault: Fault) -> None:
     new = world.file.with_name("new")
     device = aioblk.IoUring(new, create=len(CONTENT))
