@@ -113,7 +113,8 @@ async def _copy(
 ) -> CopyResult:
     place = Place(destination)
     _refuse_unless_safe(destination, place, overwrite or is_there(options["journal"]))
-    open_source = source.locked if lock else source
+    # Of parts of one file, the lock of the part that is written to is for both.
+    open_source = source.locked if lock and not place.is_same_file(Place(source)) else source
     open_destination = destination.locked if lock else destination
     async with AsyncExitStack() as resources:
         ours = await resources.enter_async_context(open_source(read_only=True))
@@ -145,7 +146,7 @@ async def _copy(
 
 def _refuse_unless_safe(destination: Opener, place: Place, overwrite: bool) -> None:
     if (user := place.user()) is not None:
-        raise click.ClickException(f"{destination.address} is not written to: {user}")
+        raise click.ClickException(f"{destination.address} is not written to: it is {user}")
     if place.has_content and not overwrite:
         raise click.ClickException(f"{destination.address} is there already; --overwrite writes over it")
 

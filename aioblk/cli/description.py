@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, final
 
 from .._device.device import Device
 from .._device.extents import ExtentKind
+from .._device.holders import Holder, find_holders
 from .._libblkio.properties import IO_URING
 from ..addresses import Openable
 from ..errors import BlkioError, UnsupportedError
@@ -19,7 +20,6 @@ from ..layers.partitions import Partition, partitions
 from ..layers.signatures import Signature, signatures
 from ..layers.zones import Zones
 from . import machine, system
-from .holders import Holder, find_holders
 from .parameters import Opener
 
 __all__ = ["Description", "ExtentsSummary", "FileFacts", "ZonesSummary", "describe"]

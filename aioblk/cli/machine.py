@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, final
 
+from .._device.holders import find_holders
 from .._libblkio.properties import IO_URING, NVME_IO_URING, VFIO_PCI, VHOST_USER, VHOST_VDPA
 from . import system
-from .holders import find_holders
 from .text import in_words, of_size
 
 __all__ = ["Check", "DriverState", "Machine", "State", "examine"]

@@ -2,10 +2,10 @@
 
 import asyncio
 
+from .._device.holders import find_holders
 from ..layers.block_device import BlockDevice
 from ..layers.signatures import signatures
 from ._load.pattern import is_ours
-from .holders import find_holders
 from .parameters import Opener
 
 __all__ = ["LOOKED_AT", "find_obstacles"]

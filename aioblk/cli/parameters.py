@@ -7,7 +7,7 @@ from typing import Any, TypeVar, cast, final
 import click
 from click.shell_completion import CompletionItem
 
-from ..addresses import Address, Openable, parse_address, parse_duration, parse_rate, parse_size
+from ..addresses import Address, Openable, open_locked, parse_address, parse_duration, parse_rate, parse_size
 from ..addresses import open as open_address
 from ..errors import OptionError
 
@@ -50,13 +50,9 @@ class Opener:
         """With properties beside those of the address, which they must not contradict."""
         return open_address(self.address, **properties)
 
-    def locked(self, **properties: object) -> Openable:
-        """The same; where others could use it at the same time and it can be locked, it is. What an address
-        says of that counts more."""
-        try:
-            return self(lock="auto", **properties)
-        except OptionError:  # it is told again, if it is of anything else
-            return self(**properties)
+    def locked(self, **properties: Any) -> Openable:
+        """The same, with files and block devices locked while open, unless the address says otherwise."""
+        return open_locked(self.address, **properties)
 
     @property
     def innermost(self) -> Address:

@@ -5,9 +5,9 @@ import os
 import stat
 from typing import final
 
+from .._device.holders import in_use_by
 from .._libblkio.properties import IO_URING
 from ..addresses import parse_address
-from ..copying import in_use_by
 from .parameters import Opener
 
 __all__ = ["Place"]
@@ -40,6 +40,11 @@ class Place:
         """Whether it is a regular file that is not empty."""
         return self._status is not None and stat.S_ISREG(self._status.st_mode) and self._status.st_size > 0
 
+    def is_same_file(self, other: "Place") -> bool:
+        """By whatever names, and with whatever layers over it."""
+        one, another = self._status, other._status
+        return one is not None and another is not None and os.path.samestat(one, another)
+
     def user(self) -> str | None:
-        """Who would not bear it if it was written to: words, or None."""
+        """Who would not bear it if it was written to: words behind "it is", or None."""
         return None if self.path is None or self._status is None else in_use_by(self.path)

@@ -149,9 +149,10 @@ def _settings(devices: tuple[str, ...], config: str | None, given: dict[str, Any
 
 
 def _split(device: str) -> tuple[str, str]:
-    """The name and the address."""
+    """The name and the address. What stands before an equals sign is a part of the address if it looks like
+    the beginning of one: of a path, of options, or of a layer with options."""
     name, equals, address = device.partition("=")
-    if not equals or set(name) & set("/:?"):
+    if not equals or set(name) & set("/:?,"):
         return "", device
     return name, address
 

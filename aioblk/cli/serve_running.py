@@ -91,7 +91,7 @@ class _Service:
 
     async def _add(self, export: ExportSettings) -> None:
         async with contextlib.AsyncExitStack() as stack:
-            device = await stack.enter_async_context(export.device())
+            device = await stack.enter_async_context(export.device(lock=not self._settings["no-lock"]))
             await self._server.add(
                 Export(
                     device,

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
 
-from ..addresses import Openable, parse_size
-from ..addresses import open as open_device
+from ..addresses import Openable, open_locked, parse_size
+from ..addresses import open as open_address
 from ..errors import OptionError
 from ..layers.throttle import Rate
 from ..nbd import Policy, Tls
@@ -210,6 +210,10 @@ SETTINGS: tuple[Setting, ...] = (
     ),
     Setting("user", "process", _text, None, "Become this user when all is open and listens.", "USER"),
     Setting("group", "process", _text, None, "And this group. Without it, the user's.", "GROUP"),
+    Setting(
+        *("no-lock", "process", _switch, False),
+        "Do not lock files and disks as QEMU does: others may have them open for writing, too.",
+    ),
     Setting("metrics-port", "process", _count, None, "Serve metrics for Prometheus at this port.", "PORT"),
     Setting("metrics-address", "process", _text, "127.0.0.1", "And at this address.", "HOST"),
     Setting("json-log", "process", _switch, False, "Log lines of JSON."),
@@ -243,8 +247,9 @@ class ExportSettings:
     read_only: bool = False
     default: bool = False
 
-    def device(self) -> Openable:
+    def device(self, *, lock: bool) -> Openable:
         """Not opened yet."""
+        open_device = open_locked if lock else open_address
         return open_device(self.address, **({"read_only": True} if self.read_only else {}))
 
 

@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from .._device.holders import Holder
 from .description import Description
-from .holders import Holder
 from .machine import Check, Machine
 from .text import of_size
 

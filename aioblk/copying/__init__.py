@@ -1,7 +1,6 @@
 """What is done with whole devices: copying, comparing, checksums, and where they have data."""
 
 from ._journal import sync_directory
-from ._place import in_use_by
 from .comparison import Comparison, compare
 from .digest import checksum
 from .listing import map_extents
@@ -14,7 +13,6 @@ __all__ = [
     "checksum",
     "compare",
     "copy",
-    "in_use_by",
     "map_extents",
     "sync_directory",
 ]

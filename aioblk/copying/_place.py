@@ -1,6 +1,5 @@
 """Where the bytes of a device lie, as far as can be told: two devices may be one, by different names."""
 
-import errno
 import os
 import stat
 from pathlib import Path
@@ -13,7 +12,7 @@ from ..layers.byte_view import ByteView
 from ..layers.layer import Layer
 from ..layers.slice import Slice
 
-__all__ = ["Place", "file_of", "in_use_by", "place_of"]
+__all__ = ["Place", "file_of", "place_of"]
 
 SYSFS = Path("/sys/dev/block")
 SECTOR = 512  # sysfs's, whatever the disk's blocks are
@@ -96,46 +95,3 @@ def _backing_file(node: Path) -> os.stat_result | None:
         return os.stat((node / "loop/backing_file").read_text().rstrip("\n"))
     except OSError:
         return None
-
-
-def in_use_by(path: str | os.PathLike[str]) -> str | None:
-    """Who would not bear it if somebody else wrote to a file or disk: words for an error, or None.
-
-    The kernel knows of disks: a mounted file system, swap, LVM, RAID, whoever has opened one exclusively. Of
-    files it is loop devices. What cannot be looked at is not in use, as far as is known.
-    """
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    if stat.S_ISBLK(status.st_mode):
-        try:
-            os.close(os.open(path, os.O_RDONLY | os.O_EXCL | os.O_CLOEXEC))
-        except BlockingIOError:
-            return None
-        except OSError as error:
-            return _user_of_disk(status.st_rdev) if error.errno == errno.EBUSY else None
-        return None
-    if stat.S_ISREG(status.st_mode):
-        for node in Path("/sys/block").glob("loop*"):
-            backing = _backing_file(node)
-            if backing is not None and (backing.st_dev, backing.st_ino) == (status.st_dev, status.st_ino):
-                return f"it is the file of the loop device /dev/{node.name}"
-    return None
-
-
-def _user_of_disk(rdev: int) -> str:
-    node = _node_of(rdev)
-    numbers = {f"{os.major(rdev)}:{os.minor(rdev)}"}
-    numbers.update(path.read_text().strip() for path in node.glob("*/dev"))
-    try:
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            fields = line.split()
-            if fields[2] in numbers:
-                return f"it is mounted at {fields[4]}"
-        holders = sorted(path.name for pattern in ("holders/*", "*/holders/*") for path in node.glob(pattern))
-        if holders:
-            return f"it is in use by {', '.join(holders)}"
-    except OSError:
-        pass
-    return "it is in use: swap, or somebody who has opened it for themselves alone"

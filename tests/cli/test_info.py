@@ -15,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 import aioblk
+from aioblk._device.holders import find_holders
 from aioblk.cli import machine, system
 from aioblk.cli.description import describe
-from aioblk.cli.holders import find_holders
 from aioblk.cli.machine import DriverState, examine
 from aioblk.cli.parameters import Opener
 from aioblk.cli.program import program

@@ -159,7 +159,9 @@ def test_a_hang_up_has_the_file_read_again(tmp_path: Path, image: Path) -> None:
     def write(text: str) -> None:
         path.write_text(f"[listen]\nunix = ['{place}']\n{text}")
 
-    write(f"[exports.stays]\ndevice = '{image}'\n[exports.goes]\ndevice = '{image}'\n")
+    third = tmp_path / "third.img"
+    third.write_bytes(b"t" * 4096)
+    write(f"[exports.stays]\ndevice = '{image}'\n[exports.goes]\ndevice = '{third}'\n")
     with NbdServer("--config", str(path)) as server:
         server.socket = place
         assert names(server) == [b"stays", b"goes"]

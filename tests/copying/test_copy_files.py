@@ -10,7 +10,6 @@ import pytest
 
 import aioblk
 import aioblk.copying.transfer
-from aioblk.copying import in_use_by
 
 from ..conftest import StorageDaemonFactory
 from ..support.loop_device import LoopDevice, cannot_have_loop_devices
@@ -164,20 +163,6 @@ async def test_what_is_too_small_or_not_to_be_written_is_left_as_it_is(
         with pytest.raises(aioblk.BlkioError, match="reading only"):
             await aioblk.copy(theirs, ours)
     assert content(exported) == b"x" * MIB
-
-
-def test_the_file_of_a_loop_device_is_in_use(scratch_file: Path) -> None:
-    """Where there are no loop devices, nothing can be in use in this way."""
-    if cannot_have_loop_devices():
-        assert in_use_by(scratch_file) is None
-        return
-    assert in_use_by(scratch_file) is None
-    with LoopDevice(scratch_file) as loop:
-        assert "loop device" in (in_use_by(scratch_file) or "")
-        assert in_use_by(loop.path) is None
-        holder = os.open(loop.path, os.O_RDONLY | os.O_EXCL)
-        assert "in use" in (in_use_by(loop.path) or "")
-        os.close(holder)
 
 
 async def test_a_loop_device_is_the_file_that_lies_below(scratch_file: Path) -> None:
