@@ -6,12 +6,18 @@ device that stops halfway would leave those waiting for ever.
 """
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from typing import Any, TypeVar, final
 
 from .loops import running_loop
+from .scopes import shielded
 
-__all__ = ["SteadfastTasks", "start_steadfast_task"]
+__all__ = [
+    "SteadfastTasks",
+    "carried_through",
+    "start_steadfast_task",
+    "until_ended",
+]
 
 T = TypeVar("T")
 
@@ -27,6 +33,39 @@ class _SteadfastTask(asyncio.Task[T]):
 def start_steadfast_task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
     """Run *work* in a task that cannot be cancelled, only awaited; shield the awaiting."""
     return _SteadfastTask(work, loop=loop)
+
+
+async def until_ended(tasks: Collection[asyncio.Task[Any]]) -> None:
+    """Wait for the ends of all tasks, also of those that are added meanwhile, whatever scopes say and however
+    often the caller is cancelled: it learns of that then."""
+    cancelled: asyncio.CancelledError | None = None
+    with shielded():
+        while left := [task for task in tasks if not task.done()]:
+            try:
+                await asyncio.wait(left)
+            except asyncio.CancelledError as error:
+                cancelled = error
+    if cancelled is not None:
+        try:
+            raise cancelled
+        finally:
+            del cancelled  # which has the error that keeps this frame
+
+
+async def carried_through(work: Coroutine[Any, Any, T]) -> T:
+    """Await work that is carried through when the caller is cancelled, which it is when that has ended."""
+    try:
+        task = start_steadfast_task(running_loop("begin"), work)
+    except BaseException:
+        work.close()
+        raise
+    try:
+        await until_ended([task])
+    except BaseException:
+        if not task.cancelled():
+            task.exception()  # nobody will ask for it any more
+        raise
+    return task.result()
 
 
 @final
@@ -62,3 +101,7 @@ class SteadfastTasks:
         """Wait until there are none, those that begin meanwhile included."""
         while self._tasks:
             await asyncio.wait(self._tasks)
+
+    async def until_ended(self) -> None:
+        """The same, whatever scopes say and however often the caller is cancelled."""
+        await until_ended(self._tasks)

@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator, Coroutine
 from contextlib import aclosing
 from typing import Any, TypeVar
 
-from .._sync.scopes import shielded
+from .._sync.tasks import until_ended
 
 __all__ = ["in_order"]
 
@@ -22,17 +22,23 @@ async def in_order(work: AsyncGenerator[Coroutine[Any, Any, T]], depth: int) -> 
             async for each in work:
                 under_way.append(asyncio.create_task(each))
                 if len(under_way) >= depth:
-                    yield await under_way[0]
+                    yield await _outcome(under_way[0])
                     _ = under_way.popleft()
         while under_way:
-            yield await under_way[0]
+            yield await _outcome(under_way[0])
             _ = under_way.popleft()
     finally:
         for task in under_way:
             task.cancel()
-        if under_way:
-            with shielded():
-                await asyncio.wait(under_way)
+        try:
+            await until_ended(under_way)
+        finally:
             for task in under_way:
                 if not task.cancelled():
                     task.exception()  # one is raised, and nobody asks for the others
+
+
+async def _outcome(task: asyncio.Task[T]) -> T:
+    """Who waits for it may be cancelled again and again, while the task waits for its device."""
+    await asyncio.wait([task])
+    return task.result()

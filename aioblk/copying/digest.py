@@ -12,7 +12,6 @@ from typing_extensions import Buffer, Protocol
 from .._native._core import View
 from .._sync.blocking import run_blocking
 from .._sync.loops import running_loop
-from .._sync.scopes import shielded
 from .._sync.tasks import SteadfastTasks
 from ..errors import OptionError
 from ..layers._asked import end_of_stretch
@@ -62,7 +61,7 @@ async def checksum(
         OptionError: there is no such algorithm, or the range is not one of the device.
         BlkioError: the device cannot be read.
     """
-    loop = running_loop("checksum")
+    running_loop("checksum")
     require_block_device(device)
     end = end_of_stretch("checksum", device.capacity, offset, length, operation="checksum")
     sizes = sizes_for(device.limits, request_size=request_size, depth=depth, operation="checksum")
@@ -74,9 +73,7 @@ async def checksum(
                 if on_progress is not None:
                     on_progress(position - offset, end - offset)
     finally:
-        with shielded():
-            await hashing.until_done()
-    del loop
+        await hashing.until_ended()
     return digest.hexdigest()
 
 
@@ -128,8 +125,7 @@ async def _read_all(
                         free.append(buffer)
                     yield piece.end
         finally:
-            with shielded():
-                await hashing.until_done()  # before the memory goes
+            await hashing.until_ended()  # before the memory goes
 
 
 def _update(digest: _Digest, length: int, buffer: View | None) -> None:

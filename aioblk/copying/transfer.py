@@ -4,7 +4,7 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from .._native._core import View, zero_runs
 from .._sync.blocking import run_blocking
 from .._sync.loops import running_loop
 from .._sync.scopes import shielded
-from .._sync.tasks import SteadfastTasks
+from .._sync.tasks import SteadfastTasks, carried_through, until_ended
 from ..errors import BlkioError, OptionError, UnsupportedError
 from ..layers.block_device import BlockDevice, require_block_device
 from ..layers.byte_view import ByteView
@@ -136,8 +136,9 @@ async def copy(
         BlkioError: a request failed. It says where; a note says whether of the source or of the destination.
             If verifying has failed, ``offset`` is the first byte that differs.
 
-    If it is cancelled, or fails, requests under way are given up and waited for; the destination has some of
-    the copy, the journal knows of what.
+    If it is cancelled, or fails, nothing new is begun. What is being read is given up; changes of the
+    destination that have begun are waited for, so nothing changes it afterwards. It has some of the copy, the
+    journal knows of what.
     """
     running_loop("copy")
     began = time.monotonic()
@@ -157,17 +158,17 @@ async def copy(
         await _refuse_unless_resumable(source, destination, kept, done)
     else:
         kept = None
-    if resize and isinstance(destination, _Truncates) and destination.limits.can_grow:
-        with _of("destination"):
-            if destination.capacity != size:
-                await destination.truncate(size)
     work = _Copy(source, destination, size, sizes, sparse, allocate, kept, done, on_progress)
     if rate is not None:
         if not rate > 0:
             raise OptionError(f"rate must be positive, not {rate}", operation="copy")
         work.throttle(rate)
-    cloned = bool(clone and not done and rate is None and not allocate and await _clone(source, destination))
+    cloned = False
     try:
+        if resize:
+            await _resize(destination, size)
+        if clone and not done and rate is None and not allocate:
+            cloned = await _clone(source, destination)
         if not cloned:
             await work.run(destination_is_zero and not done)
         discarded = await _discard_behind(destination, size) if discard_rest else 0
@@ -345,7 +346,7 @@ class _Copy:
 
     async def _zero(self, offset: int, length: int) -> None:
         with _of("destination"):
-            await self._to.write_zeroes(offset, length, no_unmap=self._allocate)
+            await _in_one_go(self._to.write_zeroes(offset, length, no_unmap=self._allocate))
         self.zeroed += length
         self._unflushed += 1  # hardly anything to be written out, as a rule
 
@@ -366,7 +367,7 @@ class _Copy:
     async def _write(self, offset: int, data: View) -> None:
         if length := len(data):
             with _of("destination"):
-                await self._to.write(offset, data)
+                await _in_one_go(self._to.write(offset, data))
             self.copied += length
             self._unflushed += length
 
@@ -375,7 +376,7 @@ class _Copy:
         missing = self._size - self._destination.capacity
         if missing > 0:
             with _of("destination"):
-                await self._to.write_zeroes(self._size - missing, missing)
+                await carried_through(_await(self._to.write_zeroes(self._size - missing, missing)))
 
     # --- durability -----------------------------------------------------------------------------------------
 
@@ -419,8 +420,7 @@ class _Copy:
 
     async def aclose(self) -> None:
         """Wait until the journal is as it is to stay."""
-        with shielded():
-            await self._files.until_done()
+        await self._files.until_ended()
 
     def _tell(self, phase: Phase, done: int) -> None:
         if self._on_progress is not None:
@@ -435,17 +435,46 @@ def _zeroes_in(buffer: View, unit: int, least: int) -> list[tuple[int, int]]:
     ]
 
 
+@final
+class _Worker(asyncio.Task[None]):
+    """A task that is cancelled behind a change, not within: a device may go on with what is given up."""
+
+    changes = False
+    given_up = False
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if self.changes:
+            self.given_up = True
+            return True
+        return super().cancel(msg)
+
+
+async def _in_one_go(change: Awaitable[None]) -> None:
+    """A worker's change of the destination."""
+    worker = asyncio.current_task()
+    assert isinstance(worker, _Worker)
+    worker.changes = True
+    try:
+        await change
+    finally:
+        worker.changes = False
+    if worker.given_up:
+        raise asyncio.CancelledError
+
+
 async def _together(work: Iterable[Coroutine[Any, Any, None]]) -> None:
     """All of it, or the first error, when all have ended."""
-    tasks = [asyncio.create_task(each) for each in work]
+    loop = asyncio.get_running_loop()
+    workers = [_Worker(each, loop=loop) for each in work]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_EXCEPTION)
+        await asyncio.wait(workers, return_when=asyncio.FIRST_EXCEPTION)
     finally:
-        for task in tasks:
-            task.cancel()
-        with shielded():
-            await asyncio.wait(tasks)
-    errors = [task.exception() for task in tasks if not task.cancelled()]
+        for worker in workers:
+            worker.cancel()
+        try:
+            await until_ended(workers)
+        finally:
+            errors = [worker.exception() for worker in workers if not worker.cancelled()]
     for error in errors:
         if error is not None:
             raise error
@@ -469,9 +498,20 @@ class _of:  # noqa: N801 - it is used as a word
 # --- what the whole takes -----------------------------------------------------------------------------------
 
 
+async def _await(change: Awaitable[None]) -> None:
+    await change
+
+
+async def _resize(destination: BlockDevice, size: int) -> None:
+    if isinstance(destination, _Truncates) and destination.limits.can_grow:
+        with _of("destination"):
+            if destination.capacity != size:
+                await carried_through(_await(destination.truncate(size)))
+
+
 async def _clone(source: BlockDevice, destination: BlockDevice) -> bool:
     ours, theirs = file_of(source), file_of(destination)
-    return ours is not None and theirs is not None and await clone_file(ours, theirs)
+    return ours is not None and theirs is not None and await carried_through(clone_file(ours, theirs))
 
 
 async def _discard_behind(destination: BlockDevice, size: int) -> int:
@@ -481,7 +521,7 @@ async def _discard_behind(destination: BlockDevice, size: int) -> int:
     with _of("destination"), suppress(UnsupportedError):
         while position < end:
             length = min(DISCARDED_AT_ONCE, end - position)
-            await view.discard(position, length)
+            await carried_through(_await(view.discard(position, length)))
             position += length
     return position - size
 

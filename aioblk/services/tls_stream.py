@@ -70,6 +70,7 @@ class TlsStream:
         Raises:
             DisconnectedError: the peer is gone, or there is no agreement; the text says why.
         """
+        self._refuse_elsewhere("receive")
         self._receiving = True
         try:
             while True:
@@ -89,6 +90,7 @@ class TlsStream:
 
     async def read(self, size: int) -> memoryview:
         """The next *size* bytes, 64 KiB at most. They are there until the next call."""
+        self._refuse_elsewhere("receive")
         if self._receiving or not 0 <= size <= self._end - self._start:
             await self._receive_at_least(size)
         self._start += size
@@ -96,6 +98,7 @@ class TlsStream:
 
     async def unpack(self, layout: Struct) -> tuple[Any, ...]:
         """The next bytes, read as *layout* says."""
+        self._refuse_elsewhere("receive")
         if self._receiving or self._end - self._start < layout.size:
             await self._receive_at_least(layout.size)
         self._start += layout.size
@@ -106,6 +109,7 @@ class TlsStream:
 
         Cancelled, it has filled a part, which the next call receives again: the stream keeps a copy.
         """
+        self._refuse_elsewhere("receive")
         if self._receiving:
             self._refuse_a_second()
         target = as_memoryview(buffer).cast("B")
@@ -195,6 +199,7 @@ class TlsStream:
         self, *parts: BytesLike, on_sent: Callable[[], object] | None = None, more: bool = False
     ) -> None:
         """Send the parts, after everything else; see :meth:`SocketStream.send`."""
+        self._refuse_elsewhere("send")  # before anything is encrypted, which has its order
         try:
             for part in parts:
                 rest = as_memoryview(part).cast("B")
@@ -237,6 +242,10 @@ class TlsStream:
         why = _words(error)
         self._stream.abort(why)
         raise DisconnectedError(why) from None
+
+    def _refuse_elsewhere(self, operation: str) -> None:
+        if running_loop(operation) is not self._loop:
+            raise UsageError("the stream belongs to another event loop", operation=operation)
 
     def _refuse_a_second(self) -> NoReturn:
         raise StreamBusyError("another task is receiving from the stream already", operation="receive")

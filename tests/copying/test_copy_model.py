@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 import aioblk
 from aioblk.testing import Fault, Faulty, MemoryDevice, PowerLoss
 
+from ..support.gate import Gate
+from ..support.turns import turns
 from .contents import UNIT, Side, Stretch, content_of, device_with, sides, stretches
 
 examples = settings(
@@ -165,6 +167,37 @@ async def test_a_copy_is_cancelled_anywhere_and_goes_on_later(
     assert destination.device.content() == source.device.content()
     assert result.resumed_at == 0 or result.copied < result.size
     assert not journal.exists()
+
+
+@pytest.mark.parametrize("change", ["write", "write_zeroes", "discard"])
+async def test_however_often_all_is_cancelled_a_copy_is_left_when_nothing_changes_any_more(
+    change: str,
+) -> None:
+    size = 1 << 18
+    content = {"write": b"\1" * size, "write_zeroes": bytes(size), "discard": bytes(size)}[change]
+    source, destination = MemoryDevice(size, content=content), Gate(2 * size, content=b"\2" * size)
+    destination.hold()
+    before = asyncio.all_tasks()
+    ends = change == "discard"
+    copying = asyncio.create_task(
+        aioblk.copy(source, destination, destination_is_zero=ends, discard_rest=ends)
+    )
+    async with asyncio.timeout(60):
+        while not destination.statistics().in_flight:
+            await turns(1)
+    for _ in range(3):
+        for task in asyncio.all_tasks() - before:  # as asyncio.run() does in the end
+            task.cancel()
+        await turns(8)
+        assert not copying.done()
+        assert destination.statistics().in_flight
+    destination.release()
+    assert await is_cancelled(copying)
+    counts = destination.statistics()
+    assert not counts.in_flight
+    assert getattr(counts, change).completed >= 1
+    assert counts.flush.completed == 0
+    assert asyncio.all_tasks() == before
 
 
 async def is_cancelled(task: "asyncio.Task[Any]") -> bool:

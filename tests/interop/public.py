@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import aioblk
+import aioblk.nbd
 import aioblk.testing
 
 __all__ = ["awaited", "defined_by"]
@@ -36,15 +37,24 @@ def _compiled() -> dict[tuple[str, str], str]:
 def _returns(kind: type, name: str, method: object) -> str:
     if inspect.ismethoddescriptor(method):
         return _compiled().get((defined_by(kind, name).__name__, name), "")
-    return str(getattr(method, "__annotations__", {}).get("return", ""))
+    return _annotated(method)
+
+
+def _annotated(function: object) -> str:
+    return str(getattr(function, "__annotations__", {}).get("return", ""))
+
+
+def _gives_something_to_await(function: object, returned: str) -> bool:
+    if inspect.iscoroutinefunction(function) or inspect.isasyncgenfunction(function):
+        return True
+    return returned.partition("[")[0].rpartition(".")[2] in AWAITABLE
 
 
 def _is_awaited(kind: type, name: str, method: object) -> bool:
     method = getattr(method, "__func__", method)
-    if inspect.iscoroutinefunction(method) or inspect.isasyncgenfunction(method):
+    if _gives_something_to_await(method, _returns(kind, name, method)):
         return True
-    returned = _returns(kind, name, method).partition("[")[0].rpartition(".")[2]
-    return returned in AWAITABLE or name in REQUESTS or (name == "__await__" and callable(method))
+    return name in REQUESTS or (name == "__await__" and callable(method))
 
 
 def defined_by(kind: type, name: str) -> type:
@@ -54,11 +64,11 @@ def defined_by(kind: type, name: str) -> type:
 
 def awaited() -> Iterator[tuple[type | None, str]]:
     """Methods with their class, and functions."""
-    for module in (aioblk, aioblk.testing):
+    for module in (aioblk, aioblk.nbd, aioblk.testing):
         for public in module.__all__:
             thing = getattr(module, public)
             if not inspect.isclass(thing):
-                if inspect.iscoroutinefunction(thing):
+                if inspect.isfunction(thing) and _gives_something_to_await(thing, _annotated(thing)):
                     yield None, public
                 continue
             for name in dir(thing):

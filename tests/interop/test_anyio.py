@@ -5,8 +5,10 @@ would rather not.
 """
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractAsyncContextManager
+from pathlib import Path
 from typing import Any, cast
 
 import anyio
@@ -14,9 +16,11 @@ import pytest
 
 import aioblk
 from aioblk.layers._edits import Edits
+from aioblk.nbd import Export, Server, protocol
 from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.devices import BLOCK, LATENCY, held, pattern
+from ..support.gate import Gate
 from ..support.scripts import run_script
 
 MANY = 200  # turns of the loop; so often is a task cancelled that cannot leave
@@ -363,6 +367,30 @@ async def test_in_a_cancelled_scope_draining_of_limits_waits() -> None:
     assert not waiter.task.done()
     in_flight.leave()
     await waiter.end()
+
+
+async def test_a_server_in_a_cancelled_scope_answers_what_is_in_flight(tmp_path: Path) -> None:
+    device = Gate(16 * BLOCK, content=pattern(BLOCK, 1))
+    name = protocol.OPTION.pack(protocol.IHAVEOPT, protocol.OPT_EXPORT_NAME, 0)
+    command = protocol.COMMAND.pack(protocol.COMMAND_MAGIC, 0, protocol.READ, 7, 0, BLOCK)
+    answer = protocol.SIMPLE_REPLY.pack(protocol.SIMPLE_REPLY_MAGIC, 0, 7) + pattern(BLOCK, 1)
+    async with Server([Export(device)]) as server:
+        server.listen_at_path(tmp_path / "nbd.sock")
+        device.hold()
+        waiter = Waiter(server.serve)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(tmp_path / "nbd.sock"))
+            client.send(protocol.U32.pack(3) + name + command)
+            async with asyncio.timeout(60):
+                while not device.statistics().in_flight:
+                    await turns(1)
+            waiter.scope.cancel()
+            await turns()
+            assert not waiter.task.done()
+            device.release()
+            await waiter.end()
+            with client.makefile("rb") as received:  # up to the end
+                assert received.read().endswith(answer)
 
 
 async def test_a_deadline_around_closing_counts_and_closing_goes_on(slow_daemon: StorageDaemon) -> None:

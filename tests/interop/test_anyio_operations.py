@@ -71,6 +71,13 @@ async def turns(count: int) -> None:
         await asyncio.sleep(0)
 
 
+async def until_held_up(scene: Scene) -> None:
+    await turns(FEW)
+    with anyio.fail_after(PATIENCE):
+        while not scene.is_held_up():
+            await turns(1)
+
+
 async def no_task_is_left(before: set[asyncio.Task[object]]) -> None:
     """What goes on by itself ends by itself."""
     with anyio.fail_after(PATIENCE):
@@ -155,7 +162,7 @@ async def test_while_it_waits(subject: str, ground: Ground, deliveries: Deliveri
                 scene.hold()
                 waiter = Waiter(scene)
                 try:
-                    await turns(FEW)
+                    await until_held_up(scene)
                     assert not waiter.task.done(), "nothing holds it up"
                     end(waiter.scope)
                     await turns(TURNS)
@@ -181,7 +188,7 @@ async def test_what_asyncio_cancels_ends_as_well(subject: str, ground: Ground) -
             scene.hold()
             task = asyncio.ensure_future(_await(scene.call))
             try:
-                await turns(FEW)
+                await until_held_up(scene)
                 assert not task.done()
                 task.cancel()
                 await turns(TURNS)

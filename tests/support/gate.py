@@ -85,6 +85,8 @@ class ThreadGate:
     """Calls that are made in threads, which wait while it is held before they do anything."""
 
     def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.held = 0
+        """How many calls have come while it was held."""
         self._is_open = threading.Event()
         self._is_open.set()
         patch.setattr(blocking, "call_in_thread", partial(self._call, threads.call_in_thread))
@@ -95,6 +97,7 @@ class ThreadGate:
             function()
 
         is_open = self._is_open
+        self.held += not is_open.is_set()
         start(wait_and_call if not is_open.is_set() else function)
 
     def hold(self) -> None:

@@ -11,6 +11,7 @@ from typing import Self, final
 from ..._memory.arena import Arena
 from ..._memory.mapping import MapsMemory
 from ..._sync.loops import running_loop
+from ..._sync.scopes import shielded, shielded_if_cancelled
 from ..._sync.tasks import SteadfastTasks
 from ...errors import BlkioError, UsageError
 from ...layers.block_device import require_block_device
@@ -73,7 +74,7 @@ class Server:
             await stack.enter_async_context(self._arena)
             self._nowhere = self._arena.allocate(CACHED_AT_ONCE)
             stack.callback(self._stop_listening)
-            stack.push_async_callback(self._work.until_done)
+            stack.push_async_callback(self._finish_work)
             self._open = stack
             for export in self._first:
                 await self.add(export)
@@ -81,7 +82,14 @@ class Server:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        await self._open.aclose()
+        running_loop("close", "nbd server")
+        with shielded():
+            await self._open.aclose()
+
+    async def _finish_work(self) -> None:
+        """Before the memory goes, which devices are being told of."""
+        with shielded():
+            await self._work.until_done()
 
     # --- exports --------------------------------------------------------------------------------------------
 
@@ -122,7 +130,8 @@ class Server:
             UsageError: there is no such export.
         """
         running_loop("remove", "nbd server")
-        await self._work.finish(self._remove(name))
+        with shielded_if_cancelled():
+            await self._work.finish(self._remove(name))
 
     async def _remove(self, name: str) -> None:
         async with self._turn:
@@ -155,6 +164,7 @@ class Server:
         Raises:
             OSError: there is no such host, or one of its addresses cannot be had.
         """
+        running_loop("listen", "nbd server")
         for listener in await listen_at_tcp(host, port):
             self.listen_on(listener)
 
@@ -224,10 +234,11 @@ class Server:
         finally:
             ending = self._work.start(loop, self._end())
             while not ending.done():
-                try:
-                    await asyncio.shield(ending)
-                except asyncio.CancelledError:
-                    self._clients.cut_off("the server ends")
+                with shielded_if_cancelled():  # which counts once
+                    try:
+                        await asyncio.shield(ending)
+                    except asyncio.CancelledError:
+                        self._clients.cut_off("the server ends")
             watching.cancel()
             self._failed = None
 

@@ -298,6 +298,17 @@ async def partitions(ground: Ground) -> AsyncIterator[Scene]:
     yield Scene(lambda: aioblk.partitions(device), device.hold, device.release, check)
 
 
+@operation("signatures")
+async def signatures(ground: Ground) -> AsyncIterator[Scene]:
+    device = Gate(SIZE, limits=LIMITS, content=b"XFSB")
+
+    async def check() -> None:
+        [found] = await aioblk.signatures(device)
+        assert found.name == "an XFS file system"
+
+    yield Scene(lambda: aioblk.signatures(device), device.hold, device.release, check)
+
+
 @operation("Faulty.reconnect", Wait.NONE)
 async def reconnect(ground: Ground) -> AsyncIterator[Scene]:
     device = Faulty(gate())

@@ -223,5 +223,4 @@ for kind, make in MADE.items():
         _closing_of_made(make, leave)
     )
     operation(f"{kind}.__aenter__", wait=Wait.NONE)(_entering_of_made(make))
-    if kind != "ByteView":
-        operation(f"{kind}.extents", wait=Wait.NONE)(_extents_of_made(make))
+    operation(f"{kind}.extents", wait=Wait.NONE)(_extents_of_made(make))

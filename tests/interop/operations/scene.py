@@ -86,6 +86,8 @@ class Scene:
     """What holds however the call has ended, once it was released."""
     ends: bool = True
     """Whether it ever does, if it is not cancelled."""
+    is_held_up: Callable[[], bool] = lambda: True
+    """Whether it has come to where it is held up, where that takes more than a few turns of the loop."""
 
 
 Scenery = Callable[[Ground], AsyncIterator[Scene]]
@@ -107,7 +109,7 @@ class Operation:
     @property
     def subject(self) -> str:
         """Whose it is."""
-        return self.name.partition(".")[0]
+        return self.covers.partition(".")[0]
 
     @asynccontextmanager
     async def open(self, ground: Ground) -> AsyncIterator[Scene]:
