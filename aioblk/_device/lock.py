@@ -192,8 +192,8 @@ class FileLock:
             own_claims.discard(self._claim)
             self._claim = None
         try:
-            with suppress(OSError):  # there are none, or no descriptor of the same open file
-                _set(fd, fcntl.F_UNLCK, 0, 0)  # where a child that was started has got a copy
+            with suppress(OSError):  # the filesystem has no locks
+                _set(fd, fcntl.F_UNLCK, 0, 0)  # a child that Python has not forked may have a copy
         finally:
             os.close(fd)
 

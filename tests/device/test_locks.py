@@ -449,6 +449,17 @@ def test_a_forked_child_does_not_keep_it(scratch_file: Path) -> None:
         aioblk.FileLock(scratch_file).release()
 
 
+def test_a_copy_of_the_descriptor_does_not_keep_it(scratch_file: Path) -> None:
+    """As a child has it that was not forked by Python, or that was a moment ago."""
+    lock = aioblk.FileLock(scratch_file)
+    copy = os.dup(lock._fd)
+    lock.release()
+    try:
+        aioblk.FileLock(scratch_file).release()
+    finally:
+        os.close(copy)
+
+
 def test_a_forked_child_does_not_keep_a_claim(loop_device: Path) -> None:
     lock = aioblk.FileLock(loop_device)
     with forked():
