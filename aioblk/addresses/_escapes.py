@@ -59,6 +59,10 @@ def shown(text: str) -> str:
 def refused(
     whole: str, rule: str, *, at: int | None = None, piece: str = "", named: str | None = None
 ) -> OptionError:
-    """What is wrong with the address *whole*, and where in it: at which character, from 1 on."""
+    """What is wrong with the address *whole*, and where in it: at which character, from 1 on.
+
+    A rule may have parts of the address in it: what a terminal would not show is %XX there.
+    """
+    rule = "".join(each if each.isprintable() else escape(each, "") for each in rule)
     where = "" if at is None else f"at character {at + 1}, {shown(piece)!r}: "
     return OptionError(f"{where}{rule}", driver=named, operation="address", filename=shown(whole))

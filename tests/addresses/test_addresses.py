@@ -151,6 +151,7 @@ def test_what_is_written_means_the_same(address: Address) -> None:
     assert text.isprintable()
 
 
+@example("SLICE,\x1f")
 @given(
     st.text(max_size=30)
     | st.lists(
