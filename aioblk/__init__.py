@@ -12,7 +12,7 @@ What lies below it, from the top down; each wing knows those under it, and none 
     cli/           programs that people run: `aioblk` on the command line; for what it needs
     testing/       devices in memory, faults, power failures, a recorder; for programs' tests
     metrics.py     what devices count, for Prometheus; by its own name, for what it needs
-    nbd/           NBD, a block device over the network: a server; by its own name
+    nbd/           NBD, a block device over the network: a server, by its own name, and a client
     addresses.py   open() by a name and options: above all that can be opened
     drivers/       what a user names: a class for each driver of libblkio, with its options
     layers/        what a block device is, and what lies over any: any bytes, zones, parts, mirrors
@@ -91,6 +91,8 @@ from .services.socket_stream import DisconnectedError, SocketStream
 from .services.tls_stream import TlsStream
 
 if TYPE_CHECKING:
+    from .nbd._client.device import Nbd
+
     __version__: str
     """Of the installed package."""
 
@@ -105,6 +107,11 @@ def __getattr__(name: str) -> object:
         )
 
         return version("aioblk")
+    if name == "Nbd":
+        from .nbd._client.device import Nbd  # only when it is asked for: it needs TLS, which takes as long
+
+        globals()["Nbd"] = Nbd
+        return Nbd
     if name in FORMER:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -156,6 +163,7 @@ __all__ = [
     "MapsMemory",
     "MemoryRegion",
     "Mirror",
+    "Nbd",
     "NvmeIoUring",
     "OperationStatistics",
     "OptionError",

@@ -1,0 +1,61 @@
+"""NBD servers that others have written, each a process of its own at a Unix socket."""
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+TIME_LIMIT = 30
+
+
+@contextmanager
+def peer(*command: str | Path, socket: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that listens at the socket, until the end."""
+    process = subprocess.Popen(
+        ["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    )
+    try:
+        deadline = time.monotonic() + TIME_LIMIT
+        while not socket.exists():
+            if process.poll() is not None or time.monotonic() > deadline:
+                assert process.stderr is not None
+                process.kill()
+                raise RuntimeError(f"{command[0]} did not start: {process.stderr.read().decode()}")
+            time.sleep(0.01)
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+@contextmanager
+def directory() -> Iterator[Path]:
+    """One whose name is short enough for a socket's."""
+    with tempfile.TemporaryDirectory(prefix="aioblk-") as name:
+        yield Path(name)
+
+
+@contextmanager
+def qemu_nbd(image: Path, *options: str) -> Iterator[str]:
+    """QEMU's server of a raw image, for several clients at a time; its URI."""
+    with directory() as where:
+        socket = where / "nbd.sock"
+        with peer(
+            *("qemu-nbd", "--socket", str(socket), "--persistent", "--shared=16", "--format=raw"),
+            *("--discard=unmap", *options, str(image)),
+            socket=socket,
+        ):
+            yield f"nbd+unix:///?socket={socket}"
+
+
+@contextmanager
+def nbdkit(*arguments: str | Path) -> Iterator[str]:
+    """nbdkit with a plugin, and filters before it; its URI."""
+    with directory() as where:
+        socket = where / "nbd.sock"
+        with peer("nbdkit", "--foreground", "--unix", socket, *arguments, socket=socket):
+            yield f"nbd+unix:///?socket={socket}"
