@@ -1,5 +1,6 @@
 """NBD servers that others have written, each a process of its own at a Unix socket."""
 
+import socket
 import subprocess
 import tempfile
 import time
@@ -11,14 +12,14 @@ TIME_LIMIT = 30
 
 
 @contextmanager
-def peer(*command: str | Path, socket: Path) -> Iterator[subprocess.Popen[bytes]]:
+def peer(*command: str | Path, where: Path) -> Iterator[subprocess.Popen[bytes]]:
     """A server that listens at the socket, until the end."""
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *command], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
     )
     try:
         deadline = time.monotonic() + TIME_LIMIT
-        while not socket.exists():
+        while not answers(where):
             if process.poll() is not None or time.monotonic() > deadline:
                 assert process.stderr is not None
                 process.kill()
@@ -32,6 +33,12 @@ def peer(*command: str | Path, socket: Path) -> Iterator[subprocess.Popen[bytes]
         process.stderr.close()
 
 
+def answers(path: Path) -> bool:
+    """Whether anybody listens at a Unix socket."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        return caller.connect_ex(str(path)) == 0
+
+
 @contextmanager
 def directory() -> Iterator[Path]:
     """One whose name is short enough for a socket's."""
@@ -43,19 +50,19 @@ def directory() -> Iterator[Path]:
 def qemu_nbd(image: Path, *options: str) -> Iterator[str]:
     """QEMU's server of a raw image, for several clients at a time; its URI."""
     with directory() as where:
-        socket = where / "nbd.sock"
+        path = where / "nbd.sock"
         with peer(
-            *("qemu-nbd", "--socket", str(socket), "--persistent", "--shared=16", "--format=raw"),
+            *("qemu-nbd", "--socket", str(path), "--persistent", "--shared=16", "--format=raw"),
             *("--discard=unmap", *options, str(image)),
-            socket=socket,
+            where=path,
         ):
-            yield f"nbd+unix:///?socket={socket}"
+            yield f"nbd+unix:///?socket={path}"
 
 
 @contextmanager
 def nbdkit(*arguments: str | Path) -> Iterator[str]:
     """nbdkit with a plugin, and filters before it; its URI."""
     with directory() as where:
-        socket = where / "nbd.sock"
-        with peer("nbdkit", "--foreground", "--unix", socket, *arguments, socket=socket):
-            yield f"nbd+unix:///?socket={socket}"
+        path = where / "nbd.sock"
+        with peer("nbdkit", "--foreground", "--unix", path, *arguments, where=path):
+            yield f"nbd+unix:///?socket={path}"

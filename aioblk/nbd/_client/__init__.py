@@ -2,7 +2,6 @@
 
 device.py       Nbd: a block device of what a server exports
 life.py         its connections as one: opening, breaking, coming back, lost, closed
-unflushed.py    what is in doubt when they break
 dispatch.py     which command goes to which connection, and which has to wait
 requests.py     what a user awaits: one command or several
 block_status.py where a device has holes, or what else a server tells of its blocks
@@ -11,6 +10,7 @@ replies.py      what is in a reply, and what must not be
 commands.py     a command, and what is known of its reply
 silence.py      a server that answers no more
 handshake.py    the options that are haggled about before there are commands
+listing.py      what a server exports
 export.py       what came of it
 channel.py      a socket, with TLS or without
 tls.py          who is trusted, and by what

@@ -18,6 +18,7 @@ class Carrier(Protocol):
 
     def give_up(self, command: "Command", /) -> bool:
         """Nobody wants its reply, nor may its memory be used any more. False: nothing of it was sent."""
+        ...
 
 
 @final
@@ -25,8 +26,8 @@ class Command:
     """One command. Lengths are in bytes."""
 
     __slots__ = (
-        *("connection", "cookie", "coverage", "data", "end", "error", "errors", "flags", "kind"),
-        *("length", "offset", "position", "request", "status", "tick", "views", "words"),
+        *("connection", "cookie", "coverage", "data", "end", "error", "errors", "flags", "is_sent"),
+        *("kind", "length", "offset", "position", "request", "status", "tick", "views", "words"),
     )
 
     def __init__(
@@ -53,8 +54,10 @@ class Command:
         self.cookie = 0
         self.connection: Carrier | None = None
         """On which it is in flight, or is to be sent."""
+        self.is_sent = False
+        """Whether the kernel may have been given some of it."""
         self.tick = 0
-        """When it was sent."""
+        """When it was given to the connection."""
         # of the reply
         self.error = 0
         self.words = b""
@@ -74,6 +77,7 @@ class Command:
     def renew(self) -> None:
         """It is to be sent again: nothing is known of its reply."""
         self.connection = None
+        self.is_sent = False
         self.error = self.errors = 0
         self.words = b""
         self.data = self.coverage = None

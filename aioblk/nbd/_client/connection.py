@@ -133,6 +133,7 @@ class Connection:
             command = outgoing.popleft()
             kind, flags, length = command.kind, command.flags, command.length
             batch.add(command)
+            command.is_sent = True
             total += self._header.size
             if kind == protocol.WRITE:
                 if self._is_extended:
@@ -153,16 +154,13 @@ class Connection:
         what was put together for it, the rest is copied here, and sent.
         """
         self._receiver.let_go(command)
-        if command in self._batch:
-            if command.kind == protocol.WRITE:
-                self._parts = [b"".join(self._parts)]
-            return True
-        try:
+        if not command.is_sent:
             self._outgoing.remove(command)
-        except ValueError:
-            return True
-        del self.in_flight[command.cookie]
-        return False
+            del self.in_flight[command.cookie]
+            return False
+        if command in self._batch and command.kind == protocol.WRITE:
+            self._parts = [b"".join(self._parts)]
+        return True
 
     # --- in -------------------------------------------------------------------------------------------------
 
@@ -176,12 +174,11 @@ class Connection:
             self._on_readable()
 
     def _answered(self, command: Command) -> None:
-        if self._batch and command in self._batch and command.kind == protocol.WRITE:
-            self._parts = [
-                b"".join(self._parts)
-            ]  # it was answered early, and its memory is its owner's again
-        if self._outgoing and command in self._outgoing:
+        if not command.is_sent:
             raise ViolationError("a command is answered that was not sent")
+        if self._batch and command in self._batch and command.kind == protocol.WRITE:
+            # It was answered before all of it was sent, and its memory is its owner's again.
+            self._parts = [b"".join(self._parts)]
         if command.tick > self.answered_tick:
             self.answered_tick = command.tick
         self.answers += 1
@@ -210,6 +207,11 @@ class Connection:
                         [self._header.pack(self._magic, 0, protocol.DISC, next(COOKIES), 0, 0)]
                     )
             self._let_go("the device is closed")
+
+    def drop(self) -> None:
+        """Without the loop, which is closed."""
+        self.over = self.over or "the device was forgotten"
+        self._channel.socket.close()
 
     def _let_go(self, why: str) -> None:
         self.over = why

@@ -5,6 +5,7 @@ import errno
 import ssl
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
+from functools import partial
 from typing import Any, NoReturn, Self, final
 
 from typing_extensions import Buffer
@@ -178,13 +179,14 @@ class Nbd(AsyncClosing, BlockDevice):
         export: Export = dialled[0][1]
         self._export = export
         self._limits = limits_of(export)
-        self._read_only = self._wants_read_only or export.has(protocol.READ_ONLY)
+        read_only = self._read_only = self._wants_read_only or export.has(protocol.READ_ONLY)
+        # Nothing that the loop knows of leads to this object: it must be found if nobody closes it.
         self._asked = Asked(
-            DRIVER, self._limits, lambda: export.size, lambda: self._read_only, filename=self._uri.text
+            DRIVER, self._limits, lambda: export.size, lambda: read_only, filename=self._uri.text
         )
-        events = Events(self._subject, Instruments(self._subject), log)
-        self._events = events
-        self._life = Life(self._subject, self._terms, self._dial, dialled, events, self._error_of)
+        events = self._events = Events(self._subject, Instruments(self._subject), log)
+        make_error = partial(answered_error, self._uri.text)
+        self._life = Life(self._subject, self._terms, self._dial, dialled, events, make_error)
         self._dispatch = self._life.dispatch
         self._is_simple = export.has(protocol.SEND_FUA)
         self._payload = export.payload
@@ -218,7 +220,7 @@ class Nbd(AsyncClosing, BlockDevice):
         life = getattr(self, "_life", None)
         if life is not None and not life.closing:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
-            life.end_unclosed()
+            life.forget()
 
     def __repr__(self) -> str:
         if self._life is None:
@@ -490,20 +492,6 @@ class Nbd(AsyncClosing, BlockDevice):
         )
         return self._dispatch.failed(operation, error)
 
-    def _error_of(self, request: NbdRequest[Any], command: Command) -> BlkioError:
-        """The error that the server has answered with."""
-        number = command.error if command.error in ERRORS else errno.EINVAL
-        said = text_of(command.words)
-        return request_error(
-            DRIVER,
-            request.operation,
-            number,
-            f"the server says: {said}" if said else None,
-            request.offset,
-            None if request.offset is None else request.length,
-            filename=self._uri.text,
-        )
-
     # --- block status ---------------------------------------------------------------------------------------
 
     def extents(self, offset: int = 0, length: int | None = None) -> AsyncGenerator[Extent]:
@@ -595,6 +583,21 @@ class Nbd(AsyncClosing, BlockDevice):
                 operation=operation,
                 filename=self._uri.text,
             )
+
+
+def answered_error(where: str, request: NbdRequest[Any], command: Command) -> BlkioError:
+    """The error that the server has answered with."""
+    number = command.error if command.error in ERRORS else errno.EINVAL
+    said = text_of(command.words)
+    return request_error(
+        DRIVER,
+        request.operation,
+        number,
+        f"the server says: {said}" if said else None,
+        request.offset,
+        None if request.offset is None else request.length,
+        filename=where,
+    )
 
 
 async def _nothing() -> None:

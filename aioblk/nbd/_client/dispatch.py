@@ -107,8 +107,7 @@ class Dispatch:
             self._settle(request)
             return request
         self._requests[id(request)] = request
-        for command in request.commands:
-            self._submit(command)
+        self._submit_all(request.commands)
         return request
 
     def ask(self, offset: int, length: int, contexts: Iterable[int]) -> "NbdRequest[dict[int, bytes]]":
@@ -160,6 +159,12 @@ class Dispatch:
         command.views = None
 
     # --- commands -------------------------------------------------------------------------------------------
+
+    def _submit_all(self, commands: Iterable[Command]) -> None:
+        """Sending one may end the connection, and with it the requests of the others."""
+        for command in commands:
+            if command.request is not None and not command.request.done():
+                self._submit(command)
 
     def _submit(self, command: Command) -> None:
         if self._given_up and any(map(command.overlaps, self._given_up)):
@@ -222,8 +227,7 @@ class Dispatch:
         if command in self._given_up:
             self._given_up.discard(command)
             held, self._held = self._held, []
-            for each in held:
-                self._submit(each)
+            self._submit_all(held)
         self._tell_drained()
 
     def _conclude(self, request: NbdRequest[Any]) -> None:
@@ -255,7 +259,7 @@ class Dispatch:
         request.pending = len(request.commands)
         for command in request.commands:
             command.renew()
-            self._submit(command)
+        self._submit_all(request.commands)
 
     def _settle(self, request: NbdRequest[Any]) -> None:
         """It is done, and has succeeded."""

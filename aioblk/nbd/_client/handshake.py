@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from struct import Struct
 from typing import final
 
-from ...errors import BlkioError, request_error
+from ...errors import BlkioError, OptionError, request_error
 from .. import protocol
 from ..protocol import U16, U32
 from .channel import Channel, PlainChannel, TlsChannel, connect
@@ -23,6 +23,7 @@ __all__ = ["Dial", "ExportInfo", "greet", "list_exports_of"]
 LONGEST_REPLY = 64 << 10  # bytes of one reply to an option
 MOST_REPLIES = 1024  # to one option, but for lists
 MOST_EXPORTS = 65536  # of a list
+MOST_BYTES = 16 << 20  # of all replies to one option
 LONGEST_TEXT = 4096
 MOST_SAID = 500  # characters of a server's words, in an error
 QUADS = Struct(">QQ")
@@ -92,10 +93,14 @@ class _Options:
         """Its replies, the last of which acknowledges or refuses."""
         await self.send(option, data)
         replies: list[_OptionReply] = []
+        size = 0
         while not replies or (replies[-1].kind != protocol.REP_ACK and not replies[-1].is_error):
             if len(replies) > most:
                 raise self.violation(f"there are more than {most} replies to option {option}")
             replies.append(await self._reply(option))
+            size += len(replies[-1].data)
+            if size > MOST_BYTES:
+                raise self.violation(f"the replies to option {option} have more than {MOST_BYTES} bytes")
         return replies
 
     async def _reply(self, option: int) -> _OptionReply:
@@ -192,7 +197,15 @@ async def _start_tls(options: _Options, uri: NbdUri, context: ssl.SSLContext) ->
     if last.is_error:
         raise options.refusal(last, "TLS is wanted")
     host = uri.tls_hostname or (uri.address[0] if isinstance(uri.address, tuple) else None)
-    channel = TlsChannel(options.channel.socket, context, host)
+    try:
+        channel = TlsChannel(options.channel.socket, context, host)
+    except ValueError as error:  # the context wants a name, and there is none, or none of a host
+        raise OptionError(
+            f"{error}; say whose certificate the server must have: ?tls-hostname=NAME at the end of the URI",
+            driver=DRIVER,
+            operation="open",
+            filename=uri.text,
+        ) from None
     try:
         await channel.shake_hands()
     except ssl.SSLCertVerificationError as error:

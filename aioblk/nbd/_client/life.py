@@ -9,6 +9,7 @@ import asyncio
 import enum
 import errno
 import logging
+import math
 import random
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
@@ -36,7 +37,6 @@ log: logging.Logger = logging.getLogger("aioblk.nbd")
 log.addHandler(logging.NullHandler())  # who has set up no logging is told by exceptions alone
 
 FIRST_DELAY, LONGEST_DELAY = 0.05, 5.0  # seconds between attempts to connect: twice as long each time
-LEAVE_WITHIN = 1.0  # seconds for a connection attempt that is given up
 
 Unflushed: TypeAlias = Literal["lose", "report", "trust"]
 UNFLUSHED: tuple[Unflushed, ...] = ("lose", "report", "trust")
@@ -87,9 +87,9 @@ class Life:
         self.closing = False
         self.reconnections = 0
         self._stop: asyncio.Future[None] | None = None  # ends the search for a server
-        self._give_up_at: float | None = (
-            None  # of the search, which goes on until a server has answered something
-        )
+        # Of a search, which is over when a server has answered something, or was there for long enough.
+        self._give_up_at: float | None = None
+        self._returned_at = -math.inf
         self._delay = FIRST_DELAY
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -215,7 +215,7 @@ class Life:
         """Connect until somebody answers, the time for it is up, or nobody wants it any more."""
         assert self._terms.reconnect_for is not None
         now = self._loop.time()
-        if self._give_up_at is None:
+        if self._give_up_at is None or now - self._returned_at >= self._terms.reconnect_for:
             self._give_up_at = now + self._terms.reconnect_for
             self._delay = FIRST_DELAY
         else:  # another one that went away without an answer
@@ -242,6 +242,9 @@ class Life:
                     last = text
                 await self._rest()
                 continue
+            except Exception as error:
+                self._lose(f"connecting again fails: {error!r}")  # or requests would wait for it for ever
+                raise
             if dialled is not None:
                 self._return(dialled)
             break
@@ -268,8 +271,8 @@ class Life:
         )
         if not attempt.done():
             attempt.cancel()
-            await asyncio.wait([attempt], timeout=LEAVE_WITHIN)
-        if attempt.done() and not attempt.cancelled():
+            await asyncio.wait([attempt])
+        if not attempt.cancelled():
             dialled = attempt.result()
             if self._stop.done():
                 close_all(dialled)
@@ -282,6 +285,7 @@ class Life:
     def _return(self, dialled: list[tuple[Channel, Export]]) -> None:
         self.state = State.PRESENT
         self.lost = None
+        self._returned_at = self._loop.time()
         self.reconnections += 1
         self.dispatch.on_progress = self._answer_came
         self._events.tell(DeviceReturned())
@@ -328,10 +332,14 @@ class Life:
         if others := [task for task in self._tasks if task is not self._closing]:
             await asyncio.wait(others)
 
-    def end_unclosed(self) -> None:
-        """Nobody has closed it, and nobody can any more."""
-        for connection in self.dispatch.connections:
-            connection.over = connection.over or "the device was forgotten"
+    def forget(self) -> None:
+        """Nobody has closed it, and nobody can any more; from any thread."""
+        self.closing = True
+        try:
+            self._loop.call_soon_threadsafe(self.abandon, "the device was forgotten, and not closed")
+        except RuntimeError:  # the loop is closed, and looks at no socket any more
+            for connection in self.dispatch.connections:
+                connection.drop()
 
 
 # --- dialling -----------------------------------------------------------------------------------------------

@@ -132,7 +132,7 @@ class Receiver:
             self._buffer[: len(left)] = left
             end = len(left)
         if self._is_large:
-            return self._buffer[end : max(SMALL_BITE, end + SMALL_BITE)]
+            return self._buffer[end : end + SMALL_BITE]
         return self._buffer[end:] if end else self._buffer
 
     def _fill(self, size: int) -> None:
@@ -369,7 +369,8 @@ class Receiver:
             raise ViolationError(
                 f"block status of kind {kind} in the reply to a command of kind {command.kind}"
             )
-        before, each = (8, 16) if extended else (4, 8)
+        before = protocol.EXTENDED_STATUS.size if extended else U32.size
+        each = (protocol.EXTENDED_EXTENT if extended else protocol.EXTENT).size
         if length < before + each or (length - before) % each or length > before + each * MOST_EXTENTS:
             raise ViolationError(f"block status has {length} bytes")
         available = min(self._end - start, length)
@@ -387,6 +388,10 @@ class Receiver:
     def _take_status(self, command: Command, data: bytes) -> None:
         (context,) = U32.unpack_from(data)
         assert command.status is not None
+        if self._headers is Headers.EXTENDED:
+            _, count = protocol.EXTENDED_STATUS.unpack_from(data)
+            if len(data) != protocol.EXTENDED_STATUS.size + count * protocol.EXTENDED_EXTENT.size:
+                raise ViolationError(f"block status of {count} extents has {len(data)} bytes")
         if command.status.get(context, b"?"):
             raise ViolationError(
                 f"block status of context {context}, which was not asked for or has come already"
