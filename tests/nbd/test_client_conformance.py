@@ -1,29 +1,42 @@
-"""The client is a block device: it holds the contract, on servers that we have not written."""
+"""The client of our own server is a block device and holds the contract. tests/interop/ has other servers."""
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
 
 import aioblk
+from aioblk.testing import MemoryDevice
 from aioblk.testing.conformance import BlockDeviceConformance, Opener
 
-from ..support.nbd_peers import qemu_nbd
+from ..support.nbd_in_process import serving
+
+SIZE = 8 << 20
 
 
-class TestNbd(BlockDeviceConformance):
+class TestOfOurServer(BlockDeviceConformance):
     @pytest.fixture
-    def opener(self, scratch_file: Path) -> Iterator[Opener]:
-        with qemu_nbd(scratch_file) as uri:
-            yield lambda *, read_only=False: aioblk.Nbd(uri, read_only=read_only)
+    def opener(self, tmp_path: Path) -> Opener:
+        @asynccontextmanager
+        async def opened(*, read_only: bool = False) -> AsyncIterator[aioblk.Nbd]:
+            device = MemoryDevice(SIZE, limits=aioblk.Limits(request_alignment=512))
+            async with serving(device, tmp_path / "s") as uri, aioblk.Nbd(uri, read_only=read_only) as dev:
+                yield dev
+
+        return opened
 
 
-class TestNbdOnSeveralConnections(BlockDeviceConformance):
+class TestOnSeveralConnections(BlockDeviceConformance):
     """With little in flight on each, so that commands wait for their turn."""
 
     @pytest.fixture
-    def opener(self, scratch_file: Path) -> Iterator[Opener]:
-        with qemu_nbd(scratch_file) as uri:
-            yield lambda *, read_only=False: aioblk.Nbd(
-                uri, read_only=read_only, connections=3, depth=4, lost_after=30.0
-            )
+    def opener(self, tmp_path: Path) -> Opener:
+        @asynccontextmanager
+        async def opened(*, read_only: bool = False) -> AsyncIterator[aioblk.Nbd]:
+            async with serving(MemoryDevice(SIZE), tmp_path / "s") as uri:
+                several = aioblk.Nbd(uri, read_only=read_only, connections=3, depth=4, lost_after=30.0)
+                async with several as dev:
+                    yield dev
+
+        return opened

@@ -219,6 +219,7 @@ class Connection:
         if self._writing:
             self._loop.remove_writer(self._channel.socket)
         self._channel.close()
+        self._receiver.close()
         self._outgoing.clear()
         self._parts, self._left = [], 0
         self._batch.clear()

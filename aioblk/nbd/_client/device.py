@@ -146,7 +146,7 @@ class Nbd(AsyncClosing, BlockDevice):
         # What every request looks at: while they are not what they should be, the slow path says why.
         self._loop: asyncio.AbstractEventLoop | None = None
         self._capacity = -1
-        self._mask = 0
+        self._mask = self._payload = 0
 
     # --- life -----------------------------------------------------------------------------------------------
 

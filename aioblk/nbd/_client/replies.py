@@ -165,6 +165,10 @@ class Receiver:
             self._targets = None
             self._start = self._end = 0
 
+    def close(self) -> None:
+        """Nothing goes to anybody's memory any more."""
+        self._chunk = self._targets = self._status = None
+
     # --- what it begins with --------------------------------------------------------------------------------
 
     def _parse(self) -> None:
@@ -190,7 +194,7 @@ class Receiver:
         start, buffer = self._start, self._buffer
         available = self._end - start
         if available < SIMPLE_REPLY.size:
-            return False
+            return self._may_become(SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC)
         magic, error, cookie = SIMPLE_REPLY.unpack_from(buffer, start)
         if magic == SIMPLE_REPLY_MAGIC:
             command = self._in_flight.get(cookie)
@@ -223,7 +227,7 @@ class Receiver:
     def _parse_extended(self) -> bool:
         start = self._start
         if self._end - start < EXTENDED_REPLY.size:
-            return False
+            return self._may_become(EXTENDED_REPLY_MAGIC)
         magic, flags, kind, cookie, offset, length = EXTENDED_REPLY.unpack_from(self._buffer, start)
         if magic != EXTENDED_REPLY_MAGIC:
             raise ViolationError(f"a reply begins with {magic:#010x}")
@@ -233,6 +237,14 @@ class Receiver:
         if offset != command.offset:
             raise ViolationError(f"a reply to a command at {command.offset} says that it was at {offset}")
         return self._parse_chunk(command, flags, kind, length, EXTENDED_REPLY.size)
+
+    def _may_become(self, *magics: int) -> bool:
+        """False: what there is may become a reply. A server that says something else may never say more."""
+        if self._end - self._start >= U32.size:
+            (magic,) = U32.unpack_from(self._buffer, self._start)
+            if magic not in magics:
+                raise ViolationError(f"a reply begins with {magic:#010x}")
+        return False
 
     def _parse_chunk(self, command: Command, flags: int, kind: int, length: int, header: int) -> bool:
         """A chunk, *length* bytes behind its header."""
