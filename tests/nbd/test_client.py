@@ -6,6 +6,7 @@ import gc
 import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -19,6 +20,7 @@ from aioblk import (
     UnsupportedError,
     UsageError,
 )
+from aioblk.nbd import list_exports
 from aioblk.testing import Fault, Faulty, MemoryDevice
 
 from ..support.nbd_in_process import serving
@@ -513,7 +515,7 @@ async def names(tmp_path: Path) -> AsyncIterator[str]:
 
 
 async def test_exports_are_listed_and_chosen_by_name(names: str) -> None:
-    listed = await aioblk.nbd.list_exports(names)
+    listed = await list_exports(names)
     assert {each.name for each in listed} == {"one", "zwei und drei"}
     assert all(isinstance(each.description, str) for each in listed)
     async with aioblk.Nbd(names.replace("one", "zwei%20und%20drei")) as dev:
@@ -527,20 +529,23 @@ async def test_who_is_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "nobody"
     for attempt in (
         aioblk.Nbd(f"nbd+unix:///?socket={path}").open(),
-        aioblk.nbd.list_exports("nbd://127.0.0.1:1"),
+        list_exports("nbd://127.0.0.1:1"),
     ):
         with pytest.raises(BlkioError, match="cannot connect to") as caught:
             await attempt
         assert caught.value.errno in (errno.ENOENT, errno.ECONNREFUSED)
 
 
-async def test_options_that_cannot_be_are_refused() -> None:
-    for options, words in (
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
         ({"connections": 0}, "connections"),
         ({"depth": 65537}, "depth"),
         ({"lost_after": 0.01}, "lost_after"),
         ({"unflushed": "perhaps"}, "unflushed must be lose, report, trust"),
         ({"contexts": "base:allocation"}, "a sequence of names"),
-    ):
-        with pytest.raises(OptionError, match=words):
-            aioblk.Nbd("nbd://localhost", **options)
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        aioblk.Nbd("nbd://localhost", **options)

@@ -11,6 +11,7 @@ import pytest
 
 import aioblk
 from aioblk import BlkioError, DeviceLostError
+from aioblk.nbd import list_exports
 
 from . import scripted as s
 from .scripted import Command, Export, Script, Session, scripted
@@ -295,7 +296,7 @@ async def test_a_list_without_an_end_is_an_error(tmp_path: Path) -> None:
 
     async with scripted(tmp_path, script) as uri:
         with pytest.raises(BlkioError, match="more than 16777216 bytes"):
-            await aioblk.nbd.list_exports(uri)
+            await list_exports(uri)
 
 
 async def drip(session: Session) -> None:
@@ -407,7 +408,7 @@ async def test_whatever_is_answered_every_request_ends(tmp_path: Path, seed: int
     buffers = [bytearray(GUARD + b"o" * 5120 + GUARD) for _ in range(40)]
     async with scripted(tmp_path, script, Export(dialect=dialect)) as uri, aioblk.Nbd(uri, depth=8) as dev:
         views = [memoryview(buffer)[4096:-4096] for buffer in buffers]
-        requests: list[asyncio.Future[object]] = []
+        requests: list[asyncio.Future[None]] = []
         for view in views:
             requests.append(asyncio.ensure_future(dev.read_into(0, view)))
             requests.append(asyncio.ensure_future(dev.write(8192, view[:512])))
@@ -416,12 +417,11 @@ async def test_whatever_is_answered_every_request_ends(tmp_path: Path, seed: int
             request.cancel()
         async with asyncio.timeout(30):
             await asyncio.wait(requests)
-        for request in requests:
-            if not request.cancelled() and (error := request.exception()) is not None:
-                assert isinstance(error, BlkioError)
+        failed = [each.exception() for each in requests if not each.cancelled()]
+        assert all(error is None or isinstance(error, BlkioError) for error in failed)
         counts = dev.statistics()
         assert counts.submitted == counts.completed + counts.failed + counts.cancelled
-        del request, requests
+        del requests, failed
         for view in views:
             view.release()
         for buffer in buffers:

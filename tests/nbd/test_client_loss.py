@@ -64,10 +64,11 @@ async def dies_at_once(session: Session) -> None:
 async def test_without_reconnect_for_a_connection_that_breaks_loses_the_device(tmp_path: Path) -> None:
     async with scripted(tmp_path, Mortal(dies_of(2)), Export()) as uri, aioblk.Nbd(uri) as dev:
         events = dev.events()
-        requests = dev.read(0, 512), dev.write(0, bytes(512))
-        for request in requests:
-            with pytest.raises(DeviceLostError, match="the server has closed the connection") as caught:
-                await request
+        read, write = dev.read(0, 512), dev.write(0, bytes(512))
+        with pytest.raises(DeviceLostError, match="the server has closed the connection"):
+            await read
+        with pytest.raises(DeviceLostError, match="the server has closed the connection") as caught:
+            await write
         assert (caught.value.offset, caught.value.length) == (0, 512)
         assert caught.value.errno == errno.ENODEV
         assert isinstance(await anext(events), aioblk.DeviceLost)

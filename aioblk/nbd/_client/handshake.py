@@ -199,9 +199,9 @@ async def _start_tls(options: _Options, uri: NbdUri, context: ssl.SSLContext) ->
     host = uri.tls_hostname or (uri.address[0] if isinstance(uri.address, tuple) else None)
     try:
         channel = TlsChannel(options.channel.socket, context, host)
-    except ValueError as error:  # the context wants a name, and there is none, or none of a host
+    except ValueError as error:  # which leaves out what OpenSSL says of it
         raise OptionError(
-            f"{error}; say whose certificate the server must have: ?tls-hostname=NAME at the end of the URI",
+            f"{host!r} is no name that a certificate could have: {error}",
             driver=DRIVER,
             operation="open",
             filename=uri.text,
@@ -217,6 +217,8 @@ async def _start_tls(options: _Options, uri: NbdUri, context: ssl.SSLContext) ->
         raise error_of(
             uri, errno.EACCES, f"TLS comes to nothing: {why or 'the server closes the connection'}"
         ) from None
+    except OSError as error:
+        raise error_of(uri, error.errno or errno.EIO, f"TLS comes to nothing: {error.strerror}") from None
     return channel
 
 

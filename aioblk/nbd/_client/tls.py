@@ -6,20 +6,18 @@ from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
-from ...errors import OptionError
+from ...errors import OptionError, UnsupportedError
 from .uri import DRIVER, NbdUri
 
 __all__ = ["StrPath", "tls_context"]
 
 StrPath: TypeAlias = str | os.PathLike[str]
 
-AUTHORITY, CERTIFICATE, KEY = (
-    "ca-cert.pem",
-    "client-cert.pem",
-    "client-key.pem",
-)  # as QEMU and nbdkit have them
+AUTHORITY = "ca-cert.pem"  # these names are QEMU's and nbdkit's
+CERTIFICATE, KEY = "client-cert.pem", "client-key.pem"
 PSK = "keys.psk"
 LONGEST_PSK = 64 << 10  # a file
+CIPHERS_OF_KEYS = "kECDHEPSK:kDHEPSK:!eNULL:!3DES"  # of TLS 1.2; plain "PSK" has some that encrypt nothing
 
 
 def tls_context(
@@ -32,6 +30,7 @@ def tls_context(
 
     Raises:
         OptionError: they contradict each other or the URI, or a file is not what it should be.
+        UnsupportedError: this Python has no shared keys.
     """
     given = [
         name
@@ -48,6 +47,11 @@ def tls_context(
     if len(given) > 1:
         raise _wrong(f"{' and '.join(given)} exclude each other")
     if context is not None:
+        if context.check_hostname and _has_no_name(uri):
+            raise _wrong(
+                "a Unix socket has no name that the tls context could find in the certificate; add"
+                f" tls-hostname=NAME to {uri.text!r}, or have check_hostname off"
+            )
         return context
     if psk is not None or uri.tls_type == "psk":
         if psk is None:
@@ -60,6 +64,11 @@ def tls_context(
 
 def _wrong(message: str) -> OptionError:
     return OptionError(message, driver=DRIVER, operation="open")
+
+
+def _has_no_name(uri: NbdUri) -> bool:
+    """Whether nobody knows whose certificate the server should have."""
+    return not isinstance(uri.address, tuple) and uri.tls_hostname is None
 
 
 def _certificate_context(uri: NbdUri, directory: StrPath | None) -> ssl.SSLContext:
@@ -79,8 +88,8 @@ def _certificate_context(uri: NbdUri, directory: StrPath | None) -> ssl.SSLConte
     if not uri.tls_verify_peer:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
-    elif not isinstance(uri.address, tuple) and uri.tls_hostname is None:
-        context.check_hostname = False  # a Unix socket has no name that a certificate could have
+    elif _has_no_name(uri):
+        context.check_hostname = False
     return context
 
 
@@ -90,11 +99,13 @@ def _psk_context(uri: NbdUri, path: StrPath) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     set_callback = getattr(context, "set_psk_client_callback", None)
     if set_callback is None:
-        raise _wrong("a shared key (tls_psk) needs Python 3.13; use certificates, or that")
+        raise UnsupportedError(
+            "a shared key (tls_psk) needs Python 3.13; use certificates", driver=DRIVER, operation="open"
+        )
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # who has the key is who is trusted
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # servers of GnuTLS find 1.3's own only by its hash
-    context.set_ciphers("PSK")
+    context.set_ciphers(CIPHERS_OF_KEYS)
     set_callback(partial(_identify, user, key))
     return context
 
