@@ -27,8 +27,11 @@ def peer(*command: str | Path, where: Path) -> Iterator[subprocess.Popen[bytes]]
             time.sleep(0.01)
         yield process
     finally:
-        process.kill()
-        process.wait()
+        process.terminate()  # which has QEMU write what it knows of bitmaps
+        try:
+            process.wait(TIME_LIMIT)
+        finally:
+            process.kill()
         assert process.stderr is not None
         process.stderr.close()
 
