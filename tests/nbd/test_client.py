@@ -3,9 +3,11 @@
 import asyncio
 import errno
 import gc
+import socket
 import struct
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,6 +23,7 @@ from aioblk import (
     UsageError,
 )
 from aioblk.nbd import list_exports
+from aioblk.nbd._client import channel
 from aioblk.testing import Fault, Faulty, MemoryDevice
 
 from ..support.nbd_in_process import serving
@@ -534,6 +537,32 @@ async def test_who_is_not_there_is_named(tmp_path: Path) -> None:
         with pytest.raises(BlkioError, match="cannot connect to") as caught:
             await attempt
         assert caught.value.errno in (errno.ENOENT, errno.ECONNREFUSED)
+
+
+async def test_a_host_that_nobody_knows_is_named() -> None:
+    with pytest.raises(BlkioError, match=r"the host 'nowhere\.invalid' is not known") as caught:
+        await aioblk.Nbd("nbd://nowhere.invalid").open()
+    assert caught.value.errno == errno.EHOSTUNREACH
+
+
+@pytest.mark.parametrize("sockets", range(3))
+async def test_without_descriptors_nothing_is_opened(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, sockets: int
+) -> None:
+    class Few(socket.socket):
+        left = sockets
+
+        def __init__(self, *arguments: Any) -> None:
+            if not Few.left:
+                raise OSError(errno.EMFILE, "too many open files")
+            Few.left -= 1
+            super().__init__(*arguments)
+
+    async with scripted(tmp_path, told, Export(flags=s.ALL | s.MULTI_CONN)) as uri:
+        monkeypatch.setattr(channel, "socket", SimpleNamespace(**{**vars(socket), "socket": Few}))
+        with pytest.raises(BlkioError, match=r"cannot connect to .*too many open files") as caught:
+            await aioblk.Nbd(uri, connections=3).open()
+        assert caught.value.errno == errno.EMFILE
 
 
 @pytest.mark.parametrize(

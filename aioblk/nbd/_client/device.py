@@ -73,7 +73,7 @@ class Nbd(AsyncClosing, BlockDevice):
     **Loss.** A connection that breaks, a server that answers no more (``lost_after``) or breaks the protocol
     lose the device: what is in flight fails with :class:`DeviceLostError`, and new requests are refused.
     With ``reconnect_for`` a connection that breaks is made again first, and what was in flight is sent again.
-    docs/nbd.md says which guarantee there is then.
+    docs/nbd-client.md says which guarantee there is then.
 
     :param uri: ``nbd://host:port/export``, ``nbd+unix:///export?socket=PATH``, and with TLS ``nbds://`` and
         ``nbds+unix://``.
