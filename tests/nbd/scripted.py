@@ -84,7 +84,7 @@ class Session:
             if option in wanted:
                 self.answer(option, ACK if self.export.dialect == wanted[option] else ERR_UNSUP)
             elif option == SET_META_CONTEXT:
-                for number, name in enumerate(self.export.contexts, 7):
+                for number, name in enumerate(self.export.contexts, 7 + 10 * self.number):
                     self.answer(option, META_CONTEXT, struct.pack(">I", number) + name.encode())
                 self.answer(option, ACK)
             elif option == GO:

@@ -573,6 +573,8 @@ async def test_without_descriptors_nothing_is_opened(
         ({"lost_after": 0.01}, "lost_after"),
         ({"unflushed": "perhaps"}, "unflushed must be lose, report, trust"),
         ({"contexts": "base:allocation"}, "a sequence of names"),
+        ({"contexts": ["bitmap"]}, "a metadata context is namespace:name, 4096 bytes at most, not 'bitmap'"),
+        ({"contexts": ["x:" + "y" * 4095]}, "a metadata context is namespace:name"),
     ],
 )
 def test_options_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Literal
@@ -153,6 +154,19 @@ async def test_all_connections_are_made_again_together(tmp_path: Path, lives: in
         await asyncio.gather(*(dev.write(512 * n, bytes(512)) for n in range(6)))
         assert len(server.commands) == 6
         assert (dev.connections, dev.reconnections) == (lives, 1)
+
+
+async def test_numbers_of_contexts_are_those_of_the_new_connection(tmp_path: Path) -> None:
+    async def tell(session: Session) -> None:
+        command = await session.command()
+        if session.number:
+            body = struct.pack(">III", 17, command.length, 2)
+            session.chunk(command, s.STATUS, body)
+            await session.command()
+
+    async with scripted(tmp_path, tell, Export()) as uri, aioblk.Nbd(uri, reconnect_for=FOR) as dev:
+        (extent,) = [each async for each in dev.extents()]
+        assert extent.kind is aioblk.ExtentKind.HOLE
 
 
 # --- what is in doubt ---------------------------------------------------------------------------------------

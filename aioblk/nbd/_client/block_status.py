@@ -32,9 +32,7 @@ def read_status(data: bytes, extended: bool) -> Iterator[tuple[int, int]]:
     return layout.iter_unpack(memoryview(data)[start:])
 
 
-def first_stretches(
-    export: Export, number: int, data: bytes, offset: int, end: int, most: int
-) -> list[BlockStatus]:
+def first_stretches(export: Export, data: bytes, offset: int, end: int, most: int) -> list[BlockStatus]:
     """Those up to *end* at most, neighbours that are alike as one. BlkioError: they make no sense."""
     found: list[BlockStatus] = []
     block = export.alignment

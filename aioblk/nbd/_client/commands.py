@@ -65,7 +65,8 @@ class Command:
         self.data: bytes | None = None
         """All that was read, if it came in one piece."""
         self.coverage: Coverage | None = None
-        self.status: dict[int, bytes] | None = None
+        self.status: dict[str, bytes] | None = None
+        """What has come of each metadata context, by its name: its number is the connection's."""
 
     @property
     def is_change(self) -> bool:

@@ -63,7 +63,7 @@ class Connection:
         """How many have been."""
         self.sent = 0
         """How many bytes the kernel has taken."""
-        self._receiver = Receiver(channel, export.headers, self.in_flight, self._answered, self.end)
+        self._receiver = Receiver(channel, export, self.in_flight, self._answered, self.end)
         self._is_extended = export.headers is Headers.EXTENDED
         self._header = protocol.EXTENDED_COMMAND if self._is_extended else protocol.COMMAND
         self._magic = protocol.EXTENDED_COMMAND_MAGIC if self._is_extended else protocol.COMMAND_MAGIC

@@ -39,6 +39,7 @@ DEFAULT_CONNECT_TIMEOUT = 30.0
 DEAD_AFTER = 30.0  # seconds, where lost_after says nothing else
 ZEROES_AT_ONCE = 1 << 20  # bytes, where they have to be written
 MOST_PARTS = 1 << 20
+LONGEST_CONTEXT = 4096  # bytes of a name
 MOST_STATUS = 4096  # stretches that are looked at together
 
 ERRORS = frozenset(
@@ -127,6 +128,11 @@ class Nbd(AsyncClosing, BlockDevice):
             raise check.error(f"unflushed must be {', '.join(UNFLUSHED)}, not {unflushed!r}")
         if isinstance(contexts, str):
             raise check.error(f"contexts must be a sequence of names, not one, as {contexts!r} is")
+        for context in contexts:
+            if not is_context(context):
+                raise check.error(
+                    f"a metadata context is namespace:name, 4096 bytes at most, not {context!r:.100}"
+                )
         self._terms = Terms(
             check.integer("connections", connections, at_least=1, at_most=64),
             check.integer("depth", depth, at_least=1, at_most=65536),
@@ -538,20 +544,19 @@ class Nbd(AsyncClosing, BlockDevice):
         return self._status(context, offset, end)
 
     async def _status(self, context: str, offset: int, end: int) -> AsyncGenerator[BlockStatus]:
-        number = self._export.contexts[context]
         block = self._export.alignment
         while offset < end:
             at = offset - offset % block
             length = min(end - at, self._most_effect)
             found = await self._ask(at, length + -length % block)
-            for part in first_stretches(self._export, number, found[number], at, end, MOST_STATUS):
+            for part in first_stretches(self._export, found[context], at, end, MOST_STATUS):
                 if part.end > offset:
                     yield BlockStatus(offset, part.end - offset, part.flags)
                     offset = part.end
 
-    def _ask(self, offset: int, length: int) -> Awaitable[dict[int, bytes]]:
+    def _ask(self, offset: int, length: int) -> Awaitable[dict[str, bytes]]:
         self._refuse_if_gone("block_status")
-        return self._dispatch.ask(offset, length, self._export.contexts.values())
+        return self._dispatch.ask(offset, length, self._export.contexts)
 
     # --- what is refused ------------------------------------------------------------------------------------
 
@@ -598,6 +603,14 @@ def answered_error(where: str, request: NbdRequest[Any], command: Command) -> Bl
         None if request.offset is None else request.length,
         filename=where,
     )
+
+
+def is_context(name: object) -> bool:
+    """Whether it can be the name of a metadata context."""
+    try:
+        return isinstance(name, str) and ":" in name and len(name.encode()) <= LONGEST_CONTEXT
+    except UnicodeEncodeError:
+        return False
 
 
 async def _nothing() -> None:

@@ -110,7 +110,7 @@ class Dispatch:
         self._submit_all(request.commands)
         return request
 
-    def ask(self, offset: int, length: int, contexts: Iterable[int]) -> "NbdRequest[dict[int, bytes]]":
+    def ask(self, offset: int, length: int, contexts: Iterable[str]) -> "NbdRequest[dict[str, bytes]]":
         """What the server says of blocks. It counts as no request, as looking for holes does not."""
         request = new_request(self._loop)
         request.owner = self

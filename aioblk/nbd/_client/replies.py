@@ -30,7 +30,7 @@ from ..protocol import (
 )
 from .channel import Channel
 from .commands import Command, Coverage, NewBytes
-from .export import Headers
+from .export import Export, Headers
 
 __all__ = ["Receiver", "ViolationError"]
 
@@ -55,14 +55,24 @@ class Receiver:
     for each command that is answered: no task waits for anything."""
 
     __slots__ = (
-        *("_answered", "_buffer", "_chunk", "_end", "_ended", "_headers", "_in_flight", "_is_large"),
-        *("_is_last", "_is_record_based", "_receive_into", "_skip", "_start", "_status", "_targets", "moved"),
+        *("_answered", "_buffer", "_chunk", "_contexts", "_end", "_ended", "_headers", "_in_flight"),
+        *(
+            "_is_large",
+            "_is_last",
+            "_is_record_based",
+            "_receive_into",
+            "_skip",
+            "_start",
+            "_status",
+            "_targets",
+            "moved",
+        ),
     )
 
     def __init__(
         self,
         channel: Channel,
-        headers: Headers,
+        export: Export,
         in_flight: dict[int, Command],
         answered: Callable[[Command], object],
         ended: Callable[[str, bool], object],
@@ -70,7 +80,8 @@ class Receiver:
         """*ended* is told why, and whether it is the server's fault."""
         self._receive_into = channel.receive_into
         self._is_record_based = channel.is_record_based
-        self._headers = headers
+        self._headers = export.headers
+        self._contexts = {number: name for name, number in export.contexts.items()}
         self._in_flight = in_flight
         self._answered = answered
         self._ended = ended
@@ -398,15 +409,16 @@ class Receiver:
         return False
 
     def _take_status(self, command: Command, data: bytes) -> None:
-        (context,) = U32.unpack_from(data)
+        (number,) = U32.unpack_from(data)
         assert command.status is not None
         if self._headers is Headers.EXTENDED:
             _, count = protocol.EXTENDED_STATUS.unpack_from(data)
             if len(data) != protocol.EXTENDED_STATUS.size + count * protocol.EXTENDED_EXTENT.size:
                 raise ViolationError(f"block status of {count} extents has {len(data)} bytes")
-        if command.status.get(context, b"?"):
+        context = self._contexts.get(number)
+        if context is None or command.status[context]:
             raise ViolationError(
-                f"block status of context {context}, which was not asked for or has come already"
+                f"block status of context {number}, which was not asked for or has come already"
             )
         command.status[context] = data
 
