@@ -150,6 +150,22 @@ async def test_a_lie_loses_the_device_and_touches_nothing(tmp_path: Path, lie: s
     assert memory.endswith(GUARD)
 
 
+async def test_who_guesses_what_will_be_asked_and_answers_it_loses_the_device(tmp_path: Path) -> None:
+    size = 8 << 20  # more than the kernel takes while nobody receives it
+
+    async def script(session: Session) -> None:
+        _, _, cookie, *_ = struct.unpack(">IIQQI", await session.receive(28))
+        session.simple(cookie + 1)
+        await asyncio.Event().wait()
+
+    async with scripted(tmp_path, script, Export(size=size, dialect=s.SIMPLE)) as uri, aioblk.Nbd(uri) as dev:
+        outcomes = await asyncio.gather(
+            dev.write(0, bytes(size)), dev.write(0, bytes(512)), return_exceptions=True
+        )
+        assert all(isinstance(each, DeviceLostError) for each in outcomes)
+        assert "a command is answered that was not sent" in str(dev.lost)
+
+
 STATUSES: dict[str, tuple[int, int, bytes]] = {
     "of another context": (s.STRUCTURED, s.STATUS, struct.pack(">III", 8, 512, 0)),
     "without an extent": (s.STRUCTURED, s.STATUS, struct.pack(">I", 7)),

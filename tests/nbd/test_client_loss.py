@@ -83,8 +83,9 @@ async def test_without_reconnect_for_a_connection_that_breaks_loses_the_device(t
         await events.aclose()
 
 
-async def test_what_was_in_flight_is_sent_again_in_its_order(tmp_path: Path) -> None:
-    server = Mortal(dies_of(4), dies_at_once, dies_of(2))
+@pytest.mark.parametrize("deaths", [1, 3])
+async def test_what_was_in_flight_is_sent_again_in_its_order(tmp_path: Path, deaths: int) -> None:
+    server = Mortal(*[dies_of(4), dies_at_once, dies_of(2)][:deaths])
     async with (
         scripted(tmp_path, server, Export()) as uri,
         aioblk.Nbd(uri, reconnect_for=FOR, depth=4) as dev,
@@ -100,7 +101,7 @@ async def test_what_was_in_flight_is_sent_again_in_its_order(tmp_path: Path) -> 
         await read
         assert server.asked() == [*((s.WRITE, 512 * n) for n in range(5)), (s.READ, 0)]
         assert [server.memory[512 * n] for n in range(5)] == [1, 2, 3, 4, 5]
-        assert dev.reconnections == 3
+        assert dev.reconnections == deaths
         counts = dev.statistics()
         assert (counts.submitted, counts.completed, counts.in_flight) == (6, 6, 0)
         await events.aclose()

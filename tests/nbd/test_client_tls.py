@@ -175,7 +175,7 @@ async def test_a_server_that_leaves_in_the_middle_of_the_handshake(tmp_path: Pat
         (
             "nbds://host",
             {"tls_certificates": "nowhere"},
-            "neither ca-cert.pem nor client-cert.pem in 'nowhere'",
+            "^nbd open: there is neither ca-cert.pem nor client-cert.pem in 'nowhere'",
         ),
         ("nbds://host", {"tls_psk": "nowhere"}, r"tls_psk 'nowhere' cannot be read: No such file"),
     ],

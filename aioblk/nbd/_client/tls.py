@@ -83,6 +83,8 @@ def _certificate_context(uri: NbdUri, directory: StrPath | None) -> ssl.SSLConte
                 context.load_cert_chain(*map(str, own))
             elif authority is None or not authority.exists():
                 raise _wrong(f"there is neither {AUTHORITY} nor {CERTIFICATE} in {str(directory)!r}")
+    except OptionError:
+        raise
     except OSError as error:  # ssl.SSLError is one
         raise _wrong(f"the certificates in {str(directory)!r} cannot be used: {error}") from None
     if not uri.tls_verify_peer:
