@@ -301,10 +301,10 @@ async def test_a_server_that_dies_of_each_request_is_not_tried_for_ever(tmp_path
         lives += 1
         await session.command()
 
-    async with scripted(tmp_path, die, Export()) as uri, aioblk.Nbd(uri, reconnect_for=0.1) as dev:
-        with pytest.raises(DeviceLostError, match=r"did not come back in 0\.1 seconds \(reconnect_for\)"):
+    async with scripted(tmp_path, die, Export()) as uri, aioblk.Nbd(uri, reconnect_for=0.3) as dev:
+        with pytest.raises(DeviceLostError, match=r"did not come back in 0\.3 seconds \(reconnect_for\)"):
             await dev.read(0, 512)
-        assert lives > 2
+        assert lives >= 2
 
 
 async def test_who_comes_back_later_than_that_is_not_waited_for(tmp_path: Path) -> None:
@@ -328,10 +328,10 @@ async def test_each_search_has_its_time_when_the_server_was_there_for_long(tmp_p
 
     async with (
         scripted(tmp_path, Mortal(dies_at_once, come_back), Export()) as uri,
-        aioblk.Nbd(uri, reconnect_for=0.1) as dev,
+        aioblk.Nbd(uri, reconnect_for=0.5) as dev,
     ):
         await back.wait()
-        await asyncio.sleep(0.15)  # time is what it is about
+        await asyncio.sleep(0.6)  # time is what it is about
         die.set()
         await dev.read(0, 512)
         assert dev.reconnections == 2
