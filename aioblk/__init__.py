@@ -14,7 +14,7 @@ What lies below it, from the top down; each wing knows those under it, and none 
     metrics.py     what devices count, for Prometheus; by its own name, for what it needs
     addresses/     open() by an address: above all that can be opened
     copying/       what is done with whole devices: copies, comparisons, checksums, maps of holes
-    nbd/           NBD, a block device over the network: a server; by its own name
+    nbd/           NBD, a block device over the network: a server, by its own name, and a client
     drivers/       what a user names: a class for each driver of libblkio, with its options
     layers/        what a block device is, and what lies over any: any bytes, zones, parts, mirrors
     services/      what services have beside devices: limits of what is in flight, streams of messages
@@ -105,6 +105,7 @@ from .services.tls_stream import TlsStream
 
 if TYPE_CHECKING:
     from .copying import Comparison, CopyProgress, CopyResult, checksum, compare, copy, map_extents
+    from .nbd._client.device import Nbd
 
     __version__: str
     """Of the installed package."""
@@ -125,6 +126,11 @@ def __getattr__(name: str) -> object:
         return version("aioblk")
     if name in _COPYING:
         return getattr(importlib.import_module(f"{__name__}.copying"), name)
+    if name == "Nbd":
+        from .nbd._client.device import Nbd  # only when it is asked for: it needs TLS, which takes as long
+
+        globals()["Nbd"] = Nbd
+        return Nbd
     if name in FORMER:
         return importlib.import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
@@ -182,6 +188,7 @@ __all__ = [
     "MapsMemory",
     "MemoryRegion",
     "Mirror",
+    "Nbd",
     "NvmeIoUring",
     "Openable",
     "OperationStatistics",

@@ -64,26 +64,27 @@ class _Listener:
 class Events:
     """Those of one device. For the thread of its loop."""
 
-    def __init__(self, subject: Subject, instruments: Instruments) -> None:
+    def __init__(self, subject: Subject, instruments: Instruments, log: logging.Logger = log) -> None:
+        self._log = log
         self._instruments = instruments
         self._name = str(subject)
         self._listeners: weakref.WeakSet[_Listener] = weakref.WeakSet()
         self._has_ended = False
-        log.debug("%s is open", self._name)
+        self._log.debug("%s is open", self._name)
 
     def tell(self, event: DeviceEvent) -> None:
         match event:
             case DeviceLost(error):
-                log.warning("%s is lost: %s", self._name, error.message)
+                self._log.warning("%s is lost: %s", self._name, error.message)
                 self._instruments.tell_soon("device_lost", error)
             case DeviceSearching():
-                log.warning("%s has lost its backend, and is looking for another", self._name)
+                self._log.warning("%s has lost its backend, and is looking for another", self._name)
                 self._instruments.tell_soon("device_searching")
             case DeviceReturned():
-                log.info("%s is back", self._name)
+                self._log.info("%s is back", self._name)
                 self._instruments.tell_soon("device_returned")
             case DeviceResized(before, capacity):
-                log.info("%s has %d bytes now, and had %d", self._name, capacity, before)
+                self._log.info("%s has %d bytes now, and had %d", self._name, capacity, before)
                 self._instruments.tell_soon("device_resized", before, capacity)
         for listener in tuple(self._listeners):
             listener.untold.append(event)
@@ -93,7 +94,7 @@ class Events:
         """The device is being closed: nothing will happen any more; idempotent."""
         if not self._has_ended:
             self._has_ended = True
-            log.debug("%s is being closed", self._name)
+            self._log.debug("%s is being closed", self._name)
             self._instruments.tell_soon("device_closing")
         for listener in tuple(self._listeners):
             listener.news.set()
@@ -122,4 +123,4 @@ class Events:
                 try:
                     await ask_capacity()
                 except BlkioError as error:  # one that is lost tells so by itself
-                    log.debug("%s does not tell its capacity: %s", self._name, error)
+                    self._log.debug("%s does not tell its capacity: %s", self._name, error)

@@ -25,10 +25,16 @@ class Asked:
     """
 
     def __init__(
-        self, name: str, limits: Limits, capacity: Callable[[], int], read_only: Callable[[], bool]
+        self,
+        name: str,
+        limits: Limits,
+        capacity: Callable[[], int],
+        read_only: Callable[[], bool],
+        *,
+        filename: str | None = None,
     ) -> None:
-        """*name* stands where a driver's would in errors."""
-        self._refusal = Refusals(name, limits, capacity=capacity)
+        """*name* stands where a driver's would in errors, and *filename* where its path would."""
+        self._refusal = Refusals(name, limits, filename, capacity)
         self._name = name
         self._limits = limits
         self._capacity = capacity

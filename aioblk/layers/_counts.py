@@ -7,7 +7,7 @@ from typing import Any, Literal, TypeAlias, final, get_args
 from .._queues.statistics import OperationStatistics, QueueStatistics
 from .._sync.scopes import shielded_if_cancelled
 
-__all__ = ["Counts", "Operation"]
+__all__ = ["OPERATIONS", "Counts", "Operation"]
 
 Operation: TypeAlias = Literal["read", "write", "write_zeroes", "discard", "flush"]
 OPERATIONS: tuple[Operation, ...] = get_args(Operation)

@@ -14,6 +14,7 @@ U32: Final = Struct(">I")
 GREETING: Final = Struct(">QQH")  # NBDMAGIC, IHAVEOPT, handshake flags
 NBDMAGIC: Final = 0x4E42444D41474943
 IHAVEOPT: Final = 0x49484156454F5054
+OLDSTYLE: Final = 0x00420281861253  # in the place of IHAVEOPT: a server of before 2011
 FIXED_NEWSTYLE: Final = 1
 NO_ZEROES: Final = 2
 
@@ -40,8 +41,11 @@ REP_META_CONTEXT: Final = 4
 REP_ERR_UNSUP: Final = 0x80000001
 REP_ERR_POLICY: Final = 0x80000002
 REP_ERR_INVALID: Final = 0x80000003
+REP_ERR_PLATFORM: Final = 0x80000004
 REP_ERR_TLS_REQD: Final = 0x80000005
 REP_ERR_UNKNOWN: Final = 0x80000006
+REP_ERR_SHUTDOWN: Final = 0x80000007
+REP_ERR_BLOCK_SIZE_REQD: Final = 0x80000008
 REP_ERR_TOO_BIG: Final = 0x80000009
 REP_ERR_EXT_HEADER_REQD: Final = 0x8000000A
 
@@ -51,6 +55,7 @@ INFO_DESCRIPTION: Final = 2
 INFO_BLOCK_SIZE: Final = 3
 
 EXPORT: Final = Struct(">QH")  # size, transmission flags
+EXPORT_NAME_ZEROES: Final = 124  # after it, where OPT_EXPORT_NAME is answered without NO_ZEROES
 BLOCK_SIZES: Final = Struct(">HIII")  # INFO_BLOCK_SIZE, minimum, preferred, maximum
 
 HAS_FLAGS: Final = 1 << 0
@@ -113,6 +118,7 @@ REPLY_BLOCK_STATUS: Final = 5
 REPLY_BLOCK_STATUS_EXT: Final = 6
 REPLY_ERROR: Final = 0x8001
 REPLY_ERROR_OFFSET: Final = 0x8002
+REPLY_IS_ERROR: Final = 0x8000
 DATA_REPLY: Final = Struct(">IHHQIQ")  # a structured reply and the offset of the data that follow
 EXTENDED_DATA_REPLY: Final = Struct(">IHHQQQQ")  # an extended one, the same
 HOLE: Final = Struct(">QI")  # offset, length

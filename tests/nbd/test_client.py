@@ -1,0 +1,582 @@
+"""The NBD client: what it asks of a server, and what becomes of the answers."""
+
+import asyncio
+import errno
+import gc
+import socket
+import struct
+from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+import aioblk
+from aioblk import (
+    BlkioError,
+    ByteView,
+    DeviceClosedError,
+    DeviceLostError,
+    OptionError,
+    UnsupportedError,
+    UsageError,
+)
+from aioblk.nbd import list_exports
+from aioblk.nbd._client import channel
+from aioblk.testing import Fault, Faulty, MemoryDevice
+
+from ..support.nbd_in_process import serving
+from . import scripted as s
+from .scripted import Command, Export, Session, scripted
+
+DIALECTS = pytest.mark.parametrize(
+    "dialect", [s.SIMPLE, s.STRUCTURED, s.EXTENDED], ids=["simple", "structured", "extended"]
+)
+
+
+class Told:
+    """A good server, and what it has been asked for."""
+
+    def __init__(self) -> None:
+        self.commands: list[Command] = []
+        self.memory = bytearray(b"m" * s.SIZE)
+        self.connections = 0
+
+    async def __call__(self, session: Session) -> None:
+        self.connections += 1
+        await session.serve(self.memory, self.commands)
+
+    @property
+    def last(self) -> Command:
+        return self.commands[-1]
+
+    def asked(self) -> list[tuple[int, int, int, int]]:
+        """Kinds, flags, offsets and lengths, since it was asked last."""
+        asked = [(each.kind, each.flags & s.FUA, each.offset, each.length) for each in self.commands]
+        self.commands.clear()
+        return asked
+
+
+@pytest.fixture
+def told() -> Told:
+    return Told()
+
+
+async def turned_until(condition: Callable[[], bool]) -> None:
+    """Turns of the loop, until it holds."""
+    async with asyncio.timeout(30):
+        while True:
+            if condition():
+                return
+            await asyncio.sleep(0)
+
+
+def forget(things: list[aioblk.Nbd]) -> None:
+    things.clear()
+    gc.collect()
+
+
+# --- requests -----------------------------------------------------------------------------------------------
+
+
+@DIALECTS
+async def test_every_request_in_every_dialect(tmp_path: Path, told: Told, dialect: int) -> None:
+    async with scripted(tmp_path, told, Export(dialect=dialect)) as uri, aioblk.Nbd(uri) as dev:
+        assert (dev.capacity, dev.read_only, dev.connections) == (s.SIZE, False, 1)
+        assert (dev.driver, dev.uri, dev.export) == ("nbd", uri, "")
+        await dev.write(512, b"w" * 512)
+        assert bytes(told.memory[512:1024]) == b"w" * 512
+        assert await dev.read(512, 1024) == b"w" * 512 + b"m" * 512
+        buffers = bytearray(512), bytearray(100), bytearray(412)
+        await dev.readv(512, buffers)
+        assert b"".join(buffers) == b"w" * 512 + b"m" * 512
+        await dev.write_zeroes(0, 1024)
+        await dev.discard(1024, 512)
+        await dev.writev(2048, [b"a" * 12, b"b" * 500], fua=True)
+        await dev.flush()
+        assert bytes(told.memory[:1536]) == bytes(1536)
+        assert told.asked() == [
+            (s.WRITE, 0, 512, 512),
+            (s.READ, 0, 512, 1024),
+            (s.READ, 0, 512, 1024),
+            (s.ZEROES, 0, 0, 1024),
+            (s.TRIM, 0, 1024, 512),
+            (s.WRITE, 1, 2048, 512),
+            (s.FLUSH, 0, 0, 0),
+        ]
+        counts = dev.statistics()
+        assert (counts.submitted, counts.completed, counts.in_flight, counts.parts) == (7, 7, 0, 7)
+        assert (counts.bytes_read, counts.bytes_written) == (2048, 1024)
+
+
+async def test_long_requests_are_divided_into_what_the_server_takes(tmp_path: Path, told: Told) -> None:
+    export = Export(blocks=(4096, 8192, 16384))
+    async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri) as dev:
+        assert (dev.limits.request_alignment, dev.limits.max_transfer) == (4096, 16384)
+        assert dev.limits.optimal_io_alignment == 8192
+        await dev.write(4096, bytes(range(256)) * 160)
+        assert [each[2:] for each in told.asked()] == [(4096, 16384), (20480, 16384), (36864, 8192)]
+        assert await dev.read(4096, 40960) == bytes(range(256)) * 160
+        into = bytearray(40960)
+        await dev.read_into(4096, into)
+        assert into == bytes(range(256)) * 160
+        with pytest.raises(aioblk.AlignmentError, match="4096"):
+            dev.read(512, 4096)
+        assert await ByteView(dev).read(4097, 3) == b"\x01\x02\x03"
+
+
+async def test_a_size_that_is_no_number_of_sectors_is_of_bytes(tmp_path: Path, told: Told) -> None:
+    async with scripted(tmp_path, told, Export(size=1001)) as uri, aioblk.Nbd(uri) as dev:
+        assert dev.limits.request_alignment == 1
+        assert await dev.read(1000, 1) == b"m"
+
+
+async def test_what_the_server_cannot_is_done_in_another_way_or_refused(tmp_path: Path, told: Told) -> None:
+    export = Export(flags=s.HAS_FLAGS | s.FLUSH_FLAG)
+    async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri) as dev:
+        assert not dev.limits.supports_fua_natively
+        await dev.write(0, bytes(512), fua=True)
+        assert told.asked() == [(s.WRITE, 0, 0, 512), (s.FLUSH, 0, 0, 0)]
+        await dev.write_zeroes(512, 512)
+        assert told.asked() == [(s.WRITE, 0, 512, 512)]
+        with pytest.raises(UnsupportedError, match="the server cannot discard"):
+            await dev.discard(0, 512)
+        with pytest.raises(UnsupportedError, match="does not tell"):
+            await dev.write_zeroes(0, 512, no_fallback=True)
+        assert dev.statistics().failed == 2
+
+
+async def test_zeroes_have_their_flags(tmp_path: Path, told: Told) -> None:
+    export = Export(flags=s.ALL | s.FAST_ZERO_FLAG)
+    async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri) as dev:
+        await dev.write_zeroes(0, 512, fua=True, no_unmap=True, no_fallback=True)
+        assert told.last.flags == s.FUA | s.NO_HOLE | s.FAST_ZERO
+
+
+async def test_without_a_command_to_flush_nothing_is_sent(tmp_path: Path, told: Told) -> None:
+    async with scripted(tmp_path, told, Export(flags=s.HAS_FLAGS)) as uri, aioblk.Nbd(uri) as dev:
+        await dev.flush()
+        await dev.write(0, bytes(512), fua=True)
+        assert told.asked() == [(s.WRITE, 0, 0, 512)]
+
+
+async def test_what_is_exported_for_reading_is_not_written(tmp_path: Path, told: Told) -> None:
+    async with scripted(tmp_path, told, Export(flags=s.ALL | s.READ_ONLY)) as uri, aioblk.Nbd(uri) as dev:
+        assert dev.read_only
+        with pytest.raises(BlkioError):
+            await dev.write(0, bytes(512))
+        assert not told.commands
+
+
+async def test_an_error_has_the_number_and_the_words_of_the_server(tmp_path: Path) -> None:
+    async def script(session: Session) -> None:
+        for number, words in (errno.ENOSPC, b"the disk\n is full"), (errno.ENOTSUP, b""), (77, b"\xff"):
+            session.fail(await session.command(), number, words)
+        await session.command()
+
+    async with scripted(tmp_path, script, Export()) as uri, aioblk.Nbd(uri) as dev:
+        with pytest.raises(
+            BlkioError, match=r"at offset 512, length 512: .*the server says: the disk  is full"
+        ) as caught:
+            await dev.write(512, bytes(512))
+        assert (caught.value.errno, caught.value.offset, caught.value.length) == (errno.ENOSPC, 512, 512)
+        with pytest.raises(UnsupportedError):
+            await dev.discard(0, 512)
+        with pytest.raises(BlkioError) as caught:
+            await dev.read(0, 512)
+        assert caught.value.errno == errno.EINVAL, "which the protocol has for all that it does not know"
+        counts = dev.statistics()
+        assert (counts.failed, counts.write.errors) == (3, {errno.ENOSPC: 1})
+
+
+@pytest.mark.parametrize("dialect", [s.STRUCTURED, s.EXTENDED], ids=["structured", "extended"])
+async def test_a_reply_may_come_in_pieces_of_any_kind_and_order(tmp_path: Path, dialect: int) -> None:
+    async def script(session: Session) -> None:
+        for _ in range(2):
+            one, other = await session.commands(2)
+            session.chunk(one, s.DATA, struct.pack(">Q", 1024) + b"c" * 512, last=False)
+            session.chunk(other, s.HOLE, struct.pack(">QI", 4096, 1024), last=False)
+            session.chunk(one, s.HOLE, struct.pack(">QI", 512, 512), last=False)
+            session.chunk(other, s.NOTHING)
+            session.chunk(one, s.DATA, struct.pack(">Q", 0) + b"a" * 512)
+        await session.command()
+
+    export = Export(dialect=dialect)
+    async with scripted(tmp_path, script, export) as uri, aioblk.Nbd(uri) as dev:
+        whole = b"a" * 512 + bytes(512) + b"c" * 512
+        read = await asyncio.gather(dev.read(0, 1536), dev.read(4096, 1024))
+        assert [*read] == [whole, bytes(1024)]
+        into = bytearray(b"x" * 1536), bytearray(b"x" * 1024)
+        await asyncio.gather(dev.read_into(0, into[0]), dev.read_into(4096, into[1]))
+        assert [bytes(each) for each in into] == [whole, bytes(1024)]
+
+
+async def test_commands_beyond_the_depth_wait_for_their_turn(tmp_path: Path) -> None:
+    seen: list[int] = []
+    begin = asyncio.Event()
+
+    async def script(session: Session) -> None:
+        first = await session.commands(2)
+        begin.set()
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.01):
+                await session.receive(1)
+        for command in first:
+            session.done(command)
+        for _ in range(3):
+            command = await session.command()
+            seen.append(command.offset)
+            session.done(command)
+        await session.command()
+
+    async with scripted(tmp_path, script, Export()) as uri, aioblk.Nbd(uri, depth=2) as dev:
+        requests = [asyncio.ensure_future(dev.write(512 * n, bytes(512))) for n in range(5)]
+        assert dev.statistics().in_flight == 5
+        await begin.wait()
+        await asyncio.gather(*requests)
+        assert seen == [1024, 1536, 2048]
+
+
+@pytest.mark.parametrize("allowed", [True, False], ids=["multi-conn", "one"])
+async def test_there_are_several_connections_where_the_server_allows_it(
+    tmp_path: Path, told: Told, *, allowed: bool
+) -> None:
+    export = Export(flags=s.ALL | (s.MULTI_CONN if allowed else 0))
+    async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri, connections=3) as dev:
+        assert dev.connections == told.connections == (3 if allowed else 1)
+        await asyncio.gather(*(dev.write(512 * n, bytes(512)) for n in range(16)))
+        assert len(told.commands) == 16
+    assert dev.connections == 0
+
+
+# --- what is known of blocks --------------------------------------------------------------------------------
+
+
+def status(dialect: int, context: int, *stretches: tuple[int, int]) -> bytes:
+    """The body of a chunk."""
+    if dialect == s.EXTENDED:
+        head = struct.pack(">II", context, len(stretches))
+        return head + b"".join(struct.pack(">QQ", *each) for each in stretches)
+    return struct.pack(">I", context) + b"".join(struct.pack(">II", *each) for each in stretches)
+
+
+@pytest.mark.parametrize("dialect", [s.STRUCTURED, s.EXTENDED], ids=["structured", "extended"])
+async def test_extents_and_contexts(tmp_path: Path, dialect: int) -> None:
+    kind = s.STATUS_EXTENDED if dialect == s.EXTENDED else s.STATUS
+
+    async def script(session: Session) -> None:
+        while True:
+            command = await session.command()
+            assert command.kind == s.BLOCK_STATUS
+            rest = s.SIZE - command.offset
+            if command.offset == 0:
+                bitmap, allocation = [(512, 1), (512, 1), (1024, 0)], [(4096, 0), (4096, 3)]
+            else:
+                bitmap, allocation = [(rest, 5)], [(rest, 2)]
+            session.chunk(command, kind, status(dialect, 8, *bitmap), last=False)
+            session.chunk(command, kind, status(dialect, 7, *allocation))
+
+    export = Export(dialect=dialect, contexts=("base:allocation", "qemu:dirty-bitmap:b"))
+    async with (
+        scripted(tmp_path, script, export) as uri,
+        aioblk.Nbd(uri, contexts=["qemu:dirty-bitmap:b"]) as dev,
+    ):
+        assert isinstance(dev, aioblk.KnowsExtents)
+        assert dev.contexts == ("base:allocation", "qemu:dirty-bitmap:b")
+        assert [each async for each in dev.extents()] == [
+            aioblk.Extent(0, 4096, aioblk.ExtentKind.DATA),
+            aioblk.Extent(4096, 4096, aioblk.ExtentKind.HOLE),
+            aioblk.Extent(8192, s.SIZE - 8192, aioblk.ExtentKind.HOLE),
+        ]
+        stretches = [tuple(each) async for each in dev.block_status("qemu:dirty-bitmap:b", 100, 3000)]
+        assert stretches == [(100, 924, 1), (1024, 1024, 0), (2048, 1052, 5)]
+        with pytest.raises(OptionError, match=r"'other' was not agreed on.*base:allocation, qemu:dirty"):
+            dev.block_status("other")
+
+
+async def test_where_the_server_knows_no_holes_all_is_data(tmp_path: Path, told: Told) -> None:
+    async with scripted(tmp_path, told, Export(dialect=s.SIMPLE)) as uri, aioblk.Nbd(uri) as dev:
+        assert dev.contexts == ()
+        assert [each async for each in dev.extents(512)] == [aioblk.Extent(512, s.SIZE - 512)]
+        assert [each async for each in dev.extents(512, 0)] == []
+
+
+async def test_contexts_that_there_are_not_are_an_error_with_those_that_there_are(tmp_path: Path) -> None:
+    device = MemoryDevice(s.SIZE)
+    async with serving(device, tmp_path / "s") as uri:
+        with pytest.raises(BlkioError, match=r"no metadata context qemu:dirty-bitmap:x; it has base:alloc"):
+            await aioblk.Nbd(uri, contexts=["qemu:dirty-bitmap:x"]).open()
+
+
+# --- cancellation -------------------------------------------------------------------------------------------
+
+
+async def test_a_read_that_is_cancelled_in_the_middle_of_its_data_lets_go_of_its_buffer(
+    tmp_path: Path,
+) -> None:
+    half, go_on = asyncio.Event(), asyncio.Event()
+
+    async def script(session: Session) -> None:
+        first, second = await session.commands(2)
+        session.send(struct.pack(">IHHQI", 0x668E33EF, 1, s.DATA, first.cookie, 8 + 65536))
+        session.send(struct.pack(">Q", first.offset) + b"1" * 30000)
+        half.set()
+        await go_on.wait()
+        session.send(b"1" * 35536)
+        session.done(second, b"2" * 65536)
+        await session.serve(bytearray(s.SIZE))
+
+    async with scripted(tmp_path, script, Export()) as uri, aioblk.Nbd(uri) as dev:
+        buffer, other = bytearray(65536), bytearray(65536)
+        reads = [asyncio.ensure_future(dev.read_into(0, each)) for each in (buffer, other)]
+        await half.wait()
+        await turned_until(lambda: any(buffer))
+        reads[0].cancel()
+        buffer[:] = bytes(65536)
+        buffer.extend(b"which nobody else refers to")
+        go_on.set()
+        await reads[1]
+        assert other == b"2" * 65536
+        assert not any(buffer[:65536])
+        assert dev.statistics().cancelled == 1
+
+
+async def test_a_write_that_is_cancelled_when_half_of_it_is_sent_is_sent_as_it_was(tmp_path: Path) -> None:
+    go_on = asyncio.Event()
+    got: list[Command] = []
+
+    async def script(session: Session) -> None:
+        await go_on.wait()
+        got.extend(await session.commands(2))
+        for command in got:
+            session.done(command)
+        await session.command()
+
+    size = 8 << 20  # more than sockets and streams have room for
+    async with scripted(tmp_path, script, Export(size=size)) as uri, aioblk.Nbd(uri) as dev:
+        data = bytearray(b"before" * (size // 6)) + b"be"
+        write = asyncio.ensure_future(dev.write(0, data))
+        later = asyncio.ensure_future(dev.write(512, b"l" * 512))
+        elsewhere = asyncio.ensure_future(dev.write(0, b"?" * 512))
+        elsewhere.cancel()  # of which nothing was sent
+        await asyncio.sleep(0)
+        write.cancel()
+        data[:] = b"x" * size
+        data.append(0)
+        counts = dev.statistics()
+        assert (counts.cancelled, counts.in_flight) == (2, 2)
+        go_on.set()
+        await later
+        assert got[0].data == b"before" * (size // 6) + b"be"
+        assert (got[1].offset, got[1].data) == (512, b"l" * 512)
+
+
+async def test_what_comes_after_a_change_that_was_given_up_is_sent_when_that_is_answered(
+    tmp_path: Path,
+) -> None:
+    order: list[str] = []
+
+    async def script(session: Session) -> None:
+        given_up = await session.command()
+        order.append("given up")
+        elsewhere = await session.command()
+        assert elsewhere.offset == 4096
+        session.done(elsewhere)
+        session.done(given_up)
+        order.append("answered")
+        await session.serve(bytearray(s.SIZE))
+
+    export = Export(flags=s.ALL | s.MULTI_CONN)
+    async with scripted(tmp_path, script, export) as uri, aioblk.Nbd(uri) as dev:
+        first = asyncio.ensure_future(dev.write(0, bytes(1024)))
+        await turned_until(lambda: bool(order))
+        first.cancel()
+        later = asyncio.ensure_future(dev.write(512, b"n" * 512))
+        never = asyncio.ensure_future(dev.read(0, 512))
+        never.cancel()
+        await dev.write(4096, bytes(512))
+        await later
+        order.append("later")
+        assert order == ["given up", "answered", "later"]
+
+
+@pytest.mark.parametrize("turns", range(8))
+async def test_cancellation_in_any_turn_leaves_the_device_in_order(
+    tmp_path: Path, told: Told, turns: int
+) -> None:
+    async with scripted(tmp_path, told, Export()) as uri, aioblk.Nbd(uri, depth=2) as dev:
+        for change in (False, True):
+            buffers = [bytearray(b"k" * 40960) for _ in range(4)]
+            tasks = [
+                asyncio.ensure_future(dev.write(0, each) if change else dev.read_into(0, each))
+                for each in buffers
+            ]
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            for task in tasks[::2]:
+                task.cancel()
+            for buffer in buffers[::2]:
+                buffer.append(0)  # BufferError if anybody still refers to it
+            await asyncio.gather(*tasks, return_exceptions=True)
+            assert all(task.cancelled() or task.exception() is None for task in tasks)
+            assert {len(buffer) for buffer in buffers[1::2]} == {40960}
+        assert await dev.read(0, 40960) == b"k" * 40960
+        counts = dev.statistics()
+        assert counts.submitted == counts.completed + counts.cancelled
+        assert counts.in_flight == 0
+
+
+# --- life ---------------------------------------------------------------------------------------------------
+
+
+async def test_a_device_is_opened_once_and_not_used_before_or_after(tmp_path: Path, told: Told) -> None:
+    async with scripted(tmp_path, told, Export()) as uri:
+        dev = aioblk.Nbd(uri)
+        with pytest.raises(UsageError, match="not open"):
+            dev.read(0, 512)
+        assert (dev.closed, dev.lost, dev.connections) == (False, None, 0)
+        assert "new" in repr(dev)
+        async with dev:
+            assert "open" in repr(dev)
+            with pytest.raises(UsageError, match="opened once"):
+                await dev.open()
+            with pytest.raises(UsageError, match="not lost"):
+                await dev.reconnect()
+        assert dev.closed
+        assert "closed" in repr(dev)
+        await dev.aclose()
+        with pytest.raises(DeviceClosedError):
+            dev.read(0, 512)
+        with pytest.raises(DeviceClosedError):
+            await dev.reconnect()
+        assert dev.capacity == s.SIZE
+
+
+async def test_closing_waits_for_what_is_in_flight_then_takes_leave(tmp_path: Path) -> None:
+    answer, left = asyncio.Event(), asyncio.Event()
+
+    async def script(session: Session) -> None:
+        command = await session.command()
+        await answer.wait()
+        session.done(command)
+        with pytest.raises(EOFError):
+            await session.command()
+        assert not await session.reader.read()
+        left.set()
+
+    async with scripted(tmp_path, script, Export()) as uri:
+        dev = await aioblk.Nbd(uri).open()
+        write = asyncio.ensure_future(dev.write(0, bytes(512)))
+        closing = asyncio.ensure_future(dev.aclose())
+        await asyncio.sleep(0)
+        assert "being closed" in repr(dev)
+        closing.cancel()
+        answer.set()
+        await write
+        await left.wait()
+
+
+async def test_a_device_that_is_forgotten_says_so_and_lets_go_of_its_socket(
+    tmp_path: Path, told: Told
+) -> None:
+    async with scripted(tmp_path, told, Export()) as uri:
+        dev = await aioblk.Nbd(uri).open()
+        request = asyncio.ensure_future(dev.read(0, 512))
+        devices = [dev]
+        del dev
+        with pytest.warns(ResourceWarning, match="was not closed"):
+            forget(devices)
+        with pytest.raises(DeviceLostError, match="forgotten"):
+            await request
+
+
+async def test_several_servers_and_a_layer_between(tmp_path: Path) -> None:
+    """A client as what a server exports, of a client of another server."""
+    bottom = MemoryDevice(s.SIZE, limits=aioblk.Limits(request_alignment=512))
+    async with serving(bottom, tmp_path / "1") as lower, aioblk.Nbd(lower, connections=2) as middle:
+        assert middle.connections == 2
+        async with serving(middle, tmp_path / "2") as upper, aioblk.Nbd(upper) as top:
+            await top.write(512, b"t" * 512, fua=True)
+            assert await bottom.read(512, 512) == b"t" * 512
+            assert await top.read(0, 1024) == bytes(512) + b"t" * 512
+
+
+async def test_errors_of_the_device_behind_come_through(tmp_path: Path) -> None:
+    device = Faulty(MemoryDevice(s.SIZE, limits=aioblk.Limits(request_alignment=512)))
+    device.add(Fault(operations={"read"}, error=errno.ENOSPC))
+    async with serving(device, tmp_path / "s") as uri, aioblk.Nbd(uri) as dev:
+        with pytest.raises(BlkioError) as caught:
+            await dev.read(0, 512)
+        assert caught.value.errno in (errno.ENOSPC, errno.EIO)
+
+
+@pytest.fixture
+async def names(tmp_path: Path) -> AsyncIterator[str]:
+    async with serving(MemoryDevice(s.SIZE), tmp_path / "s", "one", "zwei und drei") as uri:
+        yield uri
+
+
+async def test_exports_are_listed_and_chosen_by_name(names: str) -> None:
+    listed = await list_exports(names)
+    assert {each.name for each in listed} == {"one", "zwei und drei"}
+    assert all(isinstance(each.description, str) for each in listed)
+    async with aioblk.Nbd(names.replace("one", "zwei%20und%20drei")) as dev:
+        assert dev.export == "zwei und drei"
+    with pytest.raises(BlkioError, match="the export 'three' is asked for: the server has no such") as caught:
+        await aioblk.Nbd(names.replace("one", "three")).open()
+    assert caught.value.errno == errno.ENOENT
+
+
+async def test_who_is_not_there_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "nobody"
+    for attempt in (
+        aioblk.Nbd(f"nbd+unix:///?socket={path}").open(),
+        list_exports("nbd://127.0.0.1:1"),
+    ):
+        with pytest.raises(BlkioError, match="cannot connect to") as caught:
+            await attempt
+        assert caught.value.errno in (errno.ENOENT, errno.ECONNREFUSED)
+
+
+async def test_a_host_that_nobody_knows_is_named() -> None:
+    with pytest.raises(BlkioError, match=r"the host 'nowhere\.invalid' is not known") as caught:
+        await aioblk.Nbd("nbd://nowhere.invalid").open()
+    assert caught.value.errno == errno.EHOSTUNREACH
+
+
+@pytest.mark.parametrize("sockets", range(3))
+async def test_without_descriptors_nothing_is_opened(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, sockets: int
+) -> None:
+    class Few(socket.socket):
+        left = sockets
+
+        def __init__(self, *arguments: Any) -> None:
+            if not Few.left:
+                raise OSError(errno.EMFILE, "too many open files")
+            Few.left -= 1
+            super().__init__(*arguments)
+
+    async with scripted(tmp_path, told, Export(flags=s.ALL | s.MULTI_CONN)) as uri:
+        monkeypatch.setattr(channel, "socket", SimpleNamespace(**{**vars(socket), "socket": Few}))
+        with pytest.raises(BlkioError, match=r"cannot connect to .*too many open files") as caught:
+            await aioblk.Nbd(uri, connections=3).open()
+        assert caught.value.errno == errno.EMFILE
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"connections": 0}, "connections"),
+        ({"depth": 65537}, "depth"),
+        ({"lost_after": 0.01}, "lost_after"),
+        ({"unflushed": "perhaps"}, "unflushed must be lose, report, trust"),
+        ({"contexts": "base:allocation"}, "a sequence of names"),
+        ({"contexts": ["bitmap"]}, "a metadata context is namespace:name, 4096 bytes at most, not 'bitmap'"),
+        ({"contexts": ["x:" + "y" * 4095]}, "a metadata context is namespace:name"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(OptionError, match=words):
+        aioblk.Nbd("nbd://localhost", **options)
