@@ -18,7 +18,7 @@ from .service_manager import ServiceManager, sockets_handed_in
 
 __all__ = ["serve"]
 
-log = logging.getLogger("aioblk.nbd")
+log: logging.Logger = logging.getLogger("aioblk.nbd")
 
 GRACE = 5.0  # seconds, beyond those of clients, for all else to end
 

@@ -31,7 +31,7 @@ class TrackedBitmap:
     ) -> None:
         """*end* tells where the device ends, *in_flight* gives (offset, length) pairs of changes that are
         not done."""
-        self.name = name
+        self.name: str = name
         self._marked = DirtyBitmap(granularity)  # of a device that may grow; the same one as long as this is
         self._end = end
         self._in_flight = in_flight

@@ -413,7 +413,7 @@ class Pace:
 
     def __init__(self, rate: float) -> None:
         self._rate = rate
-        self.moving = False
+        self.moving: bool = False
         self._since = 0.0  # a peer that had kept to the rate would have begun then
         self._behind = self._ended = 0.0
 

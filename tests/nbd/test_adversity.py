@@ -624,13 +624,16 @@ def test_the_end_comes_when_the_device_does_not_answer(
 
 
 def test_a_socket_left_behind_is_replaced_and_one_in_use_is_not(image: Path, tmp_path: Path) -> None:
-    with NbdServer("io_uring", f"path={image}") as server, pytest.raises(RuntimeError, match="in use"):
-        NbdServer("io_uring", f"path={image}", "--unix", str(server.socket))
+    with (
+        NbdServer("io_uring", f"path={image}", "lock=off") as server,
+        pytest.raises(RuntimeError, match="in use"),
+    ):
+        NbdServer("io_uring", f"path={image}", "lock=off", "--unix", str(server.socket))
     left = tmp_path / "left"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(left))
     assert left.exists()
-    with NbdServer("io_uring", f"path={image}", "--unix", os.fspath(left)):
+    with NbdServer("io_uring", f"path={image}", "lock=off", "--unix", os.fspath(left)):
         pass
     assert not left.exists()
 
@@ -692,16 +695,16 @@ def test_any_patience_that_is_taken_is_had(image: Path) -> None:
 
 def test_a_file_that_is_no_socket_is_left_alone(image: Path) -> None:
     with pytest.raises(RuntimeError, match="in use"):
-        NbdServer("io_uring", f"path={image}", "--unix", os.fspath(image))
+        NbdServer("io_uring", f"path={image}", "lock=off", "--unix", os.fspath(image))
     assert image.stat().st_size == SIZE
 
 
 def test_a_socket_that_others_have_taken_away_is_not_missed(image: Path) -> None:
-    with NbdServer("io_uring", f"path={image}") as server:
+    with NbdServer("io_uring", f"path={image}", "lock=off") as server:
         server.socket.unlink()
-    with NbdServer("io_uring", f"path={image}") as server:
+    with NbdServer("io_uring", f"path={image}", "lock=off") as server:
         server.socket.unlink()
-        with NbdServer("io_uring", f"path={image}", "--unix", str(server.socket)) as other:
+        with NbdServer("io_uring", f"path={image}", "lock=off", "--unix", str(server.socket)) as other:
             server.end()
             assert server.wait() == 0
             other.socket = server.socket
