@@ -2,15 +2,14 @@
 
 import difflib
 import functools
-import importlib
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, TypeAlias, cast, final
 
 from .._libblkio.properties import PROPERTIES
 from ..drivers import CLASSES
-from ..errors import OptionError, UnsupportedError
+from ..errors import OptionError
 from ._layers import LAYERS
 from ._values import Kind, Option
 
@@ -94,29 +93,17 @@ def _kind(name: str, parameter: inspect.Parameter) -> Kind:
 
 
 def nbd_client() -> Factory:
-    """The class of NBD devices, which is imported when one is named.
+    """The class of NBD devices, which is imported when one is named: it needs TLS."""
+    from ..nbd._client.device import Nbd
 
-    Raises:
-        UnsupportedError: this version has none.
-    """
-    client = getattr(importlib.import_module("..nbd", __package__), "Nbd", None)
-    if client is None:
-        raise UnsupportedError(
-            "this version of aioblk has no NBD client; serve the export as a device with nbd-client, and open"
-            " that",
-            operation="open",
-        )
-    return client  # type: ignore[no-any-return]
+    return cast(Factory, Nbd)
 
 
 def _nbd_options() -> dict[str, Option]:
     """The client's, beside what its URI says."""
-    options = {"uri": Option("text", is_needed=True)}
-    try:
-        arguments = _options_of(nbd_client())
-    except UnsupportedError:
-        return options
-    return {**options, **dict(list(arguments.items())[1:])}  # the first one is the URI
+    options = _options_of(nbd_client())
+    del options["uri"]
+    return {"uri": Option("text", is_needed=True), **options}
 
 
 # --- names --------------------------------------------------------------------------------------------------

@@ -66,7 +66,6 @@ def open(address: str | os.PathLike[str] | Address, **properties: Any) -> Any:
 
     Raises:
         OptionError: the address means nothing, or an option is unknown, missing or does not fit.
-        UnsupportedError: this version cannot open what it names.
     """
     return _open(address, properties, False)
 
