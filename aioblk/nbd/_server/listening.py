@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import final
 from urllib.parse import quote
 
-from ...errors import OptionError
+from ...errors import OptionError, UsageError
 from .policy import Policy
 
 log = logging.getLogger("aioblk.nbd")
@@ -22,6 +22,7 @@ BACKLOG = 1024  # who has connected and not been accepted, for a moment
 SAY_EVERY = 60.0  # seconds
 PROBES = 3  # of a peer that is silent, before it is dead
 LONGEST_PROBING = 32767  # seconds, which is as long as the kernel can wait for one
+FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 CREDENTIALS = struct.Struct("iII")  # process, user, group
 
 
@@ -35,8 +36,22 @@ class Listener:
     accepting: asyncio.Task[None] | None = None
 
     def close(self) -> None:
+        """On the loop, if anybody accepts."""
+        if self.accepting is not None:
+            self.accepting.cancel()
+            # By itself that comes a turn later, when the descriptor's number may be somebody else's.
+            asyncio.get_running_loop().remove_reader(self.socket)
         self.undo.close()
         self.socket.close()
+
+
+def refuse_unless_listening(listener: socket.socket) -> None:
+    """UsageError: clients could not be taken there."""
+    is_known = listener.family in FAMILIES and listener.type == socket.SOCK_STREAM
+    if not (is_known and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+        raise UsageError(
+            f"clients are taken at TCP and Unix sockets that listen, not at {listener!r}", operation="listen"
+        )
 
 
 async def listen_at_tcp(host: str, port: int) -> list[socket.socket]:
