@@ -27,6 +27,8 @@ from .transmission import Transmission
 
 log = logging.getLogger("aioblk.nbd")
 
+LOOK_EVERY, LOOK_EVERY_AT_LEAST = 1.0, 0.01  # seconds; where less would keep the loop busy with that alone
+
 
 @final
 class Client:
@@ -249,7 +251,8 @@ class Clients:
         that have had nothing to ask for too long."""
         patience, idle = self._policy.patience, self._policy.idle
         while True:
-            await asyncio.sleep(min(patience / 4, 1.0, *([] if idle is None else [idle / 4])))
+            shortest = patience if idle is None else min(patience, idle)
+            await asyncio.sleep(max(LOOK_EVERY_AT_LEAST, min(shortest / 4, LOOK_EVERY)))
             for client in [*self._shaking_hands, *self._admitted]:
                 if (seconds := client.stream.stalled()) > patience:
                     log.warning(

@@ -58,7 +58,9 @@ class ServedExport:
         # Clients are told the block sizes. Those that have not asked may well send anything else.
         self.bytes: ByteView[BlockDevice] = backend.view
         self.minimum_block = block
-        self.preferred_block = max(4096, block, device.limits.optimal_io_alignment)
+        # Clients refuse what is no power of two, as a stripe over three disks is: what divides that is had.
+        preferred = device.limits.optimal_io_alignment
+        self.preferred_block = max(4096, block, min(preferred & -preferred, LARGEST_PAYLOAD))
         self.largest_payload = LARGEST_PAYLOAD
         self.size = device.capacity
         self.read_only = export.read_only or device.read_only

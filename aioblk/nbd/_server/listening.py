@@ -22,6 +22,8 @@ BACKLOG = 1024  # who has connected and not been accepted, for a moment
 SAY_EVERY = 60.0  # seconds
 PROBES = 3  # of a peer that is silent, before it is dead
 LONGEST_PROBING = 32767  # seconds, which is as long as the kernel can wait for one
+TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # descriptors, as a rule
+GONE = (errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 CREDENTIALS = struct.Struct("iII")  # process, user, group
 
@@ -131,9 +133,12 @@ class Door:
                 connection.setblocking(False)
             except BlockingIOError:  # the client is gone already
                 continue
-            except OSError as error:  # too many descriptors, as a rule: wait until there are fewer
+            except OSError as error:
+                if error.errno in GONE:  # it is the client's connection that has failed
+                    continue
                 self.warn("cannot accept clients: %s", error)
-                self._push_out()
+                if error.errno in TOO_MANY:  # wait until there are fewer
+                    self._push_out()
                 await asyncio.sleep(0.1)
                 continue
             try:
