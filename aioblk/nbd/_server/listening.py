@@ -5,6 +5,7 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import os
 import socket
 import struct
 import time
@@ -73,6 +74,8 @@ async def listen_at_tcp(host: str, port: int) -> list[socket.socket]:
         )
     except socket.gaierror as error:
         raise OSError(errno.EADDRNOTAVAIL, f"cannot listen at {host}: {error.strerror}") from None
+    except ValueError as error:  # too long for a name, or no text
+        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen at {host!r}: {error}") from None
     with contextlib.ExitStack() as undo:
         sockets: list[socket.socket] = []
         for family, address in dict.fromkeys((each[0], each[4]) for each in found):
@@ -102,7 +105,7 @@ def uri_of(listener: socket.socket, name: str = "", *, tls: bool = False) -> str
     """Of an export there."""
     scheme = "nbds" if tls else "nbd"
     if listener.family == socket.AF_UNIX:
-        return f"{scheme}+unix:///{quote(name)}?socket={quote(listener.getsockname())}"
+        return f"{scheme}+unix:///{quote(name)}?socket={quote(os.fsencode(listener.getsockname()))}"
     host, port = listener.getsockname()[:2]
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/{quote(name)}"
 
