@@ -3,9 +3,11 @@
 import asyncio
 import errno
 import itertools
+import resource
 import struct
-import time
 from collections.abc import AsyncGenerator
+from contextlib import ExitStack, suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,6 +19,8 @@ from aioblk.nbd._server.backend import Backend
 from aioblk.nbd._server.listening import Door
 from aioblk.testing import Fault, Faulty
 
+from ..support.nbd_exports import new_image
+from ..support.nbd_server import NbdServer
 from . import wire
 from .test_server import away, disk, serving
 
@@ -206,10 +210,45 @@ async def test_only_who_comes_when_there_are_too_many_pushes_others_out(
 
     import socket
 
-    pushes: list[float] = []
+    pushes: list[bool] = []
+
+    def push() -> bool:
+        pushes.append(True)
+        return True
+
     monkeypatch.setattr("aioblk.nbd._server.listening._readable", at_once)
-    door = Door(Policy(), lambda: pushes.append(time.monotonic()))
+    door = Door(Policy(), push)
     one, other = socket.socketpair()
     with one, other:
         assert await door.accept(Listener(number, one)) is one  # type: ignore[arg-type]
     assert len(pushes) == pushed_out
+
+
+def test_who_comes_when_all_descriptors_are_taken_for_good_is_refused(tmp_path: Path) -> None:
+    """Clients that are at work keep theirs. Who comes then is closed, and does not wait for ever."""
+    image = new_image(tmp_path)
+    with NbdServer("io_uring", f"path={image}") as server, ExitStack() as stack:
+        server.expect("cannot accept clients: .*Too many open files")
+        most = server.descriptors() + 4
+        resource.prlimit(server.pid, resource.RLIMIT_NOFILE, (most, most))
+        clients: list[wire.Client] = []
+
+        def one_more() -> bool:
+            clients.append(stack.enter_context(wire.Client(server.socket)))
+            with suppress(EOFError, ConnectionError):
+                clients[-1].connect()
+                return True
+            return False
+
+        while one_more():
+            assert len(clients) < 8
+        clients.pop()
+        assert clients
+        for client in clients:
+            assert client.call(wire.FLUSH).error == 0
+        for client in clients:
+            client.close()
+        while True:  # as soon as it has seen that
+            with wire.Client(server.socket) as again, suppress(EOFError, ConnectionError):
+                assert again.connect().call(wire.FLUSH).error == 0
+                break

@@ -37,6 +37,8 @@ class Backend:
         self.device = device
         self.view = ByteView(device)
         self.exports = 0
+        self.refusal: str | None = None
+        """Why nobody may use it, while it is lost."""
         self.watching: asyncio.Task[None] | None = None
         self._suspected = asyncio.Event()
         self._said: float | None = None  # when, that it fails

@@ -52,8 +52,6 @@ class ServedExport:
         self.device = device
         self.backend = backend
         self.counts = ExportCounts()
-        self.refusal: str | None = None
-        """Why nobody is admitted, if that is so."""
         self._nowhere = nowhere
         # Clients are told the block sizes. Those that have not asked may well send anything else.
         self.bytes: ByteView[BlockDevice] = backend.view
@@ -70,6 +68,11 @@ class ServedExport:
         limited = copy.copy(self)
         limited.bytes = ByteView(Throttle(self.bytes, group))
         return limited
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nobody is admitted, if that is so: also to an export that is added when its device is lost."""
+        return self.backend.refusal
 
     @property
     def transmission_flags(self) -> int:

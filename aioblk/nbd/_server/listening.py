@@ -111,13 +111,48 @@ def uri_of(listener: socket.socket, name: str = "", *, tls: bool = False) -> str
 
 
 @final
+class Spare:
+    """A descriptor that is kept for when there is no other: for refusing who would wait for ever."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+        self._take()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def refuse(self, listener: socket.socket) -> bool:
+        """Close the connection of the next one who waits, if there is one and a descriptor for it."""
+        self.close()
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return False
+        else:
+            connection.close()
+            return True
+        finally:
+            self._take()
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@final
 class Door:
     """What becomes of connections before they are clients."""
 
-    def __init__(self, policy: Policy, push_out: Callable[[], None]) -> None:
-        """*push_out* makes room when there are too many descriptors."""
+    def __init__(
+        self, policy: Policy, push_out: Callable[[], bool], refuse: Callable[[], object] = lambda: None
+    ) -> None:
+        """When there are too many descriptors, *push_out* makes room, if it can; or else somebody is refused,
+        and *refuse* counts that."""
         self._policy = policy
         self._push_out = push_out
+        self._refuse = refuse
         self._said: dict[str, float] = {}  # when, what strangers can bring about as often as they like
 
     def warn(self, message: str, *arguments: object) -> None:
@@ -127,8 +162,8 @@ class Door:
             self._said[message] = now
             log.warning(message, *arguments)
 
-    async def accept(self, listener: socket.socket) -> socket.socket:
-        """The next connection."""
+    async def accept(self, listener: socket.socket, spare: "Spare | None" = None) -> socket.socket:
+        """The next connection. A *spare* descriptor is there to refuse somebody when there is no other."""
         while True:
             try:
                 await _readable(listener)
@@ -140,8 +175,10 @@ class Door:
                 if error.errno in GONE:  # it is the client's connection that has failed
                     continue
                 self.warn("cannot accept clients: %s", error)
-                if error.errno in TOO_MANY:  # wait until there are fewer
-                    self._push_out()
+                is_full = error.errno in TOO_MANY and not self._push_out()
+                if is_full and spare is not None and spare.refuse(listener):
+                    self._refuse()
+                    continue
                 await asyncio.sleep(0.1)
                 continue
             try:

@@ -314,15 +314,13 @@ class Server:
             lost = await backend.until_lost()
             comes_back = self._policy.when_lost == "reconnect"
             why = "the device is lost"
-            for export in self._of(backend):
-                export.refusal = why
+            backend.refusal = why
             if not comes_back:
                 raise lost
             log.error("%s; waiting for it to come back", lost)
             await self._clients.send_away(why, "lost", self._of(backend))
             await backend.until_back()
-            for export in self._of(backend):
-                export.refusal = None
+            backend.refusal = None
             log.warning("the device is back")
 
     def _of(self, backend: Backend) -> list[ServedExport]:
