@@ -8,15 +8,14 @@ import pwd
 __all__ = ["become", "group_number", "user_number"]
 
 PR_SET_NO_NEW_PRIVS = 38
+MOST = (1 << 32) - 2  # of the numbers of users and groups
 
 
 def user_number(user: object) -> int:
     """Of a user's name, or of a number. ValueError: there is none."""
-    if isinstance(user, int) and not isinstance(user, bool):
-        return user
+    if (number := _number(user)) is not None:
+        return number
     text = str(user)
-    if text.isascii() and text.isdigit():
-        return int(text)
     try:
         return pwd.getpwnam(text).pw_uid
     except (KeyError, ValueError):
@@ -25,15 +24,26 @@ def user_number(user: object) -> int:
 
 def group_number(group: object) -> int:
     """Of a group's name, or of a number. ValueError: there is none."""
-    if isinstance(group, int) and not isinstance(group, bool):
-        return group
+    if (number := _number(group)) is not None:
+        return number
     text = str(group)
-    if text.isascii() and text.isdigit():
-        return int(text)
     try:
         return grp.getgrnam(text).gr_gid
     except (KeyError, ValueError):
         raise ValueError("a group of this machine") from None
+
+
+def _number(account: object) -> int | None:
+    """What is given as a number. ValueError: the kernel has none like it; the greatest means "as it is"."""
+    if isinstance(account, int) and not isinstance(account, bool):
+        number = account
+    elif (text := str(account)).isascii() and text.isdigit():
+        number = int(text) if len(text) < 20 else MOST + 1
+    else:
+        return None
+    if not 0 <= number <= MOST:
+        raise ValueError(f"a number from 0 to {MOST}")
+    return number
 
 
 def become(user: int, group: int | None) -> None:

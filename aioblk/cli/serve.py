@@ -104,7 +104,6 @@ def nbd(devices: tuple[str, ...], config: str | None, **given: Any) -> int:
     read = partial(_settings, devices, config, given)
     try:
         settings = read()
-        settings.policy()
     except OptionError as error:
         raise click.UsageError(str(error.message)) from None
     _hold_standard_descriptors()
@@ -145,7 +144,13 @@ def _settings(devices: tuple[str, ...], config: str | None, given: dict[str, Any
         if names.count(name) > 1:
             what = f"two exports are called {name!r}" if name else "two exports have no name"
             raise OptionError(f"{what}: write NAME=DEVICE")
-    return Settings.of(exports, values)
+    settings = Settings.of(exports, values)
+    try:
+        settings.policy()
+    except OptionError as error:
+        where = "" if config is None else f"{config} and the command line: "
+        raise OptionError(f"{where}{error.message}") from None
+    return settings
 
 
 def _split(device: str) -> tuple[str, str]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import errno
 import gc
 import logging
 import os
@@ -32,9 +33,9 @@ async def serve(settings: Settings, read_again: Read) -> int:
     Raises:
         OSError: something could not be opened, or listened at.
     """
-    manager = ServiceManager(os.environ)
-    handed_in = sockets_handed_in(os.environ)
-    return await _Service(settings, read_again, manager).run(handed_in)
+    with contextlib.closing(ServiceManager(os.environ)) as manager:
+        handed_in = sockets_handed_in(os.environ)
+        return await _Service(settings, read_again, manager).run(handed_in)
 
 
 @final
@@ -47,6 +48,7 @@ class _Service:
         self._open: dict[str, tuple[ExportSettings, contextlib.AsyncExitStack]] = {}
         self._serving: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
+        self._reload_again = False
         self._signalled = False
         self._status = 0
 
@@ -126,12 +128,21 @@ class _Service:
 
     def _become(self) -> None:
         user, group = self._settings["user"], self._settings["group"]
+        what = user
         try:
-            become(user_number(user), None if group is None else group_number(group))
+            new_user, new_group = user_number(user), None
+            if group is not None:
+                what = f"one of group {group}"
+                new_group = group_number(group)
+                what = f"{user} of group {group}"
         except ValueError as error:
-            raise OSError(f"cannot become {user}: it is not {error}") from None
+            raise OSError(errno.EINVAL, f"cannot become {what}: it is not {error}") from None
+        try:
+            become(new_user, new_group)
         except OSError as error:
-            raise OSError(error.errno, f"cannot become {user}: {error.strerror or error}") from None
+            raise OSError(
+                error.errno or errno.EINVAL, f"cannot become {what}: {error.strerror or error}"
+            ) from None
 
     def _serve_metrics(self, stack: contextlib.AsyncExitStack) -> None:
         if self._settings["metrics-port"] is None:
@@ -148,6 +159,9 @@ class _Service:
         except OSError as error:
             text = f"cannot serve metrics at {address}, port {port}: {error.strerror}"
             raise OSError(error.errno, text) from None
+        except UnicodeError as error:  # no name of a host
+            text = f"cannot serve metrics at {address!r}, port {port}: {error}"
+            raise OSError(errno.EADDRNOTAVAIL, text) from None
         stack.callback(metrics.server_close)
         stack.push_async_callback(asyncio.to_thread, metrics.shutdown)
         log.info("metrics are at http://%s:%d/metrics", *metrics.server_address[:2])
@@ -155,7 +169,8 @@ class _Service:
     def _announce(self) -> None:
         for name, (export, _) in self._open.items():
             for uri in self._server.uris(name):
-                print(f"{self._server.size_of(name)} bytes of {export.address} at {uri}", flush=True)
+                with contextlib.suppress(OSError):  # whoever does not listen is served all the same
+                    print(f"{self._server.size_of(name)} bytes of {export.address} at {uri}", flush=True)
 
     def _what_is_served(self) -> str:
         names = ", ".join(repr(name) for name in self._server.exports)
@@ -164,19 +179,31 @@ class _Service:
     # --- reloading ------------------------------------------------------------------------------------------
 
     def _on_hang_up(self) -> None:
+        if self._signalled:
+            return
+        self._reload_again = True  # what is read now may be out of date already
         if self._reloading is None or self._reloading.done():
-            self._reloading = asyncio.create_task(self._reload())
+            self._reloading = asyncio.create_task(self._reload_while_wanted())
+
+    async def _reload_while_wanted(self) -> None:
+        while self._reload_again and not self._signalled:
+            self._reload_again = False
+            self._manager.reloading()
+            try:
+                await self._reload()
+            except Exception:
+                log.exception("reloading failed")
+            if not self._signalled:
+                self._manager.ready(self._what_is_served())
 
     async def _reload(self) -> None:
         """Add and remove exports as the settings say now, and read certificates again. What is wrong is said,
         and changes nothing."""
-        self._manager.reloading()
         try:
             settings = await asyncio.to_thread(self._read_again)
             tls = await asyncio.to_thread(settings.tls)
         except OSError as error:
             log.error("nothing is reloaded: %s", error)
-            self._manager.ready(self._what_is_served())
             return
         self._server.tls = tls
         changed = [
@@ -190,7 +217,10 @@ class _Service:
         for name, (export, _) in list(self._open.items()):
             if wanted.get(name) != export:
                 log.warning("the export %r is removed", name)
-                await self._remove(name)
+                try:
+                    await self._remove(name)
+                except OSError as error:
+                    log.error("the device of the export %r is not closed well: %s", name, error)
         for name, export in wanted.items():
             if name not in self._open:
                 try:
@@ -199,7 +229,6 @@ class _Service:
                     log.error("the export %r is not added: %s", name, error)
                 else:
                     log.warning("the export %r is added", name)
-        self._manager.ready(self._what_is_served())
 
     # --- the end --------------------------------------------------------------------------------------------
 

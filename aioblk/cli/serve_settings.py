@@ -14,6 +14,7 @@ from ..addresses import open as open_address
 from ..errors import OptionError
 from ..layers.throttle import Rate
 from ..nbd import Policy, Tls
+from ..nbd._server.exports import refuse_text
 from .accounts import group_number, user_number
 
 __all__ = ["EXPORT_KEYS", "SETTINGS", "ExportSettings", "Setting", "Settings", "read_file"]
@@ -24,7 +25,13 @@ __all__ = ["EXPORT_KEYS", "SETTINGS", "ExportSettings", "Setting", "Settings", "
 def _text(value: object) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("text")
+    if "\0" in value:
+        raise ValueError("text without zero bytes")
     return value
+
+
+def _description(value: object) -> str:
+    return "" if value == "" else _text(value)
 
 
 def _switch(value: object) -> bool:
@@ -34,11 +41,29 @@ def _switch(value: object) -> bool:
 
 
 def _count(value: object) -> int:
-    if isinstance(value, str) and value.isascii() and value.isdigit():
+    if isinstance(value, str) and value.isascii() and value.isdigit() and len(value) < 20:
         value = int(value)
-    if not isinstance(value, int) or isinstance(value, bool):
+    if not isinstance(value, int) or isinstance(value, bool) or abs(value) >= 1 << 63:
         raise ValueError("a whole number")
     return value
+
+
+def _port(value: object) -> int:
+    try:
+        if 0 <= (port := _count(value)) <= 65535:
+            return port
+    except ValueError:
+        pass
+    raise ValueError("from 0 to 65535")
+
+
+def _positive(read: Callable[[object], int]) -> Callable[[object], int]:
+    def read_positive(value: object) -> int:
+        if (number := read(value)) <= 0:
+            raise ValueError("positive")
+        return number
+
+    return read_positive
 
 
 def _size(value: object) -> int:
@@ -58,9 +83,9 @@ def _seconds(value: object) -> float:
             value = float(number) * UNITS[unit] if unit in UNITS else float(value)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
             raise ValueError
-    except ValueError:
+        return float(value)
+    except (ValueError, OverflowError):
         raise ValueError("a number of seconds") from None
-    return float(value)
 
 
 UNITS = {"s": 1, "m": 60, "h": 3600}
@@ -110,6 +135,8 @@ class Setting:
         )
         if not self.many and isinstance(given, (list, tuple)):
             raise OptionError(f"{where} is one value, not {given!r}")
+        if not values and self.name.startswith("allow"):  # which nobody means as "everybody"
+            raise OptionError(f"{where} must name somebody, not {given!r}; leave it out to let everybody in")
         try:
             found = tuple(self.read(value) for value in values)
         except ValueError as error:
@@ -125,7 +152,7 @@ SETTINGS: tuple[Setting, ...] = (
         "HOST",
         many=True,
     ),
-    Setting("port", "listen", _count, 10809, "TCP port. 0: any that is free.", "PORT"),
+    Setting("port", "listen", _port, 10809, "TCP port. 0: any that is free.", "PORT"),
     Setting(
         "unix", "listen", _text, (), "Listen at a Unix socket; several times: at each.", "PATH", many=True
     ),
@@ -179,8 +206,10 @@ SETTINGS: tuple[Setting, ...] = (
         "for all in turns.",
         "SIZE",
     ),
-    Setting("rate", "limits", _size, None, "Bytes per second, of each client.", "SIZE"),
-    Setting("operations", "limits", _count, None, "Requests per second, of each client.", "NUMBER"),
+    Setting("rate", "limits", _positive(_size), None, "Bytes per second, of each client.", "SIZE"),
+    Setting(
+        "operations", "limits", _positive(_count), None, "Requests per second, of each client.", "NUMBER"
+    ),
     Setting(
         *("patience", "limits", _seconds, 30.0),
         "For a handshake; for which a client may be behind the least rate; of silence until a peer in the "
@@ -188,7 +217,7 @@ SETTINGS: tuple[Setting, ...] = (
         "SECONDS",
     ),
     Setting(
-        *("least-rate", "limits", _size, 4096),
+        *("least-rate", "limits", _positive(_size), 4096),
         "Per second, of a client that is in the middle of sending or taking something.",
         "SIZE",
     ),
@@ -214,7 +243,7 @@ SETTINGS: tuple[Setting, ...] = (
         *("no-lock", "process", _switch, False),
         "Do not lock files and disks as QEMU does: others may have them open for writing, too.",
     ),
-    Setting("metrics-port", "process", _count, None, "Serve metrics for Prometheus at this port.", "PORT"),
+    Setting("metrics-port", "process", _port, None, "Serve metrics for Prometheus at this port.", "PORT"),
     Setting("metrics-address", "process", _text, "127.0.0.1", "And at this address.", "HOST"),
     Setting("json-log", "process", _switch, False, "Log lines of JSON."),
     Setting("verbose", "process", _switch, False, "Say who comes and why they go."),
@@ -230,7 +259,7 @@ BY_NAME = {setting.name: setting for setting in SETTINGS}
 
 EXPORT_KEYS: Mapping[str, Callable[[object], Any]] = {
     "device": _text,
-    "description": _text,
+    "description": _description,
     "read-only": _switch,
     "default": _switch,
 }
@@ -267,8 +296,8 @@ class Settings:
     @classmethod
     def of(cls, exports: Sequence[ExportSettings], given: Mapping[str, Any]) -> "Settings":
         values = {setting.name: given.get(setting.name, setting.default) for setting in SETTINGS}
-        if not 0 <= values["port"] <= 65535:
-            raise OptionError(f"port must be from 0 to 65535, not {values['port']}")
+        if values["group"] is not None and values["user"] is None:
+            raise OptionError("group is the group of another user: name that, too, with user")
         return cls(tuple(exports), values)
 
     def __getitem__(self, name: str) -> Any:
@@ -292,6 +321,11 @@ class Settings:
         """Read from its files now."""
         certificates, keys = self["tls-certificates"], self["tls-psk"]
         mode = self["tls"] or ("require" if certificates or keys else "off")
+        if self["tls-verify-peer"] and (mode != "require" or not certificates):
+            raise OptionError(  # clients without any certificate would be let in
+                "tls-verify-peer needs tls-certificates, and TLS that is required;"
+                f" tls is {mode}{', with keys' if keys else ''}"
+            )
         if mode == "off":
             return None
         required = mode == "require"
@@ -318,6 +352,8 @@ def read_file(path: str) -> tuple[list[ExportSettings], dict[str, Any]]:
         raise OptionError(f"{path}: {error.strerror}", errno=error.errno) from None
     except ValueError as error:  # of UTF-8, of TOML
         raise OptionError(f"{path}: {error}") from None
+    except RecursionError:
+        raise OptionError(f"{path}: it is nested too deeply") from None
     sections = {setting.section: None for setting in SETTINGS}
     _refuse_unknown(whole, [*sections, "exports"], path)
     values: dict[str, Any] = {}
@@ -331,6 +367,8 @@ def read_file(path: str) -> tuple[list[ExportSettings], dict[str, Any]]:
     for name, given in _table(whole.get("exports", {}), f"{path}: [exports]").items():
         where = f"{path}: [exports.{name}]" if name else f'{path}: [exports.""]'
         exports.append(_export(name, _table(given, where), where))
+    if len(defaults := [export.name for export in exports if export.default]) > 1:
+        raise OptionError(f"{path}: [exports] has several that are default: {', '.join(defaults)}")
     return exports, values
 
 
@@ -344,6 +382,11 @@ def _export(name: str, table: Mapping[str, object], where: str) -> ExportSetting
             found[key.replace("-", "_")] = EXPORT_KEYS[key](given)
         except ValueError as error:
             raise OptionError(f"{where} {key} must be {error}, not {given!r}") from None
+    for what, text in ("name", name), ("description", found.get("description", "")):
+        try:
+            refuse_text(what, text)
+        except OptionError as error:
+            raise OptionError(f"{where}: {error.message}") from None
     return ExportSettings(name, found.pop("device"), **found)
 
 

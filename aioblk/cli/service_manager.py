@@ -12,6 +12,7 @@ from ..errors import OptionError
 __all__ = ["ServiceManager", "sockets_handed_in"]
 
 FIRST = 3  # descriptor
+FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 
 
 def sockets_handed_in(environment: MutableMapping[str, str]) -> list[socket.socket]:
@@ -24,6 +25,8 @@ def sockets_handed_in(environment: MutableMapping[str, str]) -> list[socket.sock
     names = environment.pop("LISTEN_FDNAMES", "").split(":")
     if not number or process != str(os.getpid()):
         return []
+    if not _is_number(number):
+        raise OptionError(f"LISTEN_FDS must be the number of sockets that are handed in, not {number!r}")
     found: list[socket.socket] = []
     for position in range(int(number)):
         descriptor = FIRST + position
@@ -32,15 +35,19 @@ def sockets_handed_in(environment: MutableMapping[str, str]) -> list[socket.sock
             handed = socket.socket(fileno=descriptor)
             handed.set_inheritable(False)
             listens = handed.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-            is_stream = handed.getsockopt(socket.SOL_SOCKET, socket.SO_TYPE) == socket.SOCK_STREAM
+            is_stream = handed.type == socket.SOCK_STREAM and handed.family in FAMILIES
         except OSError as error:
             raise OptionError(f"descriptor {descriptor} ({name}) is no socket: {error.strerror}") from None
         if not (listens and is_stream):
             raise OptionError(
-                f"descriptor {descriptor} ({name}) is no stream socket that listens; use Accept=no"
+                f"descriptor {descriptor} ({name}) is no TCP or Unix socket that listens; use Accept=no"
             )
         found.append(handed)
     return found
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 20
 
 
 @final
@@ -53,17 +60,23 @@ class ServiceManager:
         interval, process = environment.pop("WATCHDOG_USEC", ""), environment.pop("WATCHDOG_PID", "")
         self.watchdog: float | None = None
         """Seconds within which it wants to hear that all is well."""
-        if self._address and interval.isdigit() and process in ("", str(os.getpid())):
-            self.watchdog = int(interval) / 1e6
+        if self._address and _is_number(interval) and process in ("", str(os.getpid())):
+            self.watchdog = int(interval) / 1e6 or None  # 0 is none
+        self._messenger: socket.socket | None = None
+        if self._address:  # now: whoever has no descriptor left would not be heard, and be taken for dead
+            self._messenger = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
 
     def tell(self, *lines: str) -> None:
         """Never waits, and never fails."""
-        if not self._address:
-            return
-        kind = socket.SOCK_DGRAM | socket.SOCK_NONBLOCK
-        # It may be gone, or have no time.
-        with socket.socket(socket.AF_UNIX, kind) as messenger, contextlib.suppress(OSError):
-            messenger.sendto("\n".join(lines).encode(), self._address)
+        if self._messenger is not None:
+            with contextlib.suppress(OSError):  # it may be gone, or have no time
+                self._messenger.sendto("\n".join(lines).encode(errors="replace"), self._address)
+
+    def close(self) -> None:
+        """Tell it nothing more; idempotent."""
+        if self._messenger is not None:
+            self._messenger.close()
+            self._messenger = None
 
     def ready(self, status: str) -> None:
         self.tell("READY=1", f"STATUS={status}")

@@ -2,6 +2,7 @@
 
 import configparser
 import contextlib
+import errno
 import json
 import os
 import re
@@ -20,7 +21,7 @@ from click.testing import CliRunner
 
 from aioblk import OptionError
 from aioblk.cli.program import program
-from aioblk.cli.serve_settings import SETTINGS, read_file
+from aioblk.cli.serve_settings import SETTINGS, Settings, read_file
 from aioblk.cli.service_manager import ServiceManager, sockets_handed_in
 
 from ..nbd import wire
@@ -78,6 +79,12 @@ def test_names_descriptions_and_a_default_on_the_command_line(tmp_path: Path) ->
         (["a", "--tls", "maybe"], "it must be off or allow or require, not 'maybe'"),
         (["a", "--clients", "many"], "it must be a whole number, not 'many'"),
         (["a", "--clients", "0"], "clients must be at least 1, not 0"),
+        (["a", "--clients", "9" * 5000], "it must be a whole number, not '9"),
+        (["a", "--memory", "1K"], "memory must be at least 1048576, not 1024"),
+        (["a", "--rate", "0"], "it must be positive, not '0'"),
+        (["a", "--metrics-port", "70000"], "it must be from 0 to 65535, not '70000'"),
+        (["a", "--allow-user", "4294967295"], "it must be a number from 0 to 4294967294, not '4294967295'"),
+        (["a", "--group", "kvm"], "group is the group of another user: name that"),
     ],
 )
 def test_wrong_arguments_end_with_2(arguments: list[str], words: str) -> None:
@@ -141,6 +148,24 @@ def test_a_file_may_say_everything(tmp_path: Path) -> None:
         ("[limits]\nidle = 'long'", r"\[limits\] idle must be a number of seconds, not 'long'"),
         ("[process]\nverbose = 'yes'", r"\[process\] verbose must be true or false, not 'yes'"),
         ("[limits", "Expected ']'"),
+        ("[limits]\nclients = '" + "9" * 5000 + "'", r"\[limits\] clients must be a whole number"),
+        ("[limits]\nidle = 1" + "0" * 400, r"\[limits\] idle must be a number of seconds"),
+        ("[limits]\nrate = 0", r"\[limits\] rate must be positive, not 0"),
+        ("[limits]\nallow = []", r"\[limits\] allow must name somebody, not \[\]; leave it out"),
+        ("[limits]\nallow-group = []", r"\[limits\] allow-group must name somebody"),
+        ("[limits]\nallow-user = -5", r"\[limits\] allow-user must be a number from 0 to 4294967294"),
+        ("[listen]\nport = 70000", r"\[listen\] port must be from 0 to 65535, not 70000"),
+        ("[listen]\nunix = 'a\0b'", "nbd.toml: .*character"),
+        ('[listen]\nunix = "\\u0000b"', r"\[listen\] unix must be text without zero bytes"),
+        (
+            "[exports.x]\ndevice = 'x'\n[exports." + "y" * 5000 + "]\ndevice = 'x'",
+            "name must have at most 4096",
+        ),
+        (
+            "[exports.x]\ndevice = 'x'\ndefault = true\n[exports.y]\ndevice = 'x'\ndefault = true",
+            r"\[exports\] has several that are default: x, y",
+        ),
+        ("a = " + "[" * 3000, "it is nested too deeply"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path: Path, text: str, words: str) -> None:
@@ -149,6 +174,73 @@ def test_what_is_wrong_in_a_file_is_said_with_its_place(tmp_path: Path, text: st
     with pytest.raises(OptionError, match=words) as refused:
         read_file(str(path))
     assert str(path) in str(refused.value)
+
+
+def test_a_file_is_judged_together_with_the_command_line(tmp_path: Path) -> None:
+    path = tmp_path / "nbd.toml"
+    path.write_text("[limits]\nclients = 0\n[exports.x]\ndevice = 'x'\ndescription = ''")
+    result = CliRunner().invoke(program, ["serve", "nbd", "--config", str(path)])
+    assert result.exit_code == 2
+    assert re.search(r"nbd\.toml and the command line: clients must be at least 1", result.output)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"tls": "off", "tls-certificates": "somewhere"},
+        {"tls": "allow", "tls-certificates": "somewhere"},
+        {"tls-psk": "somewhere"},
+    ],
+)
+def test_peers_that_are_to_be_verified_cannot_come_without_a_certificate(options: dict[str, str]) -> None:
+    """However that came about, everybody would be let in."""
+    settings = Settings.of((), {"tls-verify-peer": True, **options})
+    with pytest.raises(OptionError, match="tls-verify-peer needs tls-certificates, and TLS that is required"):
+        settings.tls()
+
+
+def test_hosts_and_paths_that_can_be_none_are_refused_in_words(image: Path) -> None:
+    for arguments, words in [
+        (("--port", "0", "--address", "a..b"), r"cannot listen at 'a\.\.b': .*label empty or too long"),
+        (("--port", "0", "--address", "x" * 70), "cannot listen at 'xxx.*label.* too long"),
+        (("--port", "0", "--metrics-port", "0", "--metrics-address", "a..b"), r"metrics at 'a\.\.b', port 0"),
+        (("--user", "nobody", "--group", "nobodys"), "cannot become one of group nobodys: it is not a group"),
+    ]:
+        with pytest.raises(RuntimeError, match=words) as refused:
+            NbdServer("io_uring", f"path={image}", *arguments)
+        assert "Traceback" not in str(refused.value)
+
+
+def test_a_socket_may_be_called_as_files_may_be(image: Path, tmp_path: Path) -> None:
+    place = os.fsdecode(os.fsencode(tmp_path) + b"/\xff.sock")
+    with NbdServer("io_uring", f"path={image}", "--unix", place) as server:
+        assert server.uri.endswith("/%FF.sock")
+        with Client(Path(place)).connect() as client:
+            assert client.call(wire.FLUSH).error == 0
+
+
+def test_a_hang_up_while_the_file_is_read_has_it_read_once_more(tmp_path: Path, image: Path) -> None:
+    """What is read from a pipe, which holds it up: the second reading begins when the first one is over."""
+    path, place = tmp_path / "nbd.toml", tmp_path / "nbd.sock"
+    text = f"[listen]\nunix = ['{place}']\n[exports.%s]\ndevice = '{image}'\n"
+    path.write_text(text % "first")
+    with NbdServer("--config", str(path)) as server:
+        server.socket = place
+        server.expect("the export 'first' is removed")
+        server.expect("the export 'second' is (added|removed)")
+        server.expect("the export 'third' is added")
+        path.unlink()
+        os.mkfifo(path)
+        os.kill(server.pid, signal.SIGHUP)
+        with path.open("w") as pipe:  # when it is being read
+            os.kill(server.pid, signal.SIGHUP)
+            with Client(place).connect(name=b"first") as client:  # it has had a turn, and the signal
+                assert client.call(wire.FLUSH).error == 0
+            path.unlink()
+            path.write_text(text % "third")
+            pipe.write(text % "second")
+        _until(lambda: names(server) == [b"third"])
 
 
 def test_a_hang_up_has_the_file_read_again(tmp_path: Path, image: Path) -> None:
@@ -269,12 +361,43 @@ def test_what_was_handed_to_somebody_else_is_left_alone() -> None:
 
 def test_nobody_is_told_where_nobody_listens(tmp_path: Path) -> None:
     ServiceManager({}).ready("unheard")
-    manager = ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "1000"})
+    gone = {"NOTIFY_SOCKET": str(tmp_path / "gone"), "WATCHDOG_USEC": "1000"}
+    with contextlib.closing(ServiceManager(gone)) as manager:
+        manager.ready("unheard")
+        assert manager.watchdog == 0.001
     manager.ready("unheard")
-    assert manager.watchdog == 0.001
     assert ServiceManager({"WATCHDOG_USEC": "1000"}).watchdog is None
     other = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": "1000", "WATCHDOG_PID": "1"}
-    assert ServiceManager(other).watchdog is None
+    with contextlib.closing(ServiceManager(other)) as manager:
+        assert manager.watchdog is None
+
+
+@pytest.mark.parametrize("interval", ["0", "", "-1", "²", "soon", "9" * 30])
+def test_a_watchdog_that_wants_nothing_that_can_be_had_is_fed_nothing(interval: str) -> None:
+    """Fed every 0 seconds, it would keep the loop busy."""
+    environment = {"NOTIFY_SOCKET": "@x", "WATCHDOG_USEC": interval}
+    with contextlib.closing(ServiceManager(environment)) as manager:
+        assert manager.watchdog is None
+
+
+def test_the_watchdog_is_fed_also_without_a_descriptor_left(
+    tmp_path: Path, notified: socket.socket, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or clients that take them all would have the server killed."""
+    with contextlib.closing(ServiceManager({"NOTIFY_SOCKET": str(tmp_path / "notify")})) as manager:
+
+        def none_left(*_: object, **__: object) -> socket.socket:
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        monkeypatch.setattr("aioblk.cli.service_manager.socket.socket", none_left)
+        manager.tell("WATCHDOG=1")
+        assert notified.recv(100) == b"WATCHDOG=1"
+
+
+@pytest.mark.parametrize("number", ["abc", "-1", "²", "1 2", "9" * 5000])
+def test_sockets_whose_number_is_none_are_refused(number: str) -> None:
+    with pytest.raises(OptionError, match="LISTEN_FDS must be the number of sockets"):
+        sockets_handed_in({"LISTEN_FDS": number, "LISTEN_PID": str(os.getpid())})
 
 
 UNIT = re.compile(r"```ini\n(.*?)```", re.DOTALL)

@@ -719,7 +719,7 @@ def test_what_is_wrong_on_the_command_line_is_said(image: Path) -> None:
         (("io_uring", "path=x", "--memory", "1"), "memory must be at least"),
         (("io_uring", "path=x", "--memory", "lots"), "a size such as .*lots"),
         ((*file, "--memory", "1000000000T"), "a block of .* bytes cannot be had"),
-        ((*file, "--port", "65536"), "port must be from 0 to 65535, not 65536"),
+        ((*file, "--port", "65536"), "'--port': it must be from 0 to 65535, not '65536'"),
         ((*file, "--drain", "nan"), "a number of seconds, not 'nan'"),
         ((*file, "--patience", "inf"), "patience must be at most"),
         ((*file, "--unix", ""), "must be text, not ''"),

@@ -361,6 +361,7 @@ def test_an_error_in_the_middle_of_a_reply(image: Path, structured: bool) -> Non
     """Chunks are followed by one that says so. A whole reply that has begun ends with the connection."""
     middle = 3 << 20
     with failing(image, "read", middle) as server:
+        server.expect("the device fails, and maybe not only here: .*Input/output error")
         with Client(server.socket).connect(structured=structured) as client:
             assert client.call(wire.READ, middle, 1 << 20).error == EIO
             client.send_command(wire.READ, 0, 4 << 20)
@@ -378,12 +379,14 @@ def test_an_error_in_the_middle_of_a_reply(image: Path, structured: bool) -> Non
 
 def test_an_error_in_the_middle_of_a_write(image: Path) -> None:
     with failing(image, "write", 1 << 20) as server, Client(server.socket).connect() as client:
+        server.expect("the device fails")
         assert client.call(wire.WRITE, 0, 4 << 20, data=bytes(4 << 20)).error == EIO
         assert client.call(wire.WRITE, 0, 4096, data=bytes(4096)).error == 0
 
 
 def test_fua_covers_all_pieces_of_a_write(image: Path) -> None:
     with failing(image, "flush") as server, Client(server.socket).connect() as client:
+        server.expect("the device fails")
         for length in (4096, 1 << 20):
             assert client.call(wire.WRITE, 0, length, data=bytes(length)).error == 0
             assert client.call(wire.WRITE, 0, length, data=bytes(length), flags=wire.FUA).error == EIO

@@ -364,6 +364,27 @@ async def test_a_device_that_does_not_tell_may_come_back(monkeypatch: pytest.Mon
             assert server.statistics().sent_away == {"lost": 1}
 
 
+async def test_an_export_that_is_added_while_its_device_is_lost_refuses_clients_as_well(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("aioblk.nbd._server.backend.TRY_EVERY", 0.01)
+    device = Fragile(await disk())
+    async with (
+        Server([Export(device, "1")], policy=Policy(when_lost="reconnect")) as server,
+        serving(server),
+    ):
+        with await away(connected, server, b"1") as client:
+            device.is_lost = True
+            assert (await away(client.call, wire.READ, 0, 512)).error == errno.EIO
+            assert await away(client.is_closed_by_server)
+        await server.add(Export(device, "2"))
+        with await away(Client, server.sockets[0].getsockname()) as newcomer:
+            await away(newcomer.greet)
+            for name in b"1", b"2":
+                (refusal,) = await away(newcomer.go, name)
+                assert (refusal.kind, refusal.data) == (wire.ERR_POLICY, b"the device is lost")
+
+
 async def test_one_error_is_no_loss() -> None:
     faulty = Faulty(await disk())
     faulty.add(Fault(operations={"read"}, error=aioblk.DeviceLostError("for a moment"), times=1))

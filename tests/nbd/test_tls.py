@@ -1,9 +1,12 @@
 """TLS of the NBD server: what is asked before, what is required, and who is refused."""
 
+import os
 import random
+import shutil
 import socket
 import ssl
 import struct
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -236,3 +239,20 @@ def test_keys_need_a_python_that_has_them(tmp_path: Path) -> None:
     else:
         with pytest.raises(UnsupportedError, match=r"need Python 3\.13; use certificates"):
             Tls.from_keys(path)
+
+
+def test_a_key_that_is_encrypted_is_refused_and_nobody_is_asked(authority: Authority, tmp_path: Path) -> None:
+    """OpenSSL would ask at the terminal, and the server wait for an answer."""
+    for name in ("server-cert.pem", "server-key.pem"):
+        shutil.copy(authority.server / name, tmp_path / name)
+    encrypt = ["openssl", "pkey", "-in", "server-key.pem", "-aes128", "-passout", "pass:x", "-out", "new.pem"]
+    subprocess.run(encrypt, cwd=tmp_path, check=True, capture_output=True)
+    (tmp_path / "new.pem").rename(tmp_path / "server-key.pem")
+    with pytest.raises(OptionError, match="the key is encrypted; decrypt it"):
+        Tls.from_certificates(tmp_path)
+
+
+def test_a_file_that_nobody_writes_is_not_waited_for(authority: Authority, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "server-cert.pem")
+    with pytest.raises(OptionError, match=r"server-key\.pem: No such file"):
+        Tls.from_certificates(tmp_path)

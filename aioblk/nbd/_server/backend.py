@@ -1,7 +1,9 @@
 """The devices behind the exports: noticing that one is lost, and whether it is back."""
 
 import asyncio
+import errno
 import logging
+import time
 from collections.abc import Iterator
 from typing import cast, final
 
@@ -14,6 +16,11 @@ log = logging.getLogger("aioblk.nbd")
 
 LOOK_EVERY = 0.5  # seconds
 TRY_EVERY = 1.0
+
+SAY_EVERY = 60.0
+
+EXPECTED = (errno.ENOTSUP, errno.EINVAL, errno.EPERM, errno.EACCES, errno.EROFS, errno.ESHUTDOWN)
+"""What a device that is well may answer to what a client asks for."""
 
 GONE = (DeviceLostError, DeviceClosedError)
 """What a request of a device meets that is lost, whatever the device is made of."""
@@ -30,13 +37,22 @@ class Backend:
         self.device = device
         self.view = ByteView(device)
         self.exports = 0
+        self.refusal: str | None = None
+        """Why nobody may use it, while it is lost."""
         self.watching: asyncio.Task[None] | None = None
         self._suspected = asyncio.Event()
+        self._said: float | None = None  # when, that it fails
 
     def note(self, error: BaseException) -> None:
-        """A command has failed: maybe because the device is lost."""
+        """A command of a client has failed: maybe because the device is lost. What else is wrong with it is
+        said, once a minute: nobody but the client would know."""
         if isinstance(error, GONE):
             self._suspected.set()
+        elif not (isinstance(error, OSError) and error.errno in EXPECTED):
+            now = time.monotonic()
+            if self._said is None or now - self._said >= SAY_EVERY:
+                self._said = now
+                log.warning("the device fails, and maybe not only here: %s", error or repr(error))
 
     async def until_lost(self) -> BlkioError:
         """Wait until the device is lost; why.

@@ -1,6 +1,7 @@
 """Clients: admitting them, limiting how many there are, sending away who stalls, and all in the end."""
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import socket
@@ -19,13 +20,15 @@ from ...services.tls_stream import TlsStream
 from .export import ServedExport
 from .exports import Exports
 from .handshake import Session, Stream, Terms, greet
-from .listening import Door, name_of
+from .listening import Door, Spare, name_of
 from .policy import Policy
 from .statistics import Counts
 from .tls import Tls
 from .transmission import Transmission
 
 log = logging.getLogger("aioblk.nbd")
+
+LOOK_EVERY, LOOK_EVERY_AT_LEAST = 1.0, 0.01  # seconds; where less would keep the loop busy with that alone
 
 
 @final
@@ -67,7 +70,7 @@ class Clients:
         own = policy.own_requests
         kept, common = own * policy.clients, max(1, policy.requests - own)
         self._in_flight = InFlight(requests=kept + common, kept=kept / (kept + common))
-        self.door = Door(policy, self.push_out)
+        self.door = Door(policy, self.push_out, self._count_as_full)
         self.tls: Tls | None = None
         self.total = 0
         self.refused: Counter[str] = Counter()
@@ -85,8 +88,12 @@ class Clients:
     async def serve(self, listener: socket.socket) -> None:
         """Take everyone who connects, until cancelled. They stay."""
         listener.setblocking(False)
+        with contextlib.closing(Spare()) as spare:
+            await self._serve_all(listener, spare)
+
+    async def _serve_all(self, listener: socket.socket, spare: Spare) -> None:
         while True:
-            connection = await self.door.accept(listener)
+            connection = await self.door.accept(listener, spare)
             self.total += 1
             if reason := self.door.refusal(connection):
                 self.refused[reason] += 1
@@ -234,13 +241,20 @@ class Clients:
         self._shaking_hands.pop(client, None)
         self._admitted.pop(client, None)
 
-    def push_out(self) -> None:
-        """Who is the longest at shaking hands makes room for who is new."""
-        if self._shaking_hands:
-            client = next(iter(self._shaking_hands))
-            del self._shaking_hands[client]
-            self.handshakes_failed["crowded"] += 1
-            client.stream.abort("too many clients are shaking hands")
+    def push_out(self) -> bool:
+        """Who is the longest at shaking hands, if there is somebody, makes room for who is new."""
+        if not self._shaking_hands:
+            return False
+        client = next(iter(self._shaking_hands))
+        del self._shaking_hands[client]
+        self.handshakes_failed["crowded"] += 1
+        client.stream.abort("too many clients are shaking hands")
+        return True
+
+    def _count_as_full(self) -> None:
+        """Somebody is refused who has not even been heard."""
+        self.total += 1
+        self.refused["full"] += 1
 
     # --- all of them ----------------------------------------------------------------------------------------
 
@@ -249,7 +263,8 @@ class Clients:
         that have had nothing to ask for too long."""
         patience, idle = self._policy.patience, self._policy.idle
         while True:
-            await asyncio.sleep(min(patience / 4, 1.0, *([] if idle is None else [idle / 4])))
+            shortest = patience if idle is None else min(patience, idle)
+            await asyncio.sleep(max(LOOK_EVERY_AT_LEAST, min(shortest / 4, LOOK_EVERY)))
             for client in [*self._shaking_hands, *self._admitted]:
                 if (seconds := client.stream.stalled()) > patience:
                     log.warning(

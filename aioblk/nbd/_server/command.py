@@ -4,18 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import final
 
-from .contexts import Context, States
+from .contexts import Context
 
 
 @final
 @dataclass(slots=True)
 class Inquiry:
-    """Whom a block status asks, and what they have said."""
+    """Whom a block status asks, and the reply that says what they have said."""
 
     contexts: Sequence[tuple[int, Context]]
     """By number."""
-    states: Sequence[States] = ()
-    """Of each."""
+    reply: bytes = b""
 
 
 @final

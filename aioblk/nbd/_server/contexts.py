@@ -52,7 +52,7 @@ def asked_for(contexts: Iterable[Context], queries: Collection[bytes], *, to_lis
 
 
 async def _allocation(device: BlockDevice, offset: int, length: int, most: int) -> States:
-    found = _Merged(most)
+    found = _Merged(most, length)
     looked_at = 0
     async with aclosing(extents_of(device, offset, length)) as extents:
         async for extent in extents:
@@ -61,11 +61,11 @@ async def _allocation(device: BlockDevice, offset: int, length: int, most: int) 
             looked_at += 1
             if not found.add(extent.length, state) or looked_at == MOST_EXTENTS:
                 break
-    return found.states
+    return found.states or [(length, protocol.STATE_DATA)]  # of a device that says nothing
 
 
 async def _dirty(runs: Runs, offset: int, length: int, most: int) -> States:
-    found = _Merged(most)
+    found = _Merged(most, length)
     for _, size, is_marked in runs(offset, length):
         if not found.add(size, protocol.STATE_DIRTY if is_marked else 0):
             break
@@ -73,18 +73,24 @@ async def _dirty(runs: Runs, offset: int, length: int, most: int) -> States:
 
 
 class _Merged:
-    """States, of which no two that are alike follow one on the other."""
+    """States, of which no two that are alike follow one on the other, and that end where the range does,
+    whatever a device says."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, most: int, length: int) -> None:
         self._most = most
+        self._left = length
         self.states: list[tuple[int, int]] = []
 
     def add(self, length: int, state: int) -> bool:
         """Whether there was room for it."""
+        length = min(length, self._left)
+        if length <= 0:
+            return self._left > 0
         if self.states and self.states[-1][1] == state:
             self.states[-1] = self.states[-1][0] + length, state
         elif len(self.states) == self._most:
             return False
         else:
             self.states.append((length, state))
+        self._left -= length
         return True

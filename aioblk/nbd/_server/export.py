@@ -52,13 +52,13 @@ class ServedExport:
         self.device = device
         self.backend = backend
         self.counts = ExportCounts()
-        self.refusal: str | None = None
-        """Why nobody is admitted, if that is so."""
         self._nowhere = nowhere
         # Clients are told the block sizes. Those that have not asked may well send anything else.
         self.bytes: ByteView[BlockDevice] = backend.view
         self.minimum_block = block
-        self.preferred_block = max(4096, block, device.limits.optimal_io_alignment)
+        # Clients refuse what is no power of two, as a stripe over three disks is: what divides that is had.
+        preferred = device.limits.optimal_io_alignment
+        self.preferred_block = max(4096, block, min(preferred & -preferred, LARGEST_PAYLOAD))
         self.largest_payload = LARGEST_PAYLOAD
         self.size = device.capacity
         self.read_only = export.read_only or device.read_only
@@ -68,6 +68,11 @@ class ServedExport:
         limited = copy.copy(self)
         limited.bytes = ByteView(Throttle(self.bytes, group))
         return limited
+
+    @property
+    def refusal(self) -> str | None:
+        """Why nobody is admitted, if that is so: also to an export that is added when its device is lost."""
+        return self.backend.refusal
 
     @property
     def transmission_flags(self) -> int:

@@ -1,5 +1,6 @@
 """The handshake: a client asks what there is and what it may do, and ends by choosing the export."""
 
+import asyncio
 import struct
 from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
@@ -15,7 +16,10 @@ from .export import ServedExport
 from .exports import Exports
 
 LONGEST_OPTION = 16 << 10  # names have at most 4096 bytes; nobody needs more
-MOST_OPTIONS = 256
+MOST_OPTIONS = 256  # beside those about single exports, of which
+MOST_OPTIONS_OF_EACH = 8  # are had: who lists them all may ask for the sizes and contexts of each
+LONGEST_TEXT = 4096  # of a refusal
+REFUSED = 1 << 31  # of all kinds of replies that refuse
 
 Stream: TypeAlias = SocketStream | TlsStream
 
@@ -73,9 +77,14 @@ class _Handshake:
         self._dialect: Dialect = Simple()
         self._contexts: dict[int, Context] = {}
         self._contexts_of: ServedExport | None = None  # of which they were chosen
+        self._untaken = 0  # replies
+        self._taken: asyncio.Future[None] | None = None  # all of them are
 
     async def run(self) -> Session | None:
-        for _ in range(MOST_OPTIONS):
+        options = 0
+        while options < MOST_OPTIONS + MOST_OPTIONS_OF_EACH * len(self._exports):
+            options += 1
+            await self._until_taken()
             magic, option, length = await self._stream.unpack(protocol.OPTION)
             if magic != protocol.IHAVEOPT:
                 raise DisconnectedError("the client sends options without their magic number")
@@ -235,8 +244,22 @@ class _Handshake:
     # --- layout ---------------------------------------------------------------------------------------------
 
     def _reply(self, option: int, kind: int, data: bytes = b"") -> None:
+        if kind & REFUSED and len(data) > LONGEST_TEXT:
+            data = data[:LONGEST_TEXT].decode(errors="ignore").encode()
         head = protocol.OPTION_REPLY.pack(protocol.OPTION_REPLY_MAGIC, option, kind, len(data))
-        self._stream.send(head + data)
+        self._untaken += 1
+        self._stream.send(head + data, on_sent=self._take)
+
+    def _take(self) -> None:
+        self._untaken -= 1
+        if self._taken is not None and not self._untaken and not self._taken.done():
+            self._taken.set_result(None)
+
+    async def _until_taken(self) -> None:
+        """Answer no more before the client has taken what there is: answers are longer than questions."""
+        while self._untaken:
+            self._taken = asyncio.get_running_loop().create_future()
+            await self._taken
 
     def _expect_no(self, data: bytes) -> None:
         if data:

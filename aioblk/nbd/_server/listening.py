@@ -5,6 +5,7 @@ import contextlib
 import errno
 import ipaddress
 import logging
+import os
 import socket
 import struct
 import time
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from typing import final
 from urllib.parse import quote
 
-from ...errors import OptionError
+from ...errors import OptionError, UsageError
 from .policy import Policy
 
 log = logging.getLogger("aioblk.nbd")
@@ -22,6 +23,9 @@ BACKLOG = 1024  # who has connected and not been accepted, for a moment
 SAY_EVERY = 60.0  # seconds
 PROBES = 3  # of a peer that is silent, before it is dead
 LONGEST_PROBING = 32767  # seconds, which is as long as the kernel can wait for one
+TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # descriptors, as a rule
+GONE = (errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.ETIMEDOUT, errno.EHOSTUNREACH)
+FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
 CREDENTIALS = struct.Struct("iII")  # process, user, group
 
 
@@ -35,8 +39,22 @@ class Listener:
     accepting: asyncio.Task[None] | None = None
 
     def close(self) -> None:
+        """On the loop, if anybody accepts."""
+        if self.accepting is not None:
+            self.accepting.cancel()
+            # By itself that comes a turn later, when the descriptor's number may be somebody else's.
+            asyncio.get_running_loop().remove_reader(self.socket)
         self.undo.close()
         self.socket.close()
+
+
+def refuse_unless_listening(listener: socket.socket) -> None:
+    """UsageError: clients could not be taken there."""
+    is_known = listener.family in FAMILIES and listener.type == socket.SOCK_STREAM
+    if not (is_known and listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)):
+        raise UsageError(
+            f"clients are taken at TCP and Unix sockets that listen, not at {listener!r}", operation="listen"
+        )
 
 
 async def listen_at_tcp(host: str, port: int) -> list[socket.socket]:
@@ -56,6 +74,8 @@ async def listen_at_tcp(host: str, port: int) -> list[socket.socket]:
         )
     except socket.gaierror as error:
         raise OSError(errno.EADDRNOTAVAIL, f"cannot listen at {host}: {error.strerror}") from None
+    except ValueError as error:  # too long for a name, or no text
+        raise OSError(errno.EADDRNOTAVAIL, f"cannot listen at {host!r}: {error}") from None
     with contextlib.ExitStack() as undo:
         sockets: list[socket.socket] = []
         for family, address in dict.fromkeys((each[0], each[4]) for each in found):
@@ -85,19 +105,54 @@ def uri_of(listener: socket.socket, name: str = "", *, tls: bool = False) -> str
     """Of an export there."""
     scheme = "nbds" if tls else "nbd"
     if listener.family == socket.AF_UNIX:
-        return f"{scheme}+unix:///{quote(name)}?socket={quote(listener.getsockname())}"
+        return f"{scheme}+unix:///{quote(name)}?socket={quote(os.fsencode(listener.getsockname()))}"
     host, port = listener.getsockname()[:2]
     return f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}/{quote(name)}"
+
+
+@final
+class Spare:
+    """A descriptor that is kept for when there is no other: for refusing who would wait for ever."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+        self._take()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def refuse(self, listener: socket.socket) -> bool:
+        """Close the connection of the next one who waits, if there is one and a descriptor for it."""
+        self.close()
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return False
+        else:
+            connection.close()
+            return True
+        finally:
+            self._take()
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
 
 
 @final
 class Door:
     """What becomes of connections before they are clients."""
 
-    def __init__(self, policy: Policy, push_out: Callable[[], None]) -> None:
-        """*push_out* makes room when there are too many descriptors."""
+    def __init__(
+        self, policy: Policy, push_out: Callable[[], bool], refuse: Callable[[], object] = lambda: None
+    ) -> None:
+        """When there are too many descriptors, *push_out* makes room, if it can; or else somebody is refused,
+        and *refuse* counts that."""
         self._policy = policy
         self._push_out = push_out
+        self._refuse = refuse
         self._said: dict[str, float] = {}  # when, what strangers can bring about as often as they like
 
     def warn(self, message: str, *arguments: object) -> None:
@@ -107,8 +162,8 @@ class Door:
             self._said[message] = now
             log.warning(message, *arguments)
 
-    async def accept(self, listener: socket.socket) -> socket.socket:
-        """The next connection."""
+    async def accept(self, listener: socket.socket, spare: "Spare | None" = None) -> socket.socket:
+        """The next connection. A *spare* descriptor is there to refuse somebody when there is no other."""
         while True:
             try:
                 await _readable(listener)
@@ -116,9 +171,14 @@ class Door:
                 connection.setblocking(False)
             except BlockingIOError:  # the client is gone already
                 continue
-            except OSError as error:  # too many descriptors, as a rule: wait until there are fewer
+            except OSError as error:
+                if error.errno in GONE:  # it is the client's connection that has failed
+                    continue
                 self.warn("cannot accept clients: %s", error)
-                self._push_out()
+                is_full = error.errno in TOO_MANY and not self._push_out()
+                if is_full and spare is not None and spare.refuse(listener):
+                    self._refuse()
+                    continue
                 await asyncio.sleep(0.1)
                 continue
             try:

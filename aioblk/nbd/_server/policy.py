@@ -62,9 +62,13 @@ class Policy:
         ):
             value: float = getattr(self, name)
             if not value >= least:  # nor is it nan
-                raise OptionError(f"{name} must be at least {least:g}, not {value:g}", driver="nbd")
+                raise OptionError(
+                    f"{name} must be at least {_plain(least)}, not {_plain(value)}", driver="nbd"
+                )
             if isinstance(least, float) and (value > LONGEST_WAIT or math.isinf(value)):
-                raise OptionError(f"{name} must be at most {LONGEST_WAIT:g}, not {value:g}", driver="nbd")
+                raise OptionError(
+                    f"{name} must be at most {LONGEST_WAIT:g}, not {_plain(value)}", driver="nbd"
+                )
         if self.when_lost not in ("end", "reconnect"):
             raise OptionError(f"when_lost is 'end' or 'reconnect', not {self.when_lost!r}", driver="nbd")
 
@@ -77,3 +81,7 @@ class Policy:
     def own_memory(self) -> int:
         """Bytes that each client has for itself: a page at least."""
         return max(GRANULE, self.memory // 2 // self.clients // GRANULE * GRANULE)
+
+
+def _plain(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:g}"

@@ -6,7 +6,7 @@ import logging
 import socket
 from collections.abc import Iterable, Mapping
 from os import PathLike, fspath
-from typing import Self, final
+from typing import Literal, Self, final
 
 from ..._memory.arena import Arena
 from ..._memory.mapping import MapsMemory
@@ -19,7 +19,7 @@ from .backend import Backend, give_up, loss_of
 from .clients import Clients
 from .export import CACHED_AT_ONCE, Export, ServedExport
 from .exports import Exports, refuse_text
-from .listening import BACKLOG, Listener, listen_at_tcp, uri_of
+from .listening import BACKLOG, Listener, listen_at_tcp, refuse_unless_listening, uri_of
 from .policy import GRANULE, Policy
 from .statistics import ServerStatistics
 from .tls import Tls
@@ -62,7 +62,9 @@ class Server:
         self._clients = Clients(self._exports, self._arena, self._policy)
         self._clients.tls = tls
         self._open = contextlib.AsyncExitStack()
+        self._state: Literal["new", "open", "left"] = "new"
         self._failed: asyncio.Future[None] | None = None  # while it serves; what ends that
+        self._ending: asyncio.Task[None] | None = None  # while it ends that
         self._work = SteadfastTasks("nbd server")
         self._turn = asyncio.Lock()  # of whoever adds or removes
 
@@ -70,26 +72,44 @@ class Server:
 
     async def __aenter__(self) -> Self:
         running_loop("enter", "nbd server")
+        if self._state != "new":
+            raise UsageError("a server is entered once; make another one", operation="enter")
         async with contextlib.AsyncExitStack() as stack:
+            stack.callback(self._leave)
             await stack.enter_async_context(self._arena)
             self._nowhere = self._arena.allocate(CACHED_AT_ONCE)
             stack.callback(self._stop_listening)
             stack.push_async_callback(self._finish_work)
             self._open = stack
+            self._state = "open"
             for export in self._first:
                 await self.add(export)
             self._open = stack.pop_all()
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        """Whoever leaves while it serves ends that, as :meth:`serve` tells, which returns then."""
         running_loop("close", "nbd server")
         with shielded():
+            cancelled = await self._until_ended() if self._failed is not None else None
+            self._leave()
             await self._open.aclose()
+        if cancelled is not None:
+            raise cancelled
 
     async def _finish_work(self) -> None:
         """Before the memory goes, which devices are being told of."""
         with shielded():
             await self._work.until_done()
+
+    def _leave(self) -> None:
+        self._state = "left"
+
+    def _refuse_unless_open(self, operation: str) -> None:
+        if self._state != "open":
+            how = "enter it first: async with Server()" if self._state == "new" else "make another one"
+            which = "not open yet" if self._state == "new" else "closed"
+            raise UsageError(f"the server is {which}; {how}", operation=operation)
 
     # --- exports --------------------------------------------------------------------------------------------
 
@@ -97,12 +117,13 @@ class Server:
         """Offer an open device from now on.
 
         Raises:
-            UsageError: the name is in use, or there is a default one already.
+            UsageError: the name is in use, there is a default one already, or the server is not open.
             OptionError: the name or the description is too long, or no text.
             RegistrationError: the device cannot take the memory of the server.
             TypeError: it is no BlockDevice.
         """
         running_loop("add", "nbd server")
+        self._refuse_unless_open("add")
         require_block_device(export.device)
         refuse_text("the name of an export", export.name)
         refuse_text("the description of an export", export.description)
@@ -117,7 +138,7 @@ class Server:
                 if isinstance(export.device, MapsMemory):
                     await self._arena.attach(export.device)
                 self._backends[id(export.device)] = backend
-                if self._failed is not None:
+                if self._serves:
                     self._watch(backend)
             backend.exports += 1
             self._exports.add(ServedExport(export, backend, self._nowhere), default=export.default)
@@ -134,9 +155,10 @@ class Server:
             await self._work.finish(self._remove(name))
 
     async def _remove(self, name: str) -> None:
+        export = self._exports.remove(name)
+        # Outside of the turn: a device that does not answer holds up nobody who adds or removes another one.
+        await self._clients.send_away(f"the export {name!r} is removed", "removed", {export})
         async with self._turn:
-            export = self._exports.remove(name)
-            await self._clients.send_away(f"the export {name!r} is removed", "removed", {export})
             backend = export.backend
             backend.exports -= 1
             if not backend.exports:
@@ -163,10 +185,18 @@ class Server:
 
         Raises:
             OSError: there is no such host, or one of its addresses cannot be had.
+            UsageError: the server is not open, or ends.
         """
         running_loop("listen", "nbd server")
-        for listener in await listen_at_tcp(host, port):
-            self.listen_on(listener)
+        self._refuse_to_listen()
+        listeners = await listen_at_tcp(host, port)
+        with contextlib.ExitStack() as undo:
+            for listener in listeners:
+                undo.callback(listener.close)
+            self._refuse_to_listen()  # it may have come to its end meanwhile
+            undo.pop_all()
+        for listener in listeners:
+            self._take(listener, contextlib.ExitStack())
 
     def listen_at_path(self, path: str | PathLike[str]) -> None:
         """Take clients at a Unix socket. One that is left behind there is replaced; the file is removed in
@@ -174,17 +204,31 @@ class Server:
 
         Raises:
             OSError: the path is in use by something else, too long, or cannot be had.
+            UsageError: the server is not open, or ends.
         """
+        self._refuse_to_listen()
         undo = contextlib.ExitStack()
         self._take(undo.enter_context(listen_at(fspath(path), BACKLOG)), undo)
 
     def listen_on(self, listener: socket.socket) -> None:
-        """Take clients at a socket that listens, TCP or Unix, which is the server's from now on."""
+        """Take clients at a socket that listens, TCP or Unix, which is the server's from now on.
+
+        Raises:
+            UsageError: it is another kind of socket or does not listen, or the server is not open, or ends.
+                The socket stays the caller's.
+        """
+        self._refuse_to_listen()
+        refuse_unless_listening(listener)
         self._take(listener, contextlib.ExitStack())
+
+    def _refuse_to_listen(self) -> None:
+        self._refuse_unless_open("listen")
+        if self._ending is not None:
+            raise UsageError("the server takes nobody any more: it ends", operation="listen")
 
     def _take(self, listener: socket.socket, undo: contextlib.ExitStack) -> None:
         self._listeners.append(Listener(listener, undo))
-        if self._failed is not None:
+        if self._serves:
             self._accept(self._listeners[-1])
 
     @property
@@ -209,7 +253,7 @@ class Server:
     # --- serving --------------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Serve until cancelled, or until a device is lost for good.
+        """Serve until cancelled, until a device is lost for good, or until the server is left.
 
         Then nobody new is taken, what is in flight is finished and answered within the time that the policy
         has for that, and all are sent away. Devices that do not finish what they have been given are given
@@ -218,9 +262,10 @@ class Server:
         Raises:
             DeviceLostError: a device is lost, and the policy says that this is the end, or it cannot be
                 opened again.
-            UsageError: it serves already.
+            UsageError: it serves already, or is not open.
         """
         loop = running_loop("serve", "nbd server")
+        self._refuse_unless_open("serve")
         if self._failed is not None:
             raise UsageError("the server serves already", operation="serve")
         failed = self._failed = loop.create_future()
@@ -232,15 +277,30 @@ class Server:
                 self._watch(backend)
             await failed
         finally:
-            ending = self._work.start(loop, self._end())
-            while not ending.done():
-                with shielded_if_cancelled():  # which counts once
-                    try:
-                        await asyncio.shield(ending)
-                    except asyncio.CancelledError:
-                        self._clients.cut_off("the server ends")
+            await self._until_ended()
             watching.cancel()
-            self._failed = None
+            self._failed = self._ending = None
+
+    @property
+    def _serves(self) -> bool:
+        """Whether it does, and does not end."""
+        return self._failed is not None and self._ending is None
+
+    async def _until_ended(self) -> asyncio.CancelledError | None:
+        """End serving, once. Whoever is cancelled meanwhile waits for no client; that is returned."""
+        if self._failed is not None and not self._failed.done():
+            self._failed.set_result(None)
+        if self._ending is None:
+            self._ending = self._work.start(asyncio.get_running_loop(), self._end())
+        ending, cancelled = self._ending, None
+        while not ending.done():
+            with shielded_if_cancelled():  # by anyio, which counts once
+                try:
+                    await asyncio.shield(ending)
+                except asyncio.CancelledError as error:
+                    cancelled = error
+                    self._clients.cut_off("the server ends")
+        return cancelled
 
     def _accept(self, listener: Listener) -> None:
         listener.accepting = asyncio.create_task(self._clients.serve(listener.socket))
@@ -264,15 +324,13 @@ class Server:
             lost = await backend.until_lost()
             comes_back = self._policy.when_lost == "reconnect"
             why = "the device is lost"
-            for export in self._of(backend):
-                export.refusal = why
+            backend.refusal = why
             if not comes_back:
                 raise lost
             log.error("%s; waiting for it to come back", lost)
             await self._clients.send_away(why, "lost", self._of(backend))
             await backend.until_back()
-            for export in self._of(backend):
-                export.refusal = None
+            backend.refusal = None
             log.warning("the device is back")
 
     def _of(self, backend: Backend) -> list[ServedExport]:
@@ -296,8 +354,6 @@ class Server:
 
     def _stop_listening(self) -> None:
         for listener in self._listeners:
-            if listener.accepting is not None:
-                listener.accepting.cancel()
             listener.close()
         self._listeners.clear()
 

@@ -1,5 +1,6 @@
 """TLS of an NBD server: certificates, keys that are shared, and what clients have to do."""
 
+import os
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -42,7 +43,7 @@ class Tls:
         for path in needed:
             _refuse_unless_readable(path)
         try:
-            context.load_cert_chain(certificate, key)
+            context.load_cert_chain(certificate, key, _ask_nobody)
         except ssl.SSLError as error:
             raise OptionError(
                 f"no certificate and its key: {certificate}, {key}: {error.reason or error}", driver="nbd"
@@ -112,9 +113,22 @@ def _context() -> ssl.SSLContext:
     return context
 
 
+def _ask_nobody() -> str:
+    """The password of an encrypted key, for which OpenSSL would ask at the terminal, and wait."""
+    raise OptionError(
+        "the key is encrypted; decrypt it into a file that only the server can read", driver="nbd"
+    )
+
+
 def _refuse_unless_readable(path: Path) -> None:
     try:
-        with path.open("rb"):
+        with open(path, "rb", opener=_open_at_once):
             pass
-    except OSError as error:
-        raise OptionError(f"{path}: {error.strerror}", driver="nbd") from None
+    except (OSError, ValueError) as error:  # ValueError: it has a zero byte
+        words = error.strerror if isinstance(error, OSError) else error
+        raise OptionError(f"{path}: {words}", driver="nbd") from None
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """Also what nobody writes to."""
+    return os.open(path, flags | os.O_NONBLOCK)

@@ -263,16 +263,10 @@ class Transmission:
     async def _ask(self, command: Command, inquiry: Inquiry) -> None:
         most = 1 if command.flags & protocol.REQ_ONE else MOST_STATES
         async with self._asking:
-            inquiry.states = [
-                await context.states(command.offset, command.length, most) for _, context in inquiry.contexts
-            ]
-
-    def _answer(self, command: Command, inquiry: Inquiry) -> bytes:
-        last = len(inquiry.contexts) - 1
-        return b"".join(
-            self._dialect.status(command, number, states, last=place == last)
-            for place, ((number, _), states) in enumerate(zip(inquiry.contexts, inquiry.states, strict=True))
-        )
+            last, _ = inquiry.contexts[-1]
+            for number, context in inquiry.contexts:
+                states = await context.states(command.offset, command.length, most)
+                inquiry.reply += self._dialect.status(command, number, states, last=number == last)
 
     # --- data -----------------------------------------------------------------------------------------------
 
@@ -451,7 +445,7 @@ class Transmission:
             command.at = None
             self._begin_part(command, self._export.bytes.flush, partial(self._finished, command))
         elif command.inquiry is not None:
-            self._send(command, self._answer(command, command.inquiry))
+            self._send(command, command.inquiry.reply)
         else:
             self._send(command, self._dialect.done(command))
 
@@ -460,7 +454,8 @@ class Transmission:
     def _fail(self, command: Command, error: BaseException) -> None:
         number = ERRORS.get(error.errno or 0, protocol.EIO) if isinstance(error, OSError) else protocol.EIO
         self._counts.errors[number] += 1
-        self._export.backend.note(error)
+        if not isinstance(error, _RefusedError):
+            self._export.backend.note(error)
         at = command.at if command.length else None  # of no byte none is the place
         self._send(command, self._dialect.error(command, number, str(error).encode(errors="replace"), at))
 

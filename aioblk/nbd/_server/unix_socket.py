@@ -17,6 +17,8 @@ MOST_TURNS = 200
 @contextlib.contextmanager
 def listen_at(path: str, backlog: int) -> Generator[socket.socket]:
     """A socket that listens at *path*, whose file is removed in the end if it is still the socket's."""
+    if "\0" in path or not path:
+        raise OSError(errno.EINVAL, "a socket's path has a byte at least, and none that is zero", path)
     with socket.socket(socket.AF_UNIX) as listener:
         with _alone(path):
             _bind(listener, path)
