@@ -117,7 +117,7 @@ async def _copy(
     open_destination = destination.locked if lock else destination
     async with AsyncExitStack() as resources:
         ours = await resources.enter_async_context(open_source(read_only=True))
-        made = {"create": ours.capacity} if place.can_be_made else {}
+        made = {"create": 0} if place.can_be_made else {}  # it grows when the journal knows of it
         theirs = await resources.enter_async_context(open_destination(**made))
         told = await resources.enter_async_context(meter(progress))
         last: CopyProgress | None = None
