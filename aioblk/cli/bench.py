@@ -16,6 +16,7 @@ from .._libblkio.properties import IO_URING, VIRTIO
 from ..errors import BlkioError
 from . import system
 from ._load.plan import KINDS, Plan
+from .output import say
 from .parameters import Opener, device_argument, duration, rate, size
 from .running import LOOPS, LoopName, fail, run
 from .text import of_size
@@ -235,7 +236,7 @@ def _note_holes(device: Opener) -> None:
         return
     status = os.stat(path)
     if status.st_blocks * 512 < status.st_size // 2:
-        click.echo(f"aioblk: note: {path} consists mostly of holes, which are read from no disk", err=True)
+        say(f"aioblk: note: {path} consists mostly of holes, which are read from no disk")
 
 
 def _loop(name: str) -> LoopName:

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ..copying import Comparison, compare
+from .output import in_words
 from .parameters import Opener, device_argument, size
 from .progress import meter, progress_option, size_text
 from .running import run
@@ -49,13 +50,15 @@ def command(
     """
     try:
         found = run(_compare(one, other, False if quiet else progress, options))
+        if as_json:
+            click.echo(json.dumps(_as_json(found), indent=2))
+        elif not quiet:
+            for line in _lines(found, options["find_all"]):
+                click.echo(line)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise _FailedError(str(error)) from error
-    if as_json:
-        click.echo(json.dumps(_as_json(found), indent=2))
-    elif not quiet:
-        for line in _lines(found, options["find_all"]):
-            click.echo(line)
+        raise _FailedError(in_words(error)) from error
     return 0 if found.same else DIFFERENT
 
 

@@ -11,6 +11,7 @@ import click
 from .._sync.blocking import run_blocking
 from ..copying import CopyProgress, CopyResult, copy, sync_directory
 from ..errors import BlkioError, OptionError
+from .output import say
 from .parameters import Opener, device_argument, rate, size
 from .places import Place
 from .progress import duration_text, meter, progress_option, size_text
@@ -98,9 +99,9 @@ def command(
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result), indent=2))
     elif not quiet:
-        click.echo(_summary(result), err=True)
+        say(_summary(result))
     if result.source_changed:
-        click.echo(f"aioblk: warning: {source.address} was written to while it was copied", err=True)
+        say(f"aioblk: warning: {source.address} was written to while it was copied")
 
 
 async def _copy(
@@ -162,7 +163,7 @@ def _say_what_is_kept(destination: Opener, last: CopyProgress, journal: str | No
         kept += "; the same command goes on from there"
     else:
         kept += " and is not complete"
-    click.echo(f"aioblk: {kept}", err=True)
+    say(f"aioblk: {kept}")
 
 
 def _name_the_side(error: BaseException, source: Opener, destination: Opener) -> None:
