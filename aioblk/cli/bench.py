@@ -169,8 +169,16 @@ def _check_plot(path: Path) -> None:
     importlib.import_module("matplotlib")  # is it there?
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise click.BadParameter(f"{path} ends in none of .svg, .png and .pdf", param_hint="'--plot'")
-    if not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no directory {path.absolute().parent}", param_hint="'--plot'")
+    is_there = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise click.BadParameter(
+            f"{path} cannot be written: {error.strerror}", param_hint="'--plot'"
+        ) from None
+    if not is_there:
+        path.unlink()
 
 
 async def _plan(stack: AsyncExitStack, device: Opener, **options: Any) -> Plan:

@@ -93,6 +93,8 @@ class Journal:
                 os.fsync(file.fileno())
             new.replace(self.path)
         except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
             raise self._failed(error) from error
         sync_directory(self.path)
 
@@ -103,7 +105,7 @@ class Journal:
 
     def _failed(self, error: OSError) -> BlkioError:
         return BlkioError(
-            f"the journal cannot be kept there: {error.strerror}",
+            "the journal cannot be kept there",
             errno=error.errno,
             driver="copy",
             operation="resume",
