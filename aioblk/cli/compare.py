@@ -9,6 +9,7 @@ import click
 from ..copying import Comparison, compare
 from .output import in_words
 from .parameters import Opener, device_argument, size
+from .places import refuse_one_backend_twice
 from .progress import meter, progress_option, size_text
 from .running import run
 
@@ -63,6 +64,7 @@ def command(
 
 
 async def _compare(one: Opener, other: Opener, progress: bool | None, options: dict[str, Any]) -> Comparison:
+    refuse_one_backend_twice(one, other)
     async with AsyncExitStack() as resources:
         ours = await resources.enter_async_context(one(read_only=True))
         theirs = await resources.enter_async_context(other(read_only=True))

@@ -13,7 +13,7 @@ from ..copying import CopyProgress, CopyResult, copy, sync_directory
 from ..errors import BlkioError, OptionError
 from .output import say
 from .parameters import Opener, device_argument, rate, size
-from .places import Place
+from .places import Place, refuse_one_backend_twice
 from .progress import duration_text, meter, progress_option, size_text
 from .running import run
 
@@ -112,6 +112,7 @@ async def _copy(
     progress: bool | None,
     options: dict[str, Any],
 ) -> CopyResult:
+    refuse_one_backend_twice(source, destination)
     place = Place(destination)
     _refuse_unless_safe(destination, place, overwrite or is_there(options["journal"]))
     open_source = source.locked if lock else source

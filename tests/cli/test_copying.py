@@ -103,6 +103,16 @@ def test_a_device_that_is_too_small_is_told_with_both_sizes(
     assert exported.read_bytes() == b"x" * MIB
 
 
+def test_one_backend_by_two_names_is_not_waited_for(
+    source: Path, storage_daemon: StorageDaemonFactory
+) -> None:
+    socket = storage_daemon(source).socket
+    Path("link.sock").symlink_to(socket)
+    names = (f"virtio-blk-vhost-user:{socket}", "slice,length=4K:virtio-blk-vhost-user:link.sock")
+    assert "serves one client at a time" in typed("copy", *names, status=1)
+    assert "serves one client at a time" in typed("compare", *names, status=2)
+
+
 # --- ended in the middle ------------------------------------------------------------------------------------
 
 
