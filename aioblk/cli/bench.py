@@ -16,6 +16,7 @@ from .._libblkio.properties import IO_URING, VIRTIO
 from ..errors import BlkioError
 from . import system
 from ._load.plan import KINDS, Plan
+from .output import say
 from .parameters import Opener, device_argument, duration, rate, size
 from .running import LOOPS, LoopName, fail, run
 from .text import of_size
@@ -168,8 +169,16 @@ def _check_plot(path: Path) -> None:
     importlib.import_module("matplotlib")  # is it there?
     if path.suffix not in (".svg", ".png", ".pdf"):
         raise click.BadParameter(f"{path} ends in none of .svg, .png and .pdf", param_hint="'--plot'")
-    if not path.absolute().parent.is_dir():
-        raise click.BadParameter(f"there is no directory {path.absolute().parent}", param_hint="'--plot'")
+    is_there = path.exists()
+    try:
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise click.BadParameter(
+            f"{path} cannot be written: {error.strerror}", param_hint="'--plot'"
+        ) from None
+    if not is_there:
+        path.unlink()
 
 
 async def _plan(stack: AsyncExitStack, device: Opener, **options: Any) -> Plan:
@@ -235,7 +244,7 @@ def _note_holes(device: Opener) -> None:
         return
     status = os.stat(path)
     if status.st_blocks * 512 < status.st_size // 2:
-        click.echo(f"aioblk: note: {path} consists mostly of holes, which are read from no disk", err=True)
+        say(f"aioblk: note: {path} consists mostly of holes, which are read from no disk")
 
 
 def _loop(name: str) -> LoopName:

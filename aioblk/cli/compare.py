@@ -7,7 +7,9 @@ from typing import Any
 import click
 
 from ..copying import Comparison, compare
+from .output import in_words
 from .parameters import Opener, device_argument, size
+from .places import refuse_one_backend_twice
 from .progress import meter, progress_option, size_text
 from .running import run
 
@@ -49,17 +51,20 @@ def command(
     """
     try:
         found = run(_compare(one, other, False if quiet else progress, options))
+        if as_json:
+            click.echo(json.dumps(_as_json(found), indent=2))
+        elif not quiet:
+            for line in _lines(found, options["find_all"]):
+                click.echo(line)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        raise _FailedError(str(error)) from error
-    if as_json:
-        click.echo(json.dumps(_as_json(found), indent=2))
-    elif not quiet:
-        for line in _lines(found, options["find_all"]):
-            click.echo(line)
+        raise _FailedError(in_words(error)) from error
     return 0 if found.same else DIFFERENT
 
 
 async def _compare(one: Opener, other: Opener, progress: bool | None, options: dict[str, Any]) -> Comparison:
+    refuse_one_backend_twice(one, other)
     async with AsyncExitStack() as resources:
         ours = await resources.enter_async_context(one(read_only=True))
         theirs = await resources.enter_async_context(other(read_only=True))

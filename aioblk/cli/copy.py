@@ -11,8 +11,9 @@ import click
 from .._sync.blocking import run_blocking
 from ..copying import CopyProgress, CopyResult, copy, sync_directory
 from ..errors import BlkioError, OptionError
+from .output import say
 from .parameters import Opener, device_argument, rate, size
-from .places import Place
+from .places import Place, refuse_one_backend_twice
 from .progress import duration_text, meter, progress_option, size_text
 from .running import run
 
@@ -98,9 +99,9 @@ def command(
     if as_json:
         click.echo(json.dumps(dataclasses.asdict(result), indent=2))
     elif not quiet:
-        click.echo(_summary(result), err=True)
+        say(_summary(result))
     if result.source_changed:
-        click.echo(f"aioblk: warning: {source.address} was written to while it was copied", err=True)
+        say(f"aioblk: warning: {source.address} was written to while it was copied")
 
 
 async def _copy(
@@ -111,6 +112,7 @@ async def _copy(
     progress: bool | None,
     options: dict[str, Any],
 ) -> CopyResult:
+    refuse_one_backend_twice(source, destination)
     place = Place(destination)
     _refuse_unless_safe(destination, place, overwrite or is_there(options["journal"]))
     # Of parts of one file, the lock of the part that is written to is for both.
@@ -118,7 +120,7 @@ async def _copy(
     open_destination = destination.locked if lock else destination
     async with AsyncExitStack() as resources:
         ours = await resources.enter_async_context(open_source(read_only=True))
-        made = {"create": ours.capacity} if place.can_be_made else {}
+        made = {"create": 0} if place.can_be_made else {}  # it grows when the journal knows of it
         theirs = await resources.enter_async_context(open_destination(**made))
         told = await resources.enter_async_context(meter(progress))
         last: CopyProgress | None = None
@@ -163,7 +165,7 @@ def _say_what_is_kept(destination: Opener, last: CopyProgress, journal: str | No
         kept += "; the same command goes on from there"
     else:
         kept += " and is not complete"
-    click.echo(f"aioblk: {kept}", err=True)
+    say(f"aioblk: {kept}")
 
 
 def _name_the_side(error: BaseException, source: Opener, destination: Opener) -> None:

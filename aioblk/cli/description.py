@@ -1,18 +1,19 @@
 """What a device is: all that can be known of it without changing it, also where it does not open."""
 
-import asyncio
 import errno
 import os
 import stat
 from collections.abc import Mapping
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Literal, TypeAlias, final
 
 from .._device.device import Device
 from .._device.extents import ExtentKind
 from .._device.holders import Holder, find_holders
 from .._libblkio.properties import IO_URING
+from .._sync.blocking import run_blocking
 from ..addresses import Openable
 from ..errors import BlkioError, UnsupportedError
 from ..layers.block_device import BlockDevice, KnowsExtents
@@ -106,14 +107,14 @@ async def describe(opener: Opener) -> Description:
     """Open a device for reading, look at it, and close it. What goes wrong is in the description."""
     found = Description(opener.address, opener.innermost.name)
     if opener.path is not None:
-        found.file, found.holders = await asyncio.to_thread(_look_at_file, opener.path)
+        found.file, found.holders = await run_blocking(partial(_look_at_file, opener.path))
     try:
         device = await _open(opener)
         async with aclosing(device):
             await _look_at_device(found, device)
     except OSError as error:
         found.error = str(error)
-        found.remedies = await asyncio.to_thread(_remedies, found, error)
+        found.remedies = await run_blocking(partial(_remedies, found, error))
     if found.file is not None and found.driver == IO_URING and found.read_only is not None:
         found.read_only = not found.file.writable  # it was opened for reading, whatever it is
     return found

@@ -1,8 +1,9 @@
 """What speaks against writing to a device: who uses it, and what it holds."""
 
-import asyncio
+from functools import partial
 
 from .._device.holders import find_holders
+from .._sync.blocking import run_blocking
 from ..layers.block_device import BlockDevice
 from ..layers.signatures import signatures
 from ._load.pattern import is_ours
@@ -25,7 +26,7 @@ async def find_obstacles(opener: Opener, device: BlockDevice, offset: int) -> li
     """
     found: list[str] = []
     if opener.path is not None:
-        holders = await asyncio.to_thread(find_holders, opener.path)
+        holders = await run_blocking(partial(find_holders, opener.path))
         found += [f"is {holder.who}" for holder in holders if holder.writes]
     marks = await signatures(device)
     found += [f"holds {mark.name}, at offset {mark.offset}" for mark in marks]

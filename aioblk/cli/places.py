@@ -6,11 +6,33 @@ import stat
 from typing import final
 
 from .._device.holders import in_use_by
-from .._libblkio.properties import IO_URING
+from .._libblkio.properties import IO_URING, VIRTIO
 from ..addresses import parse_address
+from ..errors import OptionError
 from .parameters import Opener
 
-__all__ = ["Place"]
+__all__ = ["Place", "refuse_one_backend_twice"]
+
+
+def refuse_one_backend_twice(one: Opener, other: Opener) -> None:
+    """Two names of one socket: its backend serves one client, and the second would wait for the first.
+
+    Raises:
+        OptionError: they are that.
+    """
+    if one.innermost.name not in VIRTIO or one.path is None or other.path is None:
+        return
+    try:
+        are_one = os.path.samefile(one.path, other.path)
+    except OSError:  # it is told when it is opened
+        return
+    if are_one:
+        raise OptionError(
+            "both are the same device, which serves one client at a time",
+            driver=one.innermost.name,
+            operation="open",
+            filename=one.path,
+        )
 
 
 @final

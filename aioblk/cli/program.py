@@ -1,9 +1,8 @@
 """The group of all commands. It imports the one that is called, and says in a line how it ended."""
 
-import contextlib
 import difflib
 import importlib
-import os
+import io
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 import click
 from click.shell_completion import CompletionItem
 
+from .output import in_words, lose_output, say
 from .running import fail
 
 __all__ = ["COMMANDS", "INTERRUPTED", "program"]
@@ -76,6 +76,14 @@ class Program(click.Group):
             *click.Command.shell_complete(self, ctx, incomplete),
         ]
 
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
+        try:
+            return super().make_context(info_name, args, parent, **extra)
+        except BrokenPipeError:  # of the help, or the version
+            raise click.exceptions.Exit(_reader_is_gone()) from None
+
     def invoke(self, ctx: click.Context) -> object:
         try:
             result = super().invoke(ctx)
@@ -115,10 +123,12 @@ def _ended(run: Callable[[], object]) -> int:
     except click.ClickException as error:
         if not isinstance(error, click.UsageError):
             return fail(error.format_message(), error.exit_code)
-        error.show()
+        shown = io.StringIO()
+        error.show(shown)
+        say(shown.getvalue().rstrip())
         return USAGE
     except (click.Abort, KeyboardInterrupt):
-        click.echo("aioblk: interrupted", err=True)
+        say("aioblk: interrupted")
         return INTERRUPTED
     except ModuleNotFoundError as error:
         extra = EXTRAS.get((error.name or "").partition(".")[0])
@@ -126,16 +136,13 @@ def _ended(run: Callable[[], object]) -> int:
             raise
         return fail(f"this needs {error.name}: pip install aioblk[{extra}]")
     except OSError as error:
-        return fail(str(error))
+        return fail(in_words(error))
     return status if isinstance(status, int) else 0
 
 
 def _reader_is_gone() -> int:
     """As if SIGPIPE had ended the process, as with other programs; nothing more is written."""
-    with contextlib.suppress(OSError):
-        nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
-        os.close(nowhere)
+    lose_output()
     return 128 + signal.SIGPIPE
 
 

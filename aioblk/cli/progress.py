@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, final
 import click
 
 from .._sync.scopes import shielded
+from .output import say
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -96,7 +97,7 @@ async def meter(wanted: bool | None) -> AsyncGenerator[Meter]:
 async def _lines(told: Meter) -> None:
     while True:
         await asyncio.sleep(LINES_EVERY)
-        click.echo(told.line(), err=True)
+        say(told.line())
 
 
 async def _bar(told: Meter) -> None:

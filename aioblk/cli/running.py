@@ -1,10 +1,13 @@
 """A coroutine as a program: on the loop that is wanted, ended in order by signals; how failures are told."""
 
 import asyncio
+import contextlib
 import signal
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal, TypeAlias, TypeVar
+
+from .output import say
 
 __all__ = ["FAILED", "LOOPS", "LoopName", "Terminated", "fail", "loop_factory", "run"]
 
@@ -25,8 +28,9 @@ class Terminated(SystemExit):
 
 def fail(message: str, status: int = FAILED) -> int:
     """Say on stderr what went wrong, as one line; returns the exit status."""
-    sys.stdout.flush()
-    print(f"aioblk: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
+    say(f"aioblk: {' '.join(message.split())}")
     return status
 
 

@@ -39,9 +39,15 @@ _ZERO_IS_ANY = {"max_segment_len", "max_transfer", "max_write_zeroes_len", "max_
 _ZERO_IS_UNKNOWN = {"optimal_io_size"}
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """It would end the process; the program does, with a status of its own."""
+        raise BrokenPipeError
+
+
 def console(*, stderr: bool = False) -> Console:
     """A terminal, or whatever is in its place: there nothing is coloured, and lines may be long."""
-    made = Console(stderr=stderr, highlight=False)
+    made = _Console(stderr=stderr, highlight=False)
     if not made.is_terminal and "COLUMNS" not in os.environ:
         made.width = WIDE
     return made

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import reprlib
 import stat
 from pathlib import Path
 from typing import Any, TypeAlias, cast, final
@@ -51,34 +52,50 @@ class Journal:
 
         Raises:
             OptionError: the file is no journal, or that of another copy: it is left as it is.
+            BlkioError: it cannot be read.
         """
         try:
-            with self.path.open("rb") as file:
-                found = json.loads(file.read(LARGEST))  # it may be a disk, by mistake
+            entries = _entries(self._read())
         except FileNotFoundError:
             return 0
-        except ValueError:
-            found = None
-        if not isinstance(found, dict) or cast(Identity, found).get("kind") != KIND:
+        except OSError as error:
+            raise self._failed(error) from error
+        done = None if entries is None else entries.get("done")
+        if entries is None or type(done) is not int or done < 0:
             raise self._wrong("it is no journal of a copy; name another file")
-        entries = cast(Identity, found)
         for side, identity in self._sides.items():
             if entries.get(side) != identity:
                 raise self._wrong(
                     f"it is of a copy whose {side} was another one, or has been changed since"
-                    f" ({entries.get(side)}, and is {identity}); remove it to copy anew"
+                    f" ({reprlib.repr(entries.get(side))}, and is {identity}); remove it to copy anew"
                 )
-        return int(entries["done"])
+        return done
+
+    def _read(self) -> bytes:
+        """Nothing, if it is no file: a pipe has nobody who writes to it, and a terminal waits for a line."""
+        with open(os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC), "rb") as file:
+            is_file = stat.S_ISREG(os.fstat(file.fileno()).st_mode)
+            return file.read(LARGEST) if is_file else b""  # it may be an image, by mistake
 
     def save(self, done: int) -> None:
-        """It takes the place of the one before as a whole, or not at all, and is on stable storage."""
+        """It takes the place of the one before as a whole, or not at all, and is on stable storage.
+
+        Raises:
+            BlkioError: it cannot be written.
+        """
         text = json.dumps({"kind": KIND, **self._sides, "done": done})
         new = self.path.with_name(f".{self.path.name}.new")
-        with new.open("w") as file:
-            file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        new.replace(self.path)
+        try:
+            new.unlink(missing_ok=True)  # of a copy that was killed, or a link that somebody has put there
+            with new.open("x") as file:
+                file.write(text + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+            new.replace(self.path)
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                new.unlink(missing_ok=True)
+            raise self._failed(error) from error
         sync_directory(self.path)
 
     def remove(self) -> None:
@@ -86,8 +103,28 @@ class Journal:
             self.path.unlink()
             sync_directory(self.path)
 
+    def _failed(self, error: OSError) -> BlkioError:
+        return BlkioError(
+            "the journal cannot be kept there",
+            errno=error.errno,
+            driver="copy",
+            operation="resume",
+            filename=str(self.path),
+        )
+
     def _wrong(self, message: str) -> OptionError:
         return OptionError(message, driver="copy", operation="resume", filename=str(self.path))
+
+
+def _entries(text: bytes) -> Identity | None:
+    """None: it is not what :meth:`Journal.save` has written, whoever has."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or cast(Identity, found).get("kind") != KIND:
+        return None
+    return cast(Identity, found)
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:

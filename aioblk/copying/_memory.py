@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager, suppress
 from .._memory.arena import Arena
 from .._memory.mapping import MapsMemory
 from .._native._core import View
+from .._sync.scopes import shielded
 from ..errors import RegistrationError
 from ..layers.block_device import BlockDevice
 
@@ -19,11 +20,15 @@ async def shared_buffers(devices: Iterable[BlockDevice], count: int, size: int) 
     When it is left, it waits for requests that still use them.
     """
     async with Arena(count * _in_pages(size)) as arena:
-        for device in {id(device): device for device in devices}.values():
-            if isinstance(device, MapsMemory):
-                with suppress(RegistrationError):
-                    await arena.attach(device)
-        yield [arena.allocate(size) for _ in range(count)]
+        try:
+            for device in {id(device): device for device in devices}.values():
+                if isinstance(device, MapsMemory):
+                    with suppress(RegistrationError):
+                        await arena.attach(device)
+            yield [arena.allocate(size) for _ in range(count)]
+        finally:
+            with shielded():
+                await arena.aclose()  # if it is cancelled, leaving the arena waits for what is left of that
 
 
 def _in_pages(size: int) -> int:

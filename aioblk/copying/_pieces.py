@@ -13,12 +13,23 @@ from ..layers.block_device import BlockDevice
 from ..layers.byte_view import ByteView
 from ..layers.layer import extents_of
 
-__all__ = ["LEAST_HOLE", "Foreseen", "Piece", "Sizes", "any_bytes", "pieces_of", "sizes_for", "stretches"]
+__all__ = [
+    "HOLE_AT_ONCE",
+    "LEAST_HOLE",
+    "Foreseen",
+    "Piece",
+    "Sizes",
+    "any_bytes",
+    "pieces_of",
+    "sizes_for",
+    "stretches",
+]
 
 REQUEST_SIZE = 512 << 10
 IN_FLIGHT = 8 << 20  # bytes, if the depth is not given
 LEAST_DEPTH, MOST_DEPTH = 4, 64
 HOLE_AT_ONCE = 64 << 20  # bytes of a hole that are one piece: progress is shown, and a slow request is short
+MOST_OF_A_HOLE = 4096  # pieces: of an exbibyte of nothing, all are longer
 LEAST_HOLE = 64 << 10  # bytes; a shorter one is read along, rather than dividing what is around it
 
 
@@ -114,9 +125,13 @@ async def _holes(device: BlockDevice, start: int, end: int) -> AsyncGenerator[tu
         yield first, last
 
 
-def pieces_of(stretch: Piece, sizes: Sizes) -> Iterator[Piece]:
-    """The same in pieces of one request each. Of data they end at multiples of its length."""
-    length = HOLE_AT_ONCE if stretch.is_hole else sizes.request
+def pieces_of(stretch: Piece, sizes: Sizes, hole_at_once: int | None = None) -> Iterator[Piece]:
+    """The same in pieces of one request each. They end at multiples of its length. Of a hole it is what suits
+    whoever only has it skipped or made zeroes, if nothing else is said."""
+    if stretch.is_hole:
+        length = hole_at_once or max(stretch.length // MOST_OF_A_HOLE // HOLE_AT_ONCE, 1) * HOLE_AT_ONCE
+    else:
+        length = sizes.request
     position = stretch.offset
     while position < stretch.end:
         end = min(position - position % length + length, stretch.end)

@@ -18,7 +18,7 @@ from ..layers._asked import end_of_stretch
 from ..layers.block_device import BlockDevice, require_block_device
 from ._in_order import in_order
 from ._memory import shared_buffers
-from ._pieces import LEAST_HOLE, Piece, Sizes, any_bytes, pieces_of, sizes_for, stretches
+from ._pieces import HOLE_AT_ONCE, LEAST_HOLE, Piece, Sizes, any_bytes, pieces_of, sizes_for, stretches
 
 __all__ = ["checksum"]
 
@@ -114,7 +114,7 @@ async def _read_all(
             found = stretches(device, start, end, alignment=sizes.alignment, least=LEAST_HOLE)
             async with aclosing(found):
                 async for stretch in found:
-                    for piece in pieces_of(stretch, sizes):
+                    for piece in pieces_of(stretch, sizes, HOLE_AT_ONCE):
                         yield read(piece)
 
         try:

@@ -150,6 +150,8 @@ async def copy(
         source.limits, destination.limits, request_size=request_size, depth=depth, operation="copy"
     )
     sparse = _unit_of_zeroes(sparse, sizes, allocate)
+    if rate is not None and not rate > 0:
+        raise OptionError(f"rate must be positive, not {rate}", operation="copy")
     identity = identity_of(source, is_source=True)
     done = 0
     if journal is not None:
@@ -160,15 +162,13 @@ async def copy(
         kept = None
     work = _Copy(source, destination, size, sizes, sparse, allocate, kept, done, on_progress)
     if rate is not None:
-        if not rate > 0:
-            raise OptionError(f"rate must be positive, not {rate}", operation="copy")
         work.throttle(rate)
-    cloned = False
     try:
+        await work.begin()
         if resize:
             await _resize(destination, size)
-        if clone and not done and rate is None and not allocate:
-            cloned = await _clone(source, destination)
+        may_clone = clone and not done and rate is None and not allocate
+        cloned = may_clone and await _clone(source, destination)
         if not cloned:
             await work.run(destination_is_zero and not done)
         discarded = await _discard_behind(destination, size) if discard_rest else 0
@@ -282,6 +282,11 @@ class _Copy:
     def throttle(self, rate: float) -> None:
         group = ThrottleGroup(reads=Rate(bytes=rate))
         self._from = any_bytes(Throttle[BlockDevice](self._source, group), self._size)
+
+    async def begin(self) -> None:
+        """The journal is there before the destination is changed."""
+        if self._journal is not None:
+            await self._files.finish(run_blocking(partial(self._journal.save, self._done)))
 
     async def run(self, destination_is_zero: bool) -> None:
         """All that is to be copied. It is not flushed then."""

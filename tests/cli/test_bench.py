@@ -72,6 +72,12 @@ def test_a_vhost_user_device_is_shared_by_threads(storage_daemon: VhostUserDaemo
     assert "--jobs 3 wants as many queues, and the device has 2" in bench("--jobs", "3", address).stderr
 
 
+def test_all_jobs_of_a_device_begin_however_many_there_are(storage_daemon: VhostUserDaemons) -> None:
+    jobs = min(32, (os.cpu_count() or 1) + 4) + 2  # more than the threads of an executor, and than regions
+    address = f"virtio-blk-vhost-user:{storage_daemon(num_queues=jobs).socket}"
+    assert as_json("--jobs", str(jobs), address)["jobs"][0]["read"]["total_ios"] > 0
+
+
 def test_layers_can_be_measured(scratch_file: Path) -> None:
     told = as_json(f"slice,offset=1M,length=1M:{scratch_file}")
     assert told["global options"]["size"] == 1 << 20
@@ -112,6 +118,11 @@ def test_a_plot_is_drawn(scratch_file: Path, tmp_path: Path) -> None:
         assert words in drawn
 
 
+def test_a_plot_that_could_be_drawn_leaves_no_file_where_nothing_was_measured(tmp_path: Path) -> None:
+    assert bench("--plot", tmp_path / "x.svg", tmp_path / "missing").exit_code == 1
+    assert not (tmp_path / "x.svg").exists()
+
+
 def test_without_matplotlib_nothing_is_measured(scratch_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     result = bench("--plot", "x.svg", scratch_file)
@@ -138,7 +149,8 @@ def test_without_matplotlib_nothing_is_measured(scratch_file: Path, monkeypatch:
         (["--direct", "--bs", "100"], "--bs 100 is not a multiple of"),
         (["--bs", "4 apples"], "apples"),
         (["--plot", "x.gif"], "none of .svg, .png and .pdf"),
-        (["--plot", "/nowhere/x.svg"], "there is no directory /nowhere"),
+        (["--plot", "/nowhere/x.svg"], "/nowhere/x.svg cannot be written: No such file or directory"),
+        (["--plot", "/sys/x.svg"], "/sys/x.svg cannot be written"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -103,6 +103,16 @@ def test_a_device_that_is_too_small_is_told_with_both_sizes(
     assert exported.read_bytes() == b"x" * MIB
 
 
+def test_one_backend_by_two_names_is_not_waited_for(
+    source: Path, storage_daemon: StorageDaemonFactory
+) -> None:
+    socket = storage_daemon(source).socket
+    Path("link.sock").symlink_to(socket)
+    names = (f"virtio-blk-vhost-user:{socket}", "slice,length=4K:virtio-blk-vhost-user:link.sock")
+    assert "serves one client at a time" in typed("copy", *names, status=1)
+    assert "serves one client at a time" in typed("compare", *names, status=2)
+
+
 # --- ended in the middle ------------------------------------------------------------------------------------
 
 
@@ -115,8 +125,7 @@ def test_a_copy_that_is_ended_goes_on_and_is_right(source: Path, how: signal.Sig
         command(*arguments), stderr=subprocess.PIPE, text=True, env={**os.environ, **variables()}
     )
     deadline = time.monotonic() + PATIENCE
-    has_begun = Path("state") if how == signal.SIGKILL else Path("copy.img")
-    while not (has_begun.exists() and has_begun.stat().st_blocks) and time.monotonic() < deadline:
+    while not _has_begun(how) and time.monotonic() < deadline:
         time.sleep(0.01)
     process.send_signal(how)
     _, words = process.communicate(timeout=PATIENCE)
@@ -130,6 +139,25 @@ def test_a_copy_that_is_ended_goes_on_and_is_right(source: Path, how: signal.Sig
     assert found["resumed_at"] > 0
     assert Path("copy.img").read_bytes() == source.read_bytes()
     assert not Path("state").exists()
+
+
+def _has_begun(how: signal.Signals) -> bool:
+    """So that something is kept, however it is ended."""
+    if how == signal.SIGKILL:
+        return Path("state").exists() and json.loads(Path("state").read_text())["done"] > 0
+    return Path("copy.img").exists() and Path("copy.img").stat().st_blocks > 0
+
+
+def test_a_copy_that_is_killed_before_anything_was_copied_goes_on(source: Path) -> None:
+    arguments = ("copy", "--resume", "state", "--rate", "1", "disk.img", "copy.img")
+    process = subprocess.Popen(command(*arguments), env={**os.environ, **variables()})
+    deadline = time.monotonic() + PATIENCE
+    while not Path("state").exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait(PATIENCE) == -signal.SIGKILL
+    typed("copy", "-q", "--resume", "state", "disk.img", "copy.img")
+    assert Path("copy.img").read_bytes() == source.read_bytes()
 
 
 def test_a_file_that_is_no_journal_is_left_as_it_is(source: Path) -> None:

@@ -175,7 +175,7 @@ class Forgetful(MemoryDevice):
 async def do(asked: Plan, device: aioblk.BlockDevice, turns: int = 200) -> tuple[Verified, Clocked]:
     """Do a job for so many turns of the loop."""
     signals, clocked = Signals(), Clocked(asked.block_size)
-    async with buffers_of(asked, device) as buffers:
+    async with buffers_of(asked, device, 1) as [buffers]:
         task = asyncio.create_task(run_job(asked, 0, device, buffers, signals, clocked))
         await asyncio.wrap_future(signals.ready)
         signals.go.set_result(None)
@@ -210,6 +210,12 @@ async def test_a_limit_of_the_rate_is_kept() -> None:
     device = MemoryDevice(SIZE)
     _, clocked = await do(plan("randread", iops=10), device, turns=500)
     assert clocked.statistics()["read"].completed <= 10
+
+
+async def test_who_waits_for_the_rate_when_it_is_over_waits_no_longer() -> None:
+    async with asyncio.timeout(60):  # by the rate, it would be hours
+        _, clocked = await do(plan("randread", depth=4, rate=1), MemoryDevice(SIZE))
+    assert clocked.statistics()["read"].completed >= 4
 
 
 @pytest.mark.parametrize("kind", ["write", "randwrite", "rw", "randrw"])

@@ -18,8 +18,8 @@ from aioblk.cli.running import LOOPS, LoopName, Terminated, run
 from aioblk.errors import BlkioError
 
 from ..support.scripts import run_script
+from .running import PATIENCE, command, variables
 from .running import aioblk as run_aioblk
-from .running import command, variables
 
 
 @pytest.fixture
@@ -192,3 +192,91 @@ def test_signals_end_a_coroutine_in_order(
         run(main(), loop)
     assert ended == ["in order"]
     assert Terminated().code == 143
+
+
+# --- what the caller has made of stdin, stdout and stderr ---------------------------------------------------
+
+
+@pytest.mark.parametrize("closed", ["0", "1", "2", "12", "012"])
+def test_no_device_takes_the_place_of_a_stream_that_is_closed(tmp_path: Path, closed: str) -> None:
+    source, copied = tmp_path / "disk.img", tmp_path / "copy.img"
+    source.write_bytes(b"content" * 100)
+    closing = " ".join(f"{number}>&-" for number in closed)
+    for arguments, status in (
+        (("copy", source, copied), 0),
+        (("checksum", source), 1 if "1" in closed else 0),
+        (("checksum", tmp_path / "missing"), 1),
+    ):
+        done = subprocess.run(
+            ["/bin/sh", "-c", f'exec "$@" {closing}', "sh", *command(*arguments)],
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            env={**os.environ, **variables()},
+        )
+        assert done.returncode == status, done.stderr
+        if status and "2" not in closed:
+            assert "missing" in done.stderr or "standard output" in done.stderr
+    assert copied.read_bytes() == source.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status"),
+    [(("info",), 1), (("--help",), 1), (("info", "missing"), 1), (("compare", "disk.img", "disk.img"), 2)],
+    ids=str,
+)
+def test_output_that_is_not_taken_is_a_failure_with_its_name(
+    tmp_path: Path, arguments: tuple[str, ...], status: int
+) -> None:
+    (tmp_path / "disk.img").touch()
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            command(*arguments),
+            cwd=tmp_path,
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            env={**os.environ, **variables()},
+        )
+    assert (done.returncode, done.stderr) == (
+        status,
+        "aioblk: standard output: [Errno 28] No space left on device\n",
+    )
+
+
+@pytest.mark.parametrize("arguments", [("info",), ("--help",), ("info", "--help"), ("--version",)], ids=str)
+def test_a_reader_that_is_gone_ends_whatever_prints_as_sigpipe_does(arguments: tuple[str, ...]) -> None:
+    done = _without_a_reader("stdout", *arguments)
+    assert (done.returncode, done.stderr) == (128 + signal.SIGPIPE, "")
+
+
+@pytest.mark.parametrize(("arguments", "status"), [(("bogus",), 2), (("info", "missing"), 1)], ids=str)
+def test_errors_that_nobody_reads_leave_the_status_as_it_is(arguments: tuple[str, ...], status: int) -> None:
+    assert _without_a_reader("stderr", *arguments).returncode == status
+
+
+def _without_a_reader(stream: str, *arguments: str) -> "subprocess.CompletedProcess[str]":
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        return subprocess.run(
+            command(*arguments),
+            stdout=writer if stream == "stdout" else subprocess.PIPE,
+            stderr=writer if stream == "stderr" else subprocess.PIPE,
+            text=True,
+            timeout=PATIENCE,
+            env={**os.environ, **variables()},
+        )
+    finally:
+        os.close(writer)
+
+
+def test_what_a_terminal_would_obey_is_not_printed_in_errors(tmp_path: Path) -> None:
+    path = tmp_path / "red\x1b[31m"
+    path.write_bytes(b"content")
+    done = run_aioblk("copy", path, path.with_name("copy\x1b]0;x\x07"))
+    again = run_aioblk("copy", path, path.with_name("copy\x1b]0;x\x07"))
+    assert (done.returncode, again.returncode) == (0, 1)
+    assert r"copy\x1b]0;x\x07 is there already" in again.stderr
+    assert r"No such option '--\x1b[31m'" in run_aioblk("copy", "--\x1b[31m").stderr

@@ -1,6 +1,7 @@
 """Copies of real files and disks: their sizes to the byte, their holes, and what is never written to."""
 
 import asyncio
+import json
 import os
 import random
 import subprocess
@@ -213,6 +214,87 @@ async def stopped(ours: aioblk.BlockDevice, theirs: aioblk.BlockDevice, journal:
     with pytest.raises(asyncio.CancelledError):
         await copying
     assert content(journal)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[" * 60000,
+        '{"a":' * 10000,
+        "1" * 60000,
+        "[]",
+        "{}",
+        *(
+            f'"done": {done}'
+            for done in ("-1", "1.5", "1e999", "NaN", '"9"', "null", "true", "[1]", "1" * 5000)
+        ),
+        "no done",
+    ],
+    ids=lambda text: text[:16],
+)
+async def test_a_journal_that_somebody_else_has_written_is_refused(
+    source: Path, tmp_path: Path, text: str
+) -> None:
+    path, journal = tmp_path / "copy", tmp_path / "journal"
+    async with aioblk.IoUring(source, read_only=True) as ours, aioblk.IoUring(path, create=0) as theirs:
+        if "done" in text:
+            await stopped(ours, theirs, journal)
+            good = json.loads(content(journal))
+            entry = f", {text}" if text != "no done" else ""
+            del good["done"]
+            text = json.dumps(good).removesuffix("}") + entry + "}"
+        journal.write_text(text)
+        with pytest.raises(aioblk.OptionError, match="no journal of a copy; name another file"):
+            await aioblk.copy(ours, theirs, journal=journal)
+    assert journal.read_text() == text
+
+
+async def test_a_journal_that_is_a_pipe_is_not_waited_for(source: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    path = tmp_path / "copy"
+    async with aioblk.IoUring(source, read_only=True) as ours, aioblk.IoUring(path, create=0) as theirs:
+        with pytest.raises(aioblk.OptionError, match="no journal of a copy"):
+            await aioblk.copy(ours, theirs, journal=tmp_path / "pipe")
+
+
+async def test_a_journal_is_not_written_through_a_link_beside_it(source: Path, tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_text("precious")
+    (tmp_path / ".journal.new").symlink_to(victim)
+    path = tmp_path / "copy"
+    async with aioblk.IoUring(source, read_only=True) as ours, aioblk.IoUring(path, create=0) as theirs:
+        await stopped(ours, theirs, tmp_path / "journal")
+    assert victim.read_text() == "precious"
+
+
+async def test_a_journal_that_cannot_be_kept_is_told_before_anything_is_changed(
+    source: Path, tmp_path: Path
+) -> None:
+    journal = tmp_path / "missing" / "journal"
+    path = tmp_path / "copy"
+    path.write_bytes(b"precious")
+    async with aioblk.IoUring(source, read_only=True) as ours, aioblk.IoUring(path) as theirs:
+        with pytest.raises(
+            aioblk.BlkioError, match=r"No such file .*: the journal cannot be kept there"
+        ) as caught:
+            await aioblk.copy(ours, theirs, journal=journal)
+        assert caught.value.filename == str(journal)
+        with pytest.raises(aioblk.OptionError, match="rate must be positive"):
+            await aioblk.copy(ours, theirs, rate=0)
+    assert path.read_bytes() == b"precious"
+
+
+async def test_the_journal_is_there_before_the_destination_is_changed(source: Path, tmp_path: Path) -> None:
+    path, journal = tmp_path / "copy", tmp_path / "journal"
+    seen: list[tuple[bool, int]] = []
+
+    def tell(_: aioblk.CopyProgress) -> None:
+        seen.append((journal.exists(), json.loads(content(journal))["done"]))
+
+    async with aioblk.IoUring(source, read_only=True) as ours, aioblk.IoUring(path, create=0) as theirs:
+        await aioblk.copy(ours, theirs, journal=journal, on_progress=tell)
+    assert seen[0] == (True, 0)
 
 
 async def test_a_rate_changes_nothing_but_the_time(source: Path, tmp_path: Path) -> None:

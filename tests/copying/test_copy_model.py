@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import json
 from pathlib import Path
 from typing import Any
 
@@ -248,6 +249,32 @@ async def test_a_flush_that_failed_leaves_the_journal_as_it_was(tmp_path: Path) 
     destination.add(Fault(operations={"flush"}, times=1, error=errno.EIO))
     with pytest.raises(aioblk.BlkioError):
         await aioblk.copy(source, destination, journal=journal, **small())
-    assert not journal.exists()
+    assert json.loads(journal.read_text())["done"] == 0
     result = await aioblk.copy(source, destination, journal=journal, **small())
     assert result.resumed_at == 0
+
+
+async def test_an_exbibyte_of_nothing_is_copied_and_compared_in_few_pieces() -> None:
+    source, destination = MemoryDevice(1 << 60), MemoryDevice(1 << 60)
+    await source.write(1 << 59, b"x" * 4096)
+    told: list[int] = []
+    result = await aioblk.copy(
+        source, destination, verify=True, on_progress=lambda now: told.append(now.done)
+    )
+    assert (result.copied, result.skipped) == (4096, (1 << 60) - 4096)
+    assert len(told) < 50_000
+
+
+async def test_a_copy_that_was_cancelled_anywhere_has_nothing_under_way() -> None:
+    before = asyncio.all_tasks()
+    turns, done = 0, False
+    while not done:
+        source, destination = await both()
+        copying = asyncio.create_task(aioblk.copy(source, destination, verify=True, **small()))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        done = copying.done()
+        copying.cancel()
+        await asyncio.wait([copying])
+        assert asyncio.all_tasks() == before
+        turns += 5

@@ -6,9 +6,8 @@ from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Self, final
 
-import click
-
 from ..._queues.statistics import OperationStatistics
+from ..output import say
 from ..tables import console, table
 from ..text import of_duration, of_rate, of_size
 from .fleet import Result
@@ -54,7 +53,7 @@ class Display:
             self._live.update(progress(result), refresh=True)
         elif self._wanted and time.monotonic() >= self._next_line:
             self._next_line = time.monotonic() + LINES_EVERY
-            click.echo(line(result), err=True)
+            say(line(result))
 
 
 def jobs_of(plan: Plan) -> str:

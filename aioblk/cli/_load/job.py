@@ -89,16 +89,18 @@ class Clocked:
 
 
 @asynccontextmanager
-async def buffers_of(plan: Plan, device: BlockDevice) -> AsyncGenerator[list[memoryview]]:
-    """A buffer for each task, which the device reaches by itself if the plan says so."""
+async def buffers_of(plan: Plan, device: BlockDevice, jobs: int) -> AsyncGenerator[list[list[memoryview]]]:
+    """A buffer for each task of each of so many jobs, which the device reaches by itself if the plan says so:
+    in one region, since some devices take few."""
     size = plan.block_size
-    length = plan.depth * size
+    length = jobs * plan.depth * size
     async with AsyncExitStack() as stack:
         if plan.registered and isinstance(device, MapsMemory):
             region = memoryview(await stack.enter_async_context(device.allocate(length)))
         else:
             region = memoryview(mmap.mmap(-1, -(-length // mmap.PAGESIZE) * mmap.PAGESIZE))
-        yield [region[slot * size : (slot + 1) * size] for slot in range(plan.depth)]
+        buffers = [region[start : start + size] for start in range(0, length, size)]
+        yield [buffers[job * plan.depth : (job + 1) * plan.depth] for job in range(jobs)]
 
 
 async def run_job(
@@ -114,9 +116,11 @@ async def run_job(
     Raises:
         BlkioError: a request has failed; the others are not waited for.
     """
+    group = ThrottleGroup()
     if plan.rate is not None or plan.iops is not None:
         operations, length = (None if each is None else each / plan.jobs for each in (plan.iops, plan.rate))
-        target = Throttle(target, ThrottleGroup(total=Rate(operations=operations, bytes=length)))
+        group.total = Rate(operations=operations, bytes=length)
+        target = Throttle(target, group)
     read, write, flush = _operations(plan, target, buffers, clocked)
     verifier = _Verifier(plan, number, read, write) if plan.verify else None
     order = Order(plan, number, read, write, flush)
@@ -127,11 +131,12 @@ async def run_job(
         slots = [partial(verifier.repeat, slot, buffer) for slot, buffer in enumerate(buffers)]
     signals.ready.set_result(None)
     await asyncio.shield(asyncio.wrap_future(signals.go))
-    async with asyncio.TaskGroup() as group:
+    async with asyncio.TaskGroup() as tasks:
         for slot in slots:
-            group.create_task(slot())
+            tasks.create_task(slot())
         await asyncio.shield(asyncio.wrap_future(signals.stop))
         order.stop()
+        group.total = None  # who waits for its turn would do so for hours, perhaps
         if verifier is not None:
             verifier.stopped = True
     return Verified() if verifier is None else await verifier.check_all(buffers)

@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack
 from typing import final
 
@@ -86,7 +87,11 @@ class _Worker:
                 clocked = Clocked(plan.block_size)
                 self._statistics = clocked.statistics
             signals = [Signals() for _ in self._jobs]
-            buffers = [await stack.enter_async_context(buffers_of(plan, device)) for _ in self._jobs]
+            buffers = await stack.enter_async_context(buffers_of(plan, device, len(self._jobs)))
+            threads = ThreadPoolExecutor(
+                len(self._jobs)
+            )  # the default one may have fewer: some would not begin
+            asyncio.get_running_loop().set_default_executor(threads)
             async with asyncio.TaskGroup() as group:
                 jobs = [
                     group.create_task(
