@@ -1,12 +1,12 @@
 """``aioblk compare``: whether two devices read as the same."""
 
-import json
 from contextlib import AsyncExitStack
 from typing import Any
 
 import click
 
 from ..copying import Comparison, compare
+from .output import print_json
 from .parameters import Opener, device_argument, size
 from .progress import meter, progress_option, size_text
 from .running import run
@@ -52,7 +52,7 @@ def command(
     except OSError as error:
         raise _FailedError(str(error)) from error
     if as_json:
-        click.echo(json.dumps(_as_json(found), indent=2))
+        print_json(_as_json(found))
     elif not quiet:
         for line in _lines(found, options["find_all"]):
             click.echo(line)

@@ -1,7 +1,6 @@
 """``aioblk copy``: a device or file to another one."""
 
 import dataclasses
-import json
 import os
 from contextlib import AsyncExitStack
 from typing import Any
@@ -11,6 +10,7 @@ import click
 from .._sync.blocking import run_blocking
 from ..copying import CopyProgress, CopyResult, copy, sync_directory
 from ..errors import BlkioError, OptionError
+from .output import print_json
 from .parameters import Opener, device_argument, rate, size
 from .places import Place
 from .progress import duration_text, meter, progress_option, size_text
@@ -96,7 +96,7 @@ def command(
     wanted = False if quiet else progress
     result = run(_copy(source, destination, overwrite, lock, wanted, options))
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(result), indent=2))
+        print_json(dataclasses.asdict(result))
     elif not quiet:
         click.echo(_summary(result), err=True)
     if result.source_changed:

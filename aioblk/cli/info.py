@@ -1,9 +1,8 @@
 """``aioblk info``: what a device is."""
 
-import json
-
 import click
 
+from .output import print_json
 from .parameters import Opener, device_argument
 from .running import run
 
@@ -21,7 +20,10 @@ def command(device: Opener, as_json: bool) -> None:
         aioblk info --json /dev/sdb
     """
     found = run(_describe(device))
-    click.echo(json.dumps(found, indent=2) if as_json else f"{device.address}: {found['capacity']} bytes")
+    if as_json:
+        print_json(found)
+    else:
+        click.echo(f"{device.address}: {found['capacity']} bytes")
 
 
 async def _describe(device: Opener) -> dict[str, object]:

@@ -1,17 +1,18 @@
 """The group of all commands. It imports the one that is called, and says in a line how it ended."""
 
 import contextlib
-import difflib
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click.shell_completion import CompletionItem
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["COMMANDS", "INTERRUPTED", "program"]
 
@@ -53,6 +54,8 @@ class Program(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             question = f" Did you mean {near[0]}?" if near else ""
             ctx.fail(f"no command {name!r}; there are {', '.join(COMMANDS)}.{question}")
@@ -62,7 +65,9 @@ class Program(click.Group):
         with formatter.section("Commands"):  # none of them is imported for it
             formatter.write_dl(list(COMMANDS.items()))
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        from click.shell_completion import CompletionItem
+
         return [
             *(
                 CompletionItem(name, help=sentence)

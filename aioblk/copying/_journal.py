@@ -1,7 +1,6 @@
 """What of a copy is done, in a file, so that another process can go on with it."""
 
 import contextlib
-import json
 import os
 import stat
 from pathlib import Path
@@ -52,6 +51,8 @@ class Journal:
         Raises:
             OptionError: the file is no journal, or that of another copy: it is left as it is.
         """
+        import json  # as it is below: most copies have no journal
+
         try:
             with self.path.open("rb") as file:
                 found = json.loads(file.read(LARGEST))  # it may be a disk, by mistake
@@ -72,6 +73,8 @@ class Journal:
 
     def save(self, done: int) -> None:
         """It takes the place of the one before as a whole, or not at all, and is on stable storage."""
+        import json
+
         text = json.dumps({"kind": KIND, **self._sides, "done": done})
         new = self.path.with_name(f".{self.path.name}.new")
         with new.open("w") as file:

@@ -20,7 +20,6 @@ from .._sync.tasks import SteadfastTasks
 from ..errors import BlkioError, OptionError, UnsupportedError
 from ..layers.block_device import BlockDevice, require_block_device
 from ..layers.byte_view import ByteView
-from ..layers.throttle import Rate, Throttle, ThrottleGroup
 from ._clone import clone_file, forget_pages
 from ._journal import Journal, identity_of
 from ._memory import shared_buffers
@@ -279,6 +278,8 @@ class _Copy:
         self.copied = self.zeroed = self.skipped = 0
 
     def throttle(self, rate: float) -> None:
+        from ..layers.throttle import Rate, Throttle, ThrottleGroup  # most copies have no rate
+
         group = ThrottleGroup(reads=Rate(bytes=rate))
         self._from = any_bytes(Throttle[BlockDevice](self._source, group), self._size)
 
