@@ -1,12 +1,17 @@
 """``python -m aioblk``, and the command ``aioblk``."""
 
+import gc
 import sys
 
 __all__ = ["main"]
 
+GARBAGE = 50_000
+"""Objects that are made before garbage is looked for: what is imported stays, and little else is made."""
+
 
 def main() -> None:
     """Run the command line, and end the process with its status."""
+    gc.set_threshold(GARBAGE)
     try:
         from .cli.program import program
     except ModuleNotFoundError as error:

@@ -3,7 +3,6 @@
 import contextlib
 import os
 import stat
-from pathlib import Path
 from typing import Any, TypeAlias, cast, final
 
 from ..errors import BlkioError, OptionError
@@ -42,6 +41,8 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], source: Identity, destination: Identity) -> None:
         """Nothing is read or written yet."""
+        from pathlib import Path  # as JSON below: most copies have no journal
+
         self.path = Path(path)
         self._sides = {"source": source, "destination": destination}
 
@@ -51,7 +52,7 @@ class Journal:
         Raises:
             OptionError: the file is no journal, or that of another copy: it is left as it is.
         """
-        import json  # as it is below: most copies have no journal
+        import json
 
         try:
             with self.path.open("rb") as file:

@@ -3,8 +3,7 @@
 import errno
 import os
 import stat
-from pathlib import Path
-from typing import NamedTuple, cast, final
+from typing import TYPE_CHECKING, NamedTuple, cast, final
 
 from .._device.device import Device
 from .._libblkio.properties import IO_URING
@@ -13,9 +12,12 @@ from ..layers.byte_view import ByteView
 from ..layers.layer import Layer
 from ..layers.slice import Slice
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 __all__ = ["Place", "file_of", "in_use_by", "place_of"]
 
-SYSFS = Path("/sys/dev/block")
+SYSFS = "/sys/dev/block"
 SECTOR = 512  # sysfs's, whatever the disk's blocks are
 
 
@@ -73,7 +75,7 @@ def _place_of_file(status: os.stat_result) -> tuple[tuple[object, ...], int]:
     )
 
 
-def _place_of_disk(node: Path) -> tuple[tuple[object, ...], int] | None:
+def _place_of_disk(node: "Path") -> tuple[tuple[object, ...], int] | None:
     """None: nothing is known of it."""
     try:
         if (node / "partition").exists():
@@ -86,11 +88,13 @@ def _place_of_disk(node: Path) -> tuple[tuple[object, ...], int] | None:
         return None
 
 
-def _node_of(rdev: int) -> Path:
-    return (SYSFS / f"{os.major(rdev)}:{os.minor(rdev)}").resolve()
+def _node_of(rdev: int) -> "Path":
+    from pathlib import Path  # it takes a while to import, and files need none of it
+
+    return (Path(SYSFS) / f"{os.major(rdev)}:{os.minor(rdev)}").resolve()
 
 
-def _backing_file(node: Path) -> os.stat_result | None:
+def _backing_file(node: "Path") -> os.stat_result | None:
     """Of a loop device."""
     try:
         return os.stat((node / "loop/backing_file").read_text().rstrip("\n"))
@@ -117,6 +121,8 @@ def in_use_by(path: str | os.PathLike[str]) -> str | None:
             return _user_of_disk(status.st_rdev) if error.errno == errno.EBUSY else None
         return None
     if stat.S_ISREG(status.st_mode):
+        from pathlib import Path
+
         for node in Path("/sys/block").glob("loop*"):
             backing = _backing_file(node)
             if backing is not None and (backing.st_dev, backing.st_ino) == (status.st_dev, status.st_ino):
@@ -125,6 +131,8 @@ def in_use_by(path: str | os.PathLike[str]) -> str | None:
 
 
 def _user_of_disk(rdev: int) -> str:
+    from pathlib import Path
+
     node = _node_of(rdev)
     numbers = {f"{os.major(rdev)}:{os.minor(rdev)}"}
     numbers.update(path.read_text().strip() for path in node.glob("*/dev"))
