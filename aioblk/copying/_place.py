@@ -15,7 +15,7 @@ from ..layers.slice import Slice
 if TYPE_CHECKING:
     from pathlib import Path
 
-__all__ = ["Place", "file_of", "in_use_by", "place_of"]
+__all__ = ["Place", "bypasses_page_cache", "file_of", "in_use_by", "place_of"]
 
 SYSFS = "/sys/dev/block"
 SECTOR = 512  # sysfs's, whatever the disk's blocks are
@@ -62,6 +62,11 @@ def file_of(device: BlockDevice) -> int | None:
     if isinstance(device, Device) and device.driver == IO_URING:
         return cast(int, device.properties["fd"])
     return None
+
+
+def bypasses_page_cache(device: BlockDevice) -> bool:
+    """Whether it is a file or disk that was opened with ``direct``."""
+    return file_of(device) is not None and bool(cast(Device, device).properties["direct"])
 
 
 def _place_of_file(status: os.stat_result) -> tuple[tuple[object, ...], int]:

@@ -24,14 +24,14 @@ from ._clone import clone_file, forget_pages
 from ._journal import Journal, identity_of
 from ._memory import shared_buffers
 from ._pieces import LEAST_HOLE, Foreseen, Piece, Sizes, any_bytes, pieces_of, sizes_for, stretches
-from ._place import file_of, place_of
+from ._place import bypasses_page_cache, file_of, place_of
 from .comparison import compare
 
 __all__ = ["CopyProgress", "CopyResult", "copy"]
 
 Phase: TypeAlias = Literal["copy", "flush", "verify"]
 
-FLUSHED_AT_ONCE = 32 << 20  # bytes: they are written out beside the copy, and not at its end
+FLUSHED_AT_ONCE = 32 << 20  # bytes in a cache: they are written out beside the copy, and not at its end
 SAVED_EVERY = 2.0  # seconds, where there is a journal
 DISCARDED_AT_ONCE = 1 << 30  # bytes
 
@@ -125,7 +125,7 @@ async def copy(
     :param journal: A file that tells what is done, so that the same call goes on after a crash, a kill, an
         error or a cancellation. It is there until the copy is done. What it says is on stable storage by
         then. A copy that goes on first compares what was copied last.
-    :param request_size: The length of requests; less where a device takes less. Otherwise 512 KiB.
+    :param request_size: The length of requests; less where a device takes less. Otherwise 1 MiB.
     :param depth: Requests under way at a time. Otherwise as many as have 8 MiB, from 4 to 64.
     :param on_progress: Is called when some more is done, in the loop's thread.
 
@@ -273,7 +273,8 @@ class _Copy:
         self._unflushed = 0
         self._last_saved = time.monotonic()
         self._flush_failed = False
-        self._file = file_of(destination)
+        self._is_cached = not bypasses_page_cache(destination)
+        self._file = file_of(destination) if self._is_cached else None
         self._forgotten = done  # by the page cache, which would otherwise be full of what nobody reads
         self.copied = self.zeroed = self.skipped = 0
 
@@ -383,7 +384,8 @@ class _Copy:
     async def _flush_now_and_then(self) -> None:
         """By whoever has done a piece; the others go on."""
         is_time = self._journal is not None and time.monotonic() - self._last_saved > SAVED_EVERY
-        if not self._checkpointing and (self._unflushed >= FLUSHED_AT_ONCE or is_time):
+        is_much = self._is_cached and self._unflushed >= FLUSHED_AT_ONCE
+        if not self._checkpointing and (is_much or is_time):
             await self._checkpoint()
 
     async def _checkpoint(self) -> None:
