@@ -23,7 +23,7 @@ class Place:
         while address.base is not None:
             address = address.base
         path = address.options.get("path") if address.name == IO_URING else None
-        self.path = None if path is None else str(path)
+        self.path: str | None = None if path is None else str(path)
         """None: it is something else."""
         self._status: os.stat_result | None = None
         if self.path is not None:

@@ -54,8 +54,9 @@ class Meter:
     """What is done, of how much."""
 
     def __init__(self) -> None:
-        self.what = ""
-        self.done = self.size = 0
+        self.what: str = ""
+        self.done: int = 0
+        self.size: int = 0
         self._began = time.monotonic()
         self._from = 0
 
