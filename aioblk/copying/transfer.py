@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Coroutine, Iterable
@@ -31,7 +32,9 @@ __all__ = ["CopyProgress", "CopyResult", "copy"]
 
 Phase: TypeAlias = Literal["copy", "flush", "verify"]
 
-FLUSHED_AT_ONCE = 32 << 20  # bytes in a cache: they are written out beside the copy, and not at its end
+FLUSHED_AT_ONCE = 256 << 20  # bytes: a cache is written out beside the copy, and not at its end
+PAGES_AT_ONCE = 32 << 20  # bytes in the page cache: the next ones are given the same memory
+COMPARED_BEFORE_GOING_ON = 32 << 20  # bytes
 SAVED_EVERY = 2.0  # seconds, where there is a journal
 DISCARDED_AT_ONCE = 1 << 30  # bytes
 
@@ -222,7 +225,7 @@ async def _refuse_unless_resumable(
     """The end of what is done is there: it is the destination that it was, and the source as well."""
     if not done:
         return
-    first = max(done - FLUSHED_AT_ONCE, 0)
+    first = max(done - COMPARED_BEFORE_GOING_ON, 0)
     if destination.capacity >= done:
         found = await compare(source, destination, offset=first, length=done - first)
         if found.same:
@@ -273,8 +276,8 @@ class _Copy:
         self._unflushed = 0
         self._last_saved = time.monotonic()
         self._flush_failed = False
-        self._is_cached = not bypasses_page_cache(destination)
-        self._file = file_of(destination) if self._is_cached else None
+        self._file = None if bypasses_page_cache(destination) else file_of(destination)
+        self._flushed_at_once = _flushed_at_once(destination)
         self._forgotten = done  # by the page cache, which would otherwise be full of what nobody reads
         self.copied = self.zeroed = self.skipped = 0
 
@@ -384,7 +387,7 @@ class _Copy:
     async def _flush_now_and_then(self) -> None:
         """By whoever has done a piece; the others go on."""
         is_time = self._journal is not None and time.monotonic() - self._last_saved > SAVED_EVERY
-        is_much = self._is_cached and self._unflushed >= FLUSHED_AT_ONCE
+        is_much = self._unflushed >= self._flushed_at_once
         if not self._checkpointing and (is_much or is_time):
             await self._checkpoint()
 
@@ -428,6 +431,13 @@ class _Copy:
     def _tell(self, phase: Phase, done: int) -> None:
         if self._on_progress is not None:
             self._on_progress(CopyProgress(phase, self._size, done, self.copied))
+
+
+def _flushed_at_once(destination: BlockDevice) -> float:
+    """How much is written between two flushes; bytes."""
+    if file_of(destination) is None:
+        return FLUSHED_AT_ONCE
+    return math.inf if bypasses_page_cache(destination) else PAGES_AT_ONCE
 
 
 def _zeroes_in(buffer: View, unit: int, least: int) -> list[tuple[int, int]]:
