@@ -31,109 +31,147 @@ import importlib
 import sys
 from typing import TYPE_CHECKING
 
-from ._native._core import Request, View  # before all others: it refuses subinterpreters
-
-# isort: split
-from ._device.device import Device
-from ._device.events import DeviceEvent, DeviceLost, DeviceResized, DeviceReturned, DeviceSearching
-from ._device.extents import Extent, ExtentKind
-from ._device.instruments import Instrument, RequestInfo
-from ._device.lock import FileLock
 from ._former import FORMER, FormerPaths
-from ._libblkio.limits import Limits
-from ._libblkio.properties import Properties
-from ._memory.arena import (
-    Arena,
-    ArenaAttachment,
-    ArenaBlock,
-    ArenaBuffer,
-    ArenaListener,
-    ArenaShare,
-    ArenaStatistics,
-)
-from ._memory.bounce import BouncePool, BounceStatistics
-from ._memory.mapping import MapsMemory
-from ._memory.regions import MemoryRegion
-from ._native.latency import LatencyBucket, LatencyHistogram
-from ._queues.blocking import BlockingQueue
-from ._queues.queue import Queue
-from ._queues.statistics import OperationStatistics, QueueStatistics
-from ._sync.wait_queue import WaitQueue, WaitQueueStatistics
-from .addresses import (
-    Address,
-    Openable,
-    open,
-    parse_address,
-    parse_duration,
-    parse_properties,
-    parse_rate,
-    parse_size,
-)
-from .drivers import IoUring, NvmeIoUring, VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa
-from .errors import (
-    AlignmentError,
-    BlkioError,
-    DeviceClosedError,
-    DeviceLostError,
-    InUseError,
-    OptionError,
-    PartitionTableError,
-    PropertyError,
-    RegistrationError,
-    StreamBusyError,
-    UnsupportedError,
-    UsageError,
-)
-from .layers.block_device import BlockDevice, KnowsExtents
-from .layers.byte_view import ByteView
-from .layers.copy_on_write import CopyOnWrite
-from .layers.dirty_bitmap import DirtyBitmap
-from .layers.layer import Layer
-from .layers.mirror import Leg, LegState, Mirror
-from .layers.partitions import Partition, partitions
-from .layers.reader import Reader
-from .layers.signatures import Signature, signatures
-from .layers.slice import Slice
-from .layers.throttle import Rate, Throttle, ThrottleGroup, ThrottleStatistics
-from .layers.tracked import Tracked
-from .layers.tracked_bitmap import TrackedBitmap
-from .layers.writer import Writer
-from .layers.zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
-from .services.in_flight import InFlight, InFlightShare
-from .services.socket_stream import DisconnectedError, SocketStream
-from .services.tls_stream import TlsStream
+from ._native._core import Request, View  # at once: it refuses subinterpreters
 
 if TYPE_CHECKING:
+    from ._device.device import Device
+    from ._device.events import DeviceEvent, DeviceLost, DeviceResized, DeviceReturned, DeviceSearching
+    from ._device.extents import Extent, ExtentKind
+    from ._device.instruments import Instrument, RequestInfo
+    from ._device.lock import FileLock
+    from ._libblkio.limits import Limits
+    from ._libblkio.properties import Properties
+    from ._memory.arena import (
+        Arena,
+        ArenaAttachment,
+        ArenaBlock,
+        ArenaBuffer,
+        ArenaListener,
+        ArenaShare,
+        ArenaStatistics,
+    )
+    from ._memory.bounce import BouncePool, BounceStatistics
+    from ._memory.mapping import MapsMemory
+    from ._memory.regions import MemoryRegion
+    from ._native.latency import LatencyBucket, LatencyHistogram
+    from ._queues.blocking import BlockingQueue
+    from ._queues.queue import Queue
+    from ._queues.statistics import OperationStatistics, QueueStatistics
+    from ._sync.wait_queue import WaitQueue, WaitQueueStatistics
+    from .addresses import (
+        Address,
+        Openable,
+        open,
+        parse_address,
+        parse_duration,
+        parse_properties,
+        parse_rate,
+        parse_size,
+    )
     from .copying import Comparison, CopyProgress, CopyResult, checksum, compare, copy, map_extents
+    from .drivers import IoUring, NvmeIoUring, VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa
+    from .errors import (
+        AlignmentError,
+        BlkioError,
+        DeviceClosedError,
+        DeviceLostError,
+        InUseError,
+        OptionError,
+        PartitionTableError,
+        PropertyError,
+        RegistrationError,
+        StreamBusyError,
+        UnsupportedError,
+        UsageError,
+    )
+    from .layers.block_device import BlockDevice, KnowsExtents
+    from .layers.byte_view import ByteView
+    from .layers.copy_on_write import CopyOnWrite
+    from .layers.dirty_bitmap import DirtyBitmap
+    from .layers.layer import Layer
+    from .layers.mirror import Leg, LegState, Mirror
+    from .layers.partitions import Partition, partitions
+    from .layers.reader import Reader
+    from .layers.signatures import Signature, signatures
+    from .layers.slice import Slice
+    from .layers.throttle import Rate, Throttle, ThrottleGroup, ThrottleStatistics
+    from .layers.tracked import Tracked
+    from .layers.tracked_bitmap import TrackedBitmap
+    from .layers.writer import Writer
+    from .layers.zones import SequentialWriter, Zone, Zones, ZoneState, ZoneType
     from .nbd._client.device import Nbd
+    from .services.in_flight import InFlight, InFlightShare
+    from .services.socket_stream import DisconnectedError, SocketStream
+    from .services.tls_stream import TlsStream
 
     __version__: str
     """Of the installed package."""
 
-_COPYING = {"Comparison", "CopyProgress", "CopyResult", "checksum", "compare", "copy", "map_extents"}
-"""What is imported when it is asked for."""
+_MODULES = {
+    "_device.device": "Device",
+    "_device.events": "DeviceEvent DeviceLost DeviceResized DeviceReturned DeviceSearching",
+    "_device.extents": "Extent ExtentKind",
+    "_device.instruments": "Instrument RequestInfo",
+    "_device.lock": "FileLock",
+    "_libblkio.limits": "Limits",
+    "_libblkio.properties": "Properties",
+    "_memory.arena": "Arena ArenaAttachment ArenaBlock ArenaBuffer ArenaListener ArenaShare ArenaStatistics",
+    "_memory.bounce": "BouncePool BounceStatistics",
+    "_memory.mapping": "MapsMemory",
+    "_memory.regions": "MemoryRegion",
+    "_native.latency": "LatencyBucket LatencyHistogram",
+    "_queues.blocking": "BlockingQueue",
+    "_queues.queue": "Queue",
+    "_queues.statistics": "OperationStatistics QueueStatistics",
+    "_sync.wait_queue": "WaitQueue WaitQueueStatistics",
+    "addresses": "Address Openable open parse_address parse_duration parse_properties parse_rate parse_size",
+    "copying": "Comparison CopyProgress CopyResult checksum compare copy map_extents",
+    "drivers": "IoUring NvmeIoUring VirtioBlkVfioPci VirtioBlkVhostUser VirtioBlkVhostVdpa",
+    "errors": (
+        "AlignmentError BlkioError DeviceClosedError DeviceLostError InUseError OptionError "
+        "PartitionTableError PropertyError RegistrationError StreamBusyError UnsupportedError UsageError"
+    ),
+    "layers.block_device": "BlockDevice KnowsExtents",
+    "layers.byte_view": "ByteView",
+    "layers.copy_on_write": "CopyOnWrite",
+    "layers.dirty_bitmap": "DirtyBitmap",
+    "layers.layer": "Layer",
+    "layers.mirror": "Leg LegState Mirror",
+    "layers.partitions": "Partition partitions",
+    "layers.reader": "Reader",
+    "layers.signatures": "Signature signatures",
+    "layers.slice": "Slice",
+    "layers.throttle": "Rate Throttle ThrottleGroup ThrottleStatistics",
+    "layers.tracked": "Tracked",
+    "layers.tracked_bitmap": "TrackedBitmap",
+    "layers.writer": "Writer",
+    "layers.zones": "SequentialWriter Zone Zones ZoneState ZoneType",
+    "nbd._client.device": "Nbd",
+    "services.in_flight": "InFlight InFlightShare",
+    "services.socket_stream": "DisconnectedError SocketStream",
+    "services.tls_stream": "TlsStream",
+}
+"""Where the names are, for the interpreter: a module is imported when the first of its names is asked for."""
 
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names.split()}
 
 sys.meta_path.append(FormerPaths())
 
 
 def __getattr__(name: str) -> object:
-    if name == "__version__":
-        from importlib.metadata import (
-            version,  # only when it is asked for: it takes longer than all else here
-        )
+    if name in _MODULE_OF:
+        found = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+    elif name in FORMER:
+        found = importlib.import_module(f"{__name__}.{name}")
+    elif name == "__version__":
+        from importlib.metadata import version  # only then: it takes longer than all else here
 
-        return version("aioblk")
-    if name in _COPYING:
-        return getattr(importlib.import_module(f"{__name__}.copying"), name)
-    if name == "Nbd":
-        from .nbd._client.device import Nbd  # only when it is asked for: it needs TLS, which takes as long
-
-        globals()["Nbd"] = Nbd
-        return Nbd
-    if name in FORMER:
-        return importlib.import_module(f"{__name__}.{name}")
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        found = version("aioblk")
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = found  # it is asked for once
+    return found
 
 
 def __dir__() -> list[str]:

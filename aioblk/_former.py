@@ -4,9 +4,14 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
-from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+else:  # its module takes longer to import than all else here
+    Loader = object
 
 __all__ = ["FORMER", "FormerPaths"]
 
@@ -24,7 +29,7 @@ FORMER = {
 }
 
 
-class FormerPaths(MetaPathFinder, Loader):
+class FormerPaths(Loader):
     """Finds and loads them, where Python finds nothing else."""
 
     def find_spec(

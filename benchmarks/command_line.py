@@ -45,7 +45,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
   ./run bench nbd       our NBD server beside qemu-nbd and nbdkit (3 minutes)
   ./run bench nbd-hostile    a client's p99 beside hostile ones; fails when it is 10 times as long as alone
-  ./run bench copy      aioblk copy beside nbdcopy, qemu-img and cp (1 minute; --file-size 1024M --rounds 5)
+  ./run bench copy      aioblk copy beside nbdcopy, qemu-img and cp (2 minutes; --file-size 1024M)
   ./run bench switches  what a queue does by itself, on and off in turn: it must not cost (5 minutes)
   ./run bench layers    what layers cost that only pass on; fails when that is more than 10 % (2 minutes)
   ./run bench writes    ways to write to a file, through the page cache, past it, and durably (1 minute)

@@ -102,8 +102,9 @@ def cells_of(full: Path, sparse: Path, where: Path) -> Generator[list[Cell]]:
         exported = where / "exported"
         with exported.open("wb") as file:
             file.truncate(full.stat().st_size)
-        socket = stack.enter_context(vhost_user_export(exported, where))
-        cells += [file_to_vhost_user("file to vhost-user", full, exported, socket)]
+        socket, uri = stack.enter_context(daemon_exports(exported, where))
+        for title, source in (("file to vhost-user", full), ("sparse file to vhost-user", sparse)):
+            cells.append(file_to_vhost_user(title, source, exported, socket, uri))
         if can_open_nbd():
             server = stack.enter_context(nbd_export(full, where))
             cells.append(nbd_to_file("NBD to file", full, server, where / "copy"))
@@ -124,16 +125,30 @@ def file_to_file(title: str, source: Path, destination: Path) -> Cell:
     return Cell(title, commands, lambda: destination.unlink(missing_ok=True), destination, source)
 
 
-def file_to_vhost_user(title: str, source: Path, exported: Path, socket: Path) -> Cell:
-    """nbdcopy knows no vhost-user, and qemu-img does where it has libblkio's drivers."""
-    commands = {AIOBLK: aioblk(str(source), f"virtio-blk-vhost-user:{socket}")}
+def file_to_vhost_user(title: str, source: Path, exported: Path, socket: Path, uri: str) -> Cell:
+    """nbdcopy knows no vhost-user, and qemu-img does where it has libblkio's drivers: they come to the same
+    daemon by NBD. What it has was something else before, all of it data."""
+    commands = {
+        AIOBLK: aioblk(str(source), f"virtio-blk-vhost-user:{socket}"),
+        "nbdcopy, by NBD": ["nbdcopy", "--flush", str(source), uri],
+        "qemu-img, by NBD": [*qemu_img(str(source), uri), "-n"],
+    }
     if has_libblkio():
         target = f"driver=raw,file.driver=virtio-blk-vhost-user,file.path={socket},file.cache.direct=on"
         commands["qemu-img"] = [
             *("qemu-img", "convert", "-n", "-W", "-t", "none", "-f", "raw", str(source)),
             *("--target-image-opts", target),
         ]
-    return Cell(title, commands, lambda: None, exported, source)
+    return Cell(title, commands, lambda: overwrite(exported), exported, source)
+
+
+def overwrite(exported: Path) -> None:
+    """With what no copy has, kept where it is: the daemon has the file open."""
+    size = exported.stat().st_size
+    with exported.open("r+b") as file:
+        for _ in range(0, size, FILL_CHUNK):
+            file.write(b"\xaa" * min(FILL_CHUNK, size - file.tell()))
+        os.fsync(file.fileno())
 
 
 def nbd_to_file(title: str, source: Path, uri: str, destination: Path) -> Cell:
@@ -174,16 +189,19 @@ def can_open_nbd() -> bool:
 
 
 @contextlib.contextmanager
-def vhost_user_export(file: Path, where: Path) -> Generator[Path]:
-    socket = where / "blk.sock"
+def daemon_exports(file: Path, where: Path) -> Generator[tuple[Path, str]]:
+    """One node, as a vhost-user device and by NBD."""
+    socket, nbd_socket = where / "blk.sock", where / "daemon.sock"
     command = [
         *("qemu-storage-daemon", "--blockdev"),
         f"driver=file,node-name=file,filename={file},discard=unmap,cache.direct=off",
         "--export",
         "type=vhost-user-blk,id=export,node-name=file,writable=on,addr.type=unix,addr.path=" + str(socket),
+        *("--nbd-server", f"addr.type=unix,addr.path={nbd_socket}"),
+        *("--export", "type=nbd,id=nbd,name=disk,node-name=file,writable=on"),
     ]
     with running("qemu-storage-daemon", command, socket):
-        yield socket
+        yield socket, f"nbd+unix:///disk?socket={nbd_socket}"
 
 
 @contextlib.contextmanager

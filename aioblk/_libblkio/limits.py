@@ -4,11 +4,13 @@ import errno
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import cast, final
+from typing import TYPE_CHECKING, cast, final
 
 from ..errors import BlkioError, PropertyError
 from .properties import NVME_IO_URING, VHOST_USER, VIRTIO, PropertySource, usable_mem_regions
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 __all__ = ["Limits"]
 
@@ -78,7 +80,7 @@ class Limits:
     """Most regions that can be mapped at a time, the bounce pool's included."""
 
     @classmethod
-    def read(cls, device: PropertySource, *, sysfs: Path = Path("/sys")) -> "Limits":
+    def read(cls, device: PropertySource, *, sysfs: "str | Path" = "/sys") -> "Limits":
         """Read, correct and validate the limits of a started device.
 
         Raises BlkioError, naming property, value and rule, if the values contradict themselves: splitting
@@ -125,7 +127,7 @@ class Limits:
 # --- corrections --------------------------------------------------------------------------------------------
 
 
-def _correct(limits: Limits, device: PropertySource, sysfs: Path) -> Limits:
+def _correct(limits: Limits, device: PropertySource, sysfs: "str | Path") -> Limits:
     """*limits* with the values that libblkio overstates replaced by what works."""
     transfers = [limits.max_transfer, LARGEST_TRANSFER]
     segments = limits.max_segments
@@ -152,14 +154,16 @@ def _round_down(length: int, limits: Limits) -> int:
     return length
 
 
-def nvme_max_transfer(node: int, sysfs: Path) -> int:
+def nvme_max_transfer(node: int, sysfs: "str | Path") -> int:
     """The largest NVMe command the kernel accepts, in bytes; 0 if it does not say. libblkio claims far more.
 
     *node* is the device number of a namespace's character device, /dev/ng0n1. The limit belongs to the queue
     of the block device beside it, nvme0n1.
     """
+    from pathlib import Path  # with what it imports, it takes as long as a tenth of a device
+
     try:
-        character_device = (sysfs / f"dev/char/{os.major(node)}:{os.minor(node)}").resolve(strict=True)
+        character_device = (Path(sysfs) / f"dev/char/{os.major(node)}:{os.minor(node)}").resolve(strict=True)
         block_device = character_device.with_name(character_device.name.replace("ng", "nvme", 1))
         return int((block_device / "queue/max_hw_sectors_kb").read_text()) * 1024
     except (OSError, ValueError):

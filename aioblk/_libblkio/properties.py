@@ -5,7 +5,6 @@ and, if at all, written in exactly one; the table says which. libblkio 1.5 answe
 placeholders. The table follows the manual, so that what can be read is also true.
 """
 
-import difflib
 import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -174,10 +173,11 @@ def lookup(driver: str, name: str) -> Property:
     names = [known.name for known in PROPERTIES.values() if driver in known.drivers]
     if entry is not None:
         hint = f"only {', '.join(sorted(entry.drivers))} has it"
-    elif near := difflib.get_close_matches(name, names):
-        hint = f"did you mean {' or '.join(near)}?"
     else:
-        hint = f"there are {', '.join(names)}"
+        import difflib
+
+        near = difflib.get_close_matches(name, names)
+        hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(names)}"
     raise PropertyError(f"no property {name!r}; {hint}", driver=driver, operation="get")
 
 

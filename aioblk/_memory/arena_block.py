@@ -1,6 +1,5 @@
 """A block of an arena: one file in memory, carved into buffers."""
 
-import ctypes
 import errno
 import mmap
 import os
@@ -84,6 +83,8 @@ class ArenaBlock(Carver):
 
 
 def _lock(memory: Memory) -> None:
+    import ctypes  # hardly anybody locks memory
+
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.mlock(ctypes.c_void_p(memory.address), ctypes.c_size_t(len(memory))) != 0:
         number = ctypes.get_errno()

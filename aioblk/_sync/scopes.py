@@ -116,7 +116,8 @@ async def _shielded_outcome(task: asyncio.Future[T]) -> T:
 
 # --- for the compiled core ----------------------------------------------------------------------------------
 
-_entered: WeakKeyDictionary[asyncio.Task[Any], anyio.CancelScope] = WeakKeyDictionary()  # by who waits in one
+# By who waits in one. In quotes: anyio imports what it has when that is named.
+_entered: "WeakKeyDictionary[asyncio.Task[Any], anyio.CancelScope]" = WeakKeyDictionary()
 
 
 def enter() -> None:

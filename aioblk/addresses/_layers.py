@@ -1,6 +1,8 @@
-"""The layers that an address can name: their options, and how each is put over a device."""
+"""The layers that an address can name: their options, and how each is put over a device.
 
-import tempfile
+A layer, and what it needs, is imported when an address names it: most name none.
+"""
+
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from typing import IO, NamedTuple, Protocol, TypeAlias, cast
@@ -9,10 +11,6 @@ from .._sync.blocking import run_blocking
 from ..drivers import IoUring
 from ..errors import OptionError
 from ..layers.block_device import BlockDevice
-from ..layers.copy_on_write import CopyOnWrite
-from ..layers.partitions import partitions
-from ..layers.slice import Slice
-from ..layers.throttle import Rate, Throttle, ThrottleGroup
 from ._values import Option
 
 __all__ = ["LAYERS", "Layering", "PutOver"]
@@ -40,6 +38,8 @@ class Layering(NamedTuple):
 
 
 def _slice(options: Options, _make: Make) -> PutOver:
+    from ..layers.slice import Slice
+
     if "partition" not in options:
         offset, length = _bytes(options, "offset", 0), _bytes(options, "length", None)
 
@@ -51,6 +51,8 @@ def _slice(options: Options, _make: Make) -> PutOver:
         raise _wrong(
             "slice", "partition excludes offset and length; put one slice over the other for a part of it"
         )
+    from ..layers.partitions import partitions
+
     number = _bytes(options, "partition", None)
 
     async def find(base: BlockDevice, undo: AsyncExitStack) -> BlockDevice:
@@ -82,6 +84,8 @@ _LIMITS: Mapping[str, Option] = {
 
 
 def _throttle(options: Options, _make: Make) -> PutOver:
+    from ..layers.throttle import Rate, Throttle, ThrottleGroup
+
     rates = {
         name: Rate(**{limit: options[prefix + limit] for limit in _LIMITS if prefix + limit in options})  # type: ignore[arg-type]
         for prefix, name in _LIMITED.items()
@@ -113,6 +117,8 @@ def _readonly(_options: Options, _make: Make) -> PutOver:
 def _cow(options: Options, make: Make) -> PutOver:
     if options.get("read_only"):  # there will be no changes
         return _readonly({}, make)
+    from ..layers.copy_on_write import CopyOnWrite
+
     overlay = options.get("overlay")
     changes = _Temporary() if overlay is None else make(cast(str, overlay))
 
@@ -137,6 +143,8 @@ class _Temporary(AbstractAsyncContextManager[BlockDevice]):
 
 
 def _temporary_file() -> IO[bytes]:
+    import tempfile
+
     return tempfile.TemporaryFile(buffering=0)  # unlike NamedTemporaryFile, without a name where it can be
 
 

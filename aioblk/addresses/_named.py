@@ -1,6 +1,5 @@
 """All that an address can name: drivers, layers and NBD, each with its options."""
 
-import difflib
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -118,6 +117,8 @@ def choose(name: str, choice: Iterable[str], what: str, driver: str | None = Non
     spellings = _spellings(choice)
     if (normal := _normal(name)) in spellings:
         return spellings[normal]
+    import difflib
+
     near = [spellings[match] for match in difflib.get_close_matches(normal[:100], spellings)]
     question = f" Did you mean {' or '.join(near)}?" if near else ""
     shown = name if len(name) <= 60 else f"{name[:57]}..."

@@ -2,7 +2,6 @@
 
 import os
 from collections.abc import Mapping
-from decimal import Decimal
 from typing import Literal, NamedTuple, TypeAlias, cast
 
 from ..errors import OptionError
@@ -84,6 +83,8 @@ def write_value(value: object) -> str:
     if value is None:
         return "none"
     if isinstance(value, float) and value == value and abs(value) != float("inf"):
+        from decimal import Decimal
+
         text = format(Decimal(repr(value)), "f")
         return text.removesuffix(".0")
     return str(value)

@@ -1,10 +1,9 @@
 """``aioblk checksum``: digests of what devices read as."""
 
-import json
-
 import click
 
 from ..copying import checksum
+from .output import print_json
 from .parameters import Opener, device_argument, size
 from .progress import meter, progress_option
 from .running import run
@@ -61,4 +60,4 @@ def command(
             click.echo(f"{digests[device.address]}  {device.address}")
     if as_json:
         found = [{"device": name, "algorithm": algorithm, "digest": each} for name, each in digests.items()]
-        click.echo(json.dumps(found, indent=2))
+        print_json(found)

@@ -1,13 +1,12 @@
 """``aioblk compare``: whether two devices read as the same."""
 
-import json
 from contextlib import AsyncExitStack
 from typing import Any
 
 import click
 
 from ..copying import Comparison, compare
-from .output import in_words
+from .output import in_words, print_json
 from .parameters import Opener, device_argument, size
 from .places import refuse_one_backend_twice
 from .progress import meter, progress_option, size_text
@@ -52,7 +51,7 @@ def command(
     try:
         found = run(_compare(one, other, False if quiet else progress, options))
         if as_json:
-            click.echo(json.dumps(_as_json(found), indent=2))
+            print_json(_as_json(found))
         elif not quiet:
             for line in _lines(found, options["find_all"]):
                 click.echo(line)

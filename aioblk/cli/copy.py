@@ -1,17 +1,20 @@
 """``aioblk copy``: a device or file to another one."""
 
 import dataclasses
-import json
+import errno
 import os
+from collections.abc import Callable
 from contextlib import AsyncExitStack
 from typing import Any
 
 import click
 
 from .._sync.blocking import run_blocking
+from ..addresses import Openable
 from ..copying import CopyProgress, CopyResult, copy, sync_directory
 from ..errors import BlkioError, OptionError
-from .output import say
+from ..layers.block_device import BlockDevice
+from .output import print_json, say
 from .parameters import Opener, device_argument, rate, size
 from .places import Place, refuse_one_backend_twice
 from .progress import duration_text, meter, progress_option, size_text
@@ -19,6 +22,7 @@ from .running import run
 
 __all__ = ["command"]
 
+WHOLE = 4096  # bytes: a multiple of the blocks of any disk
 PHASES = {"copy": "copying", "flush": "flushing", "verify": "verifying"}
 
 
@@ -97,7 +101,7 @@ def command(
     wanted = False if quiet else progress
     result = run(_copy(source, destination, overwrite, lock, wanted, options))
     if as_json:
-        click.echo(json.dumps(dataclasses.asdict(result), indent=2))
+        print_json(dataclasses.asdict(result))
     elif not quiet:
         say(_summary(result))
     if result.source_changed:
@@ -120,8 +124,12 @@ async def _copy(
     open_destination = destination.locked if lock else destination
     async with AsyncExitStack() as resources:
         ours = await resources.enter_async_context(open_source(read_only=True))
-        made = {"create": 0} if place.can_be_made else {}  # it grows when the journal knows of it
-        theirs = await resources.enter_async_context(open_destination(**made))
+        made = place.can_be_made
+        if made:
+            is_whole = ours.capacity % WHOLE == options["sparse"] % WHOLE == 0
+            theirs = await _make_file(resources, open_destination, direct=is_whole)
+        else:
+            theirs = await resources.enter_async_context(open_destination())
         told = await resources.enter_async_context(meter(progress))
         last: CopyProgress | None = None
 
@@ -144,6 +152,21 @@ async def _copy(
                 _say_what_is_kept(destination, last, options["journal"])
             _name_the_side(error, source, destination)
             raise
+
+
+async def _make_file(
+    resources: AsyncExitStack, open_file: Callable[..., Openable], *, direct: bool
+) -> BlockDevice:
+    """Without content: it grows when the journal knows of it. Past the page cache, if *direct*: nobody reads
+    it soon, and it takes less time. Through it, where the address says so, or the file system can nothing
+    else."""
+    if direct:
+        try:
+            return await resources.enter_async_context(open_file(create=0, direct=True))
+        except BlkioError as error:  # what is wrong besides is found again
+            if error.errno != errno.EINVAL:
+                raise
+    return await resources.enter_async_context(open_file(create=0))
 
 
 def _refuse_unless_safe(destination: Opener, place: Place, overwrite: bool) -> None:

@@ -1,11 +1,10 @@
 """``aioblk info``: what this machine can run, or what a device is."""
 
-import json
 from dataclasses import asdict
-from typing import Any
 
 import click
 
+from .output import print_json
 from .parameters import Opener, device_argument
 from .running import fail, run
 
@@ -40,7 +39,7 @@ def _show_machine(as_json: bool) -> int:
 
     machine = examine()
     if as_json:
-        _print_json(asdict(machine))
+        print_json(asdict(machine))
     else:
         from .tables import console, show_machine
 
@@ -53,7 +52,7 @@ def _show_device(device: Opener, as_json: bool) -> int:
 
     found = run(describe(device))
     if as_json:
-        _print_json(asdict(found))
+        print_json(asdict(found))
     else:
         from .tables import console, show_description
 
@@ -61,7 +60,3 @@ def _show_device(device: Opener, as_json: bool) -> int:
     if found.error is None:
         return 0
     return fail(found.error)
-
-
-def _print_json(value: dict[str, Any]) -> None:
-    click.echo(json.dumps(value, indent=2))

@@ -1,6 +1,5 @@
 """``aioblk map``: where a device has data, and where holes."""
 
-import json
 import shutil
 import sys
 from collections.abc import Iterable
@@ -10,6 +9,7 @@ import click
 
 from .._device.extents import Extent, ExtentKind
 from ..copying import map_extents
+from .output import print_json
 from .parameters import Opener, device_argument, size
 from .progress import meter, progress_option, size_text
 from .running import run
@@ -65,7 +65,7 @@ def command(
     found = run(look())
     if as_json:
         rows = [{"offset": each.offset, "length": each.length, "kind": each.kind.value} for each in found]
-        click.echo(json.dumps(rows, indent=2))
+        print_json(rows)
         return
     if not summary:
         click.echo(f"{'offset':>20} {'length':>20}  kind")

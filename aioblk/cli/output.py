@@ -9,7 +9,7 @@ import click
 
 from ..errors import BlkioError
 
-__all__ = ["have_standard_streams", "in_words", "lose_output", "printable", "say"]
+__all__ = ["have_standard_streams", "in_words", "lose_output", "print_json", "printable", "say"]
 
 OUTPUT_FAILS = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
@@ -55,3 +55,9 @@ def in_words(error: OSError) -> str:
         return str(error)
     lose_output()
     return f"standard output: {error}"
+
+
+def print_json(found: object) -> None:
+    import json  # few runs want it, and every run would wait for it
+
+    click.echo(json.dumps(found, indent=2))

@@ -2,14 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast, final
+from typing import TYPE_CHECKING, Any, TypeVar, cast, final
 
 import click
-from click.shell_completion import CompletionItem
 
 from ..addresses import Address, Openable, open_locked, parse_address, parse_duration, parse_rate, parse_size
 from ..addresses import open as open_address
 from ..errors import OptionError
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["Opener", "device_argument", "duration", "rate", "size"]
 
@@ -83,5 +85,7 @@ def device_argument(name: str = "device", **attributes: Any) -> Callable[[Decora
     return click.argument(name, type=device, shell_complete=_files, **attributes)
 
 
-def _files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+def _files(_ctx: click.Context, _param: click.Parameter, incomplete: str) -> "list[CompletionItem]":
+    from click.shell_completion import CompletionItem
+
     return [CompletionItem(incomplete, type="file")]

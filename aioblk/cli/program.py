@@ -1,19 +1,20 @@
 """The group of all commands. It imports the one that is called, and says in a line how it ended."""
 
-import difflib
 import importlib
 import io
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
-from click.shell_completion import CompletionItem
 
 from .output import in_words, lose_output, say
 from .running import fail
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 __all__ = ["COMMANDS", "INTERRUPTED", "program"]
 
@@ -57,6 +58,8 @@ class Program(click.Group):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
         if name not in COMMANDS and not name.startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(name, COMMANDS, n=1)
             question = f" Did you mean {near[0]}?" if near else ""
             ctx.fail(f"no command {name!r}; there are {', '.join(COMMANDS)}.{question}")
@@ -66,7 +69,9 @@ class Program(click.Group):
         with formatter.section("Commands"):  # none of them is imported for it
             formatter.write_dl(list(COMMANDS.items()))
 
-    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> "list[CompletionItem]":
+        from click.shell_completion import CompletionItem
+
         return [
             *(
                 CompletionItem(name, help=sentence)

@@ -1,11 +1,9 @@
 """What of a copy is done, in a file, so that another process can go on with it."""
 
 import contextlib
-import json
 import os
 import reprlib
 import stat
-from pathlib import Path
 from typing import Any, TypeAlias, cast, final
 
 from ..errors import BlkioError, OptionError
@@ -44,6 +42,8 @@ class Journal:
 
     def __init__(self, path: str | os.PathLike[str], source: Identity, destination: Identity) -> None:
         """Nothing is read or written yet."""
+        from pathlib import Path  # as JSON below: most copies have no journal
+
         self.path = Path(path)
         self._sides = {"source": source, "destination": destination}
 
@@ -54,6 +54,7 @@ class Journal:
             OptionError: the file is no journal, or that of another copy: it is left as it is.
             BlkioError: it cannot be read.
         """
+
         try:
             entries = _entries(self._read())
         except FileNotFoundError:
@@ -83,6 +84,8 @@ class Journal:
         Raises:
             BlkioError: it cannot be written.
         """
+        import json
+
         text = json.dumps({"kind": KIND, **self._sides, "done": done})
         new = self.path.with_name(f".{self.path.name}.new")
         try:
@@ -118,6 +121,8 @@ class Journal:
 
 def _entries(text: bytes) -> Identity | None:
     """None: it is not what :meth:`Journal.save` has written, whoever has."""
+    import json
+
     try:
         found = json.loads(text)
     except (ValueError, RecursionError):

@@ -2,8 +2,7 @@
 
 import os
 import stat
-from pathlib import Path
-from typing import NamedTuple, cast, final
+from typing import TYPE_CHECKING, NamedTuple, cast, final
 
 from .._device.device import Device
 from .._libblkio.properties import IO_URING
@@ -12,9 +11,12 @@ from ..layers.byte_view import ByteView
 from ..layers.layer import Layer
 from ..layers.slice import Slice
 
-__all__ = ["Place", "file_of", "place_of"]
+if TYPE_CHECKING:
+    from pathlib import Path
 
-SYSFS = Path("/sys/dev/block")
+__all__ = ["Place", "bypasses_page_cache", "file_of", "place_of"]
+
+SYSFS = "/sys/dev/block"
 SECTOR = 512  # sysfs's, whatever the disk's blocks are
 
 
@@ -61,6 +63,11 @@ def file_of(device: BlockDevice) -> int | None:
     return None
 
 
+def bypasses_page_cache(device: BlockDevice) -> bool:
+    """Whether it is a file or disk that was opened with ``direct``."""
+    return file_of(device) is not None and bool(cast(Device, device).properties["direct"])
+
+
 def _place_of_file(status: os.stat_result) -> tuple[tuple[object, ...], int]:
     """What it lies on, and where it begins there. A partition is a part of its disk; a loop device is its
     file, where that is the whole of it."""
@@ -72,7 +79,7 @@ def _place_of_file(status: os.stat_result) -> tuple[tuple[object, ...], int]:
     )
 
 
-def _place_of_disk(node: Path) -> tuple[tuple[object, ...], int] | None:
+def _place_of_disk(node: "Path") -> tuple[tuple[object, ...], int] | None:
     """None: nothing is known of it."""
     try:
         if (node / "partition").exists():
@@ -85,11 +92,13 @@ def _place_of_disk(node: Path) -> tuple[tuple[object, ...], int] | None:
         return None
 
 
-def _node_of(rdev: int) -> Path:
-    return (SYSFS / f"{os.major(rdev)}:{os.minor(rdev)}").resolve()
+def _node_of(rdev: int) -> "Path":
+    from pathlib import Path  # it takes a while to import, and files need none of it
+
+    return (Path(SYSFS) / f"{os.major(rdev)}:{os.minor(rdev)}").resolve()
 
 
-def _backing_file(node: Path) -> os.stat_result | None:
+def _backing_file(node: "Path") -> os.stat_result | None:
     """Of a loop device."""
     try:
         return os.stat((node / "loop/backing_file").read_text().rstrip("\n"))

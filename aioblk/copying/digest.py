@@ -1,6 +1,5 @@
 """Checksums of what devices read as."""
 
-import hashlib
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import aclosing
@@ -78,6 +77,8 @@ async def checksum(
 
 
 def _new(algorithm: str) -> _Digest:
+    import hashlib  # OpenSSL; who copies does without
+
     try:
         digest = hashlib.new(algorithm)
         digest.copy().hexdigest()  # of some it wants to be told how long it is to be

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import math
 import os
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterable
@@ -20,19 +21,20 @@ from .._sync.tasks import SteadfastTasks, carried_through, until_ended
 from ..errors import BlkioError, OptionError, UnsupportedError
 from ..layers.block_device import BlockDevice, require_block_device
 from ..layers.byte_view import ByteView
-from ..layers.throttle import Rate, Throttle, ThrottleGroup
 from ._clone import clone_file, forget_pages
 from ._journal import Journal, identity_of
 from ._memory import shared_buffers
 from ._pieces import LEAST_HOLE, Foreseen, Piece, Sizes, any_bytes, pieces_of, sizes_for, stretches
-from ._place import file_of, place_of
+from ._place import bypasses_page_cache, file_of, place_of
 from .comparison import compare
 
 __all__ = ["CopyProgress", "CopyResult", "copy"]
 
 Phase: TypeAlias = Literal["copy", "flush", "verify"]
 
-FLUSHED_AT_ONCE = 32 << 20  # bytes: they are written out beside the copy, and not at its end
+FLUSHED_AT_ONCE = 256 << 20  # bytes: a cache is written out beside the copy, and not at its end
+PAGES_AT_ONCE = 32 << 20  # bytes in the page cache: the next ones are given the same memory
+COMPARED_BEFORE_GOING_ON = 32 << 20  # bytes
 SAVED_EVERY = 2.0  # seconds, where there is a journal
 DISCARDED_AT_ONCE = 1 << 30  # bytes
 
@@ -126,7 +128,7 @@ async def copy(
     :param journal: A file that tells what is done, so that the same call goes on after a crash, a kill, an
         error or a cancellation. It is there until the copy is done. What it says is on stable storage by
         then. A copy that goes on first compares what was copied last.
-    :param request_size: The length of requests; less where a device takes less. Otherwise 512 KiB.
+    :param request_size: The length of requests; less where a device takes less. Otherwise 1 MiB.
     :param depth: Requests under way at a time. Otherwise as many as have 8 MiB, from 4 to 64.
     :param on_progress: Is called when some more is done, in the loop's thread.
 
@@ -224,7 +226,7 @@ async def _refuse_unless_resumable(
     """The end of what is done is there: it is the destination that it was, and the source as well."""
     if not done:
         return
-    first = max(done - FLUSHED_AT_ONCE, 0)
+    first = max(done - COMPARED_BEFORE_GOING_ON, 0)
     if destination.capacity >= done:
         found = await compare(source, destination, offset=first, length=done - first)
         if found.same:
@@ -275,11 +277,14 @@ class _Copy:
         self._unflushed = 0
         self._last_saved = time.monotonic()
         self._flush_failed = False
-        self._file = file_of(destination)
+        self._file = None if bypasses_page_cache(destination) else file_of(destination)
+        self._flushed_at_once = _flushed_at_once(destination)
         self._forgotten = done  # by the page cache, which would otherwise be full of what nobody reads
         self.copied = self.zeroed = self.skipped = 0
 
     def throttle(self, rate: float) -> None:
+        from ..layers.throttle import Rate, Throttle, ThrottleGroup  # most copies have no rate
+
         group = ThrottleGroup(reads=Rate(bytes=rate))
         self._from = any_bytes(Throttle[BlockDevice](self._source, group), self._size)
 
@@ -388,7 +393,8 @@ class _Copy:
     async def _flush_now_and_then(self) -> None:
         """By whoever has done a piece; the others go on."""
         is_time = self._journal is not None and time.monotonic() - self._last_saved > SAVED_EVERY
-        if not self._checkpointing and (self._unflushed >= FLUSHED_AT_ONCE or is_time):
+        is_much = self._unflushed >= self._flushed_at_once
+        if not self._checkpointing and (is_much or is_time):
             await self._checkpoint()
 
     async def _checkpoint(self) -> None:
@@ -430,6 +436,13 @@ class _Copy:
     def _tell(self, phase: Phase, done: int) -> None:
         if self._on_progress is not None:
             self._on_progress(CopyProgress(phase, self._size, done, self.copied))
+
+
+def _flushed_at_once(destination: BlockDevice) -> float:
+    """How much is written between two flushes; bytes."""
+    if file_of(destination) is None:
+        return FLUSHED_AT_ONCE
+    return math.inf if bypasses_page_cache(destination) else PAGES_AT_ONCE
 
 
 def _zeroes_in(buffer: View, unit: int, least: int) -> list[tuple[int, int]]:

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 
 import aioblk
-from aioblk.addresses import _layers
 from aioblk.testing.conformance import BlockDeviceConformance, Opener
 
 MIB = 1 << 20
@@ -166,7 +165,7 @@ async def test_who_is_cancelled_while_a_layer_is_put_over_leaves_nothing_open(
         reached.set()
         return await asyncio.Future()
 
-    monkeypatch.setattr(_layers, "partitions", never)
+    monkeypatch.setattr("aioblk.layers.partitions.partitions", never)
     device = aioblk.open(f"slice,partition=1:{scratch_file}")
     opening = asyncio.create_task(device.open())
     await reached.wait()

@@ -1,5 +1,6 @@
 """copy, compare, checksum and map, as a user types them."""
 
+import errno
 import hashlib
 import json
 import os
@@ -8,10 +9,13 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
+from aioblk import BlkioError, Openable
+from aioblk import open as aioblk_open
 from aioblk.cli.map import picture
 from aioblk.cli.program import program
 from aioblk.cli.progress import duration_text, size_text
@@ -54,6 +58,68 @@ def test_what_was_done_is_told_as_json(source: Path) -> None:
     assert found["size"] == source.stat().st_size
     assert found["copied"] + found["skipped"] == found["size"]
     assert found["verified"] is True
+
+
+@pytest.mark.parametrize(
+    ("more", "ways"),
+    [
+        ([], [True]),
+        (["copy.img", "--sparse", "512"], [None]),  # there may be disks with larger blocks below it
+        (["io_uring:copy.img?direct=off"], [None]),
+        (["io_uring:copy.img?direct=on"], [True]),
+    ],
+)
+def test_a_new_file_of_whole_blocks_is_written_past_the_page_cache(
+    source: Path, monkeypatch: pytest.MonkeyPatch, more: list[str], ways: list[bool | None]
+) -> None:
+    os.truncate(source, 2 * MIB)
+    found = ways_of_making(monkeypatch)
+    typed("copy", "disk.img", *(more or ["copy.img"]))
+    assert Path("copy.img").read_bytes() == source.read_bytes()
+    assert found == ways
+
+
+def test_a_new_file_that_ends_within_a_block_is_written_through_the_page_cache(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = ways_of_making(monkeypatch)
+    typed("copy", "disk.img", "copy.img")
+    assert found == [None]
+
+
+def test_a_new_file_on_a_file_system_without_direct_io_is_written_through_the_page_cache(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(source, 2 * MIB)
+    found = ways_of_making(monkeypatch, refused=errno.EINVAL)
+    typed("copy", "disk.img", "copy.img")
+    assert Path("copy.img").read_bytes() == source.read_bytes()
+    assert found == [True, None]
+
+
+def test_a_new_file_that_cannot_be_made_is_not_tried_in_another_way(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.truncate(source, 2 * MIB)
+    found = ways_of_making(monkeypatch, refused=errno.ENOSPC)
+    assert "No space left on device" in typed("copy", "disk.img", "copy.img", status=1)
+    assert found == [True]
+
+
+def ways_of_making(monkeypatch: pytest.MonkeyPatch, refused: int | None = None) -> list[bool | None]:
+    """Whether files were made with ``direct``, of those that were; or with which error that is refused."""
+    found: list[bool | None] = []
+
+    def open_and_tell(address: str, **properties: Any) -> Openable:
+        device = aioblk_open(address, **properties)
+        if "create" in properties:
+            found.append(properties.get("direct"))
+            if refused is not None and found[-1]:
+                raise BlkioError(errno=refused, operation="open", filename=address)
+        return device
+
+    monkeypatch.setattr("aioblk.cli.parameters.open_address", open_and_tell)
+    return found
 
 
 def test_a_file_with_content_is_written_over_if_that_is_said(source: Path) -> None:
@@ -174,7 +240,7 @@ def test_progress_is_shown_in_a_terminal_and_told_in_lines_elsewhere(
     source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("aioblk.cli.progress.LINES_EVERY", 0.01)
-    words = typed("copy", "--progress", "--rate", "4M/s", "disk.img", "copy.img")
+    words = typed("copy", "--progress", "--rate", "4M/s", "--request-size", "64K", "disk.img", "copy.img")
     assert "copying: " in words
     assert " of 2 MiB, " in words
     monkeypatch.setattr("aioblk.cli.progress.FIRST", 0.0)

@@ -17,6 +17,8 @@ import pytest
 import aioblk
 from aioblk._former import FORMER
 
+from ..support.scripts import run_script
+
 PACKAGE = Path(aioblk.__file__).parent
 
 FLOORS = (
@@ -129,6 +131,41 @@ def test_the_wings_are_named_everywhere_in_the_same_words(page: str) -> None:
     assert textwrap.dedent(words).rstrip() in (PACKAGE.parent / page).read_text()
     named = {line.split()[0].rstrip("/").removesuffix(".py") for line in words.splitlines()}
     assert named == {wing for floor in FLOORS for wing in floor} - FACES - {"_former"}
+
+
+# --- public names -------------------------------------------------------------------------------------------
+
+
+def test_names_are_where_type_checkers_are_told_that_they_are() -> None:
+    told: dict[str, str] = {}
+    for node in ast.walk(ast.parse(MODULES[""].read_text())):
+        if isinstance(node, ast.ImportFrom) and node.level:
+            told.update({name.name: node.module or "" for name in node.names})
+    later = aioblk._MODULE_OF
+    assert later == {name: told[name] for name in later}
+    assert set(later) == set(told) - {"FORMER", "FormerPaths", "Request", "View"}
+    assert set(aioblk.__all__) == {*later, "Request", "View"}
+
+
+def test_what_lies_behind_the_names_is_imported_when_one_is_asked_for() -> None:
+    done = run_script("""
+        import sys, aioblk
+
+        def imported():
+            return sorted(name for name in sys.modules if name.startswith("aioblk."))
+
+        print(*imported())
+        assert "checksum" in dir(aioblk) and not hasattr(aioblk, "shell")
+        before = imported()
+        assert aioblk.OptionError.__module__ == "aioblk.errors"
+        print(*sorted(set(imported()) - set(before)))
+        assert aioblk.__dict__["OptionError"] is aioblk.errors.OptionError
+        from aioblk import *
+        assert copy.__module__ == "aioblk.copying.transfer" and set(aioblk.__all__) < set(globals())
+    """)
+    first, second = done.stdout.splitlines()
+    assert first == "aioblk._former aioblk._native aioblk._native._core"
+    assert second == "aioblk.errors"
 
 
 # --- former paths -------------------------------------------------------------------------------------------
