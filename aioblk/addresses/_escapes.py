@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ..errors import OptionError
 
-__all__ = ["escape", "refused", "shown", "unescape"]
+__all__ = ["escape", "readable", "refused", "shown", "unescape"]
 
 LONGEST_SHOWN = 200  # characters of an address in an error
 
@@ -41,6 +41,16 @@ def unescape(text: str, refuse: Callable[[int, str, str], OptionError]) -> str:
         at = escaped.end()
     found += _bytes(text[at:])
     return found.decode("utf-8", "surrogateescape")
+
+
+def readable(text: str) -> str:
+    """The same, with what is UTF-8 as such where it came in escapes of single bytes. OptionError: it has
+    surrogates that stand for no byte, of which no name can be made."""
+    try:
+        return text.encode("utf-8", "surrogateescape").decode("utf-8", "surrogateescape")
+    except UnicodeEncodeError as error:
+        rule = "it stands for no character, and for no byte of a file's name"
+        raise refused(text, rule, at=error.start, piece=text[error.start : error.end]) from None
 
 
 def _bytes(text: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import os
 import re
+import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, cast, final
@@ -9,7 +10,7 @@ from typing import NamedTuple, cast, final
 from .._libblkio.properties import IO_URING, VFIO_PCI
 from ..drivers import CLASSES
 from ..errors import OptionError
-from ._escapes import escape, refused, shown, unescape
+from ._escapes import escape, readable, refused, shown, unescape
 from ._layers import LAYERS
 from ._named import NBD_SCHEMES, Named, choose, find_named, spells_driver
 from ._values import has_text, read_value, write_value
@@ -43,6 +44,26 @@ class Address:
     """By their names, which have underscores: path or, of nbd, uri among them."""
     base: "Address | None" = None
     """What a layer lies over."""
+
+    def __post_init__(self) -> None:
+        """Raises:
+        OptionError: there is no such driver or layer, it has not these options, or cannot lie over *base*.
+        """
+        named = _called(self.name)
+        for option in self.options:
+            if option not in named.options:
+                choose(str(option), named.options, "property", self.name)
+                raise OptionError(f"property {option!r} must be spelled as in Python", driver=self.name)
+        if named.kind == "nbd" and "uri" not in self.options:
+            raise OptionError("property uri is needed", driver=self.name)
+        if (named.kind == "layer") is not isinstance(self.base, Address):
+            rule = "a layer lies over an address" if named.kind == "layer" else "a driver lies over nothing"
+            raise OptionError(f"{rule}, not over {reprlib.repr(self.base)}", driver=self.name)
+        below, layers = self.base, 0
+        while below is not None:
+            below, layers = below.base, layers + 1
+        if layers > MOST_LAYERS:
+            raise OptionError(f"no more than {MOST_LAYERS} layers lie over a device", driver=self.name)
 
     def __hash__(self) -> int:
         return hash(str(self))
@@ -98,9 +119,10 @@ def read_address(address: object, beside: Iterable[str]) -> Address:
     if isinstance(address, Address):
         return address
     if isinstance(address, str):
+        address = readable(address)
         return _parse_named(address, beside) or _parse(address, address, 0, MOST_LAYERS)
     if isinstance(address, os.PathLike):
-        return Address(IO_URING, {"path": os.fspath(cast(os.PathLike[str], address))})
+        return Address(IO_URING, {"path": readable(os.fsdecode(cast(os.PathLike[str], address)))})
     raise OptionError(f"an address must be text or a path object, not {address!r}")
 
 
@@ -114,6 +136,14 @@ def _parse_named(text: str, beside: Iterable[str]) -> Address | None:
     if {"path", "fd"}.intersection(beside) and not set("/:,").intersection(text):
         choose(text, CLASSES, "driver")
     return None
+
+
+def _called(name: object) -> Named:
+    """What is called exactly so."""
+    named = find_named(name) if isinstance(name, str) else None
+    if named is None or named.name != name:
+        raise OptionError(f"the name of an address is a driver's, a layer's or nbd, not {name!r}")
+    return named
 
 
 # --- from text ----------------------------------------------------------------------------------------------
@@ -173,7 +203,7 @@ def _parse_path(whole: str, path: str, at: int) -> Address:
 def _parse_layer(whole: str, named: Named, text: str, at: int, layers_left: int) -> Address:
     head, colon, rest = text.partition(":")
     if not colon:
-        rule = f"{named.name} lies over another device: {head}:ADDRESS"
+        rule = f"{named.name} lies over another device: {shown(head)}:ADDRESS"
         raise refused(whole, rule, at=at, piece=text, named=named.name)
     if not layers_left:
         raise refused(whole, f"no more than {MOST_LAYERS} layers lie over a device", at=at, piece=head)

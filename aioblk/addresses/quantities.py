@@ -35,7 +35,7 @@ def parse_size(text: str) -> int:
     Raises:
         OptionError: it is none, or has a fraction that is no whole number of bytes.
     """
-    number = _SIZE.fullmatch(text.strip())
+    number = _SIZE.fullmatch(_stripped(text))
     if number is None:
         raise OptionError(f"{_shown(text)} is not a size such as 512, 64K or 1.5GiB")
     shift = _shift(number, 10)
@@ -57,7 +57,7 @@ def parse_duration(text: str) -> float:
     Raises:
         OptionError: it is none, or the units are not in this order, each once at most.
     """
-    stripped = text.strip()
+    stripped = _stripped(text)
     if _NUMBER.fullmatch(stripped):
         return _bounded(text, float(stripped))
     seconds, last, at = 0.0, 2 * 86400.0, 0
@@ -79,13 +79,19 @@ def parse_rate(text: str, *, kilo: int = 1024) -> float:
     Raises:
         OptionError: it is none. Rates in bits, such as 1Gbit/s, are not understood: divide by eight.
     """
-    number = _RATE.fullmatch(text.strip())
+    number = _RATE.fullmatch(_stripped(text))
     per = None if number is None else _SECONDS.get((number["per"] or "s").lower())
     if number is None or per is None or per < 1:
         raise OptionError(f"{_shown(text)} is not a rate such as 100M/s, 1.5G/min or 500")
     power = _shift(number, 1)
     amount = float(f"{number['whole']}.{number['fraction'] or 0}")
     return float(amount * kilo**power / per)
+
+
+def _stripped(text: object) -> str:
+    if not isinstance(text, str):
+        raise OptionError(f"text is needed, such as '64K' or '30s', not {text!r}")
+    return text.strip()
 
 
 def _shift(number: re.Match[str], each: int) -> int:

@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -398,3 +399,54 @@ async def test_addresses_open_devices(scratch_file: Path, storage_daemon: Storag
         async with aioblk.open(address) as device:
             assert isinstance(device, kind)
             assert await device.read(0, 512) == bytes(512)
+
+
+# --- what no name can be made of, and what was made by hand -------------------------------------------------
+
+
+@pytest.mark.parametrize("text", ["\ud800", "io_uring:a\udfff", "slice,offset=1:\ud800", "nbd://h/\ud800"])
+def test_a_surrogate_that_stands_for_no_byte_is_refused(text: str) -> None:
+    with pytest.raises(aioblk.OptionError, match="no byte of a file's name"):
+        aioblk.parse_address(text)
+
+
+@pytest.mark.parametrize("text", ["\udcff", "\udcc3\udca9", "io_uring:%C3\udca9", "io_uring:%ED%A0%80"])
+def test_bytes_of_a_name_are_the_same_however_they_came(text: str) -> None:
+    address = aioblk.parse_address(text)
+    assert aioblk.parse_address(str(address)) == address
+    assert "\udcc3" not in str(address.options["path"])
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: aioblk.Address("foo", {}), "no driver or layer 'foo'"),
+        (lambda: aioblk.Address("nvme_io_uring", {}), "not 'nvme_io_uring'"),
+        (lambda: aioblk.Address(5, {}), "not 5"),  # type: ignore[arg-type]
+        (lambda: aioblk.Address("io_uring", {"drect": True}), "Did you mean direct"),
+        (lambda: aioblk.Address("io_uring", {"read-only": True}), "as in Python"),
+        (lambda: aioblk.Address("nbd", {}), "uri is needed"),
+        (lambda: aioblk.Address("slice", {}), "a layer lies over an address, not over None"),
+        (lambda: aioblk.Address("io_uring", {}, aioblk.parse_address("x")), "a driver lies over nothing"),
+    ],
+)
+def test_an_address_that_could_not_be_opened_cannot_be_made(
+    make: Callable[[], aioblk.Address], words: str
+) -> None:
+    with pytest.raises(aioblk.OptionError, match=words):
+        make()
+
+
+def test_an_address_has_so_many_layers_and_no_more_however_it_was_made() -> None:
+    address = aioblk.parse_address("x")
+    for _ in range(16):
+        address = aioblk.Address("readonly", {}, address)
+    with pytest.raises(aioblk.OptionError, match="no more than 16 layers"):
+        aioblk.Address("readonly", {}, address)
+    assert str(address).count("readonly:") == 16
+
+
+def test_an_error_of_a_long_address_is_short() -> None:
+    with pytest.raises(aioblk.OptionError) as caught:
+        aioblk.parse_address("slice," * 10_000)
+    assert len(str(caught.value)) < 1000

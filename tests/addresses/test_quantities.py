@@ -1,6 +1,8 @@
 """Sizes, times and rates as people write them."""
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -128,3 +130,10 @@ def test_whatever_is_read_is_a_number_or_an_option_error(text: str) -> None:
             continue
         assert math.isfinite(value)
         assert value >= 0
+
+
+@pytest.mark.parametrize("parse", [aioblk.parse_size, aioblk.parse_duration, aioblk.parse_rate])
+@pytest.mark.parametrize("value", [None, 5, b"5", ["5"]], ids=repr)
+def test_what_is_no_text_is_refused(parse: Callable[[Any], object], value: object) -> None:
+    with pytest.raises(aioblk.OptionError, match="text is needed"):
+        parse(value)
