@@ -1,8 +1,10 @@
 """TlsStream: a SocketStream within TLS."""
 
+import asyncio
 import contextlib
 import ssl
 from collections.abc import Callable
+from functools import partial
 from struct import Struct
 from typing import Any, NoReturn, final
 
@@ -12,6 +14,9 @@ from ..errors import StreamBusyError, UsageError
 from .socket_stream import BUFFER_SIZE, DisconnectedError, Pace, SocketStream
 
 __all__ = ["TlsStream"]
+
+
+MOST_SAID = 64 << 10
 
 
 @final
@@ -57,6 +62,8 @@ class TlsStream:
         self._end: int = 0
         self._receiving = False
         self._is_over = False  # the peer has ended it
+        self._said = 0  # bytes of TLS's own, alerts and new keys, that the peer has not taken
+        self._taken: asyncio.Future[None] | None = None  # it has
         self._incoming = Pace(least_rate)
 
     @property
@@ -190,7 +197,12 @@ class TlsStream:
         return size
 
     async def _feed(self) -> None:
+        """Receive what TLS needs to go on. A peer may ask it for answers, new keys, without end: it is heard
+        again when it has taken those that there are."""
         self._send_what_is_encrypted()
+        while self._said > MOST_SAID:
+            self._taken = self._loop.create_future()
+            await self._taken
         self._from_peer.write(await self._stream.read_some())
 
     # --- sending --------------------------------------------------------------------------------------------
@@ -211,8 +223,14 @@ class TlsStream:
 
     def _send_what_is_encrypted(self) -> None:
         """What TLS itself has to say."""
-        if self._to_peer.pending:
-            self._stream.send(self._to_peer.read())
+        if size := self._to_peer.pending:
+            self._said += size
+            self._stream.send(self._to_peer.read(), on_sent=partial(self._take, size))
+
+    def _take(self, size: int) -> None:
+        self._said -= size
+        if self._taken is not None and not self._taken.done():
+            self._taken.set_result(None)
 
     # --- the end --------------------------------------------------------------------------------------------
 

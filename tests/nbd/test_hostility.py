@@ -162,6 +162,21 @@ async def test_what_a_device_that_is_well_refuses_is_not_said(caplog: pytest.Log
     assert not caplog.records
 
 
+class Cancels(aioblk.Layer):
+    """A device that raises what only tasks should, in place of making a request."""
+
+    def flush(self) -> Any:
+        raise asyncio.CancelledError
+
+
+async def test_a_device_that_raises_that_it_is_cancelled_fails_the_command_and_nothing_else() -> None:
+    async with Server([Export(Cancels(await disk()))]) as server, serving(server):
+        with await away(greeted, server) as client:
+            await away(client.go)
+            assert (await away(client.call, wire.FLUSH)).error == errno.EIO
+            assert (await away(client.call, wire.READ, 0, 512)).error == 0
+
+
 # --- the loop -----------------------------------------------------------------------------------------------
 
 

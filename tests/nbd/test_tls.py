@@ -256,3 +256,17 @@ def test_a_file_that_nobody_writes_is_not_waited_for(authority: Authority, tmp_p
     os.mkfifo(tmp_path / "server-cert.pem")
     with pytest.raises(OptionError, match=r"server-key\.pem: No such file"):
         Tls.from_certificates(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("alice:" + "ab" * 257, "line 1: a key has at most 256 bytes, not 257"),
+        ("alice:ab\nbob:cd\nalice:ef", "line 3: 'alice' has a key already"),
+    ],
+)
+def test_keys_that_would_fail_or_hide_each_other_are_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = tmp_path / "keys.psk"
+    path.write_text(text)
+    with pytest.raises(OptionError, match=words):
+        read_keys(path)

@@ -188,3 +188,46 @@ async def test_sizes_out_of_range_are_refused(ends: tuple[aioblk.TlsStream, aiob
         await server.read(-1)
     with pytest.raises(ValueError, match="at most 65536 bytes"):
         await server.read(65537)
+
+
+class _Asked:
+    """TLS that has as much to say as it hears, as one that is asked for new keys without end."""
+
+    def __init__(self, heard: ssl.MemoryBIO, says: ssl.MemoryBIO) -> None:
+        self._heard, self._says = heard, says
+
+    def read(self, _size: int, _target: object) -> int:
+        self._says.write(self._heard.read())
+        raise ssl.SSLWantReadError
+
+
+async def test_a_peer_that_asks_tls_for_answers_and_takes_none_is_heard_no_more(
+    ends: tuple[aioblk.TlsStream, aioblk.TlsStream], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what is said to it would take any amount of memory. It is heard again when it has taken it."""
+    server, client = ends
+    monkeypatch.setattr(server, "_tls", _Asked(server._from_peer, server._to_peer))
+    peer = client._stream._socket
+    receiving = asyncio.create_task(server.read(1))
+
+    async def send_until_nothing_goes() -> None:
+        turns_without = 0
+        while turns_without < 100:
+            await asyncio.sleep(0)
+            try:
+                peer.send(bytes(1 << 16))
+            except BlockingIOError:
+                turns_without += 1
+            else:
+                turns_without = 0
+
+    await send_until_nothing_goes()  # it would go for ever
+    assert 0 < server._said <= 3 << 16
+    while server._said:
+        with suppress(BlockingIOError):
+            peer.recv(1 << 20)
+        await asyncio.sleep(0)
+    assert not receiving.done()
+    receiving.cancel()
+    monkeypatch.undo()
+    await asyncio.wait([receiving])

@@ -11,6 +11,7 @@ from typing import Self, final
 from ...errors import OptionError, UnsupportedError
 
 CIPHERS_OF_KEYS = "kECDHEPSK:kDHEPSK:!eNULL:!3DES"  # of TLS 1.2
+LONGEST_KEY = 256  # bytes; with longer ones handshakes fail, and nobody could tell why
 
 
 @final
@@ -99,6 +100,11 @@ def read_keys(file: str | PathLike[str]) -> Mapping[str, bytes]:
             key = b""
         if not user or not key:
             raise OptionError(f"{path}, line {number}: not user:key, the key in hexadecimal", driver="nbd")
+        if len(key) > LONGEST_KEY:
+            text = f"{path}, line {number}: a key has at most {LONGEST_KEY} bytes, not {len(key)}"
+            raise OptionError(text, driver="nbd")
+        if user in keys:
+            raise OptionError(f"{path}, line {number}: {user!r} has a key already", driver="nbd")
         keys[user] = key
     if not keys:
         raise OptionError(f"{path}: there are no keys in it", driver="nbd")

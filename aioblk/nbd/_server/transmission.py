@@ -404,7 +404,7 @@ class Transmission:
         command.parts += 1
         try:
             begun = submit()
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             self._end_part(command, error, buffer)
             return
         if isinstance(begun, Request):
