@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import sys
 import time
 from collections.abc import Callable
 from functools import partial
@@ -106,7 +105,6 @@ def nbd(devices: tuple[str, ...], config: str | None, **given: Any) -> int:
         settings = read()
     except OptionError as error:
         raise click.UsageError(str(error.message)) from None
-    _hold_standard_descriptors()
     _set_up_log(settings)
     import asyncio
 
@@ -197,13 +195,3 @@ def _set_up_log(settings: Settings) -> None:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logging.basicConfig(level=logging.INFO if settings["verbose"] else logging.WARNING, handlers=[handler])
     logging.getLogger("aioblk.device").propagate = False  # the server says itself what becomes of the device
-
-
-def _hold_standard_descriptors() -> None:
-    """What is closed of them becomes /dev/null, not a device or a socket that is sent what is said."""
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
-        pass
-    os.close(descriptor)
-    for name, descriptor in (("stdout", 1), ("stderr", 2)):
-        if getattr(sys, name) is None:
-            setattr(sys, name, os.fdopen(descriptor, "w", closefd=False))

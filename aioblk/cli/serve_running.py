@@ -14,6 +14,7 @@ from typing import Any, final
 from ..errors import BlkioError, DeviceLostError
 from ..nbd import Export, Server
 from .accounts import become, group_number, user_number
+from .output import lose_output
 from .serve_settings import ExportSettings, Settings
 from .service_manager import ServiceManager, sockets_handed_in
 
@@ -167,10 +168,16 @@ class _Service:
         log.info("metrics are at http://%s:%d/metrics", *metrics.server_address[:2])
 
     def _announce(self) -> None:
+        """Whoever does not listen is served all the same."""
+        try:
+            self._print_uris()
+        except OSError:
+            lose_output()
+
+    def _print_uris(self) -> None:
         for name, (export, _) in self._open.items():
             for uri in self._server.uris(name):
-                with contextlib.suppress(OSError):  # whoever does not listen is served all the same
-                    print(f"{self._server.size_of(name)} bytes of {export.address} at {uri}", flush=True)
+                print(f"{self._server.size_of(name)} bytes of {export.address} at {uri}", flush=True)
 
     def _what_is_served(self) -> str:
         names = ", ".join(repr(name) for name in self._server.exports)

@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from aioblk import BlkioError, Openable
-from aioblk import open as aioblk_open
+from aioblk.addresses import open_locked
 from aioblk.cli.map import picture
 from aioblk.cli.program import program
 from aioblk.cli.progress import duration_text, size_text
@@ -111,14 +111,14 @@ def ways_of_making(monkeypatch: pytest.MonkeyPatch, refused: int | None = None) 
     found: list[bool | None] = []
 
     def open_and_tell(address: str, **properties: Any) -> Openable:
-        device = aioblk_open(address, **properties)
+        device = open_locked(address, **properties)
         if "create" in properties:
             found.append(properties.get("direct"))
             if refused is not None and found[-1]:
                 raise BlkioError(errno=refused, operation="open", filename=address)
         return device
 
-    monkeypatch.setattr("aioblk.cli.parameters.open_address", open_and_tell)
+    monkeypatch.setattr("aioblk.cli.parameters.open_locked", open_and_tell)
     return found
 
 

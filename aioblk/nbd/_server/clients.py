@@ -1,10 +1,8 @@
 """Clients: admitting them, limiting how many there are, sending away who stalls, and all in the end."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
-import socket
 from collections import Counter
 from collections.abc import Container, Iterable
 from dataclasses import replace
@@ -20,7 +18,7 @@ from ...services.tls_stream import TlsStream
 from .export import ServedExport
 from .exports import Exports
 from .handshake import Session, Stream, Terms, greet
-from .listening import Door, Spare, name_of
+from .listening import Door, Listener, name_of
 from .policy import Policy
 from .statistics import Counts
 from .tls import Tls
@@ -85,15 +83,11 @@ class Clients:
     def admitted(self) -> int:
         return len(self._admitted)
 
-    async def serve(self, listener: socket.socket) -> None:
+    async def serve(self, listener: Listener) -> None:
         """Take everyone who connects, until cancelled. They stay."""
-        listener.setblocking(False)
-        with contextlib.closing(Spare()) as spare:
-            await self._serve_all(listener, spare)
-
-    async def _serve_all(self, listener: socket.socket, spare: Spare) -> None:
+        listener.socket.setblocking(False)
         while True:
-            connection = await self.door.accept(listener, spare)
+            connection = await self.door.accept(listener.socket, listener.spare)
             self.total += 1
             if reason := self.door.refusal(connection):
                 self.refused[reason] += 1
