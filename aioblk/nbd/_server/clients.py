@@ -1,7 +1,6 @@
 """Clients: admitting them, limiting how many there are, sending away who stalls, and all in the end."""
 
 import asyncio
-import contextlib
 import itertools
 import logging
 import socket
@@ -85,13 +84,9 @@ class Clients:
     def admitted(self) -> int:
         return len(self._admitted)
 
-    async def serve(self, listener: socket.socket) -> None:
-        """Take everyone who connects, until cancelled. They stay."""
+    async def serve(self, listener: socket.socket, spare: Spare) -> None:
+        """Take everyone who connects, until cancelled. They stay. *spare* is for whom there is no room."""
         listener.setblocking(False)
-        with contextlib.closing(Spare()) as spare:
-            await self._serve_all(listener, spare)
-
-    async def _serve_all(self, listener: socket.socket, spare: Spare) -> None:
         while True:
             connection = await self.door.accept(listener, spare)
             self.total += 1

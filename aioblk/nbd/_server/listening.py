@@ -10,7 +10,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import final
 from urllib.parse import quote
 
@@ -30,12 +30,44 @@ CREDENTIALS = struct.Struct("iII")  # process, user, group
 
 
 @final
+class Spare:
+    """A descriptor that is kept for when there is no other: for refusing who would wait for ever."""
+
+    def __init__(self) -> None:
+        self._descriptor: int | None = None
+        self._take()
+
+    def _take(self) -> None:
+        with contextlib.suppress(OSError):
+            self._descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def refuse(self, listener: socket.socket) -> bool:
+        """Close the connection of the next one who waits, if there is one and a descriptor for it."""
+        self.close()
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return False
+        else:
+            connection.close()
+            return True
+        finally:
+            self._take()
+
+    def close(self) -> None:
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+@final
 @dataclass(slots=True)
 class Listener:
     """One that is listened at, and how that is undone."""
 
     socket: socket.socket
     undo: contextlib.ExitStack
+    spare: Spare = field(default_factory=Spare)
     accepting: asyncio.Task[None] | None = None
 
     def close(self) -> None:
@@ -46,6 +78,7 @@ class Listener:
             asyncio.get_running_loop().remove_reader(self.socket)
         self.undo.close()
         self.socket.close()
+        self.spare.close()
 
 
 def refuse_unless_listening(listener: socket.socket) -> None:
@@ -111,37 +144,6 @@ def uri_of(listener: socket.socket, name: str = "", *, tls: bool = False) -> str
 
 
 @final
-class Spare:
-    """A descriptor that is kept for when there is no other: for refusing who would wait for ever."""
-
-    def __init__(self) -> None:
-        self._descriptor: int | None = None
-        self._take()
-
-    def _take(self) -> None:
-        with contextlib.suppress(OSError):
-            self._descriptor = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
-
-    def refuse(self, listener: socket.socket) -> bool:
-        """Close the connection of the next one who waits, if there is one and a descriptor for it."""
-        self.close()
-        try:
-            connection, _ = listener.accept()
-        except OSError:
-            return False
-        else:
-            connection.close()
-            return True
-        finally:
-            self._take()
-
-    def close(self) -> None:
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
-
-
-@final
 class Door:
     """What becomes of connections before they are clients."""
 
@@ -162,7 +164,7 @@ class Door:
             self._said[message] = now
             log.warning(message, *arguments)
 
-    async def accept(self, listener: socket.socket, spare: "Spare | None" = None) -> socket.socket:
+    async def accept(self, listener: socket.socket, spare: Spare | None = None) -> socket.socket:
         """The next connection. A *spare* descriptor is there to refuse somebody when there is no other."""
         while True:
             try:

@@ -293,7 +293,7 @@ class Server:
         return cancelled
 
     def _accept(self, listener: Listener) -> None:
-        listener.accepting = asyncio.create_task(self._clients.serve(listener.socket))
+        listener.accepting = asyncio.create_task(self._clients.serve(listener.socket, listener.spare))
         listener.accepting.add_done_callback(self._fail)
 
     def _watch(self, backend: Backend) -> None:
