@@ -155,7 +155,8 @@ class Server:
             await self._work.finish(self._remove(name))
 
     async def _remove(self, name: str) -> None:
-        export = self._exports.remove(name)
+        async with self._turn:  # what was begun before is there then
+            export = self._exports.remove(name)
         # Outside of the turn: a device that does not answer holds up nobody who adds or removes another one.
         await self._clients.send_away(f"the export {name!r} is removed", "removed", {export})
         async with self._turn:
