@@ -143,7 +143,7 @@ def test_rings_memory_can_be_used_again_and_again(tmp_path: Path) -> None:
     path.write_bytes(bytes(BLOCK))
     script = f"""if True:
         import asyncio, os, resource
-        import aioblk
+        from aioblk import IoUring
         os.chmod({str(path)!r}, 0o666)
         fd = os.open({str(path)!r}, os.O_RDWR)
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (40 << 10, 40 << 10))
@@ -152,7 +152,7 @@ def test_rings_memory_can_be_used_again_and_again(tmp_path: Path) -> None:
             os.setuid(65534)
         async def main():
             for _ in range(20):
-                async with aioblk.IoUring(fd=fd) as device:
+                async with IoUring(fd=fd) as device:
                     await device.read(0, 512)
         asyncio.run(main())
     """

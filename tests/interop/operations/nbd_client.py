@@ -40,6 +40,7 @@ class Service:
         self.uri = uri
         self.is_held = False
         self._server = server
+        self._loop = asyncio.get_running_loop()
         self._serving: asyncio.Task[None] | None = None
 
     def hold(self) -> None:
@@ -47,7 +48,7 @@ class Service:
 
     def start(self) -> None:
         if self._serving is None:
-            self._serving = asyncio.create_task(self._server.serve())
+            self._serving = self._loop.create_task(self._server.serve())
 
     async def end(self) -> None:
         if self._serving is not None:
