@@ -303,22 +303,31 @@ class InFlightShare:
             UsageError: the share is closed, or is being closed meanwhile.
             ValueError: *length* is negative.
         """
-        if not self._in_flight._is_bound:
-            self._in_flight._bind()
+        if not self.enter_nowait(length):
+            await self._in_flight._queue.wait(self._lane, partial(self._attempt, length), self.leave)
+
+    def enter_nowait(self, length: int = 0) -> bool:
+        """Count a request of *length* bytes if it may enter at once: whether it has entered.
+
+        Raises:
+            UsageError: the share is closed.
+            ValueError: *length* is negative.
+        """
+        whole = self._in_flight
+        if not whole._is_bound:
+            whole._bind()
         if length < 0:
             raise ValueError(f"length must not be negative, as {length} is")
-        whole, mine = self._in_flight, self._bytes + length
-        if (
-            self._requests < self._promised_requests
-            and mine <= self._promised_bytes
-            and not (self._lane.turns or self._closed)
-        ):
+        if self._lane.turns:
+            return False
+        mine = self._bytes + length
+        if self._requests < self._promised_requests and mine <= self._promised_bytes and not self._closed:
             self._requests += 1
             self._bytes = mine
             whole._within_requests += 1
             whole._within_bytes += length
-        elif self._lane.turns or self._attempt(length, not whole._queue.waiting) is None:
-            await whole._queue.wait(self._lane, partial(self._attempt, length), self.leave)
+            return True
+        return self._attempt(length, not whole._queue.waiting) is not None
 
     def _attempt(self, length: int, in_turn: bool) -> tuple[int, float] | None:
         if self._closed:

@@ -79,11 +79,13 @@ class Transmission:
         Raises:
             DisconnectedError: the client is gone, or has to go.
         """
-        dialect, unpack, most = self._dialect, self._stream.unpack, self._export.largest_payload
+        dialect, stream, most = self._dialect, self._stream, self._export.largest_payload
         layout, expected, has_payloads = dialect.layout, dialect.magic, dialect.has_payloads
+        unpack_nowait, enter_nowait = stream.unpack_nowait, self._in_flight.enter_nowait
         try:
             while True:
-                magic, flags, kind, cookie, offset, length = await unpack(layout)
+                head = unpack_nowait(layout) or await stream.unpack(layout)
+                magic, flags, kind, cookie, offset, length = head
                 if magic != expected:
                     raise DisconnectedError("the client sends commands without their magic number")
                 if kind == protocol.DISC:
@@ -93,8 +95,11 @@ class Transmission:
                 payload = length if has_payload else 0
                 if payload > most:
                     raise DisconnectedError(f"the client sends {payload} bytes at once")
-                await self._in_flight.enter()  # or receive no more for now
+                if not enter_nowait():
+                    await self._in_flight.enter()  # or receive no more for now
                 command = Command(kind, flags, cookie, offset, length, payload, length)
+                if self._begin_in_one(command):
+                    continue
                 try:
                     await self._begin(command)
                 except BaseException as error:
@@ -138,6 +143,48 @@ class Transmission:
                 task.cancel()
 
     # --- from command to request ----------------------------------------------------------------------------
+
+    def _begin_in_one(self, command: Command) -> bool:
+        """Begin a read or a write that is right, and for which nothing has to be waited for: whether it is.
+
+        Most are, and it takes half as long as the other way.
+        """
+        export, kind, offset, length = self._export, command.kind, command.offset, command.length
+        is_write = kind == protocol.WRITE
+        if (
+            not (is_write or kind == protocol.READ)
+            or not 0 < length <= PIECE
+            or offset + length > export.size
+            or command.flags & ~self._dialect.flags[kind]
+            or (is_write and export.read_only)
+        ):
+            return False
+        if is_write and self._stream.received < length:
+            return False
+        buffer = self._share.acquire_nowait(length)
+        if buffer is None:
+            return False
+        command.parts = 0
+        self._counts.commands[kind] += 1
+        self._counts.bytes[kind] += length
+        if is_write:
+            buffer[:] = self._stream.read_nowait(length)
+            submit: Submit = partial(
+                self._export.bytes.write, offset, buffer, fua=bool(command.flags & protocol.FUA)
+            )
+            done = partial(self._written, command, offset, buffer)
+        else:
+            submit = partial(self._export.bytes.read_into, offset, buffer)
+            done = partial(self._sender(command), command, offset, buffer, buffer)
+        self._begin_part(command, submit, done, buffer)
+        return True
+
+    def _sender(self, command: Command) -> Callable[..., None]:
+        """Whether zeroes in the reply are worth a look, and may go as holes."""
+        may_be = (
+            command.length >= zeroes.BLOCK and self._dialect.has_chunks and not command.flags & protocol.DF
+        )
+        return self._send_data_or_holes if may_be else self._send_data
 
     async def _begin(self, command: Command) -> None:
         """Submit what the command asks for; its end is answered by itself."""
@@ -306,7 +353,7 @@ class Transmission:
     async def _read_in_chunks(self, command: Command) -> None:
         """A structured reply has as many chunks as there are pieces; other replies may go between them."""
         position, end = command.offset, command.offset + command.length
-        send = self._send_data if command.length < zeroes.BLOCK else self._send_data_or_holes
+        send = self._sender(command)
         while position < end and not command.error:
             buffer = await self._take(min(end - position, PIECE))
             data = _piece(buffer, position, end)
