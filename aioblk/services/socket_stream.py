@@ -88,6 +88,7 @@ class SocketStream:
         self._target: memoryview | None = None  # what is filled in place of the stream's own buffer,
         self._filled = 0  # and how far
         self._received: asyncio.Future[None] | None = None  # the receiving task waits for it
+        self._offered: tuple[Struct, Callable[..., bool]] | None = None  # to whom what comes is, meanwhile
         self._watching = False  # whether the loop watches for data
         self._probably_more = False  # the last call received all it had asked for
         self._in_a_row = 0
@@ -143,6 +144,27 @@ class SocketStream:
             return None
         self._start = end
         return layout.unpack_from(self._buffer, start)
+
+    async def unpack_while(self, layout: Struct, take: Callable[..., bool]) -> tuple[Any, ...]:
+        """Unpack again and again, for as long as ``take(*values)`` is true; the first values of which it is
+        not.
+
+        It is called in the turn of the loop in which they arrive, without a detour through the task, so it
+        waits for nothing; what follows the values it takes by :meth:`read_nowait`, or not at all. Where it is
+        not true it has done nothing: it may be asked the same again.
+        """
+        self._refuse_elsewhere("receive")
+        while True:
+            values = self.unpack_nowait(layout)
+            if values is not None:
+                if not take(*values):
+                    return values
+                continue
+            self._offered = layout, take
+            try:
+                await self._receive_at_least(layout.size)
+            finally:
+                self._offered = None
 
     async def read_into(self, buffer: BytesLike) -> None:
         """Fill the writable *buffer* with the next bytes.
@@ -213,6 +235,9 @@ class SocketStream:
 
     def _make_room(self) -> None:
         """Move what is left in the stream's own buffer, which is less than it holds, to its beginning."""
+        if self._start == self._end and len(self._buffer) == BUFFER_SIZE:
+            self._start = self._end = 0
+            return
         left = self._buffer[self._start : self._end]
         if len(self._buffer) > BUFFER_SIZE:
             self._buffer = memoryview(bytearray(BUFFER_SIZE))
@@ -277,10 +302,35 @@ class SocketStream:
             self._stop_watching()
             return
         try:
-            if self._receive_now():
+            if self._receive_now() and (self._offered is None or not self._is_taken(*self._offered)):
                 received.set_result(None)
         except DisconnectedError:
             pass  # ending has told who receives
+        except Exception as error:
+            if not received.done():
+                received.set_exception(error)
+
+    def _is_taken(self, layout: Struct, take: Callable[..., bool]) -> bool:
+        """Offer what has come; whether all of it was taken that is whole, so that the task need not run."""
+        size = layout.size
+        self._receiving = False  # it is as if the task did
+        try:
+            while self._end - self._start >= size:
+                self._start += size
+                if not take(*layout.unpack_from(self._buffer, self._start - size)):
+                    self._start -= size
+                    return False
+        finally:
+            self._receiving = True
+        if self._ended is not None:
+            raise DisconnectedError(self._ended)
+        self._make_room()
+        if self._incoming.moving or self._end:
+            now = self._loop.time()
+            self._incoming.end(now)
+            if self._end:
+                self._incoming.begin(now)
+        return True
 
     def _stop_watching(self) -> None:
         if self._watching:

@@ -120,6 +120,14 @@ class TlsStream:
         self._start = end
         return layout.unpack_from(self._buffer, start)
 
+    async def unpack_while(self, layout: Struct, take: Callable[..., bool]) -> tuple[Any, ...]:
+        """Unpack again and again, for as long as ``take(*values)`` is true; see
+        :meth:`SocketStream.unpack_while`."""
+        while True:
+            values = self.unpack_nowait(layout) or await self.unpack(layout)
+            if not take(*values):
+                return values
+
     async def read_into(self, buffer: BytesLike) -> None:
         """Fill the writable *buffer* with the next bytes.
 

@@ -26,6 +26,7 @@ from .handshake import Session
 from .policy import GRANULE
 from .statistics import Counts
 
+DATA = (protocol.READ, protocol.WRITE)
 CHANGE = (protocol.WRITE, protocol.TRIM, protocol.WRITE_ZEROES)
 PIECE = 256 << 10  # of data
 BOUNDARY = 4096  # pieces meet at a multiple of it, so that no block belongs to two of them
@@ -81,10 +82,9 @@ class Transmission:
         """
         dialect, stream, most = self._dialect, self._stream, self._export.largest_payload
         layout, expected, has_payloads = dialect.layout, dialect.magic, dialect.has_payloads
-        unpack_nowait, enter_nowait = stream.unpack_nowait, self._in_flight.enter_nowait
         try:
             while True:
-                head = unpack_nowait(layout) or await stream.unpack(layout)
+                head = await stream.unpack_while(layout, self._begin_in_one)
                 magic, flags, kind, cookie, offset, length = head
                 if magic != expected:
                     raise DisconnectedError("the client sends commands without their magic number")
@@ -95,11 +95,8 @@ class Transmission:
                 payload = length if has_payload else 0
                 if payload > most:
                     raise DisconnectedError(f"the client sends {payload} bytes at once")
-                if not enter_nowait():
-                    await self._in_flight.enter()  # or receive no more for now
-                command = Command(kind, flags, cookie, offset, length, payload, length)
-                if self._begin_in_one(command):
-                    continue
+                await self._in_flight.enter()  # or receive no more for now
+                command = Command(kind, flags, cookie, offset, length, payload)
                 try:
                     await self._begin(command)
                 except BaseException as error:
@@ -144,39 +141,40 @@ class Transmission:
 
     # --- from command to request ----------------------------------------------------------------------------
 
-    def _begin_in_one(self, command: Command) -> bool:
-        """Begin a read or a write that is right, and for which nothing has to be waited for: whether it is.
+    def _begin_in_one(self, magic: int, flags: int, kind: int, cookie: int, offset: int, length: int) -> bool:
+        """Begin a read or a write that is right, of one piece, and waits for nothing: whether it is.
 
-        Most are, and it takes half as long as the other way.
+        Most are, and begin in half the time that the other way takes.
         """
-        export, kind, offset, length = self._export, command.kind, command.offset, command.length
-        is_write = kind == protocol.WRITE
+        stream, dialect, is_write = self._stream, self._dialect, kind == protocol.WRITE
         if (
-            not (is_write or kind == protocol.READ)
+            magic != dialect.magic
+            or kind not in DATA
             or not 0 < length <= PIECE
-            or offset + length > export.size
-            or command.flags & ~self._dialect.flags[kind]
-            or (is_write and export.read_only)
+            or offset + length > self._export.size
+            or flags & ~dialect.flags[kind]
+            or (is_write and (self._export.read_only or stream.received < length))
+            or not self._in_flight.enter_nowait()
         ):
             return False
-        if is_write and self._stream.received < length:
+        if (buffer := self._share.acquire_nowait(length)) is None:
+            self._in_flight.leave()
             return False
-        buffer = self._share.acquire_nowait(length)
-        if buffer is None:
-            return False
-        command.parts = 0
-        self._counts.commands[kind] += 1
-        self._counts.bytes[kind] += length
-        if is_write:
-            buffer[:] = self._stream.read_nowait(length)
-            submit: Submit = partial(
-                self._export.bytes.write, offset, buffer, fua=bool(command.flags & protocol.FUA)
-            )
-            done = partial(self._written, command, offset, buffer)
+        command = Command(kind, flags, cookie, offset, length, 0)
+        self._count(command)
+        device = self._export.bytes
+        try:
+            if is_write:
+                buffer[:] = stream.read_nowait(length)
+                work = device.write(offset, buffer, fua=bool(flags & protocol.FUA))
+                done = partial(self._written, command, offset, buffer)
+            else:
+                work = device.read_into(offset, buffer)
+                done = partial(self._sender(command), command, offset, buffer, buffer)
+        except Exception as error:
+            self._end_part(command, error, buffer)
         else:
-            submit = partial(self._export.bytes.read_into, offset, buffer)
-            done = partial(self._sender(command), command, offset, buffer, buffer)
-        self._begin_part(command, submit, done, buffer)
+            self._follow(work, done)
         return True
 
     def _sender(self, command: Command) -> Callable[..., None]:
@@ -195,9 +193,8 @@ class Transmission:
             command.error = refusal
             await self._stream.skip(command.payload)
             return
-        self._counts.commands[kind] += 1
-        self._counts.bytes[kind] += command.length
-        if not command.length or kind not in (protocol.READ, protocol.WRITE):
+        self._count(command)
+        if not command.length or kind not in DATA:
             self._begin_without_data(command)
         elif kind == protocol.WRITE:
             await self._receive_and_write(command)
@@ -205,6 +202,10 @@ class Transmission:
             await self._read_in_chunks(command)
         else:
             await self._read_at_once(command)
+
+    def _count(self, command: Command) -> None:
+        self._counts.commands[command.kind] += 1
+        self._counts.bytes[command.kind] += command.length
 
     def _refusal(self, command: Command) -> "_RefusedError | None":
         """What is wrong with the command."""
@@ -460,19 +461,21 @@ class Transmission:
         except Exception as error:
             self._end_part(command, error, buffer)
             return
-        if isinstance(begun, Request):
-            work: Work = begun
-        else:
-            work = asyncio.create_task(begun)
-            if buffer is None:
-                self._tasks[work] = command
-                work.add_done_callback(self._tasks.pop)
+        work = self._follow(begun, done)
+        if buffer is None and not isinstance(work, Request):
+            self._tasks[work] = command
+            work.add_done_callback(self._tasks.pop)
+
+    def _follow(self, begun: Coroutine[Any, Any, Any], done: Callable[[Work], None]) -> Work:
+        """Have *done* called when what has begun is."""
+        work: Work = begun if isinstance(begun, Request) else asyncio.create_task(begun)
         # A request whose outcome is asked for before the next one is made goes to the device by itself. So
         # that is done only when no other commands are here to go with it.
         if not self._stream.has_more and work.done():
             done(work)
         else:
             work.add_done_callback(done)
+        return work
 
     def _end_part(
         self,
@@ -538,9 +541,10 @@ def _why(error: BaseException) -> BaseException:
 
 
 def _error_of(work: Work) -> BaseException | None:
-    if work.cancelled():
+    try:
+        return work.exception()
+    except asyncio.CancelledError:
         return _RefusedError(errno.ESHUTDOWN, "the server ends")
-    return work.exception()
 
 
 def _piece(buffer: ArenaBuffer, position: int, end: int) -> View:
