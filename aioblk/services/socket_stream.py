@@ -23,6 +23,8 @@ MOST_IN_A_ROW = 16  # receiving calls without a turn of the loop
 MOST_BUFFERS = 512  # of one sendmsg(); the kernel takes 1024
 
 
+AS_IT_IS = (bytes, View)  # what is sent without a memoryview of it
+
 Parts: TypeAlias = list[bytes | View | memoryview]
 Outgoing: TypeAlias = tuple[Parts, int, Callable[[], object] | None]
 """What goes together, how many bytes that is, and what is called when it has gone."""
@@ -359,7 +361,7 @@ class SocketStream:
         """
         if not self._outgoing:
             self._refuse_elsewhere("send")
-        flat = [part if isinstance(part, (bytes, View)) else as_memoryview(part).cast("B") for part in parts]
+        flat = [part if isinstance(part, AS_IT_IS) else as_memoryview(part).cast("B") for part in parts]
         self._outgoing.append((flat, sum(map(len, flat)), on_sent))
         del flat  # or its memory would be in use when it is given back
         if self._taking.moving or self._flush_scheduled or self._flushing:
@@ -382,8 +384,9 @@ class SocketStream:
         try:
             while self._outgoing and self._gone is None:
                 try:
-                    parts = chain.from_iterable(map(_parts_of, self._outgoing))
-                    sent = self._socket.sendmsg(list(islice(parts, MOST_BUFFERS)))
+                    sent = self._socket.sendmsg(
+                        list(islice(chain.from_iterable(map(_parts_of, self._outgoing)), MOST_BUFFERS))
+                    )
                 except BlockingIOError:
                     if not self._taking.moving:
                         self._taking.begin(self._loop.time())

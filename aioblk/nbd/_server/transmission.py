@@ -63,7 +63,7 @@ class Transmission:
         self._dialect = session.dialect
         self._contexts = session.contexts
         self._share = memory
-        self._counts = counts
+        self._commands, self._bytes, self._errors = counts.commands, counts.bytes, counts.errors
         self._in_flight = places
         self._long = asyncio.Lock()  # of the one command under way of those that may take long,
         self._asking = asyncio.Lock()  # and of the one that asks about ranges
@@ -161,7 +161,8 @@ class Transmission:
             self._in_flight.leave()
             return False
         command = Command(kind, flags, cookie, offset, length, 0)
-        self._count(command)
+        self._commands[kind] += 1
+        self._bytes[kind] += length
         device = self._export.bytes
         try:
             if is_write:
@@ -193,7 +194,8 @@ class Transmission:
             command.error = refusal
             await self._stream.skip(command.payload)
             return
-        self._count(command)
+        self._commands[kind] += 1
+        self._bytes[kind] += command.length
         if not command.length or kind not in DATA:
             self._begin_without_data(command)
         elif kind == protocol.WRITE:
@@ -202,10 +204,6 @@ class Transmission:
             await self._read_in_chunks(command)
         else:
             await self._read_at_once(command)
-
-    def _count(self, command: Command) -> None:
-        self._counts.commands[command.kind] += 1
-        self._counts.bytes[command.kind] += command.length
 
     def _refusal(self, command: Command) -> "_RefusedError | None":
         """What is wrong with the command."""
@@ -509,7 +507,7 @@ class Transmission:
 
     def _fail(self, command: Command, error: BaseException) -> None:
         number = ERRORS.get(error.errno or 0, protocol.EIO) if isinstance(error, OSError) else protocol.EIO
-        self._counts.errors[number] += 1
+        self._errors[number] += 1
         self._export.backend.note(error)
         at = command.at if command.length else None  # of no byte none is the place
         self._send(command, self._dialect.error(command, number, str(error).encode(errors="replace"), at))
