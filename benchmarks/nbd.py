@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Generator
 from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 
 from rich.box import SIMPLE_HEAD
@@ -23,10 +22,34 @@ from benchmarks.paths import ROOT
 from benchmarks.progress import steps
 from benchmarks.targets import UnavailableError, scratch_file
 
-BLOCK_SIZES = ("4k", "256k")
-DEPTHS = (1, 32)
-OPERATIONS = ("randread", "randwrite")
 STARTING_SECONDS = 10.0
+FASTEST = "aioblk-uvloop"  # of ours, which is held to the bars
+ORDER = {name: place for place, name in enumerate(("qemu-nbd", "nbdkit", "aioblk-asyncio", FASTEST))}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is measured, and how much of what another server does ours has to do."""
+
+    block_size: str
+    operation: str
+    depth: int
+    yardstick: str
+    bar: float
+    direct: bool = False
+    """Past the page cache. nbdkit's file plugin cannot: it is told to keep nothing there."""
+
+    def __str__(self) -> str:
+        return f"{self.block_size} {self.operation} QD{self.depth}{' direct' if self.direct else ''}"
+
+
+CELLS = (
+    Cell("4k", "randread", 1, "qemu-nbd", 0.9),
+    Cell("4k", "randwrite", 1, "qemu-nbd", 0.9),
+    Cell("4k", "randread", 32, "nbdkit", 1.0),
+    Cell("4k", "randwrite", 32, "nbdkit", 0.9),
+    Cell("256k", "randwrite", 1, "qemu-nbd", 0.9, direct=True),
+)
 
 
 @dataclass(frozen=True)
@@ -64,38 +87,41 @@ def measure(
     file = scratch_file(directory, file_size)
     samples: dict[str, dict[str, list[Sample]]] = {}
     with contextlib.ExitStack() as stack:
-        where = stack.enter_context(tempfile.TemporaryDirectory(prefix="aioblk-bench-"))
-        servers = [
-            stack.enter_context(running(name, command, Path(where, f"{name}.sock")))
-            for name, command in commands(file, Path(where)).items()
-        ]
-        cells = list(product(range(1, rounds + 1), BLOCK_SIZES, DEPTHS, OPERATIONS))
-        begin = stack.enter_context(steps(len(cells) * len(servers)))
-        for number, size, depth, operation in cells:
-            cell = f"{size} {operation} QD{depth}"
-            for server in servers:
-                begin(f"round {number} of {rounds}: {cell}, {server.name}")
-                sample = run_fio(server, size, depth, operation, seconds)
-                samples.setdefault(cell, {}).setdefault(server.name, []).append(sample)
+        where = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="aioblk-bench-")))
+        servers = {
+            direct: [
+                stack.enter_context(running(name, command, socket))
+                for name, socket, command in commands(file, where, direct=direct)
+            ]
+            for direct in sorted({cell.direct for cell in CELLS})
+        }
+        begin = stack.enter_context(steps(rounds * sum(len(servers[cell.direct]) for cell in CELLS)))
+        for number in range(1, rounds + 1):
+            for cell in CELLS:
+                # There and back again, so that a machine that gets slower favours nobody.
+                for server in servers[cell.direct][:: 1 if number % 2 else -1]:
+                    begin(f"round {number} of {rounds}: {cell}, {server.name}")
+                    sample = run_fio(server, cell, seconds)
+                    samples.setdefault(str(cell), {}).setdefault(server.name, []).append(sample)
     show(console, samples)
     return samples
 
 
-def commands(file: Path, where: Path) -> dict[str, list[str]]:
-    """How each server is started, to listen at NAME.sock."""
-    ours = [sys.executable, "-m", "aioblk", "serve", "nbd", str(file)]
-    loops = ["asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else [])]
-    return {
-        "qemu-nbd": [
-            *("qemu-nbd", "--format=raw", "--cache=writeback", "--persistent", "--shared=8"),
-            *(f"--socket={where / 'qemu-nbd.sock'}", str(file)),
-        ],
-        "nbdkit": ["nbdkit", "--foreground", "--unix", str(where / "nbdkit.sock"), "file", str(file)],
-        **{
-            f"aioblk-{loop}": [*ours, "--loop", loop, "--unix", str(where / f"aioblk-{loop}.sock")]
-            for loop in loops
-        },
-    }
+def commands(file: Path, where: Path, *, direct: bool) -> Generator[tuple[str, Path, list[str]]]:
+    """The servers' names, where they are to listen, and how they are started."""
+    kind = "direct" if direct else "cached"
+    socket = where / f"qemu-nbd-{kind}.sock"
+    cache = ["--cache=none", "--aio=native"] if direct else ["--cache=writeback"]
+    qemu = ["qemu-nbd", "--format=raw", *cache, "--persistent", "--shared=8", f"--socket={socket}"]
+    yield "qemu-nbd", socket, [*qemu, str(file)]
+    socket = where / f"nbdkit-{kind}.sock"
+    cache = ["cache=none"] if direct else []
+    yield "nbdkit", socket, ["nbdkit", "--foreground", "--unix", str(socket), "file", str(file), *cache]
+    device = f"io_uring:{file}?direct=on" if direct else str(file)
+    for loop in "asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else []):
+        socket = where / f"aioblk-{loop}-{kind}.sock"
+        ours = [sys.executable, "-m", "aioblk", "serve", "nbd", device]
+        yield f"aioblk-{loop}", socket, [*ours, "--loop", loop, "--unix", str(socket)]
 
 
 @contextlib.contextmanager
@@ -113,13 +139,13 @@ def running(name: str, command: list[str], socket: Path) -> Generator[Server]:
         process.wait()
 
 
-def run_fio(server: Server, size: str, depth: int, operation: str, seconds: float) -> Sample:
+def run_fio(server: Server, cell: Cell, seconds: float) -> Sample:
     before = server.processor_seconds()
     done = subprocess.run(
         [
             *("fio", "--name=nbd", "--ioengine=nbd", f"--uri={server.uri}", "--size=100%"),
-            *(f"--rw={operation}", f"--bs={size}", f"--iodepth={depth}", "--randrepeat=0"),
-            *("--time_based", f"--runtime={seconds}", "--output-format=json"),
+            *(f"--rw={cell.operation}", f"--bs={cell.block_size}", f"--iodepth={cell.depth}"),
+            *("--randrepeat=0", "--time_based", f"--runtime={seconds}", "--output-format=json"),
         ],
         capture_output=True,
         text=True,
@@ -128,7 +154,7 @@ def run_fio(server: Server, size: str, depth: int, operation: str, seconds: floa
         raise UnavailableError(f"fio failed on {server.name}: {done.stderr or done.stdout}")
     used = server.processor_seconds() - before
     job = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
-    side = job["read" if operation == "randread" else "write"]
+    side = job["read" if cell.operation == "randread" else "write"]
     percentiles = side["clat_ns"]["percentile"]
     return Sample(
         operations=side["iops"],
@@ -140,29 +166,50 @@ def run_fio(server: Server, size: str, depth: int, operation: str, seconds: floa
 
 def show(console: Console, samples: dict[str, dict[str, list[Sample]]]) -> None:
     table = Table(
-        *("", "server", "operations/s", "p50 us", "p99 us", "processor us/op", "x qemu-nbd", "x nbdkit"),
+        *(
+            "",
+            "server",
+            "operations/s",
+            "p50 us",
+            "p99 us",
+            "processor us/op",
+            "x qemu-nbd",
+            "x nbdkit",
+            "bar",
+        ),
         box=SIMPLE_HEAD,
         pad_edge=False,
     )
-    for cell, by_server in samples.items():
-        for position, (server, found) in enumerate(by_server.items()):
+    for cell in CELLS:
+        by_server = samples[str(cell)]
+        for position, (server, found) in enumerate(
+            sorted(by_server.items(), key=lambda pair: ORDER[pair[0]])
+        ):
+            ratios = {name: ratios_of(found, by_server[name]) for name in ("qemu-nbd", "nbdkit")}
             table.add_row(
-                cell if position == 0 else "",
+                str(cell) if position == 0 else "",
                 server,
                 f"{statistics.median(sample.operations for sample in found):,.0f}",
                 f"{statistics.median(sample.p50 for sample in found):,.0f}",
                 f"{statistics.median(sample.p99 for sample in found):,.0f}",
                 f"{statistics.median(sample.cost for sample in found):,.1f}",
-                ratio(found, by_server["qemu-nbd"]),
-                ratio(found, by_server["nbdkit"]),
+                *("" if name == server else in_words(ratios[name]) for name in ratios),
+                verdict(cell, ratios[cell.yardstick]) if server == FASTEST else "",
                 end_section=position == len(by_server) - 1,
             )
     console.print(table)
 
 
-def ratio(found: list[Sample], yardstick: list[Sample]) -> str:
-    """Of the operations per second, within each round: median and spread."""
-    if found is yardstick:
-        return ""
-    ratios = [mine.operations / its.operations for mine, its in zip(found, yardstick, strict=True)]
+def ratios_of(found: list[Sample], yardstick: list[Sample]) -> list[float]:
+    """Of the operations per second, within each round."""
+    return [mine.operations / its.operations for mine, its in zip(found, yardstick, strict=True)]
+
+
+def in_words(ratios: list[float]) -> str:
+    """Median and spread."""
     return f"{statistics.median(ratios):.2f} [{min(ratios):.2f}-{max(ratios):.2f}]"
+
+
+def verdict(cell: Cell, ratios: list[float]) -> str:
+    is_met = statistics.median(ratios) >= cell.bar
+    return f"{cell.bar:.1f} x {cell.yardstick}: {'met' if is_met else 'not met'}"

@@ -75,6 +75,24 @@ class ArenaShare:
                 return granted[0]
         return await memory.wait(self._lane, partial(self._attempt, length, least), self._own)
 
+    def acquire_nowait(self, length: int) -> ArenaBuffer | None:
+        """A buffer of ``length`` bytes if :meth:`acquire` would give it at once.
+
+        Raises:
+            ValueError: ``length`` is not positive.
+            MemoryError: neither the share nor a block is that large.
+            UsageError: the share or the arena is closed.
+        """
+        if length <= 0:
+            raise ValueError(f"length must be positive, not {length}")
+        if self._lane.turns:
+            return None
+        own = self._own
+        if own is not None and not self._closed and (buffer := own._take(length)) is not None:
+            return buffer
+        granted = self._attempt(length, length, not self._memory.queue.waiting)
+        return None if granted is None else granted[0]
+
     def _attempt(self, length: int, least: int, in_turn: bool) -> tuple[ArenaBuffer, int] | None:
         if self._closed:
             raise UsageError("cannot acquire a buffer of a closed share", operation="acquire")

@@ -52,10 +52,8 @@ class InFlight:
 
     __slots__ = (
         *("_bytes", "_drainers", "_draining", "_forgotten", "_is_bound", "_kept_bytes", "_kept_requests"),
-        *("_lane",),
-        *("_lent_bytes", "_lent_requests", "_most_bytes", "_most_requests", "_promised_bytes"),
-        *("_promised_requests", "_queue", "_requests", "_room_bytes", "_room_requests"),
-        *("_within_bytes", "_within_requests"),
+        *("_lane", "_most_bytes", "_most_requests", "_promised_bytes", "_promised_requests", "_queue"),
+        *("_requests", "_room_bytes", "_room_requests", "_shared_bytes", "_shared_requests"),
     )
 
     def __init__(
@@ -80,20 +78,18 @@ class InFlight:
             raise ValueError(f"kept must be from 0 to less than 1, not {kept}")
         self._most_requests = requests
         self._most_bytes = bytes
-        # What is kept for shares; what of it has been promised, and is in use.
+        # What is kept for shares, what of it has been promised, and what shares have in all.
         self._kept_requests = min(round(requests * kept), requests - 1)
         self._kept_bytes = 0 if bytes == UNLIMITED else min(round(bytes * kept), bytes - 1)
         self._promised_requests = 0
         self._promised_bytes = 0
-        self._within_requests = 0
-        self._within_bytes = 0
-        # What is common without what shares have of it, and what that is; what of the rest is in use.
+        self._shared_requests = 0
+        self._shared_bytes = 0
+        # What is common without what shares have of it; what of that is in use.
         self._room_requests = requests - self._kept_requests
         self._room_bytes = bytes - self._kept_bytes
         self._requests = 0
         self._bytes = 0
-        self._lent_requests = 0
-        self._lent_bytes = 0
         self._lane = Lane()
         self._queue = FairQueue()
         self._forgotten: deque[tuple[int, int]] = deque()  # promises of shares that nobody has closed
@@ -104,12 +100,12 @@ class InFlight:
     @property
     def requests(self) -> int:
         """How many have entered and not left, those of shares included."""
-        return self._requests + self._lent_requests + self._within_requests
+        return self._requests + self._shared_requests
 
     @property
     def bytes(self) -> int:
         """Theirs together."""
-        return self._bytes + self._lent_bytes + self._within_bytes
+        return self._bytes + self._shared_bytes
 
     async def enter(self, length: int = 0) -> None:
         """Wait until a request of *length* bytes fits, and count it. Does not suspend where it fits at once.
@@ -153,7 +149,10 @@ class InFlight:
 
     def _is_in_use(self) -> bool:
         """Anything of what is common."""
-        return (self._requests or self._bytes or self._lent_requests or self._lent_bytes) > 0
+        return bool(self._requests or self._bytes) or (self._room_requests, self._room_bytes) != (
+            self._most_requests - self._kept_requests,
+            self._most_bytes - self._kept_bytes,
+        )
 
     def _cost(self, requests: int, length: int) -> float:
         """The part of the limits that it takes, of that of which it takes more."""
@@ -301,22 +300,35 @@ class InFlightShare:
             UsageError: the share is closed, or is being closed meanwhile.
             ValueError: *length* is negative.
         """
-        if not self._in_flight._is_bound:
-            self._in_flight._bind()
+        if not self.enter_nowait(length):
+            await self._in_flight._queue.wait(self._lane, partial(self._attempt, length), self.leave)
+
+    def enter_nowait(self, length: int = 0) -> bool:
+        """Count a request of *length* bytes if it may enter at once: whether it has entered.
+
+        Raises:
+            UsageError: the share is closed.
+            ValueError: *length* is negative.
+        """
+        whole = self._in_flight
+        if not whole._is_bound:
+            whole._bind()
         if length < 0:
             raise ValueError(f"length must not be negative, as {length} is")
-        whole, mine = self._in_flight, self._bytes + length
-        if (
-            self._requests < self._promised_requests
-            and mine <= self._promised_bytes
-            and not (self._lane.turns or self._closed)
-        ):
-            self._requests += 1
-            self._bytes = mine
-            whole._within_requests += 1
-            whole._within_bytes += length
-        elif self._lane.turns or self._attempt(length, not whole._queue.waiting) is None:
-            await whole._queue.wait(self._lane, partial(self._attempt, length), self.leave)
+        if self._lane.turns:
+            return False
+        requests, held = self._requests, self._bytes + length
+        if held > self._promised_bytes or self._closed:
+            return self._attempt(length, not whole._queue.waiting) is not None
+        if requests >= self._promised_requests:
+            if whole._queue.waiting or not whole._has_room(1, 0):
+                return False
+            whole._room_requests -= 1
+        self._requests = requests + 1
+        self._bytes = held
+        whole._shared_requests += 1
+        whole._shared_bytes += length
+        return True
 
     def _attempt(self, length: int, in_turn: bool) -> tuple[int, float] | None:
         if self._closed:
@@ -327,13 +339,14 @@ class InFlightShare:
             cost = 0.0
         elif in_turn and whole._has_room(requests, extra):
             cost = whole._cost(requests, extra)
-            self._lend(requests, extra)
+            whole._room_requests -= requests
+            whole._room_bytes -= extra
         else:
             return None
         self._requests += 1
         self._bytes += length
-        whole._within_requests += 1 - requests
-        whole._within_bytes += length - extra
+        whole._shared_requests += 1
+        whole._shared_bytes += length
         return length, cost
 
     def _beyond(self, length: int) -> tuple[int, int]:
@@ -351,36 +364,28 @@ class InFlightShare:
         Raises:
             RuntimeError: fewer have entered, or fewer bytes. Nothing is counted.
         """
-        if self._requests < 1 or not 0 <= length <= self._bytes:
-            raise RuntimeError(_refusal(length, self._requests, self._bytes))
-        whole = self._in_flight
-        self._requests -= 1
-        self._bytes -= length
-        if self._requests < self._promised_requests and self._bytes + length <= self._promised_bytes:
-            whole._within_requests -= 1
-            whole._within_bytes -= length
-            is_for_all = False
-        else:
-            requests, extra = self._beyond(length)  # as if it came now
-            self._lend(-requests, -extra)
-            whole._within_requests -= 1 - requests
-            whole._within_bytes -= length - extra
-            is_for_all = whole._queue.waiting > 0
-        if self._closed and not self._requests:
+        requests, held, whole = self._requests, self._bytes, self._in_flight
+        if requests < 1 or not 0 <= length <= held:
+            raise RuntimeError(_refusal(length, requests, held))
+        self._requests = requests - 1
+        self._bytes = held - length
+        whole._shared_requests -= 1
+        whole._shared_bytes -= length
+        is_for_all = False
+        if requests > self._promised_requests:  # what is beyond the promise goes first
+            whole._room_requests += 1
+            is_for_all = True
+        if held > self._promised_bytes:
+            whole._room_bytes += min(length, held - self._promised_bytes)
+            is_for_all = True
+        if self._closed and requests == 1:
             self._return_promise()
-        if self._lane.turns or is_for_all:
+        if self._lane.turns or (is_for_all and whole._queue.waiting):
             whole._queue.serve(self._lane)
         if self._draining and not self._requests:
             self._drainers.notify_all()
         if whole._draining:
             whole._tell_drainers()
-
-    def _lend(self, requests: int, length: int) -> None:
-        whole = self._in_flight
-        whole._room_requests -= requests
-        whole._room_bytes -= length
-        whole._lent_requests += requests
-        whole._lent_bytes += length
 
     async def drain(self) -> None:
         """Wait until nothing of the share is in flight."""

@@ -6,9 +6,10 @@ import select
 import socket
 from collections import deque
 from collections.abc import Callable
-from itertools import islice
+from itertools import chain, islice
+from operator import itemgetter
 from struct import Struct
-from typing import Any, NoReturn, final
+from typing import Any, NoReturn, TypeAlias, final
 
 from .._native._core import View
 from .._native.buffers import BytesLike, as_memoryview
@@ -20,6 +21,14 @@ __all__ = ["DisconnectedError", "SocketStream"]
 BUFFER_SIZE = 64 << 10  # for small things that are received
 MOST_IN_A_ROW = 16  # receiving calls without a turn of the loop
 MOST_BUFFERS = 512  # of one sendmsg(); the kernel takes 1024
+
+
+AS_IT_IS = (bytes, View)  # what is sent without a memoryview of it
+
+Parts: TypeAlias = list[bytes | View | memoryview]
+Outgoing: TypeAlias = tuple[Parts, int, Callable[[], object] | None]
+"""What goes together, how many bytes that is, and what is called when it has gone."""
+_parts_of: Callable[[Outgoing], Parts] = itemgetter(0)
 
 
 class DisconnectedError(ConnectionError):
@@ -81,12 +90,13 @@ class SocketStream:
         self._target: memoryview | None = None  # what is filled in place of the stream's own buffer,
         self._filled = 0  # and how far
         self._received: asyncio.Future[None] | None = None  # the receiving task waits for it
+        self._offered: tuple[Struct, Callable[..., bool]] | None = None  # to whom what comes is, meanwhile
         self._watching = False  # whether the loop watches for data
         self._probably_more = False  # the last call received all it had asked for
         self._in_a_row = 0
         self._incoming = Pace(least_rate)
         # sending
-        self._outgoing: deque[tuple[bytes | View | memoryview, Callable[[], object] | None]] = deque()
+        self._outgoing: deque[Outgoing] = deque()
         self._flushing = False
         self._flush_scheduled = False
         self._taking = Pace(least_rate)  # its moving: the peer does not take what is sent
@@ -98,6 +108,15 @@ class SocketStream:
         self._refuse_elsewhere("receive")
         if self._receiving or not 0 <= size <= self._end - self._start:
             await self._receive_at_least(size)
+        self._start += size
+        return self._buffer[self._start - size : self._start]
+
+    def read_nowait(self, size: int) -> memoryview | None:
+        """What :meth:`read` gives, if so much has been received already."""
+        if self._receiving:
+            self._refuse_a_second()
+        if not 0 <= size <= self._end - self._start:
+            return None
         self._start += size
         return self._buffer[self._start - size : self._start]
 
@@ -118,6 +137,37 @@ class SocketStream:
         self._start += layout.size
         return layout.unpack_from(self._buffer, self._start - layout.size)
 
+    def unpack_nowait(self, layout: Struct) -> tuple[Any, ...] | None:
+        """What :meth:`unpack` gives, if so much has been received already."""
+        if self._receiving:
+            self._refuse_a_second()
+        start, end = self._start, self._start + layout.size
+        if end > self._end:
+            return None
+        self._start = end
+        return layout.unpack_from(self._buffer, start)
+
+    async def unpack_while(self, layout: Struct, take: Callable[..., bool]) -> tuple[Any, ...]:
+        """Unpack again and again, for as long as ``take(*values)`` is true; the first values of which it is
+        not.
+
+        It is called in the turn of the loop in which they arrive, without a detour through the task, so it
+        waits for nothing; what follows the values it takes by :meth:`read_nowait`, or not at all. Where it is
+        not true it has done nothing: it may be asked the same again.
+        """
+        self._refuse_elsewhere("receive")
+        while True:
+            values = self.unpack_nowait(layout)
+            if values is not None:
+                if not take(*values):
+                    return values
+                continue
+            self._offered = layout, take
+            try:
+                await self._receive_at_least(layout.size)
+            finally:
+                self._offered = None
+
     async def read_into(self, buffer: BytesLike) -> None:
         """Fill the writable *buffer* with the next bytes.
 
@@ -137,6 +187,11 @@ class SocketStream:
         """Receive *size* bytes and forget them."""
         while size:
             size -= len(await self.read(min(size, BUFFER_SIZE)))
+
+    @property
+    def received(self) -> int:
+        """How many bytes have been received that nobody has read."""
+        return self._end - self._start
 
     @property
     def has_more(self) -> bool:
@@ -182,6 +237,9 @@ class SocketStream:
 
     def _make_room(self) -> None:
         """Move what is left in the stream's own buffer, which is less than it holds, to its beginning."""
+        if self._start == self._end and len(self._buffer) == BUFFER_SIZE:
+            self._start = self._end = 0
+            return
         left = self._buffer[self._start : self._end]
         if len(self._buffer) > BUFFER_SIZE:
             self._buffer = memoryview(bytearray(BUFFER_SIZE))
@@ -246,10 +304,35 @@ class SocketStream:
             self._stop_watching()
             return
         try:
-            if self._receive_now():
+            if self._receive_now() and (self._offered is None or not self._is_taken(*self._offered)):
                 received.set_result(None)
         except DisconnectedError:
             pass  # ending has told who receives
+        except Exception as error:
+            if not received.done():
+                received.set_exception(error)
+
+    def _is_taken(self, layout: Struct, take: Callable[..., bool]) -> bool:
+        """Offer what has come; whether all of it was taken that is whole, so that the task need not run."""
+        size = layout.size
+        self._receiving = False  # it is as if the task did
+        try:
+            while self._end - self._start >= size:
+                self._start += size
+                if not take(*layout.unpack_from(self._buffer, self._start - size)):
+                    self._start -= size
+                    return False
+        finally:
+            self._receiving = True
+        if self._ended is not None:
+            raise DisconnectedError(self._ended)
+        self._make_room()
+        if self._incoming.moving or self._end:
+            now = self._loop.time()
+            self._incoming.end(now)
+            if self._end:
+                self._incoming.begin(now)
+        return True
 
     def _stop_watching(self) -> None:
         if self._watching:
@@ -276,15 +359,11 @@ class SocketStream:
         be called before this returns. With *more*, the parts wait until the next turn of the loop for company
         on their way. The caller bounds how much is to be sent, with :class:`InFlight` for example.
         """
-        self._refuse_elsewhere("send")
-        outgoing = self._outgoing
-        for part in parts:
-            outgoing.append(
-                (part if isinstance(part, (bytes, View)) else as_memoryview(part).cast("B"), None)
-            )
-        if on_sent is not None:
-            last, _ = outgoing.pop() if parts else (b"", None)
-            outgoing.append((last, on_sent))
+        if not self._outgoing:
+            self._refuse_elsewhere("send")
+        flat = [part if isinstance(part, AS_IT_IS) else as_memoryview(part).cast("B") for part in parts]
+        self._outgoing.append((flat, sum(map(len, flat)), on_sent))
+        del flat  # or its memory would be in use when it is given back
         if self._taking.moving or self._flush_scheduled or self._flushing:
             return
         if more:
@@ -305,7 +384,9 @@ class SocketStream:
         try:
             while self._outgoing and self._gone is None:
                 try:
-                    sent = self._socket.sendmsg([part for part, _ in islice(self._outgoing, MOST_BUFFERS)])
+                    sent = self._socket.sendmsg(
+                        list(islice(chain.from_iterable(map(_parts_of, self._outgoing)), MOST_BUFFERS))
+                    )
                 except BlockingIOError:
                     if not self._taking.moving:
                         self._taking.begin(self._loop.time())
@@ -318,7 +399,7 @@ class SocketStream:
                     self._taking.advance(sent, self._loop.time())
                 self._forget(sent)
             if self._gone is not None:
-                self._forget(sum(len(part) for part, _ in self._outgoing))
+                self._forget(sum(size for _, size, _ in self._outgoing))
                 if self._outgoing:  # by an on_sent, which would send for ever here
                     self._schedule_flush()
             elif self._taking.moving:
@@ -331,14 +412,14 @@ class SocketStream:
         """Drop the first *sent* bytes of what is to be sent."""
         outgoing = self._outgoing
         for _ in range(len(outgoing)):
-            part, on_sent = outgoing[0]
-            if sent < len(part):
-                if sent:  # a part of bytes would be copied
-                    outgoing[0] = (part if isinstance(part, View) else as_memoryview(part))[sent:], on_sent
+            parts, size, on_sent = outgoing[0]
+            if sent < size:
+                if sent:
+                    outgoing[0] = _without(parts, sent), size - sent, on_sent
                 break
-            sent -= len(part)
+            sent -= size
             outgoing.popleft()
-            del part  # or its buffer would be in use when it is given back
+            del parts  # or its memory would be in use when it is given back
             if on_sent is not None:
                 try:
                     on_sent()
@@ -399,6 +480,18 @@ class SocketStream:
     def _refuse_elsewhere(self, operation: str) -> None:
         if running_loop(operation) is not self._loop:
             raise UsageError("the stream belongs to another event loop", operation=operation)
+
+
+def _without(parts: Parts, sent: int) -> Parts:
+    """What is left of them without the first *sent* bytes."""
+    left: Parts = []
+    for part in parts:
+        if sent < len(part):  # a part of bytes would be copied
+            left.append((part if isinstance(part, View) else as_memoryview(part))[sent:] if sent else part)
+            sent = 0
+        else:
+            sent -= len(part)
+    return left
 
 
 @final

@@ -103,6 +103,15 @@ class TlsStream:
         self._start += size
         return self._buffer[self._start - size : self._start]
 
+    def read_nowait(self, size: int) -> memoryview | None:
+        """What :meth:`read` gives, if so much has been received and decrypted already."""
+        if self._receiving:
+            self._refuse_a_second()
+        if not 0 <= size <= self._end - self._start:
+            return None
+        self._start += size
+        return self._buffer[self._start - size : self._start]
+
     async def unpack(self, layout: Struct) -> tuple[Any, ...]:
         """The next bytes, read as *layout* says."""
         self._refuse_elsewhere("receive")
@@ -110,6 +119,24 @@ class TlsStream:
             await self._receive_at_least(layout.size)
         self._start += layout.size
         return layout.unpack_from(self._buffer, self._start - layout.size)
+
+    def unpack_nowait(self, layout: Struct) -> tuple[Any, ...] | None:
+        """What :meth:`unpack` gives, if so much has been received and decrypted already."""
+        if self._receiving:
+            self._refuse_a_second()
+        start, end = self._start, self._start + layout.size
+        if end > self._end:
+            return None
+        self._start = end
+        return layout.unpack_from(self._buffer, start)
+
+    async def unpack_while(self, layout: Struct, take: Callable[..., bool]) -> tuple[Any, ...]:
+        """Unpack again and again, for as long as ``take(*values)`` is true; see
+        :meth:`SocketStream.unpack_while`."""
+        while True:
+            values = self.unpack_nowait(layout) or await self.unpack(layout)
+            if not take(*values):
+                return values
 
     async def read_into(self, buffer: BytesLike) -> None:
         """Fill the writable *buffer* with the next bytes.
@@ -143,6 +170,11 @@ class TlsStream:
         """Receive *size* bytes and forget them."""
         while size:
             size -= len(await self.read(min(size, BUFFER_SIZE)))
+
+    @property
+    def received(self) -> int:
+        """How many bytes have been received and decrypted that nobody has read."""
+        return self._end - self._start
 
     @property
     def has_more(self) -> bool:

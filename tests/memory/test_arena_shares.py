@@ -130,6 +130,27 @@ async def test_beyond_its_promise_a_share_takes_what_is_common_in_turn() -> None
                 (await task).release()
 
 
+async def test_who_does_not_wait_has_what_is_there_for_it() -> None:
+    async with Arena(4 * PAGE, kept=0.5) as arena:
+        with arena.share(size=PAGE) as own, arena.share() as none:
+            buffers = [own.acquire_nowait(PAGE) for _ in range(3)]
+            assert None not in buffers
+            assert own.acquire_nowait(1) is None  # what is left is kept
+            waiting = asyncio.create_task(none.acquire(PAGE))
+            await turns()
+            assert none.acquire_nowait(PAGE) is None
+            for buffer in buffers:
+                assert buffer is not None
+                buffer.release()
+            (await waiting).release()
+            with pytest.raises(ValueError, match="must be positive"):
+                own.acquire_nowait(0)
+            with pytest.raises(MemoryError, match="no block of the arena is as large"):
+                own.acquire_nowait(4 * PAGE)
+        with pytest.raises(aioblk.UsageError, match="closed share"):
+            own.acquire_nowait(1)
+
+
 async def test_who_can_do_with_less_takes_what_is_promised_at_once() -> None:
     async with Arena(8 * PAGE) as arena:
         share = arena.share(size=2 * PAGE)

@@ -63,6 +63,43 @@ async def test_beyond_its_promise_a_share_takes_what_is_common() -> None:
     assert repr(one) == "<InFlightShare closed 0 requests, 1 promised, 0 bytes, 10 promised>"
 
 
+async def test_who_does_not_wait_enters_where_nobody_would_have_to() -> None:
+    in_flight = aioblk.InFlight(requests=4, bytes=100, kept=0.5)
+    one, other = in_flight.share(requests=1, bytes=10), in_flight.share(requests=1)
+    assert one.enter_nowait(10)
+    assert one.enter_nowait(50)  # of what is common
+    assert one.enter_nowait()
+    assert not one.enter_nowait()
+    assert not one.enter_nowait(1)
+    assert not other.enter_nowait(41)
+    waiting = asyncio.create_task(one.enter())
+    await turns()
+    one.leave()
+    await turns()
+    assert waiting.done()
+    assert (one.requests, one.bytes) == (3, 60)
+    again = asyncio.create_task(one.enter())
+    await turns()
+    other.leave() if other.enter_nowait() else pytest.fail("what is promised waits for nobody")
+    assert other.enter_nowait()
+    assert not other.enter_nowait()
+    assert not one.enter_nowait()
+    again.cancel()
+    await asyncio.wait([again])
+    one.leave(50)
+    assert other.enter_nowait()
+    with pytest.raises(ValueError, match="must not be negative"):
+        one.enter_nowait(-1)
+    one.close()
+    with pytest.raises(aioblk.UsageError, match="the share is closed"):
+        one.enter_nowait()
+    for share, lengths in ((one, (10, 0)), (other, (0, 0))):
+        for length in lengths:
+            share.leave(length)
+    other.close()
+    assert (in_flight.requests, in_flight.bytes) == (0, 0)
+
+
 async def test_without_bytes_a_share_is_promised_as_large_a_part_as_of_requests() -> None:
     in_flight = aioblk.InFlight(requests=8, bytes=800, kept=0.5)
     with in_flight.share(requests=1) as share:

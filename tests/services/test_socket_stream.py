@@ -62,6 +62,133 @@ async def test_messages_and_their_data(ends: Ends) -> None:
         await stream.read(1 << 20)
 
 
+async def test_what_has_not_been_received_is_not_there_at_once(ends: Ends) -> None:
+    stream, theirs = ends
+    assert stream.unpack_nowait(HEAD) is None
+    assert stream.read_nowait(1) is None
+    theirs.send(HEAD.pack(7, 5) + b"hello" + HEAD.pack(8, 0)[:3])
+    assert await stream.unpack(HEAD) == (7, 5)
+    assert stream.received == 8
+    assert stream.read_nowait(9) is None
+    assert stream.read_nowait(-1) is None
+    data = stream.read_nowait(5)
+    assert data is not None
+    assert bytes(data) == b"hello"
+    assert stream.unpack_nowait(HEAD) is None
+    theirs.send(HEAD.pack(8, 0)[3:] + HEAD.pack(9, 1))
+    assert await stream.unpack(HEAD) == (8, 0)
+    assert stream.unpack_nowait(HEAD) == (9, 1)
+    assert stream.received == 0
+
+
+async def test_messages_are_taken_as_they_come_until_one_is_left(ends: Ends) -> None:
+    stream, theirs = ends
+    taken: list[tuple[int, bytes]] = []
+    tasks: list[asyncio.Task[object] | None] = []
+
+    def take(kind: int, size: int) -> bool:
+        tasks.append(asyncio.current_task())
+        if kind == 0 or stream.received < size:
+            return False
+        data = stream.read_nowait(size)
+        assert data is not None
+        taken.append((kind, bytes(data)))
+        return True
+
+    receiving = asyncio.create_task(stream.unpack_while(HEAD, take))
+    sent = [(number, random.Random(number).randbytes(number)) for number in range(1, 300)]
+    theirs.send(HEAD.pack(7, 2) + b"hi")
+    await until(lambda: len(taken) == 1)
+    assert tasks == [None]  # the task was not needed
+    message = HEAD.pack(5, 3)
+    theirs.send(message[:2])
+    await asyncio.sleep(0)
+    theirs.send(message[2:] + b"all" + HEAD.pack(6, 4) + b"hal")
+    assert await receiving == (6, 4)  # whose data have not all come
+    assert taken == [(7, b"hi"), (5, b"all")]
+    theirs.send(b"f")
+    assert bytes(await stream.read(4)) == b"half"
+    del taken[:]
+    writing = asyncio.create_task(send_in_pieces(theirs, [*sent, (0, b""), (1, b"")]))
+    while (head := await stream.unpack_while(HEAD, take))[0]:
+        taken.append((head[0], bytes(await stream.read(head[1]))))
+    assert taken == sent
+    assert await stream.unpack(HEAD) == (1, 0)
+    await writing
+
+
+async def send_in_pieces(theirs: socket.socket, messages: list[tuple[int, bytes]]) -> None:
+    chance = random.Random(2)
+    data = b"".join(HEAD.pack(kind, len(body)) + body for kind, body in messages)
+    while data:
+        size = chance.choice([1, 5, 6, 100, 2000])
+        await asyncio.get_running_loop().sock_sendall(theirs, data[:size])
+        data = data[size:]
+        await asyncio.sleep(0)
+
+
+async def test_whoever_is_cancelled_while_messages_are_taken_loses_none(ends: Ends) -> None:
+    stream, theirs = ends
+    taken: list[int] = []
+
+    def take(kind: int, _size: int) -> bool:
+        taken.append(kind)
+        return True
+
+    receiving = asyncio.create_task(stream.unpack_while(HEAD, take))
+    theirs.send(HEAD.pack(1, 0) + HEAD.pack(2, 0)[:4])
+    await until(lambda: bool(taken))
+    with pytest.raises(StreamBusyError):
+        stream.read_nowait(1)
+    with pytest.raises(StreamBusyError):
+        stream.unpack_nowait(HEAD)
+    receiving.cancel()
+    await asyncio.wait([receiving])
+    theirs.send(HEAD.pack(2, 0)[4:])
+    assert await stream.unpack(HEAD) == (2, 0)
+    assert taken == [1]
+
+
+async def test_who_fails_to_take_a_message_fails_who_receives(ends: Ends) -> None:
+    stream, theirs = ends
+
+    def take(kind: int, _size: int) -> bool:
+        if kind == 1:
+            stream.abort("enough")
+            return True
+        raise LookupError(kind)
+
+    receiving = asyncio.create_task(stream.unpack_while(HEAD, take))
+    await asyncio.sleep(0)
+    theirs.send(HEAD.pack(3, 0))
+    with pytest.raises(LookupError):
+        await receiving
+    receiving = asyncio.create_task(stream.unpack_while(HEAD, take))
+    await asyncio.sleep(0)
+    theirs.send(HEAD.pack(1, 0))
+    with pytest.raises(DisconnectedError, match="enough"):
+        await receiving
+
+
+async def test_who_stops_within_a_message_that_would_be_taken_stalls() -> None:
+    ours, theirs = socket.socketpair()
+    stream = SocketStream(ours, least_rate=1e6)
+    receiving = asyncio.create_task(stream.unpack_while(HEAD, lambda *_: True))
+    theirs.send(HEAD.pack(1, 0))
+    await until(lambda: not stream.received)
+    await asyncio.sleep(0)
+    assert stream.stalled() == 0
+    theirs.send(HEAD.pack(2, 0)[:1])
+    async with asyncio.timeout(TIME_LIMIT):
+        await until(lambda: stream.stalled() > 0)
+        theirs.send(HEAD.pack(2, 0)[1:])
+        await until(lambda: stream.stalled() == 0)
+    receiving.cancel()
+    await asyncio.wait([receiving])
+    stream.close()
+    theirs.close()
+
+
 async def test_large_data_arrive_in_place_and_however_they_are_cut(ends: Ends) -> None:
     stream, theirs = ends
     chance = random.Random(1)

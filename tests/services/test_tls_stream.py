@@ -76,6 +76,28 @@ async def test_what_is_sent_is_received_whatever_is_asked_for(
     assert freed == [1, 2]
 
 
+async def test_messages_are_taken_as_they_come_until_one_is_left(
+    ends: tuple[aioblk.TlsStream, aioblk.TlsStream],
+) -> None:
+    server, client = ends
+    taken: list[bytes] = []
+
+    def take(size: int) -> bool:
+        data = server.read_nowait(size) if 0 < size <= server.received else None
+        taken.extend([] if data is None else [bytes(data)])
+        return data is not None
+
+    assert server.unpack_nowait(NUMBER) is None
+    receiving = asyncio.create_task(server.unpack_while(NUMBER, take))
+    await asyncio.sleep(0)
+    for use in (lambda: server.read_nowait(1), lambda: server.unpack_nowait(NUMBER)):
+        with pytest.raises(aioblk.StreamBusyError):
+            use()
+    client.send(NUMBER.pack(2) + b"hi" + NUMBER.pack(5) + b"hello" + NUMBER.pack(0))
+    assert await receiving == (0,)
+    assert taken == [b"hi", b"hello"]
+
+
 async def test_who_is_cancelled_while_receiving_loses_nothing(
     ends: tuple[aioblk.TlsStream, aioblk.TlsStream],
 ) -> None:

@@ -18,19 +18,12 @@ class Inquiry:
 
 
 @final
-@dataclass(slots=True)
 class Command:
-    """One that is being served. Offsets and lengths are in bytes."""
+    """One that is being served. Offsets and lengths are in bytes.
 
-    kind: int
-    flags: int
-    cookie: int
-    offset: int
-    length: int
-    payload: int
-    """How many bytes follow it."""
-    unanswered: int
-    """How many bytes of a read no reply has begun to answer."""
+    It is made for every read and write: what most have no use for is the class's until it is set.
+    """
+
     parts: int = 1
     """Those not done: each piece, and the task that receives until it is through with the command."""
     flush: bool = False
@@ -41,3 +34,14 @@ class Command:
     """The first that a part has met."""
     at: int | None = None
     """Where it did, or what goes step by step is, if that is known."""
+
+    def __init__(self, kind: int, flags: int, cookie: int, offset: int, length: int, payload: int) -> None:
+        self.kind = kind
+        self.flags = flags
+        self.cookie = cookie
+        self.offset = offset
+        self.length = length
+        self.payload = payload
+        """How many bytes follow it."""
+        self.unanswered = length
+        """How many bytes of a read no reply has begun to answer."""

@@ -26,6 +26,7 @@ from .handshake import Session
 from .policy import GRANULE
 from .statistics import Counts
 
+DATA = (protocol.READ, protocol.WRITE)
 CHANGE = (protocol.WRITE, protocol.TRIM, protocol.WRITE_ZEROES)
 PIECE = 256 << 10  # of data
 BOUNDARY = 4096  # pieces meet at a multiple of it, so that no block belongs to two of them
@@ -62,7 +63,7 @@ class Transmission:
         self._dialect = session.dialect
         self._contexts = session.contexts
         self._share = memory
-        self._counts = counts
+        self._commands, self._bytes, self._errors = counts.commands, counts.bytes, counts.errors
         self._in_flight = places
         self._long = asyncio.Lock()  # of the one command under way of those that may take long,
         self._asking = asyncio.Lock()  # and of the one that asks about ranges
@@ -79,11 +80,12 @@ class Transmission:
         Raises:
             DisconnectedError: the client is gone, or has to go.
         """
-        dialect, unpack, most = self._dialect, self._stream.unpack, self._export.largest_payload
+        dialect, stream, most = self._dialect, self._stream, self._export.largest_payload
         layout, expected, has_payloads = dialect.layout, dialect.magic, dialect.has_payloads
         try:
             while True:
-                magic, flags, kind, cookie, offset, length = await unpack(layout)
+                head = await stream.unpack_while(layout, self._begin_in_one)
+                magic, flags, kind, cookie, offset, length = head
                 if magic != expected:
                     raise DisconnectedError("the client sends commands without their magic number")
                 if kind == protocol.DISC:
@@ -94,7 +96,7 @@ class Transmission:
                 if payload > most:
                     raise DisconnectedError(f"the client sends {payload} bytes at once")
                 await self._in_flight.enter()  # or receive no more for now
-                command = Command(kind, flags, cookie, offset, length, payload, length)
+                command = Command(kind, flags, cookie, offset, length, payload)
                 try:
                     await self._begin(command)
                 except BaseException as error:
@@ -139,6 +141,50 @@ class Transmission:
 
     # --- from command to request ----------------------------------------------------------------------------
 
+    def _begin_in_one(self, magic: int, flags: int, kind: int, cookie: int, offset: int, length: int) -> bool:
+        """Begin a read or a write that is right, of one piece, and waits for nothing: whether it is.
+
+        Most are, and begin in half the time that the other way takes.
+        """
+        stream, dialect, is_write = self._stream, self._dialect, kind == protocol.WRITE
+        if (
+            magic != dialect.magic
+            or kind not in DATA
+            or not 0 < length <= PIECE
+            or offset + length > self._export.size
+            or flags & ~dialect.flags[kind]
+            or (is_write and (self._export.read_only or stream.received < length))
+            or not self._in_flight.enter_nowait()
+        ):
+            return False
+        if (buffer := self._share.acquire_nowait(length)) is None:
+            self._in_flight.leave()
+            return False
+        command = Command(kind, flags, cookie, offset, length, 0)
+        self._commands[kind] += 1
+        self._bytes[kind] += length
+        device = self._export.bytes
+        try:
+            if is_write:
+                buffer[:] = stream.read_nowait(length)
+                work = device.write(offset, buffer, fua=bool(flags & protocol.FUA))
+                done = partial(self._written, command, offset, buffer)
+            else:
+                work = device.read_into(offset, buffer)
+                done = partial(self._sender(command), command, offset, buffer, buffer)
+        except (Exception, asyncio.CancelledError) as error:
+            self._end_part(command, error, buffer)
+        else:
+            self._follow(work, done)
+        return True
+
+    def _sender(self, command: Command) -> Callable[..., None]:
+        """Whether zeroes in the reply are worth a look, and may go as holes."""
+        may_be = (
+            command.length >= zeroes.BLOCK and self._dialect.has_chunks and not command.flags & protocol.DF
+        )
+        return self._send_data_or_holes if may_be else self._send_data
+
     async def _begin(self, command: Command) -> None:
         """Submit what the command asks for; its end is answered by itself."""
         kind, refusal = command.kind, None
@@ -148,9 +194,9 @@ class Transmission:
             command.error = refusal
             await self._stream.skip(command.payload)
             return
-        self._counts.commands[kind] += 1
-        self._counts.bytes[kind] += command.length
-        if not command.length or kind not in (protocol.READ, protocol.WRITE):
+        self._commands[kind] += 1
+        self._bytes[kind] += command.length
+        if not command.length or kind not in DATA:
             self._begin_without_data(command)
         elif kind == protocol.WRITE:
             await self._receive_and_write(command)
@@ -300,7 +346,7 @@ class Transmission:
     async def _read_in_chunks(self, command: Command) -> None:
         """A structured reply has as many chunks as there are pieces; other replies may go between them."""
         position, end = command.offset, command.offset + command.length
-        send = self._send_data if command.length < zeroes.BLOCK else self._send_data_or_holes
+        send = self._sender(command)
         while position < end and not command.error:
             buffer = await self._take(min(end - position, PIECE))
             data = _piece(buffer, position, end)
@@ -407,19 +453,21 @@ class Transmission:
         except (Exception, asyncio.CancelledError) as error:
             self._end_part(command, error, buffer)
             return
-        if isinstance(begun, Request):
-            work: Work = begun
-        else:
-            work = asyncio.create_task(begun)
-            if buffer is None:
-                self._tasks[work] = command
-                work.add_done_callback(self._tasks.pop)
+        work = self._follow(begun, done)
+        if buffer is None and not isinstance(work, Request):
+            self._tasks[work] = command
+            work.add_done_callback(self._tasks.pop)
+
+    def _follow(self, begun: Coroutine[Any, Any, Any], done: Callable[[Work], None]) -> Work:
+        """Have *done* called when what has begun is."""
+        work: Work = begun if isinstance(begun, Request) else asyncio.create_task(begun)
         # A request whose outcome is asked for before the next one is made goes to the device by itself. So
         # that is done only when no other commands are here to go with it.
         if not self._stream.has_more and work.done():
             done(work)
         else:
             work.add_done_callback(done)
+        return work
 
     def _end_part(
         self,
@@ -453,7 +501,7 @@ class Transmission:
 
     def _fail(self, command: Command, error: BaseException) -> None:
         number = ERRORS.get(error.errno or 0, protocol.EIO) if isinstance(error, OSError) else protocol.EIO
-        self._counts.errors[number] += 1
+        self._errors[number] += 1
         if not isinstance(error, _RefusedError):
             self._export.backend.note(error)
         at = command.at if command.length else None  # of no byte none is the place
@@ -486,9 +534,10 @@ def _why(error: BaseException) -> BaseException:
 
 
 def _error_of(work: Work) -> BaseException | None:
-    if work.cancelled():
+    try:
+        return work.exception()
+    except asyncio.CancelledError:
         return _RefusedError(errno.ESHUTDOWN, "the server ends")
-    return work.exception()
 
 
 def _piece(buffer: ArenaBuffer, position: int, end: int) -> View:
