@@ -47,7 +47,7 @@ async def test_an_option_is_answered_when_the_answer_to_the_one_before_has_been_
 
             def sees() -> bool:
                 [each] = [*server._clients._shaking_hands]
-                unsent.append(sum(len(part) for part, _ in each.plain._outgoing))
+                unsent.append(sum(size for _, size, _ in each.plain._outgoing))
                 return unsent[-1] > 0 and len(unsent) > 100
 
             while not sees():  # noqa: ASYNC110 (nothing happens: that is the matter)
