@@ -145,6 +145,7 @@ Receive: TypeAlias = Callable[[Any], Awaitable[object]]
 RECEIVING: dict[str, Receive] = {
     "read": lambda stream: stream.read(8),
     "unpack": lambda stream: stream.unpack(struct.Struct("8s")),
+    "unpack_while": lambda stream: stream.unpack_while(struct.Struct("8s"), lambda message: False),
     "read_into": lambda stream: stream.read_into(bytearray(8)),
     "skip": lambda stream: stream.skip(8),
 }
