@@ -9,8 +9,9 @@ from ..copying import Comparison, compare
 from .output import in_words, print_json
 from .parameters import Opener, device_argument, size
 from .places import refuse_one_backend_twice
-from .progress import meter, progress_option, size_text
+from .progress import meter, progress_option
 from .running import run
+from .text import of_size
 
 __all__ = ["command"]
 
@@ -86,7 +87,7 @@ def _as_json(found: Comparison) -> dict[str, Any]:
 def _lines(found: Comparison, find_all: bool) -> list[str]:
     if found.same:
         longer = "" if found.sizes[0] == found.sizes[1] else "; the longer one has zeroes behind that"
-        return [f"the same: {size_text(min(found.compared, *found.sizes))}{longer}"]
+        return [f"the same: {of_size(min(found.compared, *found.sizes))}{longer}"]
     lines = [f"different: the first byte is at {found.first}"]
     if found.sizes[0] != found.sizes[1]:
         lines.append(f"the sizes are {found.sizes[0]} and {found.sizes[1]}")

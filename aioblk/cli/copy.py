@@ -17,8 +17,9 @@ from ..layers.block_device import BlockDevice
 from .output import print_json, say
 from .parameters import Opener, device_argument, rate, size
 from .places import Place, refuse_one_backend_twice
-from .progress import duration_text, meter, progress_option, size_text
+from .progress import meter, progress_option
 from .running import run
+from .text import of_size, of_wait
 
 __all__ = ["command"]
 
@@ -183,7 +184,7 @@ def is_there(journal: str | None) -> bool:
 def _say_what_is_kept(destination: Opener, last: CopyProgress, journal: str | None) -> None:
     if last.done >= last.size:
         return
-    kept = f"{destination.address} has {size_text(last.done)} of {size_text(last.size)}"
+    kept = f"{destination.address} has {of_size(last.done)} of {of_size(last.size)}"
     if is_there(journal):
         kept += "; the same command goes on from there"
     else:
@@ -202,12 +203,12 @@ def _name_the_side(error: BaseException, source: Opener, destination: Opener) ->
 
 def _summary(result: CopyResult) -> str:
     if result.cloned:
-        done = f"{size_text(result.size)} shared with the source by the file system"
+        done = f"{of_size(result.size)} shared with the source by the file system"
     else:
-        done = f"{size_text(result.copied)} copied"
+        done = f"{of_size(result.copied)} copied"
         zeroes = result.zeroed + result.skipped
-        done += f", {size_text(zeroes)} of zeroes" if zeroes else ""
-    done += f", after {size_text(result.resumed_at)} before" if result.resumed_at else ""
-    done += f", {size_text(result.discarded)} discarded behind it" if result.discarded else ""
-    rate = f" ({size_text(result.copied / result.seconds)}/s)" if result.copied and result.seconds else ""
-    return f"{done}{', verified' if result.verified else ''}, in {duration_text(result.seconds)}{rate}"
+        done += f", {of_size(zeroes)} of zeroes" if zeroes else ""
+    done += f", after {of_size(result.resumed_at)} before" if result.resumed_at else ""
+    done += f", {of_size(result.discarded)} discarded behind it" if result.discarded else ""
+    rate = f" ({of_size(int(result.copied / result.seconds))}/s)" if result.copied and result.seconds else ""
+    return f"{done}{', verified' if result.verified else ''}, in {of_wait(result.seconds)}{rate}"

@@ -11,8 +11,9 @@ from .._device.extents import Extent, ExtentKind
 from ..copying import map_extents
 from .output import print_json
 from .parameters import Opener, device_argument, size
-from .progress import meter, progress_option, size_text
+from .progress import meter, progress_option
 from .running import run
+from .text import of_size
 
 __all__ = ["command"]
 
@@ -83,7 +84,7 @@ def _summary(found: list[Extent]) -> Iterable[str]:
     for kind in ExtentKind:
         of_kind = [each.length for each in found if each.kind is kind]
         share = 100 * sum(of_kind) / total if total else 0
-        yield f"{kind.value}: {size_text(sum(of_kind))}, {share:.1f} %, in {len(of_kind)} pieces"
+        yield f"{kind.value}: {of_size(sum(of_kind))}, {share:.1f} %, in {len(of_kind)} pieces"
 
 
 def picture(found: list[Extent], width: int) -> str:

@@ -11,33 +11,16 @@ import click
 
 from .._sync.scopes import shielded
 from .output import say
+from .text import of_size, of_wait
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
-__all__ = ["Meter", "duration_text", "meter", "progress_option", "size_text"]
+__all__ = ["Meter", "meter", "progress_option"]
 
 FIRST = 0.5  # seconds: what is done by then needs no bar
 EVERY = 0.1  # seconds, on a terminal
 LINES_EVERY = 5.0  # seconds
-
-
-def size_text(size: float) -> str:
-    """Bytes, in powers of 1024: 512 B, 64 KiB, 1.5 GiB."""
-    unit = 0
-    while abs(size) >= 1024 and unit < 6:
-        size, unit = size / 1024, unit + 1
-    text = f"{size:.0f}" if size >= 100 or not unit else f"{size:.2f}".rstrip("0").rstrip(".")
-    return f"{text} {' KMGTPE'[unit].strip()}{'i' if unit else ''}B"
-
-
-def duration_text(seconds: float) -> str:
-    """0.35 s, 12 s, 4:05, 1:02:03."""
-    if seconds < 60:
-        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def progress_option(function: Any) -> Any:
@@ -69,11 +52,11 @@ class Meter:
     def line(self) -> str:
         seconds = max(time.monotonic() - self._began, 1e-6)
         rate = (self.done - self._from) / seconds
-        left = f", {duration_text((self.size - self.done) / rate)} left" if rate > 0 else ""
+        left = f", {of_wait((self.size - self.done) / rate)} left" if rate > 0 else ""
         share = 100 * self.done // self.size if self.size else 100
         return (
-            f"{self.what}: {size_text(self.done)} of {size_text(self.size)}, {share} %,"
-            f" {size_text(rate)}/s{left}"
+            f"{self.what}: {of_size(self.done)} of {of_size(self.size)}, {share} %,"
+            f" {of_size(int(rate))}/s{left}"
         )
 
 

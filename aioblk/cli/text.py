@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-__all__ = ["in_words", "of_duration", "of_rate", "of_size"]
+__all__ = ["in_words", "of_duration", "of_rate", "of_size", "of_wait"]
 
 
 def of_size(size: int | None) -> str:
@@ -31,6 +31,15 @@ def of_duration(seconds: float) -> str:
         if seconds >= factor:
             return f"{_three(seconds / factor)} {unit}"
     return f"{seconds * 1e9:.0f} ns" if seconds else "0"
+
+
+def of_wait(seconds: float) -> str:
+    """What people wait for: 0.35 s, 12 s, 4:05, 1:02:03."""
+    if seconds < 60:
+        return f"{seconds:.2f} s" if seconds < 10 else f"{seconds:.0f} s"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
 def _three(number: float) -> str:

@@ -18,7 +18,7 @@ from aioblk import BlkioError, Openable
 from aioblk.addresses import open_locked
 from aioblk.cli.map import picture
 from aioblk.cli.program import program
-from aioblk.cli.progress import duration_text, size_text
+from aioblk.cli.text import of_size, of_wait
 from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
@@ -270,14 +270,14 @@ def _read(terminal: int) -> bytes:
     [(0, "0 B"), (1023, "1023 B"), (1536, "1.5 KiB"), (1 << 30, "1 GiB"), (150 << 40, "150 TiB")],
 )
 def test_sizes_are_told_in_words(size: int, text: str) -> None:
-    assert size_text(size) == text
+    assert of_size(size) == text
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0.5, "0.50 s"), (12, "12 s"), (245, "4:05"), (3723, "1:02:03")]
 )
 def test_times_are_told_in_words(seconds: float, text: str) -> None:
-    assert duration_text(seconds) == text
+    assert of_wait(seconds) == text
 
 
 # --- compare, checksum, map ---------------------------------------------------------------------------------
