@@ -31,6 +31,7 @@ from benchmarks import (
 from benchmarks.model import CASES, Operation, Run, parse_size
 from benchmarks.paths import RESULTS, WORK
 from benchmarks.plan import PLANS
+from benchmarks.sheets import Sheet
 from benchmarks.targets import UnavailableError
 
 DESCRIPTION = """\
@@ -96,15 +97,11 @@ def main() -> int:
             case "writes":
                 return 0 if writes.measure(console, **common(arguments)) else 1
             case "nbd":
-                measured = nbd.measure(console, **common(arguments))
-                if arguments.json:
-                    arguments.json.write_text(json.dumps(measured, default=asdict, indent=1) + "\n")
+                hand_out_sheet(*nbd.measure(console, **common(arguments)), arguments)
             case "nbd-hostile":
                 return 0 if nbd_hostile.measure(console, **common(arguments)) else 1
             case "copy":
-                copied = copies.measure(console, **common(arguments))
-                if arguments.json:
-                    arguments.json.write_text(json.dumps(copied, default=asdict, indent=1) + "\n")
+                hand_out_sheet(*copies.measure(console, **common(arguments)), arguments)
             case "profile":
                 profiling.show(console, seconds=arguments.seconds)
             case "instructions":
@@ -136,6 +133,14 @@ def hand_out(run: Run, arguments: argparse.Namespace, console: Console) -> None:
         pictures.draw(run, arguments.picture)
     if arguments.publish:
         report.publish(run, arguments.publish)
+
+
+def hand_out_sheet(sheet: Sheet, samples: object, arguments: argparse.Namespace) -> None:
+    if arguments.json:
+        arguments.json.write_text(json.dumps(samples, default=asdict, indent=1) + "\n")
+    if arguments.publish:
+        sheet.publish(arguments.publish)
+        report.write_pages()
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from rich.console import Console
@@ -17,6 +17,7 @@ from rich.console import Console
 from benchmarks import tables
 from benchmarks.paths import ROOT
 from benchmarks.progress import steps
+from benchmarks.sheets import Sheet
 from benchmarks.targets import FILL_CHUNK, UnavailableError, scratch_file
 
 STARTING_SECONDS = 10.0
@@ -47,12 +48,13 @@ class Cell:
 
 def measure(
     console: Console, *, rounds: int, seconds: float, directory: Path, file_size: int
-) -> dict[str, dict[str, list[Sample]]]:
-    """Print a table of the medians and of the ratios within rounds, as Markdown; what was measured, by cell
-    and tool. *seconds* means nothing here: a copy takes as long as it takes."""
+) -> tuple[Sheet, dict[str, dict[str, list[Sample]]]]:
+    """Print a table of the medians and of the ratios within rounds; that, and what was measured, by cell and
+    tool. *seconds* means nothing here: a copy takes as long as it takes."""
     for program in ("nbdcopy", "qemu-img", "qemu-storage-daemon", "qemu-nbd"):
         if not shutil.which(program):
             raise UnavailableError(f"{program} is not installed")
+    sheet = Sheet.begin(f"aioblk copy beside nbdcopy, qemu-img and cp, {file_size >> 20} MiB")
     samples: dict[str, dict[str, list[Sample]]] = {}
     with contextlib.ExitStack() as stack:
         full = scratch_file(directory, file_size)
@@ -67,10 +69,9 @@ def measure(
                     begin(f"round {number + 1} of {rounds}: {cell.title}, {tool}")
                     sample = run_once(cell, tool, check=number == 0)
                     samples.setdefault(cell.title, {}).setdefault(tool, []).append(sample)
-    console.print(
-        tables.markdown(grid(samples, file_size, rounds)), highlight=False, markup=False, soft_wrap=True
-    )
-    return samples
+    sheet = replace(sheet, grid=grid(samples, file_size, rounds))
+    sheet.show(console)
+    return sheet, samples
 
 
 # --- what is copied -----------------------------------------------------------------------------------------
@@ -105,9 +106,8 @@ def cells_of(full: Path, sparse: Path, where: Path) -> Generator[list[Cell]]:
         socket, uri = stack.enter_context(daemon_exports(exported, where))
         for title, source in (("file to vhost-user", full), ("sparse file to vhost-user", sparse)):
             cells.append(file_to_vhost_user(title, source, exported, socket, uri))
-        if can_open_nbd():
-            server = stack.enter_context(nbd_export(full, where))
-            cells.append(nbd_to_file("NBD to file", full, server, where / "copy"))
+        server = stack.enter_context(nbd_export(full, where))
+        cells.append(nbd_to_file("NBD to file", full, server, where / "copy"))
         yield cells
 
 
@@ -172,17 +172,6 @@ def qemu_img(source: str, destination: str) -> list[str]:
 def has_libblkio() -> bool:
     done = subprocess.run(["qemu-img", "--help"], capture_output=True, text=True)
     return "virtio-blk-vhost-user" in done.stdout
-
-
-def can_open_nbd() -> bool:
-    """Whether this version of aioblk does."""
-    import aioblk
-
-    try:
-        aioblk.open("nbd+unix:///?socket=nowhere")
-    except aioblk.BlkioError:
-        return False
-    return True
 
 
 # --- servers ------------------------------------------------------------------------------------------------

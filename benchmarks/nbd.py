@@ -11,18 +11,19 @@ import sys
 import tempfile
 import time
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rich.box import SIMPLE_HEAD
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks.paths import ROOT
 from benchmarks.progress import steps
+from benchmarks.sheets import Sheet
+from benchmarks.tables import Grid
 from benchmarks.targets import UnavailableError, scratch_file
 
 STARTING_SECONDS = 10.0
+NOTE = "Ratios are of the operations in a second, within rounds. nbdkit's file plugin has no direct I/O."
 FASTEST = "aioblk-uvloop"  # of ours, which is held to the bars
 ORDER = {name: place for place, name in enumerate(("qemu-nbd", "nbdkit", "aioblk-asyncio", FASTEST))}
 
@@ -79,11 +80,13 @@ class Sample:
 
 def measure(
     console: Console, *, rounds: int, seconds: float, directory: Path, file_size: int
-) -> dict[str, dict[str, list[Sample]]]:
-    """Print a table of the medians and of the ratios within rounds; what was measured, by cell and server."""
+) -> tuple[Sheet, dict[str, dict[str, list[Sample]]]]:
+    """Print a table of the medians and of the ratios within rounds; that, and what was measured, by cell and
+    server."""
     for program in ("fio", "qemu-nbd", "nbdkit"):
         if not shutil.which(program):
             raise UnavailableError(f"{program} is not installed")
+    sheet = Sheet.begin("The NBD server beside qemu-nbd and nbdkit")
     file = scratch_file(directory, file_size)
     samples: dict[str, dict[str, list[Sample]]] = {}
     with contextlib.ExitStack() as stack:
@@ -103,8 +106,9 @@ def measure(
                     begin(f"round {number} of {rounds}: {cell}, {server.name}")
                     sample = run_fio(server, cell, seconds)
                     samples.setdefault(str(cell), {}).setdefault(server.name, []).append(sample)
-    show(console, samples)
-    return samples
+    sheet = replace(sheet, grid=grid(samples, rounds), notes=[NOTE])
+    sheet.show(console)
+    return sheet, samples
 
 
 def commands(file: Path, where: Path, *, direct: bool) -> Generator[tuple[str, Path, list[str]]]:
@@ -117,7 +121,7 @@ def commands(file: Path, where: Path, *, direct: bool) -> Generator[tuple[str, P
     socket = where / f"nbdkit-{kind}.sock"
     cache = ["cache=none"] if direct else []
     yield "nbdkit", socket, ["nbdkit", "--foreground", "--unix", str(socket), "file", str(file), *cache]
-    device = f"io_uring:{file}?direct=on" if direct else str(file)
+    device = f"io_uring:{file}?lock=off{'&direct=on' if direct else ''}"  # the others have it open, too
     for loop in "asyncio", *(["uvloop"] if importlib.util.find_spec("uvloop") else []):
         socket = where / f"aioblk-{loop}-{kind}.sock"
         ours = [sys.executable, "-m", "aioblk", "serve", "nbd", device]
@@ -164,40 +168,29 @@ def run_fio(server: Server, cell: Cell, seconds: float) -> Sample:
     )
 
 
-def show(console: Console, samples: dict[str, dict[str, list[Sample]]]) -> None:
-    table = Table(
-        *(
-            "",
-            "server",
-            "operations/s",
-            "p50 us",
-            "p99 us",
-            "processor us/op",
-            "x qemu-nbd",
-            "x nbdkit",
-            "bar",
-        ),
-        box=SIMPLE_HEAD,
-        pad_edge=False,
-    )
+def grid(samples: dict[str, dict[str, list[Sample]]], rounds: int) -> Grid:
+    head = [
+        *("", "server", "operations/s", "p50 us", "p99 us", "processor us/op"),
+        *("x qemu-nbd", "x nbdkit", "bar"),
+    ]
+    rows: list[list[str]] = []
     for cell in CELLS:
         by_server = samples[str(cell)]
-        for position, (server, found) in enumerate(
-            sorted(by_server.items(), key=lambda pair: ORDER[pair[0]])
-        ):
+        for server, found in sorted(by_server.items(), key=lambda pair: ORDER[pair[0]]):
             ratios = {name: ratios_of(found, by_server[name]) for name in ("qemu-nbd", "nbdkit")}
-            table.add_row(
-                str(cell) if position == 0 else "",
-                server,
-                f"{statistics.median(sample.operations for sample in found):,.0f}",
-                f"{statistics.median(sample.p50 for sample in found):,.0f}",
-                f"{statistics.median(sample.p99 for sample in found):,.0f}",
-                f"{statistics.median(sample.cost for sample in found):,.1f}",
-                *("" if name == server else in_words(ratios[name]) for name in ratios),
-                verdict(cell, ratios[cell.yardstick]) if server == FASTEST else "",
-                end_section=position == len(by_server) - 1,
+            rows.append(
+                [
+                    str(cell),
+                    server,
+                    f"{statistics.median(sample.operations for sample in found):,.0f}",
+                    f"{statistics.median(sample.p50 for sample in found):,.0f}",
+                    f"{statistics.median(sample.p99 for sample in found):,.0f}",
+                    f"{statistics.median(sample.cost for sample in found):,.1f}",
+                    *("" if name == server else in_words(ratios[name]) for name in ratios),
+                    verdict(cell, ratios[cell.yardstick]) if server == FASTEST else "",
+                ]
             )
-    console.print(table)
+    return Grid(f"A file over NBD at a Unix socket, fio as the client; median of {rounds} rounds", head, rows)
 
 
 def ratios_of(found: list[Sample], yardstick: list[Sample]) -> list[float]:

@@ -2,6 +2,7 @@
 
 import json
 
+from benchmarks import sheets
 from benchmarks.model import Run
 from benchmarks.paths import RESULTS, ROOT
 from benchmarks.pictures import draw
@@ -39,6 +40,7 @@ def write_pages() -> None:
     """RESULTS.md, the quotations of other pages, and the picture among the documentation."""
     runs = {path.stem: Run.from_json(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))}
     sections = [section(name, run) for name, run in runs.items()]
+    sections += [sheet.section() for sheet in sheets.published()]
     PAGE.write_text("\n\n".join([INTRODUCTION.strip(), *sections]) + "\n")
     quote(runs)
     if "full" in runs:

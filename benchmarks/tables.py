@@ -172,18 +172,20 @@ def footnotes(run: Run) -> list[str]:
 
 def show(run: Run, console: Console) -> None:
     for shown in grids(run):
-        console.print(shown.title, style="bold", highlight=False, markup=False, soft_wrap=True)
-        table = Table(box=SIMPLE_HEAD, pad_edge=False)
-        for index, heading in enumerate(shown.head):
-            is_text = has_text(shown, index)
-            table.add_column(
-                heading, justify="left" if is_text or not index else "right", no_wrap=not is_text
-            )
-        for row in shown.rows:
-            table.add_row(*row)
-        console.print(table, soft_wrap=True)
+        show_grid(shown, console)
     for note in footnotes(run):
         console.print(note, style="dim", highlight=False, markup=False, soft_wrap=True)
+
+
+def show_grid(shown: Grid, console: Console) -> None:
+    console.print(shown.title, style="bold", highlight=False, markup=False, soft_wrap=True)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    for index, heading in enumerate(shown.head):
+        is_text = has_text(shown, index)
+        table.add_column(heading, justify="left" if is_text or not index else "right", no_wrap=not is_text)
+    for row in shown.rows:
+        table.add_row(*row)
+    console.print(table, soft_wrap=True)
 
 
 def has_text(shown: Grid, column: int) -> bool:
