@@ -14,7 +14,7 @@ from aioblk.nbd import Export, Server
 async def serve(path: str, port: int = 10809) -> None:
     """Serve a file to clients on this machine, until cancelled."""
     async with aioblk.IoUring(path) as disk, Server([Export(disk)]) as server:
-        await server.listen("localhost", port)
+        await server.listen(port=port)
         print("at", *server.uris(), flush=True)
         await server.serve()
 

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import sys
+from typing import TextIO
 
 import click
 
@@ -37,15 +38,21 @@ def printable(text: str) -> str:
 
 def say(text: str) -> None:
     """A line on stderr. Where nobody reads it, that is no reason to fail."""
-    with contextlib.suppress(OSError):
+    try:
         click.echo(printable(text), err=True)
+    except OSError:
+        _lose(sys.stderr)  # or the interpreter would try again in the end, and fail
 
 
 def lose_output() -> None:
     """Nothing is written to stdout from now on, be it what waits to be."""
+    _lose(sys.stdout)
+
+
+def _lose(stream: TextIO) -> None:
     with contextlib.suppress(OSError):
         nowhere = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(nowhere, sys.stdout.fileno())
+        os.dup2(nowhere, stream.fileno())
         os.close(nowhere)
 
 
