@@ -215,7 +215,7 @@ def _has_begun(how: signal.Signals) -> bool:
 
 
 def test_a_copy_that_is_killed_before_anything_was_copied_goes_on(source: Path) -> None:
-    arguments = ("copy", "--resume", "state", "--rate", "1", "disk.img", "copy.img")
+    arguments = ("copy", "--resume", "state", "--rate", "1", "--request-size", "64K", "disk.img", "copy.img")
     process = subprocess.Popen(command(*arguments), env={**os.environ, **variables()})
     deadline = time.monotonic() + PATIENCE
     while not Path("state").exists() and time.monotonic() < deadline:
