@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -126,8 +127,12 @@ def test_a_process_has_its_whole_name(scratch_file: Path, tmp_path: Path) -> Non
         with scratch_file.open() as file:
             process = subprocess.Popen([tmp_path / name, "1000"], stdin=file)
         with process:
-            assert said(scratch_file) == [f"open for reading in process {process.pid} ({shown})"]
-            process.kill()
+            try:
+                while not Path(f"/proc/{process.pid}/cmdline").read_bytes():  # it has begun, nearly
+                    time.sleep(0.001)
+                assert said(scratch_file) == [f"open for reading in process {process.pid} ({shown})"]
+            finally:
+                process.kill()
 
 
 # --- the kernel ---------------------------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from typing import Self, final
 
 from ...errors import OptionError, UnsupportedError
 
-CIPHERS_OF_KEYS = "kECDHEPSK:kDHEPSK:!eNULL:!3DES"  # of TLS 1.2
+CIPHERS_OF_KEYS = "kECDHEPSK:kDHEPSK:!eNULL:!3DES:!AESCCM8"  # of TLS 1.2
 LONGEST_KEY = 256  # bytes; with longer ones handshakes fail, and nobody could tell why
 
 
