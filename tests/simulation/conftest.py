@@ -3,6 +3,7 @@
 To choose among its tests: ``python -m tests.simulation -m pytest tests/simulation/test_checks.py -k NAME``.
 """
 
+import faulthandler
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -55,6 +56,9 @@ def pytest_pycollect_makemodule(module_path: Path, parent: Any) -> pytest.Module
 def simulator(no_leaks: None) -> Iterator[Simulator]:
     """The simulator, as new; a test in which aioblk has done something wrong fails. What it expects
     it forgives."""
+    # pytest's watchdog reads the clock in a thread of its own, which may be so late that a test has set the
+    # virtual one by then: the machine's is far ahead of it, and the watchdog ends the process at once.
+    faulthandler.cancel_dump_traceback_later()
     simulator = Simulator()
     simulator.configure(record=1)
     simulator.patience(PATIENCE)
