@@ -93,10 +93,11 @@ def _rate(kilo: int) -> Callable[[object], int]:
 def _seconds(value: object) -> float:
     try:
         if isinstance(value, str):
+            text = value
             try:
-                value = float(value)
+                value = float(text)
             except ValueError:
-                value = parse_duration(value)
+                value = parse_duration(text)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
             raise ValueError
         return float(value)
