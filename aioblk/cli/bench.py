@@ -44,7 +44,11 @@ SEARCH_SECONDS, SEARCH_DEPTH = 2.0, 256
     "--iodepth", type=click.IntRange(1, 65536), help="Requests in flight, of each job.  [default: 1]"
 )
 @click.option(
-    "--jobs", type=click.IntRange(1, 256), default=1, show_default=True, help="Event loops: see below."
+    "--jobs",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    help="Processes, or threads where one process can open the device: see above.",
 )
 @click.option("--runtime", type=duration, help="How long is measured.  [default: 10s]")
 @click.option("--warmup", type=duration, default="1s", show_default=True, help="For how long it is not.")
@@ -260,11 +264,11 @@ def _check_combinations(kind: str, **options: Any) -> None:
     if options["rate"] is not None and not options["rate"] > 0:
         raise click.UsageError("--rate 0: nothing would be done")
     if options["mix"] is not None and kind != "rw":
-        raise click.UsageError("--mix is of rw and randrw")
+        raise click.UsageError("--mix goes with rw and randrw only")
     if (options["fua"] or options["fsync"]) and kind in ("read", "trim"):
-        raise click.UsageError("--fua and --fsync are of writes")
+        raise click.UsageError("--fua and --fsync go with what writes only: write, randwrite, rw and randrw")
     if options["verify"] and kind not in ("write", "rw"):
-        raise click.UsageError("--verify is of what writes: write, randwrite, rw and randrw")
+        raise click.UsageError("--verify goes with what writes only: write, randwrite, rw and randrw")
     if options["verify"] and (options["bs"] % 512 or options["fsync"]):
         raise click.UsageError("--verify needs a --bs that is a multiple of 512, and goes without --fsync")
 
@@ -280,7 +284,8 @@ def _check_range(plan: Plan, capacity: int, alignment: int, length: int) -> None
         )
     if length < plan.block_size:
         raise click.UsageError(
-            f"there is no room for a request of {plan.block_size} bytes: {max(length, 0)} bytes"
+            f"--bs {of_size(plan.block_size)} is more than the range has: {of_size(max(length, 0))} of the"
+            f" device's {of_size(capacity)}, from offset {plan.offset} on"
         )
     if plan.offset + length > capacity:
         raise click.UsageError(f"the range ends at {plan.offset + length}, the device at {capacity}")

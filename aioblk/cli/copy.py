@@ -118,10 +118,12 @@ async def _copy(
     options: dict[str, Any],
 ) -> CopyResult:
     refuse_one_backend_twice(source, destination)
-    place = Place(destination)
+    place, origin = Place(destination), Place(source)
+    if place.is_same_file(origin) and not (place.has_layers or origin.has_layers):
+        raise click.ClickException(f"{source.address} and {destination.address} are the same")
     _refuse_unless_safe(destination, place, overwrite or is_there(options["journal"]))
     # Of parts of one file, the lock of the part that is written to is for both.
-    open_source = source.locked if lock and not place.is_same_file(Place(source)) else source
+    open_source = source.locked if lock and not place.is_same_file(origin) else source
     open_destination = destination.locked if lock else destination
     async with AsyncExitStack() as resources:
         ours = await resources.enter_async_context(open_source(read_only=True))
@@ -131,6 +133,10 @@ async def _copy(
             theirs = await _make_file(resources, open_destination, direct=is_whole)
         else:
             theirs = await resources.enter_async_context(open_destination())
+        if theirs.read_only:
+            raise click.ClickException(
+                f"{destination.address} can only be read: it is opened, or offered, so"
+            )
         told = await resources.enter_async_context(meter(progress))
         last: CopyProgress | None = None
 

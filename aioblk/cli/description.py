@@ -14,7 +14,7 @@ from .._device.extents import ExtentKind
 from .._device.holders import Holder, find_holders
 from .._libblkio.properties import IO_URING
 from .._sync.blocking import run_blocking
-from ..addresses import Openable
+from ..addresses import Openable, parse_address
 from ..errors import BlkioError, UnsupportedError
 from ..layers.block_device import BlockDevice, KnowsExtents
 from ..layers.partitions import Partition, partitions
@@ -116,8 +116,19 @@ async def describe(opener: Opener) -> Description:
         found.error = str(error)
         found.remedies = await run_blocking(partial(_remedies, found, error))
     if found.file is not None and found.driver == IO_URING and found.read_only is not None:
-        found.read_only = not found.file.writable  # it was opened for reading, whatever it is
+        # it was opened for reading, whatever it is
+        found.read_only = _is_for_reading(opener) or not found.file.writable
     return found
+
+
+def _is_for_reading(opener: Opener) -> bool:
+    """Whether the address itself allows no changes."""
+    address = parse_address(opener.address)
+    while address.name != "readonly" and address.options.get("read_only") is not True:
+        if address.base is None or address.name == "cow":  # what lies below that is only read in any case
+            return False
+        address = address.base
+    return True
 
 
 async def _open(opener: Opener) -> Openable:

@@ -84,7 +84,8 @@ def _summary(found: list[Extent]) -> Iterable[str]:
     for kind in ExtentKind:
         of_kind = [each.length for each in found if each.kind is kind]
         share = 100 * sum(of_kind) / total if total else 0
-        yield f"{kind.value}: {of_size(sum(of_kind))}, {share:.1f} %, in {len(of_kind)} pieces"
+        pieces = "piece" if len(of_kind) == 1 else "pieces"
+        yield f"{kind.value}: {of_size(sum(of_kind))}, {share:.1f} %, in {len(of_kind)} {pieces}"
 
 
 def picture(found: list[Extent], width: int) -> str:

@@ -41,7 +41,7 @@ class Place:
 
     def __init__(self, opener: Opener) -> None:
         address = parse_address(opener.address)
-        self._has_layers = address.base is not None
+        self.has_layers = address.base is not None
         while address.base is not None:
             address = address.base
         path = address.options.get("path") if address.name == IO_URING else None
@@ -55,7 +55,7 @@ class Place:
     @property
     def can_be_made(self) -> bool:
         """Whether there is nothing, and it is to be a file."""
-        return self.path is not None and self._status is None and not self._has_layers
+        return self.path is not None and self._status is None and not self.has_layers
 
     @property
     def has_content(self) -> bool:

@@ -52,7 +52,7 @@ def options(function: Decorated) -> Decorated:
 
 def _said(setting: Setting) -> str:
     value = setting.default
-    if setting.metavar == "SIZE":
+    if setting.metavar in ("SIZE", "RATE"):
         return f"{value >> 20}M" if value >= 1 << 20 else f"{value >> 10}K"
     return f"{value:g}" if isinstance(value, float) else str(value)
 
@@ -75,7 +75,7 @@ def nbd(devices: tuple[str, ...], config: str | None, **given: Any) -> int:
     aioblk serve nbd 'io_uring:/dev/sdb?direct=on' --address '*' --allow 10.0.0.0/8
         a disk without the page cache, to a network; * is every address of this machine
     aioblk serve nbd root=root.img data=data.img --unix nbd.sock --default root
-        two exports, at a Unix socket
+        two exports, at a Unix socket: nbd+unix:///data?socket=nbd.sock
     aioblk serve nbd disk.img --address '*' --tls-certificates /etc/pki/nbd --tls-verify-peer
         to whoever has a certificate
     aioblk serve nbd --config /etc/aioblk/nbd.toml
@@ -88,9 +88,10 @@ def nbd(devices: tuple[str, ...], config: str | None, **given: Any) -> int:
         qemu-img convert nbd://localhost -O qcow2 backup.qcow2
         nbd-client localhost /dev/nbd0          as a disk of this machine, for root
 
-    A DEVICE is a path, or DRIVER:PATH?PROPERTY=VALUE&... with one of libblkio's drivers. NAME is what clients
-    ask for; without one, the export has none, which is what they ask for when they name none. What has an
-    equals sign in its path and no name is written ./a=b.
+    A DEVICE is an address: a path; DRIVER:PATH?OPTION=VALUE&... with one of libblkio's drivers; another
+    server's export, nbd://host/export; or a layer over any of them, slice,partition=1:/dev/sdb. NAME is what
+    clients ask for; without one, the export has none, which is what they ask for when they name none. What
+    has an equals sign in its path and no name is written ./a=b.
 
     SIGINT or SIGTERM end the server: what is in flight is finished and answered first, within --drain
     seconds, whatever clients do. A second one does not wait. A device that is lost is reported; what happens

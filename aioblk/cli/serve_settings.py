@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast, final
 
-from ..addresses import Openable, open_locked, parse_size
+from ..addresses import Openable, open_locked, parse_duration, parse_rate, parse_size
 from ..addresses import open as open_address
 from ..errors import OptionError
 from ..layers.throttle import Rate
@@ -76,19 +76,33 @@ def _size(value: object) -> int:
     return _count(value)
 
 
+def _rate(kilo: int) -> Callable[[object], int]:
+    """So much a second: 4096, "100M/s"."""
+
+    def read(value: object) -> int:
+        if not isinstance(value, str):
+            return _count(value)
+        try:
+            return int(parse_rate(value, kilo=kilo))
+        except (OptionError, OverflowError) as error:
+            raise ValueError("a rate such as 100M/s, 1.5G/min or 500") from error
+
+    return read
+
+
 def _seconds(value: object) -> float:
     try:
         if isinstance(value, str):
-            number, unit = value[:-1], value[-1:]
-            value = float(number) * UNITS[unit] if unit in UNITS else float(value)
+            text = value
+            try:
+                value = float(text)
+            except ValueError:
+                value = parse_duration(text)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
             raise ValueError
         return float(value)
     except (ValueError, OverflowError):
-        raise ValueError("a number of seconds") from None
-
-
-UNITS = {"s": 1, "m": 60, "h": 3600}
+        raise ValueError("a number of seconds or a time such as 250ms or 1h30m") from None
 
 
 def _network(value: object) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
@@ -206,30 +220,34 @@ SETTINGS: tuple[Setting, ...] = (
         "for all in turns.",
         "SIZE",
     ),
-    Setting("rate", "limits", _positive(_size), None, "Bytes per second, of each client.", "SIZE"),
     Setting(
-        "operations", "limits", _positive(_count), None, "Requests per second, of each client.", "NUMBER"
+        "rate", "limits", _positive(_rate(1024)), None, "Bytes a second, of each client: 100M/s.", "RATE"
+    ),
+    Setting(
+        *("operations", "limits", _positive(_rate(1000)), None),
+        "Requests a second, of each client: 5K/s.",
+        "RATE",
     ),
     Setting(
         *("patience", "limits", _seconds, 30.0),
         "For a handshake; for which a client may be behind the least rate; of silence until a peer in the "
         "network is taken for dead.",
-        "SECONDS",
+        "DURATION",
     ),
     Setting(
-        *("least-rate", "limits", _positive(_size), 4096),
-        "Per second, of a client that is in the middle of sending or taking something.",
-        "SIZE",
+        *("least-rate", "limits", _positive(_rate(1024)), 4096),
+        "Bytes a second, of a client that is in the middle of sending or taking something.",
+        "RATE",
     ),
     Setting(
         *("idle", "limits", _seconds, None),
         "Send away clients that have asked for nothing for so long.",
-        "SECONDS",
+        "DURATION",
     ),
     Setting(
         *("drain", "limits", _seconds, 10.0),
         "For finishing and answering what is in flight when the server ends.",
-        "SECONDS",
+        "DURATION",
     ),
     Setting(
         *("when-lost", "limits", _one_of("end", "reconnect"), "end"),

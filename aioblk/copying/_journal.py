@@ -36,6 +36,14 @@ def identity_of(device: BlockDevice, *, is_source: bool) -> Identity:
     return identity | ({"modified": status.st_mtime_ns} if is_source else {})
 
 
+def _in_words(identity: object) -> str:
+    """Of a journal, which may hold anything."""
+    if not isinstance(identity, dict):
+        return "nothing" if identity is None else reprlib.repr(identity)
+    entries = cast("dict[object, object]", identity)
+    return ", ".join(f"{key} {reprlib.repr(value)}" for key, value in entries.items()) or "another process's"
+
+
 @final
 class Journal:
     """The file, which is there from when the copy begins until it is done."""
@@ -66,9 +74,10 @@ class Journal:
             raise self._wrong("it is no journal of a copy; name another file")
         for side, identity in self._sides.items():
             if entries.get(side) != identity:
+                was, now = _in_words(entries.get(side)), _in_words(identity)
                 raise self._wrong(
-                    f"it is of a copy whose {side} was another one, or has been changed since"
-                    f" ({reprlib.repr(entries.get(side))}, and is {identity}); remove it to copy anew"
+                    f"it is of a copy whose {side} was another one, or has been changed since: {was} then,"
+                    f" and {now} now. Give the same {side}, or remove it to copy anew"
                 )
         return done
 

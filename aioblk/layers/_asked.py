@@ -96,7 +96,7 @@ def end_of_stretch(
     if not 0 <= offset <= end <= capacity:
         raise OptionError(
             f"the range is not within the {capacity} bytes of the device",
-            driver=name,
+            driver=None if name == operation else name,
             operation=operation,
             offset=offset,
             length=length,

@@ -122,6 +122,19 @@ def ways_of_making(monkeypatch: pytest.MonkeyPatch, refused: int | None = None) 
     return found
 
 
+def test_nobody_is_told_to_write_a_file_over_itself(source: Path) -> None:
+    os.symlink("disk.img", "link.img")
+    for options in (), ("--overwrite",):
+        refused = typed("copy", *options, "disk.img", "link.img", status=1)
+        assert refused == "aioblk: disk.img and link.img are the same\n"
+
+
+def test_what_can_only_be_read_is_no_destination(source: Path) -> None:
+    Path("copy.img").touch()
+    refused = typed("copy", "disk.img", "readonly:copy.img", status=1)
+    assert refused == "aioblk: readonly:copy.img can only be read: it is opened, or offered, so\n"
+
+
 def test_a_file_with_content_is_written_over_if_that_is_said(source: Path) -> None:
     Path("copy.img").write_bytes(b"precious")
     refused = typed("copy", "disk.img", "copy.img", status=1)
@@ -222,6 +235,10 @@ def test_a_copy_that_is_killed_before_anything_was_copied_goes_on(source: Path) 
         time.sleep(0.01)
     process.kill()
     assert process.wait(PATIENCE) == -signal.SIGKILL
+    refused = typed("copy", "--resume", "state", "disk.img", "other.img", status=1)
+    assert "whose destination was another one, or has been changed since: file [" in refused
+    assert "Give the same destination, or remove it to copy anew" in refused
+    assert not Path("other.img").exists()
     typed("copy", "-q", "--resume", "state", "disk.img", "copy.img")
     assert Path("copy.img").read_bytes() == source.read_bytes()
 
@@ -322,7 +339,7 @@ def test_a_map_is_a_table_or_json(source: Path) -> None:
     ]
     words = typed("map", "disk.img")
     assert f"{MIB:>20} {MIB + 100:>20}  hole" in words
-    assert "data: 1 MiB, 50.0 %, in 1 pieces" in words
+    assert "data: 1 MiB, 50.0 %, in 1 piece\n" in words
     source.write_bytes(source.read_bytes())  # no holes any more
     assert "hole: 0 B" in typed("map", "--summary", "disk.img")
     assert "hole: 1 MiB" in typed("map", "--summary", "--detect-zeroes", "4K", "disk.img")

@@ -353,6 +353,23 @@ def test_a_file_that_may_not_be_written_is_described_for_what_it_is(
     assert info(scratch_file)[1]["read_only"] is True
 
 
+@pytest.mark.parametrize(
+    ("address", "read_only"),
+    [
+        ("readonly:{}", True),
+        ("io_uring:{}?read-only=on", True),
+        ("slice,length=4M:readonly:{}", True),
+        ("cow,read-only=on:{}", True),
+        ("cow:readonly:{}", False),
+        ("slice,length=4M:{}", False),
+    ],
+)
+def test_an_address_that_allows_no_changes_is_not_writable(
+    scratch_file: Path, address: str, read_only: bool
+) -> None:
+    assert info(address.format(scratch_file))[1]["read_only"] is read_only
+
+
 def test_looking_leaves_the_file_as_it_was(scratch_file: Path) -> None:
     before = scratch_file.read_bytes(), os.stat(scratch_file)
     info(scratch_file)

@@ -77,6 +77,8 @@ def test_names_descriptions_and_a_default_on_the_command_line(tmp_path: Path) ->
         (["x=a", "y=b", "--description", "z"], "--description is of one export"),
         (["a", "--adress", "b"], "Did you mean.*--address"),
         (["a", "--tls", "maybe"], "it must be off or allow or require, not 'maybe'"),
+        (["a", "--rate", "fast"], "it must be a rate such as 100M/s, 1.5G/min or 500, not 'fast'"),
+        (["a", "--rate", "1/min"], "it must be positive, not '1/min'"),
         (["a", "--clients", "many"], "it must be a whole number, not 'many'"),
         (["a", "--clients", "0"], "clients must be at least 1, not 0"),
         (["a", "--clients", "9" * 5000], "it must be a whole number, not '9"),
@@ -105,7 +107,9 @@ def test_a_file_may_say_everything(tmp_path: Path) -> None:
         [limits]
         memory = "1G"
         least-rate = 512
-        idle = "1h"
+        rate = "10M/s"
+        operations = "5K/s"
+        idle = "1h30m"
         patience = 2.5
         allow = ["10.0.0.0/8"]
         [process]
@@ -124,7 +128,8 @@ def test_a_file_may_say_everything(tmp_path: Path) -> None:
     ]
     assert values["memory"] == 1 << 30
     assert values["least-rate"] == 512
-    assert values["idle"] == 3600
+    assert (values["rate"], values["operations"]) == (10 << 20, 5000)
+    assert (values["idle"], values["patience"]) == (5400, 2.5)
     assert values["address"] == ("::1", "127.0.0.1")
     assert [str(network) for network in values["allow"]] == ["10.0.0.0/8"]
 
@@ -145,7 +150,10 @@ def test_a_file_may_say_everything(tmp_path: Path) -> None:
         ("[limits]\nclients = '3x'", r"\[limits\] clients must be a whole number, not '3x'"),
         ("[limits]\nclients = true", r"\[limits\] clients must be a whole number, not True"),
         ("[limits]\nclients = [1, 2]", r"\[limits\] clients is one value, not \[1, 2\]"),
-        ("[limits]\nidle = 'long'", r"\[limits\] idle must be a number of seconds, not 'long'"),
+        (
+            "[limits]\nidle = 'long'",
+            r"\[limits\] idle must be a number of seconds or a time such as .*, not 'long'",
+        ),
         ("[process]\nverbose = 'yes'", r"\[process\] verbose must be true or false, not 'yes'"),
         ("[limits", "Expected ']'"),
         ("[limits]\nclients = '" + "9" * 5000 + "'", r"\[limits\] clients must be a whole number"),

@@ -211,7 +211,7 @@ async def test_a_change_that_was_answered_and_not_flushed_loses_the_device(
         read = dev.read(0, 512)
         if is_lost:
             with pytest.raises(
-                DeviceLostError, match=r"when 1 changes had been answered and not been flushed"
+                DeviceLostError, match=r"when 1 change had been answered and not been flushed"
             ):
                 await read
             await dev.reconnect()
@@ -235,7 +235,7 @@ async def test_report_lets_the_next_flush_fail_once(
         else:
             await dev.read(0, 512)
             flush = dev.flush()
-        with pytest.raises(BlkioError, match="1 changes had been answered and not been flushed") as caught:
+        with pytest.raises(BlkioError, match="1 change had been answered and not been flushed") as caught:
             await flush
         assert caught.value.errno == errno.EIO
         assert not isinstance(caught.value, DeviceLostError)

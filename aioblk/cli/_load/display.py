@@ -125,7 +125,7 @@ def show_result(result: Result) -> None:
         share = result.user / (used or 1)
         out.print(
             f"processor: {used / result.seconds * 100:.0f} % of one,"
-            f" {of_duration(used / count)} for each request ({share * 100:.0f} % of it outside the kernel)"
+            f" {of_duration(used / count)} a request ({share * 100:.0f} % of it outside the kernel)"
         )
     if plan.verify and result.complete:
         verified = result.verified

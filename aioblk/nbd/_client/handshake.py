@@ -5,6 +5,7 @@ receive is bounded, and the time for all of it is the caller's to bound.
 """
 
 import errno
+import os
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ MOST_BYTES = 16 << 20  # of all replies to one option
 LONGEST_TEXT = 4096
 MOST_SAID = 500  # characters of a server's words, in an error
 QUADS = Struct(">QQ")
+GREETING = "while it greets"
+UNKNOWN_AUTHORITY = frozenset({2, 18, 19, 20, 21})  # X509_V_ERR: who has signed it is not among the trusted
 BASE_ALLOCATION = protocol.BASE_ALLOCATION.decode()
 
 REFUSALS = {
@@ -145,9 +148,9 @@ async def greet(uri: NbdUri, tls: ssl.SSLContext | None, dead_after: float) -> _
     try:
         connection = await connect(uri.address, dead_after)
     except OSError as error:
-        raise error_of(
-            uri, error.errno or errno.EIO, f"cannot connect to {uri.server}: {error.strerror}"
-        ) from None
+        number = error.errno or errno.EIO
+        why = "" if error.strerror == os.strerror(number) else f": {error.strerror}"
+        raise error_of(uri, number, f"cannot connect to {uri.server}{why}") from None
     channel: Channel = PlainChannel(connection)
     try:
         options = await _greeting(channel, uri)
@@ -157,15 +160,26 @@ async def greet(uri: NbdUri, tls: ssl.SSLContext | None, dead_after: float) -> _
     except BaseException as error:
         channel.close()
         if isinstance(error, (EOFError, OSError)) and not isinstance(error, BlkioError):
-            raise gone(uri, error, "while it greets") from None
+            raise gone(uri, error, GREETING) from None
         raise
 
 
 def gone(uri: NbdUri, error: BaseException, when: str) -> BlkioError:
     if isinstance(error, EOFError):
-        return error_of(uri, errno.ECONNRESET, f"the server closes the connection {when}")
+        return error_of(uri, errno.ECONNRESET, f"the server closes the connection {when}{_maybe(when)}")
     number = getattr(error, "errno", None) or errno.EIO
-    return error_of(uri, number, f"{getattr(error, 'strerror', None) or error} {when}")
+    what = str(getattr(error, "strerror", None) or error)
+    if what == os.strerror(number):
+        what = "the connection breaks"
+    elif "CERTIFICATE_REQUIRED" in what:
+        what = (
+            f"the server wants a certificate: tls_certificates is a directory with client-cert.pem ({what})"
+        )
+    return error_of(uri, number, f"{what} {when}")
+
+
+def _maybe(when: str) -> str:
+    return "; it may not let in this machine or user" if when == GREETING else ""
 
 
 async def _greeting(channel: Channel, uri: NbdUri) -> _Options:
@@ -209,8 +223,10 @@ async def _start_tls(options: _Options, uri: NbdUri, context: ssl.SSLContext) ->
     try:
         await channel.shake_hands()
     except ssl.SSLCertVerificationError as error:
+        is_unknown = error.verify_code in UNKNOWN_AUTHORITY
+        remedy = "; tls_certificates is a directory with a ca-cert.pem to trust" if is_unknown else ""
         raise error_of(
-            uri, errno.EACCES, f"the server's certificate is not trusted: {error.verify_message}"
+            uri, errno.EACCES, f"the server's certificate is not trusted: {error.verify_message}{remedy}"
         ) from None
     except (ssl.SSLError, EOFError) as error:
         why = error.reason if isinstance(error, ssl.SSLError) else None

@@ -134,11 +134,11 @@ class Life:
             return
         if in_doubt:
             doubt = (
-                f"{why}, when {in_doubt} changes had been answered and not been flushed: they may be gone"
-                " with the server's cache, and have to be made again"
+                f"{why}, when {in_doubt} {'change' if in_doubt == 1 else 'changes'} had been answered and not"
+                " been flushed: what may be gone with the server's cache, and has to be made again"
             )
             if self._terms.unflushed == "lose":
-                self._lose(f"{doubt}; then reconnect() the device (unflushed='lose')")
+                self._lose(f"{doubt} (unflushed='lose')")
                 return
             if self._terms.unflushed == "report":
                 dispatch.forget_unflushed()
