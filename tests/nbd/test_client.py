@@ -539,6 +539,13 @@ async def test_who_is_not_there_is_named(tmp_path: Path) -> None:
         assert caught.value.errno in (errno.ENOENT, errno.ECONNREFUSED)
 
 
+@pytest.mark.parametrize("host", ["a..b", "n" * 64, "\udcff"])
+async def test_what_is_no_name_of_a_host_is_refused(host: str) -> None:
+    with pytest.raises(BlkioError, match="is no name of a host") as caught:
+        await aioblk.Nbd(f"nbd://{host}").open()
+    assert caught.value.errno == errno.EINVAL
+
+
 async def test_a_host_that_nobody_knows_is_named() -> None:
     with pytest.raises(BlkioError, match=r"the host 'nowhere\.invalid' is not known") as caught:
         await aioblk.Nbd("nbd://nowhere.invalid").open()
