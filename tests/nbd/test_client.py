@@ -24,6 +24,7 @@ from aioblk import (
 )
 from aioblk.nbd import list_exports
 from aioblk.nbd._client import channel
+from aioblk.nbd._client.commands import Command as Ours
 from aioblk.testing import Fault, Faulty, MemoryDevice
 
 from ..support.nbd_in_process import serving
@@ -425,6 +426,72 @@ async def test_cancellation_in_any_turn_leaves_the_device_in_order(
         counts = dev.statistics()
         assert counts.submitted == counts.completed + counts.cancelled
         assert counts.in_flight == 0
+
+
+@pytest.mark.parametrize("depth", [1, 65536], ids=["waiting", "unsent"])
+async def test_taking_requests_back_looks_through_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    compared = 0
+
+    def compare(one: object, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return one is other
+
+    async def script(session: Session) -> None:
+        await asyncio.Event().wait()
+
+    async with scripted(tmp_path, script, Export()) as uri, aioblk.Nbd(uri, depth=depth) as dev:
+        first = asyncio.ensure_future(dev.write(0, bytes(s.SIZE)))  # more than the kernel takes
+        requests = [asyncio.ensure_future(dev.read(512 * n, 512)) for n in range(1000)]
+        monkeypatch.setattr(Ours, "__eq__", compare, raising=False)
+        for request in reversed(requests):
+            request.cancel()
+        dev.abandon()
+        await asyncio.wait([first, *requests])
+        assert compared < 1000
+        assert isinstance(first.exception(), DeviceLostError)
+
+
+async def test_what_is_held_back_is_looked_at_again_when_what_holds_it_back_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+    overlaps = Ours.overlaps
+
+    def count(one: Ours, other: Ours) -> bool:
+        nonlocal looked
+        looked += 1
+        return overlaps(one, other)
+
+    sent, cancelled = asyncio.Event(), asyncio.Event()
+    order: list[int] = []
+
+    async def script(session: Session) -> None:
+        commands = await session.commands(100)
+        sent.set()
+        await cancelled.wait()
+        for command in commands:
+            session.done(command)
+        for _ in range(100):
+            command = await session.command()
+            order.append(command.offset)
+            session.done(command)
+        await session.reader.read()
+
+    async with scripted(tmp_path, script, Export()) as uri, aioblk.Nbd(uri, depth=100) as dev:
+        given_up = [asyncio.ensure_future(dev.write(512 * n, bytes(512))) for n in range(100)]
+        await sent.wait()
+        for each in given_up:
+            each.cancel()
+        monkeypatch.setattr(Ours, "overlaps", count)
+        behind = [asyncio.ensure_future(dev.write(512 * n, bytes(512))) for n in reversed(range(100))]
+        at_first = looked
+        cancelled.set()
+        await asyncio.gather(*behind)
+        assert sorted(order) == [512 * n for n in range(100)]
+        assert looked - at_first <= 100 * 100 / 2, "each is looked at once more, beside what is left"
 
 
 # --- life ---------------------------------------------------------------------------------------------------
