@@ -155,6 +155,16 @@ async def test_zeroes_have_their_flags(tmp_path: Path, told: Told) -> None:
         assert told.last.flags == s.FUA | s.NO_HOLE | s.FAST_ZERO
 
 
+async def test_what_is_fast_by_word_of_a_server_that_cannot_do_it_at_all_is_refused(
+    tmp_path: Path, told: Told
+) -> None:
+    export = Export(flags=s.HAS_FLAGS | s.FAST_ZERO_FLAG)
+    async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri) as dev:
+        with pytest.raises(UnsupportedError, match="would write zeroes out"):
+            await dev.write_zeroes(0, 512, no_fallback=True)
+        assert not told.asked()
+
+
 async def test_without_a_command_to_flush_nothing_is_sent(tmp_path: Path, told: Told) -> None:
     async with scripted(tmp_path, told, Export(flags=s.HAS_FLAGS)) as uri, aioblk.Nbd(uri) as dev:
         await dev.flush()
@@ -542,6 +552,58 @@ async def test_closing_waits_for_what_is_in_flight_then_takes_leave(tmp_path: Pa
         answer.set()
         await write
         await left.wait()
+
+
+async def test_a_device_is_not_closed_while_it_is_opened(tmp_path: Path) -> None:
+    come, go = asyncio.Event(), asyncio.Event()
+
+    async def script(session: Session) -> None:
+        come.set()
+        await go.wait()
+        await session.haggle()
+        await session.reader.read()
+
+    async with scripted(tmp_path, script) as uri:
+        dev = aioblk.Nbd(uri)
+        opening = asyncio.ensure_future(dev.open())
+        await come.wait()
+        assert "being opened" in repr(dev)
+        with pytest.raises(UsageError, match="being opened; cancel that instead"):
+            await dev.aclose()
+        go.set()
+        await opening
+        await dev.aclose()
+        assert dev.closed
+
+
+async def test_another_thread_can_end_nothing(tmp_path: Path, told: Told) -> None:
+    async with scripted(tmp_path, told, Export()) as uri, aioblk.Nbd(uri) as dev:
+
+        async def abandon() -> None:
+            dev.abandon()
+
+        for end, words in (
+            (dev.aclose, "another event loop"),
+            (dev.reconnect, "another event loop"),
+            (abandon, "another thread"),
+        ):
+            with pytest.raises(UsageError, match=words):
+                await asyncio.to_thread(asyncio.run, end())
+        await dev.read(0, 512)
+
+
+def test_a_device_whose_loop_is_closed_is_closed_in_any_other(tmp_path: Path, told: Told) -> None:
+    async def open_one() -> aioblk.Nbd:
+        async with scripted(tmp_path, told, Export()) as uri:
+            return await aioblk.Nbd(uri).open()
+
+    dev = asyncio.run(open_one())
+    assert not dev.closed
+    asyncio.run(dev.aclose())
+    assert dev.closed
+    assert dev.connections == 0
+    with pytest.raises(DeviceClosedError):
+        dev.read(0, 512)
 
 
 async def test_a_device_that_is_forgotten_says_so_and_lets_go_of_its_socket(
