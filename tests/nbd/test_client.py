@@ -24,6 +24,7 @@ from aioblk import (
 )
 from aioblk.nbd import list_exports
 from aioblk.nbd._client import channel
+from aioblk.nbd._client.commands import Command as Ours
 from aioblk.testing import Fault, Faulty, MemoryDevice
 
 from ..support.nbd_in_process import serving
@@ -152,6 +153,16 @@ async def test_zeroes_have_their_flags(tmp_path: Path, told: Told) -> None:
     async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri) as dev:
         await dev.write_zeroes(0, 512, fua=True, no_unmap=True, no_fallback=True)
         assert told.last.flags == s.FUA | s.NO_HOLE | s.FAST_ZERO
+
+
+async def test_what_is_fast_by_word_of_a_server_that_cannot_do_it_at_all_is_refused(
+    tmp_path: Path, told: Told
+) -> None:
+    export = Export(flags=s.HAS_FLAGS | s.FAST_ZERO_FLAG)
+    async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri) as dev:
+        with pytest.raises(UnsupportedError, match="would write zeroes out"):
+            await dev.write_zeroes(0, 512, no_fallback=True)
+        assert not told.asked()
 
 
 async def test_without_a_command_to_flush_nothing_is_sent(tmp_path: Path, told: Told) -> None:
@@ -427,6 +438,72 @@ async def test_cancellation_in_any_turn_leaves_the_device_in_order(
         assert counts.in_flight == 0
 
 
+@pytest.mark.parametrize("depth", [1, 65536], ids=["waiting", "unsent"])
+async def test_taking_requests_back_looks_through_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, depth: int
+) -> None:
+    compared = 0
+
+    def compare(one: object, other: object) -> bool:
+        nonlocal compared
+        compared += 1
+        return one is other
+
+    async def script(session: Session) -> None:
+        await asyncio.Event().wait()
+
+    async with scripted(tmp_path, script, Export()) as uri, aioblk.Nbd(uri, depth=depth) as dev:
+        first = asyncio.ensure_future(dev.write(0, bytes(s.SIZE)))  # more than the kernel takes
+        requests = [asyncio.ensure_future(dev.read(512 * n, 512)) for n in range(1000)]
+        monkeypatch.setattr(Ours, "__eq__", compare, raising=False)
+        for request in reversed(requests):
+            request.cancel()
+        dev.abandon()
+        await asyncio.wait([first, *requests])
+        assert compared < 1000
+        assert isinstance(first.exception(), DeviceLostError)
+
+
+async def test_what_is_held_back_is_looked_at_again_when_what_holds_it_back_is_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked = 0
+    overlaps = Ours.overlaps
+
+    def count(one: Ours, other: Ours) -> bool:
+        nonlocal looked
+        looked += 1
+        return overlaps(one, other)
+
+    sent, cancelled = asyncio.Event(), asyncio.Event()
+    order: list[int] = []
+
+    async def script(session: Session) -> None:
+        commands = await session.commands(100)
+        sent.set()
+        await cancelled.wait()
+        for command in commands:
+            session.done(command)
+        for _ in range(100):
+            command = await session.command()
+            order.append(command.offset)
+            session.done(command)
+        await session.reader.read()
+
+    async with scripted(tmp_path, script, Export()) as uri, aioblk.Nbd(uri, depth=100) as dev:
+        given_up = [asyncio.ensure_future(dev.write(512 * n, bytes(512))) for n in range(100)]
+        await sent.wait()
+        for each in given_up:
+            each.cancel()
+        monkeypatch.setattr(Ours, "overlaps", count)
+        behind = [asyncio.ensure_future(dev.write(512 * n, bytes(512))) for n in reversed(range(100))]
+        at_first = looked
+        cancelled.set()
+        await asyncio.gather(*behind)
+        assert sorted(order) == [512 * n for n in range(100)]
+        assert looked - at_first <= 100 * 100 / 2, "each is looked at once more, beside what is left"
+
+
 # --- life ---------------------------------------------------------------------------------------------------
 
 
@@ -475,6 +552,58 @@ async def test_closing_waits_for_what_is_in_flight_then_takes_leave(tmp_path: Pa
         answer.set()
         await write
         await left.wait()
+
+
+async def test_a_device_is_not_closed_while_it_is_opened(tmp_path: Path) -> None:
+    come, go = asyncio.Event(), asyncio.Event()
+
+    async def script(session: Session) -> None:
+        come.set()
+        await go.wait()
+        await session.haggle()
+        await session.reader.read()
+
+    async with scripted(tmp_path, script) as uri:
+        dev = aioblk.Nbd(uri)
+        opening = asyncio.ensure_future(dev.open())
+        await come.wait()
+        assert "being opened" in repr(dev)
+        with pytest.raises(UsageError, match="being opened; cancel that instead"):
+            await dev.aclose()
+        go.set()
+        await opening
+        await dev.aclose()
+        assert dev.closed
+
+
+async def test_another_thread_can_end_nothing(tmp_path: Path, told: Told) -> None:
+    async with scripted(tmp_path, told, Export()) as uri, aioblk.Nbd(uri) as dev:
+
+        async def abandon() -> None:
+            dev.abandon()
+
+        for end, words in (
+            (dev.aclose, "another event loop"),
+            (dev.reconnect, "another event loop"),
+            (abandon, "another thread"),
+        ):
+            with pytest.raises(UsageError, match=words):
+                await asyncio.to_thread(asyncio.run, end())
+        await dev.read(0, 512)
+
+
+def test_a_device_whose_loop_is_closed_is_closed_in_any_other(tmp_path: Path, told: Told) -> None:
+    async def open_one() -> aioblk.Nbd:
+        async with scripted(tmp_path, told, Export()) as uri:
+            return await aioblk.Nbd(uri).open()
+
+    dev = asyncio.run(open_one())
+    assert not dev.closed
+    asyncio.run(dev.aclose())
+    assert dev.closed
+    assert dev.connections == 0
+    with pytest.raises(DeviceClosedError):
+        dev.read(0, 512)
 
 
 async def test_a_device_that_is_forgotten_says_so_and_lets_go_of_its_socket(
@@ -537,6 +666,13 @@ async def test_who_is_not_there_is_named(tmp_path: Path) -> None:
         with pytest.raises(BlkioError, match="cannot connect to") as caught:
             await attempt
         assert caught.value.errno in (errno.ENOENT, errno.ECONNREFUSED)
+
+
+@pytest.mark.parametrize("host", ["a..b", "n" * 64, "\udcff"])
+async def test_what_is_no_name_of_a_host_is_refused(host: str) -> None:
+    with pytest.raises(BlkioError, match="is no name of a host") as caught:
+        await aioblk.Nbd(f"nbd://{host}").open()
+    assert caught.value.errno == errno.EINVAL
 
 
 async def test_a_host_that_nobody_knows_is_named() -> None:

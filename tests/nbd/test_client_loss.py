@@ -1,18 +1,20 @@
 """Connections that break: what is sent again, what is in doubt, and when a device is lost."""
 
 import asyncio
+import contextlib
 import errno
 import os
 import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 
 import aioblk
-from aioblk import BlkioError, DeviceLostError
+from aioblk import BlkioError, DeviceClosedError, DeviceLostError
 from aioblk.nbd._client import life
+from aioblk.nbd._client.silence import SilenceWatch
 
 from . import scripted as s
 from .scripted import Command, Export, Session, scripted
@@ -155,6 +157,52 @@ async def test_all_connections_are_made_again_together(tmp_path: Path, lives: in
         await asyncio.gather(*(dev.write(512 * n, bytes(512)) for n in range(6)))
         assert len(server.commands) == 6
         assert (dev.connections, dev.reconnections) == (lives, 1)
+
+
+async def test_a_connection_that_is_over_when_it_is_to_be_used_leaves_no_watch_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[SilenceWatch] = []
+
+    def make(*args: Any) -> SilenceWatch:
+        made.append(SilenceWatch(*args))
+        return made[-1]
+
+    def running() -> int:
+        return sum(watch._timer is not None for watch in made)
+
+    sessions: list[Session] = []
+
+    async def live(session: Session) -> None:
+        session.export = Export(flags=s.ALL | s.MULTI_CONN)
+        sessions.append(session)
+        if session.number == 3:  # the second one of the second life: the first one is gone by then
+            sessions[2].writer.transport.abort()
+            with contextlib.suppress(ConnectionError):
+                await sessions[2].writer.wait_closed()
+        await session.haggle()
+        if session.number < 2:
+            await session.command()
+            sessions[0].writer.transport.abort()
+        elif session.number > 3:
+            await session.serve(bytearray(s.SIZE))
+
+    async def hold(session: Session) -> None:
+        try:
+            await live(session)
+        finally:
+            if session.number == 2:
+                await sessions[2].reader.read()
+
+    monkeypatch.setattr(life, "SilenceWatch", make)
+    async with (
+        scripted(tmp_path, hold) as uri,
+        aioblk.Nbd(uri, connections=2, lost_after=FOR, reconnect_for=FOR) as dev,
+    ):
+        await asyncio.gather(dev.read(0, 512), dev.read(512, 512))
+        assert dev.reconnections == 2
+        assert running() == 1
+    assert running() == 0
 
 
 async def test_numbers_of_contexts_are_those_of_the_new_connection(tmp_path: Path) -> None:
@@ -355,6 +403,28 @@ async def test_a_search_can_be_ended(tmp_path: Path) -> None:
             await dev.aclose()
             assert not dev.reconnecting
             (tmp_path / "away").rename(tmp_path / "nbd.sock")
+
+
+async def test_a_device_that_is_closed_meanwhile_is_not_connected_again(tmp_path: Path) -> None:
+    come, go = asyncio.Event(), asyncio.Event()
+
+    async def live(session: Session) -> None:
+        if session.number:
+            come.set()
+            await go.wait()
+        await session.haggle()
+        assert not await session.reader.read()
+
+    async with scripted(tmp_path, live) as uri:
+        dev = await aioblk.Nbd(uri).open()
+        dev.abandon()
+        attempt = asyncio.ensure_future(dev.reconnect())
+        await come.wait()
+        await dev.aclose()
+        go.set()
+        with pytest.raises(DeviceClosedError):
+            await attempt
+        assert dev.connections == 0
 
 
 async def test_closing_waits_for_what_is_sent_again(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ from aioblk.nbd._client.uri import NbdUri
         ("nbd+unix:///x?socket=relative%2Fone", False, "relative/one", "x"),
         ("nbds+unix:///x?socket=%00abstract", True, b"\0abstract", "x"),
         ("nbd+unix:///?socket=/s&x-mine=1", False, "/s", ""),
+        ("nbd+unix:///?socket=/%FF", False, "/\udcff", ""),
+        ("nbd+unix:///?socket=/\udcff", False, "/\udcff", ""),
     ],
 )
 def test_uris_are_understood(text: str, address: object, export: str, *, tls: bool) -> None:
@@ -48,7 +50,10 @@ def test_parameters_of_tls() -> None:
         ("nbd://host:0", "port 0"),
         ("nbd://host/#x", "fragment"),
         ("nbd://host/%FF", "must be UTF-8"),
+        ("nbd://host/\udcff", "must be UTF-8"),
         ("nbd://host/%00", "no zeroes"),
+        ("nbd://host/a\tb", "has a tab or the end of a line"),
+        ("nbd://ho\nst/", "has a tab or the end of a line"),
         ("nbd://host/" + "n" * 4097, "at most 4096 bytes"),
         ("nbd+unix:///", "names no socket"),
         ("nbd+unix://export?socket=/s", "three slashes"),

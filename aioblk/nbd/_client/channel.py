@@ -242,14 +242,14 @@ async def _look_up(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]
     """Addresses of a host, at least one. In a thread, unless it is one itself."""
     look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
     try:
-        found = look_up(flags=socket.AI_NUMERICHOST)
-    except socket.gaierror:
         try:
+            found = look_up(flags=socket.AI_NUMERICHOST)
+        except socket.gaierror:
             found = await BlockingCall(look_up).outcome()
-        except socket.gaierror as error:
-            raise OSError(errno.EHOSTUNREACH, f"the host {host!r} is not known: {error.strerror}") from None
-        except UnicodeError:
-            raise OSError(errno.EINVAL, f"{host!r} is no name of a host") from None
+    except socket.gaierror as error:
+        raise OSError(errno.EHOSTUNREACH, f"the host {host!r} is not known: {error.strerror}") from None
+    except UnicodeError:
+        raise OSError(errno.EINVAL, f"{host!r} is no name of a host") from None
     return [(family, cast("tuple[object, ...]", where)) for family, _, _, _, where in found]
 
 

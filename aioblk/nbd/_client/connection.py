@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import itertools
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import cast, final
 
@@ -67,7 +67,7 @@ class Connection:
         self._is_extended = export.headers is Headers.EXTENDED
         self._header = protocol.EXTENDED_COMMAND if self._is_extended else protocol.COMMAND
         self._magic = protocol.EXTENDED_COMMAND_MAGIC if self._is_extended else protocol.COMMAND_MAGIC
-        self._outgoing: deque[Command] = deque()
+        self._outgoing: OrderedDict[Command, None] = OrderedDict()  # any of which can be taken back
         # What the kernel is to take next, whose it is, and how many bytes that are.
         self._parts: list[Buffer] = []
         self._batch: set[Command] = set()
@@ -85,7 +85,7 @@ class Connection:
         command.cookie = cookie = next(COOKIES)
         is_alone = not self.in_flight
         self.in_flight[cookie] = command
-        self._outgoing.append(command)
+        self._outgoing[command] = None
         if self._flush_scheduled or self._writing:
             return
         if is_alone:
@@ -130,7 +130,7 @@ class Connection:
         parts, batch, outgoing, pack = self._parts, self._batch, self._outgoing, self._header.pack
         magic, total = self._magic, 0
         while outgoing and total < MOST_AT_ONCE and len(parts) < MOST_BUFFERS:
-            command = outgoing.popleft()
+            command, _ = outgoing.popitem(last=False)
             kind, flags, length = command.kind, command.flags, command.length
             batch.add(command)
             command.is_sent = True
@@ -155,12 +155,17 @@ class Connection:
         """
         self._receiver.let_go(command)
         if not command.is_sent:
-            self._outgoing.remove(command)
+            del self._outgoing[command]
             del self.in_flight[command.cookie]
             return False
         if command in self._batch and command.kind == protocol.WRITE:
-            self._parts = [b"".join(self._parts)]
+            self._copy_batch()
         return True
+
+    def _copy_batch(self) -> None:
+        """Nobody's memory is needed any more for what the kernel is to take next."""
+        self._parts = [b"".join(self._parts)]
+        self._batch.clear()
 
     # --- in -------------------------------------------------------------------------------------------------
 
@@ -178,7 +183,7 @@ class Connection:
             raise ViolationError("a command is answered that was not sent")
         if self._batch and command in self._batch and command.kind == protocol.WRITE:
             # It was answered before all of it was sent, and its memory is its owner's again.
-            self._parts = [b"".join(self._parts)]
+            self._copy_batch()
         if command.tick > self.answered_tick:
             self.answered_tick = command.tick
         self.answers += 1

@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import ssl
+import threading
 import warnings
 from collections.abc import AsyncGenerator, Awaitable, Iterable, Sequence
 from functools import partial
@@ -197,6 +198,7 @@ class Nbd(AsyncClosing, BlockDevice):
         self._is_simple = export.has(protocol.SEND_FUA)
         self._payload = export.payload
         self._loop = loop
+        self._thread = threading.get_ident()
         self._capacity = export.size
         self._mask = export.alignment - 1
 
@@ -208,14 +210,26 @@ class Nbd(AsyncClosing, BlockDevice):
 
         What was not flushed is not flushed by it. Of a lost device nothing is waited for; what a server
         without ``lost_after`` does not answer is, until :meth:`abandon`. A task that is cancelled here does
-        not wait any longer; closing goes on without it.
+        not wait any longer; closing goes on without it. When the loop that it was opened in is closed, the
+        connections are dropped at once, from any loop.
+
+        Raises:
+            UsageError: it is being opened, or another loop is running here.
         """
         running_loop("close", DRIVER, self._uri.text)
-        if self._life is None:
+        life = self._life
+        if life is None:
+            if self._is_opening:
+                raise self._subject.misuse("close", "the device is being opened; cancel that instead")
             self._has_failed = True
             return
+        assert self._loop is not None
+        if self._loop.is_closed():
+            life.drop()
+            return
+        self._require_own_loop("close")
         self._capacity = -1
-        await self._life.aclose()
+        await life.aclose()
 
     @property
     def closed(self) -> bool:
@@ -261,9 +275,14 @@ class Nbd(AsyncClosing, BlockDevice):
         nothing when the device is lost or closed.
 
         Raises:
-            UsageError: the device is not open.
+            UsageError: the device is not open, or the caller is not in the thread of its loop.
         """
-        self._open_life("abandon").abandon(reason)
+        life = self._open_life("abandon")
+        if self._thread != threading.get_ident():
+            raise self._subject.misuse(
+                "abandon", "the device belongs to another thread; call_soon_threadsafe() helps"
+            )
+        life.abandon(reason)
 
     async def reconnect(self) -> None:
         """Connect a lost device again. Nothing is in flight on it: what was has failed, and is the caller's
@@ -276,8 +295,8 @@ class Nbd(AsyncClosing, BlockDevice):
             DeviceLostError: what answers is another export.
             BlkioError: nobody answers.
         """
-        running_loop("reconnect", DRIVER, self._uri.text)
         life = self._open_life("reconnect")
+        self._require_own_loop("reconnect")
         if life.closing:
             raise self._subject.closed("reconnect")
         if life.state is not State.LOST:
@@ -391,7 +410,9 @@ class Nbd(AsyncClosing, BlockDevice):
             return refused
         flags, flush_after = self._through(fua)
         export = self._export
-        if no_fallback and not export.has(protocol.SEND_FAST_ZERO):
+        if no_fallback and not (
+            export.has(protocol.SEND_FAST_ZERO) and export.has(protocol.SEND_WRITE_ZEROES)
+        ):
             message = "the server does not tell whether it would write zeroes out"
             return self._unsupported("write_zeroes", message, offset, length)
         if export.has(protocol.SEND_WRITE_ZEROES):

@@ -1,7 +1,7 @@
 """Which command goes to which connection, which has to wait, and what of all requests becomes of a reply."""
 
 import asyncio
-from collections import deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, final
 
@@ -32,7 +32,8 @@ class Dispatch:
     """The requests of one device, and their commands.
 
     A command is in exactly one place: in flight on a connection, in the backlog while all have as many as
-    they may, or held, since it must come after a change that was given up and may still be made.
+    they may, or held, since it must come after a change that was given up and may still be made. Any of them
+    can be taken back at once, however many there are.
     """
 
     def __init__(
@@ -47,9 +48,11 @@ class Dispatch:
         self._make_error = make_error
         self.connections: list[Connection] = []
         """None: commands wait for some."""
-        self._backlog: deque[Command] = deque()
-        self._held: list[Command] = []
-        self._given_up: set[Command] = set()  # changes that were sent
+        self._backlog: OrderedDict[Command, None] = OrderedDict()
+        # Changes that were sent and given up, each with those that it holds back. One that several hold back
+        # is with the first of them that is found: it is looked at again when that is answered.
+        self._given_up: dict[Command, dict[Command, None]] = {}
+        self._held: dict[Command, Command] = {}  # and what holds it back
         self._requests: dict[int, NbdRequest[Any]] = {}  # by their id: what is hashed looks different
         self._drained: asyncio.Future[None] | None = None
         self.epoch = 0
@@ -151,11 +154,11 @@ class Dispatch:
         connection = command.connection
         if connection is not None:
             if connection.give_up(command) and command.is_change:
-                self._given_up.add(command)
+                self._given_up[command] = {}
         elif command in self._backlog:
-            self._backlog.remove(command)
-        elif command in self._held:
-            self._held.remove(command)
+            del self._backlog[command]
+        elif (holder := self._held.pop(command, None)) is not None:
+            del self._given_up[holder][command]
         command.views = None
 
     # --- commands -------------------------------------------------------------------------------------------
@@ -167,9 +170,12 @@ class Dispatch:
                 self._submit(command)
 
     def _submit(self, command: Command) -> None:
-        if self._given_up and any(map(command.overlaps, self._given_up)):
-            self._held.append(command)
-            return
+        if self._given_up:
+            holder = next(filter(command.overlaps, self._given_up), None)
+            if holder is not None:
+                self._given_up[holder][command] = None
+                self._held[command] = holder
+                return
         if not self._backlog:
             connections = self.connections
             if len(connections) == 1:
@@ -177,12 +183,12 @@ class Dispatch:
             elif connections:
                 connection = min(connections, key=_load)
             else:
-                self._backlog.append(command)
+                self._backlog[command] = None
                 return
             if len(connection.in_flight) < self._depth:
                 self._send(connection, command)
                 return
-        self._backlog.append(command)
+        self._backlog[command] = None
 
     def _send(self, connection: Connection, command: Command) -> None:
         if command.kind == protocol.FLUSH:
@@ -197,7 +203,7 @@ class Dispatch:
             connection = min(self.connections, key=_load)
             if len(connection.in_flight) >= self._depth:
                 return
-            self._send(connection, self._backlog.popleft())
+            self._send(connection, self._backlog.popitem(last=False)[0])
 
     def answered(self, command: Command) -> None:
         """Of a connection: its reply is complete."""
@@ -224,9 +230,9 @@ class Dispatch:
 
     def _forget(self, command: Command) -> None:
         """What nobody waits for is done. What had to come after it may go on."""
-        if command in self._given_up:
-            self._given_up.discard(command)
-            held, self._held = self._held, []
+        if (held := self._given_up.pop(command, None)) is not None:
+            for each in held:
+                del self._held[each]
             self._submit_all(held)
         self._tell_drained()
 
@@ -314,8 +320,7 @@ class Dispatch:
         kept = [command for command in commands if command.request is not None]
         for command in kept:
             command.renew()
-        self._backlog.extendleft(reversed(kept))
-        self._backlog.extend(self._held)
+        self._backlog = OrderedDict.fromkeys((*kept, *self._backlog, *self._held))
         self._held.clear()
         self._tell_drained()
 

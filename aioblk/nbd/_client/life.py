@@ -97,16 +97,15 @@ class Life:
         self._begin(dialled)
 
     def _begin(self, dialled: list[tuple[Channel, Export]]) -> None:
-        self.dispatch.resume(
-            [
-                Connection(channel, export, self._loop, self.dispatch.answered, self._broken)
-                for channel, export in dialled
-            ]
-        )
+        connections = [
+            Connection(channel, export, self._loop, self.dispatch.answered, self._broken)
+            for channel, export in dialled
+        ]
         if self._terms.lost_after is not None:
             self._watch = SilenceWatch(
                 self._loop, self._terms.lost_after, lambda: self.dispatch.connections, self._give_up
             )
+        self.dispatch.resume(connections)  # last: what is sent may find that a connection is over already
 
     # --- breaking -------------------------------------------------------------------------------------------
 
@@ -245,9 +244,10 @@ class Life:
             except Exception as error:
                 self._lose(f"connecting again fails: {error!r}")  # or requests would wait for it for ever
                 raise
+            self._stop = None  # another search may begin with what is sent at once
             if dialled is not None:
                 self._return(dialled)
-            break
+            return
         self._stop = None
 
     async def _rest(self) -> None:
@@ -300,6 +300,8 @@ class Life:
         dialled = await dial_in_time(self._dial, self._terms, self.export, self._subject)
         if self.state is not State.LOST or self.closing:
             close_all(dialled)
+            if self.closing:
+                raise self._subject.closed("reconnect")
             return
         self.dispatch.forget_unflushed()
         self.dispatch.doubt = None
@@ -337,9 +339,17 @@ class Life:
         self.closing = True
         try:
             self._loop.call_soon_threadsafe(self.abandon, "the device was forgotten, and not closed")
-        except RuntimeError:  # the loop is closed, and looks at no socket any more
-            for connection in self.dispatch.connections:
-                connection.drop()
+        except RuntimeError:
+            self.drop()
+
+    def drop(self) -> None:
+        """Let go of everything without the loop, which is closed, and looks at no socket any more."""
+        self.closing = True
+        for connection in self.dispatch.connections:
+            connection.drop()
+        self.dispatch.connections = []
+        if self.state is not State.LOST:
+            self.state = State.CLOSED
 
 
 # --- dialling -----------------------------------------------------------------------------------------------

@@ -46,6 +46,8 @@ class NbdUri:
         """OptionError: it is none, with what is wrong."""
         if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise _wrong(f"a URI such as {EXAMPLE} is needed, not {text!r}")
+        if any(letter in text for letter in "\t\r\n"):  # which would be left out, without a word
+            raise _wrong(f"{text!r} has a tab or the end of a line in it; write it as %09, %0D or %0A")
         try:
             parts = urlsplit(text)
             host, port = parts.hostname, parts.port
@@ -104,7 +106,7 @@ def _query(text: str, query: str) -> dict[str, bytes]:
                 f"{text!r} has the parameter {name!r}; there are socket, tls-type, tls-hostname and"
                 " tls-verify-peer"
             )
-        found[name] = unquote_to_bytes(value)
+        found[name] = unquote_to_bytes(os.fsencode(value))
     return found
 
 
@@ -128,9 +130,10 @@ def _socket(text: str, path: bytes | None, netloc: str) -> str | bytes:
 def _export(text: str, path: str) -> str:
     try:
         name = unquote(path.removeprefix("/"), errors="strict")
-    except UnicodeDecodeError:
+        size = len(name.encode())
+    except UnicodeError:
         raise _wrong(f"the export's name must be UTF-8, unlike that of {text!r}") from None
-    if "\0" in name or len(name.encode()) > LONGEST_NAME:
+    if "\0" in name or size > LONGEST_NAME:
         raise _wrong(
             f"an export's name has no zeroes, and at most {LONGEST_NAME} bytes, unlike that of {text[:100]!r}"
         )
