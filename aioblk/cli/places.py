@@ -41,7 +41,7 @@ class Place:
 
     def __init__(self, opener: Opener) -> None:
         address = parse_address(opener.address)
-        self.has_layers = address.base is not None
+        self.has_layers: bool = address.base is not None
         while address.base is not None:
             address = address.base
         path = address.options.get("path") if address.name == IO_URING else None
