@@ -2,6 +2,8 @@
 
 import asyncio
 import itertools
+import mmap
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -71,6 +73,43 @@ async def test_misaligned_memory_bounces_under_direct_io(loop_device: Path) -> N
             assert bytes(odd) == bytes(4096)
         assert await device.read(0, 4096) == b"x" * 4096
         assert device.bounce_pool.statistics().grows == 1
+
+
+# Where the memory of a request begins, how much of it there is, and how much of that is bounced.
+ENDS = {
+    "the end of a buffer": ([(0, MIB + 100), (0, 412)], 512),
+    "two ends in one block": ([(0, MIB + 100), (0, 412), (0, MIB)], 512),
+    "what follows, up to the next block": ([(0, MIB + 100), (100, MIB + 412)], 512),
+    "the beginning": ([(1, 100), (100, MIB + 412)], 512),
+    "all that lies elsewhere in its block": ([(0, MIB + 100), (0, MIB + 412)], MIB + 512),
+    "what is not worth dividing": ([(0, 8 * KIB + 100), (0, 412)], 8 * KIB + 512),
+}
+
+
+@pytest.mark.parametrize(("pieces", "bounced"), ENDS.values(), ids=ENDS.keys())
+async def test_no_more_than_unaligned_ends_is_bounced(
+    loop_device: Path, pieces: list[tuple[int, int]], bounced: int
+) -> None:
+    async with aioblk.IoUring(loop_device, direct=True) as device:
+        memory = [memoryview(mmap.mmap(-1, 2 * MIB))[at : at + length] for at, length in pieces]
+        data = random.Random(1).randbytes(sum(map(len, memory)))
+        await device.write(0, data)
+        before = device.statistics().bounced_bytes
+        await device.readv(0, memory)
+        assert device.statistics().bounced_bytes - before == bounced
+        assert b"".join(memory) == data
+        await device.writev(4 * MIB, memory)
+        assert await device.read(4 * MIB, len(data)) == data
+
+
+async def test_any_bytes_of_a_long_buffer_are_read_in_place(loop_device: Path) -> None:
+    async with aioblk.IoUring(loop_device, direct=True) as device:
+        await device.write(0, random.Random(2).randbytes(2 * MIB))
+        buffer = memoryview(mmap.mmap(-1, 2 * MIB))[: MIB + 100]
+        before = device.statistics().bounced_bytes
+        await aioblk.ByteView(device).read_into(512, buffer)
+        assert device.statistics().bounced_bytes - before == 512
+        assert buffer == (await device.read(512, MIB + 512))[: MIB + 100]
 
 
 async def test_ten_thousand_tasks_share_a_small_pool(storage_daemon: StorageDaemonFactory) -> None:

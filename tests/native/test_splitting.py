@@ -21,6 +21,7 @@ from aioblk._libblkio.limits import Limits
 from ..support.devices import BLOCK, Target, pattern
 
 MIB = 1 << 20
+ROOM = 2 * MIB  # of a region that has all segments
 
 
 @pytest.fixture
@@ -158,23 +159,26 @@ def layouts(draw: st.DrawFn) -> list[Segment]:
     """Segments of any size and alignment, whole blocks together."""
     lengths = draw(
         st.lists(
-            st.sampled_from([0, 1, 7, 63, 64, 100, 511, 512, 513, 1024, 4096, 5000]), min_size=1, max_size=24
+            st.sampled_from([0, 1, 7, 63, 64, 100, 511, 512, 513, 1024, 4096, 5000, 16 << 10, 20000, 40000]),
+            min_size=1,
+            max_size=24,
         )
     )
     padding = -sum(lengths) % 512
     return [
-        Segment(length, draw(st.booleans()), draw(st.sampled_from([0, 0, 1, 64, 512])))
+        Segment(length, draw(st.booleans()), draw(st.sampled_from([0, 0, 1, 64, 412, 512])))
         for length in [*lengths, padding]
     ]
 
 
 @st.composite
 def smaller_limits(draw: st.DrawFn) -> dict[str, int]:
-    alignment = draw(st.sampled_from([1, 4, 64, 512]))
+    alignment = draw(st.sampled_from([1, 4, 64, 512, 4096]))
+    least = max(alignment, 512)
     return {
         "max_segments": draw(st.integers(1, 8)),
-        "max_segment_len": draw(st.sampled_from([0, 512, 1000, 4096])),
-        "max_transfer": draw(st.sampled_from([0, 512, 1024, 4096, 8192])),
+        "max_segment_len": draw(st.sampled_from([0, least, least + 488, 4096])),
+        "max_transfer": draw(st.sampled_from([0, least, 2 * least, 4096, 8192])),
         "buf_alignment": alignment,
         "mem_region_alignment": alignment,
     }
@@ -221,7 +225,7 @@ async def write_and_read_back(
     async with (
         asyncio.timeout(30),
         target.device(bounce_pool_size=64 << 10) as device,
-        device.allocate(256 << 10) as region,
+        device.allocate(ROOM) as region,
     ):
         await device.write_zeroes(0, len(data) + 2 * BLOCK)
         await fill_write_and_read(device, region, BLOCK, layout, data)
@@ -233,7 +237,7 @@ async def write_and_read_back_directly(path: Path, layout: list[Segment], seed: 
     async with (
         asyncio.timeout(30),
         aioblk.IoUring(path, direct=True) as device,
-        device.allocate(256 << 10) as region,
+        device.allocate(ROOM) as region,
     ):
         await fill_write_and_read(device, region, 0, layout, data)
 

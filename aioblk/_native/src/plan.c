@@ -17,6 +17,9 @@ static bool buffer_aligned(const DeviceCore *device, const char *address, uint64
     return (((uintptr_t)address | length) & (device->buf_alignment - 1)) == 0;
 }
 
+/* Bytes. What is shorter is copied sooner than it is divided into what the device takes in place and what it does not. */
+#define WORTH_DIVIDING (16u << 10)
+
 static Part *grow_parts(Request *r)
 {
     uint32_t grown = r->part_capacity ? 2 * r->part_capacity : 4;
@@ -77,6 +80,9 @@ static inline PlanOutcome plan_one_part(Request *r, Item *item, DeviceCore *devi
     }
     Segment segment = {.address = address, .length = length};
     if (!buffer_aligned(device, address, length)) {
+        if (length >= WORTH_DIVIDING && buffer_aligned(device, address, 0)) {
+            return PLAN_STUCK; /* only its end has to be bounced */
+        }
         segment.bounced = true;
     } else if (device->needs_regions) {
         uint64_t available;
@@ -156,7 +162,6 @@ static void bounce_all(Segments *segments)
     }
 }
 
-/* Lengths that break buf-alignment fit only when they lie side by side in one bounce buffer. */
 static bool has_odd_length(const DeviceCore *device, const Segments *segments)
 {
     for (size_t i = 0; i < segments->count; i++) {
@@ -165,6 +170,42 @@ static bool has_odd_length(const DeviceCore *device, const Segments *segments)
         }
     }
     return false;
+}
+
+/*
+ * Lengths that break buf-alignment fit only where they lie side by side in bounce memory: a run of them, which is bounced, is
+ * as long as the device wants it. So an unaligned end of a buffer is bounced, with what follows up to the next place where the
+ * device can go on in place, and not all that came before.
+ */
+static int settle_odd_lengths(const DeviceCore *device, Segments *segments)
+{
+    uint64_t alignment = device->buf_alignment, run = 0; /* of the bounced run: what is beyond the last multiple */
+    Segments settled = {0};
+    for (size_t i = 0; i < segments->count; i++) {
+        Segment rest = segments->items[i];
+        while (rest.length > 0) {
+            Segment piece = rest;
+            uint64_t missing = run ? alignment - run : 0; /* until the device could go on in place */
+            bool could_go_on = (rest.region || !device->needs_regions) && rest.length >= missing + WORTH_DIVIDING &&
+                               buffer_aligned(device, rest.address + missing, 0);
+            piece.bounced = !could_go_on || missing > 0;
+            if (!piece.bounced) {
+                piece.length = round_down(rest.length, alignment);
+            } else {
+                piece.length = could_go_on ? missing : rest.length;
+                run = (run + piece.length) % alignment;
+            }
+            if (segments_append(&settled, &piece) < 0) {
+                PyMem_Free(settled.items);
+                return -1;
+            }
+            rest.address += piece.length;
+            rest.length -= piece.length;
+        }
+    }
+    PyMem_Free(segments->items);
+    *segments = settled;
+    return 0;
 }
 
 /* ---- step two: parts ------------------------------------------------------------------------------------- */
@@ -306,10 +347,8 @@ static __attribute__((noinline)) PlanOutcome plan_in_two_steps(Request *r, Item 
     PlanOutcome outcome = PLAN_FAILED;
     Segments segments = {0}, taken = {0};
     uint32_t before = r->part_count;
-    if (cut_segments(device, memory, count, &segments) == 0) {
-        if (has_odd_length(device, &segments)) {
-            bounce_all(&segments);
-        }
+    if (cut_segments(device, memory, count, &segments) == 0 &&
+        (!has_odd_length(device, &segments) || settle_odd_lengths(device, &segments) == 0)) {
         outcome = build_parts(r, item, device, &segments, &taken);
         if (outcome == PLAN_STUCK) {
             request_drop_parts(r, before);
