@@ -60,7 +60,7 @@ def disk_and_socket(
 @pytest.mark.usefixtures("disk_and_socket")
 @pytest.mark.parametrize("page", PAGES.values(), ids=PAGES)
 async def test_code_runs(page: Path) -> None:
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "a_sample"}
     for block in blocks(page):
         code = compile(block.source, str(page), "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
         if block.runs:
