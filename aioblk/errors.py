@@ -43,10 +43,15 @@ class BlkioError(OSError):
     _explains_itself: ClassVar[bool] = False
 
     message: str | None
+    """The explanation; None: there is none."""
     driver: str | None
+    """libblkio's name of the driver, or ``"nbd"``."""
     operation: str | None
+    """What failed: ``"read"``, ``"connect"``, ..."""
     offset: int | None
+    """Of the request, in bytes."""
     length: int | None
+    """Of the request, in bytes."""
 
     def __init__(
         self,

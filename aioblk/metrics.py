@@ -86,11 +86,13 @@ class Metric:
     name: str
     """OpenTelemetry's."""
     kind: Literal["counter", "gauge", "histogram"]
+    """What Prometheus is told that it is."""
     unit: str
     """As UCUM writes it: ``s``, ``By``; in braces what is counted."""
     attributes: tuple[str, ...]
     """Beside ``device`` and ``driver``, which all have."""
     description: str
+    """For people."""
     values: Callable[[Seen], Values]
     """Of what was seen of a device."""
 
@@ -484,11 +486,15 @@ class NbdMetric:
     name: str
     """OpenTelemetry's."""
     kind: Literal["counter", "gauge"]
+    """What Prometheus is told that it is."""
     unit: str
     """As UCUM writes it."""
     attributes: tuple[str, ...]
+    """All that it has."""
     description: str
+    """For people."""
     values: Callable[[ServerStatistics], Iterable[tuple[tuple[str, ...], float]]]
+    """Of the server's statistics."""
 
     @property
     def labels(self) -> tuple[str, ...]:

@@ -45,7 +45,9 @@ class DeviceResized:
     """It has another capacity than when it was last asked, in bytes."""
 
     before: int
+    """The capacity that it had."""
     capacity: int
+    """The one that it has."""
 
 
 DeviceEvent: TypeAlias = DeviceLost | DeviceSearching | DeviceReturned | DeviceResized

@@ -32,8 +32,11 @@ class Extent(NamedTuple):
     """A stretch of a device, in bytes, and what it holds."""
 
     offset: int
+    """Of its first byte."""
     length: int
+    """How many bytes it has."""
     kind: ExtentKind = ExtentKind.DATA
+    """What it holds."""
 
     @property
     def end(self) -> int:

@@ -61,7 +61,9 @@ class Limits:
 
     # write-zeroes and discards
     max_write_zeroes_len: int = 0
+    """Bytes of one request of the driver's; longer ones are split. 0: no limit."""
     max_discard_len: int = 0
+    """Bytes of one request of the driver's; longer ones are split. 0: no limit."""
     discard_alignment: int = 0
     """Start (less the offset below) and length of a discard are multiples of it; 0 or 1: any."""
     discard_alignment_offset: int = 0

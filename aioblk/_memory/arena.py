@@ -42,10 +42,15 @@ class ArenaStatistics:
     """What :meth:`Arena.statistics` reports; sizes in bytes."""
 
     blocks: int
+    """How many there are."""
     size: int
+    """Of all blocks together."""
     in_use: int
+    """Of that, what buffers have."""
     buffers: int
+    """How many are in use."""
     devices: int
+    """How many are attached."""
     promised: int = 0
     """What shares have for themselves. It is in use as well, as one buffer for each share."""
 
@@ -229,6 +234,7 @@ class Arena(AsyncClosing):
 
     @property
     def blocks(self) -> tuple[ArenaBlock, ...]:
+        """The blocks, in the order in which they were added."""
         return tuple(self._memory.blocks)
 
     async def add_block(self, size: int | None = None) -> ArenaBlock:

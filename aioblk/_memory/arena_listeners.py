@@ -85,6 +85,7 @@ class ArenaAttachment:
 
     @property
     def device(self) -> MapsMemory:
+        """What the blocks are registered with."""
         return self._device
 
     @property

@@ -45,6 +45,7 @@ class BounceStatistics:
     maximum: int
     """What the region may grow to."""
     in_use: int
+    """Of the region, what requests have now."""
     high_water: int
     """The most that was in use at a time."""
     waiting: int
@@ -56,7 +57,9 @@ class BounceStatistics:
     requeues: int
     """How often the request at the head was tried, did not fit, and kept its place."""
     grows: int
+    """How often the region was replaced by a larger one."""
     shrinks: int
+    """How often by a smaller one."""
 
 
 @dataclass(slots=True)

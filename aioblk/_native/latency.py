@@ -17,8 +17,11 @@ class LatencyBucket(NamedTuple):
     """Requests that took from *start* to less than *end* seconds."""
 
     start: float
+    """The least that they took, in seconds."""
     end: float
+    """What they took less than, in seconds."""
     requests: int
+    """How many."""
 
 
 @final

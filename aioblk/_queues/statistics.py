@@ -18,6 +18,7 @@ class OperationStatistics:
     completed: int = 0
     """Requests that were done; a batch counts as its items."""
     failed: int = 0
+    """Requests that were not."""
     bytes: int = 0
     """Read, written, zeroed or discarded, also by requests of which another part has failed."""
     errors: Mapping[int, int] = field(default_factory=dict[int, int])
@@ -62,12 +63,17 @@ class QueueStatistics:
     submitted: int = 0
     """Requests accepted; a batch counts as its items."""
     completed: int = 0
+    """Requests that were done."""
     failed: int = 0
+    """Requests that ended with an error."""
     cancelled: int = 0
+    """Requests that were cancelled."""
     in_flight: int = 0
     """Requests that the device has not finished, cancelled ones included."""
     bytes_read: int = 0
+    """By completed requests."""
     bytes_written: int = 0
+    """By completed requests; zeroes that are written are not among them."""
     parts: int = 0
     """libblkio requests completed; more than requests where they had to be split, fewer where items
     of a batch lie side by side and were merged."""
@@ -90,15 +96,21 @@ class QueueStatistics:
     """How long requests waited for bounce memory that had to, and have got it: from the call, until the last
     part of each had its memory. A batch counts once."""
     read: OperationStatistics = OperationStatistics()
+    """Of those that read."""
     write: OperationStatistics = OperationStatistics()
+    """Of those that write."""
     write_zeroes: OperationStatistics = OperationStatistics()
+    """Of those that write zeroes."""
     discard: OperationStatistics = OperationStatistics()
+    """Of those that discard."""
     flush: OperationStatistics = OperationStatistics()
+    """Of those that flush."""
     zones: OperationStatistics = OperationStatistics()
     """Reports of zones, and whatever else is done with them."""
 
     @classmethod
     def of(cls, core: QueueCore, bounce_wait: LatencyHistogram | None = None) -> Self:
+        """Those of a compiled queue, which programs do not see."""
         counted: dict[str, Any] = {**core.statistics(), **_by_operation(core)}
         return cls(**counted, bounce_wait=bounce_wait or LatencyHistogram())
 

@@ -30,6 +30,7 @@ class Comparison:
     """What :func:`compare` has found; bytes."""
 
     same: bool
+    """No difference was found; with *strict*, none of the sizes either."""
     compared: int
     """How far it has come, from where it began."""
     sizes: tuple[int, int]

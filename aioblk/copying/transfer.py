@@ -45,6 +45,7 @@ class CopyProgress:
     """How far a copy has come; bytes."""
 
     phase: Phase
+    """What is being done."""
     size: int
     """What there is to do, in this phase."""
     done: int
@@ -59,6 +60,7 @@ class CopyResult:
     """What :func:`copy` has done; bytes, if nothing else is said."""
 
     size: int
+    """Of the copy."""
     copied: int
     """Read and written."""
     zeroed: int
@@ -76,6 +78,7 @@ class CopyResult:
     source_changed: bool
     """The source was written to meanwhile, as its size or its time of modification tells."""
     seconds: float
+    """How long it took."""
 
 
 @runtime_checkable

@@ -63,10 +63,12 @@ class Leg:
 
     @property
     def device(self) -> BlockDevice:
+        """What the leg is."""
         return self._member.device
 
     @property
     def state(self) -> LegState:
+        """Whether it has what the others have."""
         return self._member.state
 
     @property

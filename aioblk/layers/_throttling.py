@@ -33,7 +33,9 @@ class Rate:
     bytes: float | None = None
     """A second."""
     burst_operations: float | None = None
+    """So many at once, after a while of less."""
     burst_bytes: float | None = None
+    """So many at once, after a while of less."""
 
     def __post_init__(self) -> None:
         for name in self.__slots__:

@@ -88,6 +88,7 @@ class ByteView(AsyncClosing, Generic[D_co]):
 
     @property
     def device(self) -> D_co:
+        """The one below."""
         return self._device
 
     @property

@@ -88,10 +88,12 @@ class CopyOnWrite(Standalone):
 
     @property
     def base(self) -> BlockDevice:
+        """What stays as it is."""
         return self._base
 
     @property
     def overlay(self) -> BlockDevice:
+        """What has the changes."""
         return self._overlay
 
     @property

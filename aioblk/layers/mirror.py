@@ -82,7 +82,7 @@ class Mirror(Standalone):
 
         Raises:
             OptionError: no device is to be trusted, one is there twice, or their limits contradict each
-            other.
+                other.
         """
         outdated = list(stale)
         given = [*devices, *outdated]

@@ -66,6 +66,7 @@ class ThrottleGroup:
 
     @property
     def reads(self) -> Rate:
+        """Of reads alone."""
         return self._gate.rates["read"]
 
     @reads.setter
@@ -74,6 +75,7 @@ class ThrottleGroup:
 
     @property
     def writes(self) -> Rate:
+        """Of everything that changes the device."""
         return self._gate.rates["write"]
 
     @writes.setter
@@ -132,6 +134,7 @@ class Throttle(Layer[D_co]):
 
     @property
     def group(self) -> ThrottleGroup:
+        """What has the rates."""
         return self._group
 
     async def _finish(self) -> None:

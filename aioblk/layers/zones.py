@@ -43,20 +43,28 @@ class ZoneState(enum.IntEnum):
     """Where a zone is in its life. Open and closed zones are *active*; the device limits their number."""
 
     EMPTY = 0x1
+    """Nothing is written in it."""
     IMPLICITLY_OPEN = 0x2
     """Opened by a write."""
     EXPLICITLY_OPEN = 0x3
+    """Opened by request; the device keeps it open."""
     CLOSED = 0x4
+    """Partly written, and not open."""
     READ_ONLY = 0xD
+    """It can be read, and never written again."""
     FULL = 0xE
+    """No room is left until it is reset."""
     OFFLINE = 0xF
+    """It can neither be read nor written."""
 
     @property
     def is_open(self) -> bool:
+        """Whether it is open, however it was opened."""
         return self in (ZoneState.IMPLICITLY_OPEN, ZoneState.EXPLICITLY_OPEN)
 
     @property
     def is_active(self) -> bool:
+        """Whether it counts among the active ones."""
         return self.is_open or self is ZoneState.CLOSED
 
 
@@ -66,14 +74,19 @@ class Zone:
     """A zone at the time of the report. Positions are bytes from the device's start, lengths bytes."""
 
     start: int
+    """The position of its first byte."""
     length: int
     """The distance to the next zone; of these bytes, ``capacity`` can be used."""
     capacity: int
+    """How many of its bytes can be used."""
     write_pointer: int
     """Where the next write goes; meaningless in a conventional or full zone."""
     type: ZoneType
+    """How it is to be written."""
     state: ZoneState
+    """Where it is in its life."""
     reset_recommended: bool
+    """The device asks for it to be reset."""
 
     @property
     def room(self) -> int:
@@ -109,6 +122,7 @@ class Zones:
 
     @property
     def device(self) -> Device:
+        """The one whose zones they are."""
         return self._device
 
     @property

@@ -26,6 +26,7 @@ T = TypeVar("T")
 D_co = typing_extensions.TypeVar("D_co", bound=BlockDevice, default=MemoryDevice, covariant=True)
 
 Operation: TypeAlias = Literal["read", "write", "write_zeroes", "discard", "flush"]
+"""What a request is, by its method; reads and writes of vectors and batches are reads and writes."""
 
 
 @final
@@ -40,6 +41,7 @@ class Fault:
     operations: frozenset[Operation] | set[Operation] | tuple[Operation, ...] = ()
     """None named: all."""
     offset: int = 0
+    """See ``length``."""
     length: int | None = None
     """Those that touch ``length`` bytes from ``offset`` on, in bytes. A range is no flush's, unless it is
     named."""

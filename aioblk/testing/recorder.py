@@ -28,11 +28,17 @@ class Record:
     """A request that a :class:`Recorder` was asked for."""
 
     operation: Operation
+    """The method that was called, or whose work it is: vectors and batches are reads and writes."""
     offset: int = 0
+    """In bytes."""
     length: int = 0
+    """In bytes."""
     fua: bool = False
+    """It was to be durable when done."""
     no_unmap: bool = False
+    """Zeroes were to keep their blocks."""
     no_fallback: bool = False
+    """Zeroes were not to be written out."""
     data: bytes | None = field(default=None, repr=False)
     """What a write was to write."""
     began: float = field(default=0.0, compare=False)
@@ -40,9 +46,11 @@ class Record:
     ended: float | None = field(default=None, compare=False)
     """None: it is in flight."""
     error: BaseException | None = field(default=None, compare=False)
+    """What it failed with."""
 
     @property
     def is_change(self) -> bool:
+        """Whether it changes what the device has."""
         return self.operation not in ("read", "flush")
 
 

@@ -16,7 +16,9 @@ class BlockStatus(NamedTuple):
     """A stretch of a device, in bytes, and what a metadata context says of it."""
 
     offset: int
+    """Of its first byte."""
     length: int
+    """How many bytes it has."""
     flags: int
     """What they mean is up to the context. ``qemu:dirty-bitmap:NAME``: 1 is what has changed."""
 

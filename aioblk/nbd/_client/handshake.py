@@ -406,7 +406,9 @@ class ExportInfo:
     """An export, as its server lists it."""
 
     name: str
+    """By which it is asked for."""
     description: str = ""
+    """For people."""
 
 
 async def list_exports_of(options: _Options, uri: NbdUri) -> list[ExportInfo]:

@@ -27,6 +27,7 @@ class Export:
     """
 
     device: BlockDevice
+    """What is served."""
     name: str = ""
     """At most 4096 bytes of UTF-8. Clients that name none get the one that is called ``""``."""
     description: str = ""

@@ -42,6 +42,7 @@ class Policy:
     networks: tuple[IPv4Network | IPv6Network, ...] | None = None
     """From where TCP connections are taken. None: from anywhere."""
     users: frozenset[int] | None = None
+    """See ``groups``."""
     groups: frozenset[int] | None = None
     """Whose connections are taken at Unix sockets, by the numbers of the process that has connected: it is
     enough to be one of the users, or to have one of the groups as its own. None, both: everybody's."""

@@ -77,6 +77,7 @@ class ServerStatistics:
     sent_away: Mapping[str, int]
     """Clients, by reason: ``stalled``, ``idle``, ``removed``, ``lost``, ``end``."""
     exports: Mapping[str, ExportStatistics]
+    """Of each export, by its name."""
 
 
 @final

@@ -21,6 +21,7 @@ class Tls:
     of files as other NBD programs have them."""
 
     context: ssl.SSLContext
+    """With the server's certificate or keys."""
     required: bool = True
     """Refuse everything before TLS. Otherwise each client may choose."""
 

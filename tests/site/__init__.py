@@ -1,0 +1,1 @@
+"""What a made site has to keep; ./run docs looks at it."""
