@@ -20,5 +20,7 @@ async def serve(path: str, port: int = 10809) -> None:
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 2 or sys.argv[1].startswith("-"):
+        sys.exit(__doc__)
     with contextlib.suppress(KeyboardInterrupt):
         asyncio.run(serve(sys.argv[1]))

@@ -254,6 +254,8 @@ def lock_for(locking: Locking, path: object, fd: object, *, read_only: bool) -> 
         return FileLock(str(path), read_only=read_only, required=required)
     except BlkioError as error:
         error.driver = IO_URING
+        if isinstance(error, InUseError):
+            error.message = f"{error.message}; lock=False (in an address lock=off) opens it all the same"
         raise
 
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from ..errors import OptionError
 from .output import in_words, lose_output, say
-from .running import fail
+from .running import FAILED, fail
 
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
@@ -140,6 +141,8 @@ def _ended(run: Callable[[], object]) -> int:
         if extra is None:
             raise
         return fail(f"this needs {error.name}: pip install aioblk[{extra}]")
+    except OptionError as error:  # of a device, unless it is of the options themselves, or of an address
+        return fail(in_words(error), USAGE if error.operation in (None, "address") else FAILED)
     except OSError as error:
         return fail(in_words(error))
     return status if isinstance(status, int) else 0

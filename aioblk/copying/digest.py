@@ -86,7 +86,6 @@ def _new(algorithm: str) -> _Digest:
         known = ", ".join(sorted(name for name in hashlib.algorithms_guaranteed if "shake" not in name))
         raise OptionError(
             f"there is no algorithm {algorithm!r} with a digest of fixed length; there are {known}",
-            operation="checksum",
         ) from None
     return digest
 

@@ -280,3 +280,22 @@ def test_what_a_terminal_would_obey_is_not_printed_in_errors(tmp_path: Path) -> 
     assert (done.returncode, again.returncode) == (0, 1)
     assert r"copy\x1b]0;x\x07 is there already" in again.stderr
     assert r"No such option '--\x1b[31m'" in run_aioblk("copy", "--\x1b[31m").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["checksum", "-a", "md55"], "there is no algorithm 'md55'"),
+        (["bench", "--direct"], "direct is off in the address, and on is asked for"),
+        (["serve", "nbd", "--tls-verify-peer"], "tls-verify-peer needs tls-certificates"),
+        (["map", "--nonsense"], "No such option"),
+    ],
+)
+def test_what_is_asked_for_wrongly_has_a_status_of_its_own(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    disk = tmp_path / "disk.img"
+    disk.write_bytes(bytes(4096))
+    result = run_aioblk(*arguments, f"io_uring:{disk}?direct=off")
+    assert result.returncode == 2
+    assert message in result.stderr
