@@ -1,10 +1,58 @@
-"""What is built of the project: its version."""
+"""What is built of the project: its version, compiled files that know no path, and the source's archive."""
 
 import importlib.metadata
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import pytest
 
 import aioblk
+import aioblk._native._blkio
+import aioblk._native._core
 
-from ..support.scripts import ROOT, run_script
+from ..support.scripts import PATIENCE, ROOT, run_script
+
+SYSTEM_HAS_LIBBLKIO = subprocess.run(["pkg-config", "--exists", "blkio >= 1.4"], check=False).returncode == 0
+"""Otherwise there is the copy that `./run setup` makes."""
+
+NAMES = ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "aioblk")
+"""Of what a build needs."""
+
+
+def setup(source: Path, *arguments: str | Path, **environment: str) -> None:
+    """Run setup.py, as builders do."""
+    done = subprocess.run(
+        [sys.executable, "setup.py", "-q", *arguments],
+        cwd=source,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=PATIENCE,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    """An archive's content: nothing that was compiled, and no libblkio."""
+    target = tmp_path / "unpacked"
+    target.mkdir()
+    unwanted = shutil.ignore_patterns("*.so*", "__pycache__")
+    for name in NAMES:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, target / name, ignore=unwanted)
+        else:
+            shutil.copy(ROOT / name, target)
+    return target
+
+
+# --- the version --------------------------------------------------------------------------------------------
 
 
 def test_the_version_is_told_without_an_installation() -> None:
@@ -21,3 +69,79 @@ def test_the_version_is_told_without_an_installation() -> None:
 
 def test_builds_are_told_the_version_that_the_package_tells() -> None:
     assert importlib.metadata.version("aioblk") == aioblk.__version__
+
+
+# --- what is compiled ---------------------------------------------------------------------------------------
+
+
+def test_what_is_installed_knows_no_path_of_the_checkout(source: Path, tmp_path: Path) -> None:
+    """It is unpacked elsewhere, and built by a command that was started in the checkout; then all is gone."""
+    environment = {"PWD": str(ROOT), "CFLAGS": "-g", "AIOBLK_OPTIMISATION": "-O0"}
+    built, scratch = tmp_path / "built", tmp_path / "scratch"
+    setup(source, "build", "--build-lib", built, "--build-temp", scratch, **environment)
+    shutil.rmtree(source)
+    modules = sorted((built / "aioblk/_native").glob("_*.so"))
+    assert [module.name.partition(".")[0] for module in modules] == ["_blkio", "_core"]
+    for module in modules:
+        content = module.read_bytes()
+        assert b"submitter.h" in content or b"blkio.h" in content, "what was compiled is not told of at all"
+        for path in (source, ROOT, (ROOT / ".libblkio").resolve()):
+            assert os.fsencode(path) not in content, f"{module.name} names {path}"
+    done = run_script(
+        """
+        import sys
+        sys.path.insert(0, sys.argv[1])
+        import aioblk._native._blkio
+        print({line.split()[-1] for line in open("/proc/self/maps") if "libblkio.so" in line}.pop())
+        """,
+        built,
+    )
+    beside = built / "aioblk/_native/libblkio.so.1"
+    assert (done.stdout.strip() == str(beside)) == beside.exists() == (not SYSTEM_HAS_LIBBLKIO)
+    licence = beside.with_name("libblkio.copyright")
+    assert licence.exists() == beside.exists()
+    assert not licence.exists() or "libblkio" in licence.read_text()
+
+
+def test_a_checkout_can_be_moved_with_its_libblkio() -> None:
+    for name in ("_core", "_blkio"):
+        compiled = sys.modules[f"aioblk._native.{name}"].__file__
+        assert compiled is not None
+        content = Path(compiled).read_bytes()
+        assert (b"$ORIGIN/../../.libblkio/lib" in content) == (not SYSTEM_HAS_LIBBLKIO)
+        assert os.fsencode(ROOT.resolve() / ".libblkio/lib") not in content
+
+
+def test_without_libblkio_a_build_says_how_to_get_it(source: Path, tmp_path: Path) -> None:
+    nothing = {"PWD": str(tmp_path), "PKG_CONFIG_LIBDIR": str(tmp_path), "PKG_CONFIG_PATH": ""}
+    with pytest.raises(AssertionError) as caught:
+        setup(source, "build", **nothing)
+    for remedy in ("apt-get install libblkio-dev", "dnf install libblkio-devel", "./run setup"):
+        assert remedy in str(caught.value)
+    setup(source, "sdist", "--dist-dir", tmp_path, SOURCE_DATE_EPOCH="0", **nothing)  # it needs none
+
+
+# --- the archive of the source ------------------------------------------------------------------------------
+
+
+def test_the_source_is_archived_in_the_same_bytes_anywhere(source: Path, tmp_path: Path) -> None:
+    other = tmp_path / "of somebody else"
+    shutil.copytree(source, other)
+    for number, path in enumerate(sorted(other.rglob("*"))):
+        os.utime(path, (number, number))
+        path.chmod(0o755 if path.is_dir() else 0o600)
+    (other / "aioblk.egg-info").mkdir()
+    (other / "stray.txt").write_text("of an earlier build")
+    (other / "aioblk.egg-info/SOURCES.txt").write_text("stray.txt")
+    for number, tree in enumerate((source, other)):
+        setup(tree, "sdist", "--dist-dir", tmp_path / str(number), SOURCE_DATE_EPOCH="1700000000")
+    first, second = (next((tmp_path / str(number)).iterdir()) for number in range(2))
+    assert first.read_bytes() == second.read_bytes()
+    with tarfile.open(first) as archive:
+        entries = archive.getmembers()
+    assert {(each.uid, each.gid, each.uname, each.gname, each.mtime) for each in entries} == {
+        (0, 0, "", "", 1700000000)
+    }
+    names = [entry.name.partition("/")[2] for entry in entries]
+    assert {"LICENSE", "PKG-INFO", "pyproject.toml", "setup.py", "aioblk/_native/src/rooms.h"} <= set(names)
+    assert [name for name in names if name.endswith((".so", ".pyc"))] == []
