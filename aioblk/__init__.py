@@ -32,7 +32,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from ._former import FORMER, FormerPaths
-from ._native._core import Request, View  # at once: it refuses subinterpreters
+
+try:
+    from ._native._core import Request, View  # at once: it refuses subinterpreters
+except ImportError as error:
+    from ._native._missing import explained
+
+    raise explained(error) from None
 
 if TYPE_CHECKING:
     from ._device.device import Device
