@@ -6,7 +6,7 @@ import zipfile
 from collections.abc import Collection, Sequence
 from pathlib import Path
 
-from .steps import StepError, Log
+from .steps import Log, StepError
 
 __all__ = ["check_files", "check_wheel", "glibc_of", "version_in"]
 

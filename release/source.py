@@ -5,7 +5,7 @@ import sys
 import tarfile
 from pathlib import Path
 
-from .steps import StepError, Log
+from .steps import Log, StepError
 
 __all__ = ["make_source", "unpack"]
 

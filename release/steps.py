@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["StepError", "Log", "Steps"]
+__all__ = ["Log", "StepError", "Steps"]
 
 LAST_LINES = 15
 """Of a log, that are shown when its step fails."""

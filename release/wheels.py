@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .source import unpack
-from .steps import StepError, Log
+from .steps import Log, StepError
 from .systems import System, run_on
 
 __all__ = ["find_interpreters", "make_wheel", "make_wheel_on", "version_of"]
