@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import os
 import runpy
 import shutil
 import subprocess
@@ -57,6 +58,14 @@ def main() -> int:
     return int(steps.failed)
 
 
+INSTALL = """
+apt-get update -q && apt-get install -yq --no-install-recommends {packages}
+python3 -m venv venv && venv/bin/pip install ./{source}
+venv/bin/python quickstart.py
+dpkg-query -W libblkio-dev
+"""
+
+
 class Release:
     """The files of it."""
 
@@ -74,24 +83,33 @@ class Release:
         return f"{archive.name}, twice the same bytes, all that is tracked"
 
     def make_and_try(self, steps: Steps, interpreters: dict[str, Path], systems: list[System]) -> None:
-        """What this machine has no interpreter for is made on the system that has."""
-        here = {system: available(system) for system in systems}
+        """What this machine has no interpreter for is made on the system that has, and what no system has is
+        tried on this machine."""
+        why_not = {system: available(system) for system in systems}
         wheels: dict[str, Path] = {}
         for version, path in sorted(interpreters.items()):
             self._take_wheel(steps, wheels, version, path)
         for system in systems:
-            if system.python not in wheels and not here[system] and system.python not in interpreters:
+            if system.python not in wheels and not why_not[system] and system.python not in interpreters:
                 self._take_wheel(steps, wheels, system.python, system)
         files = [self.source, *wheels.values()]
         steps.take("checks", partial(check_files, files))
+        tried: set[str] = set()
         for system in systems:
+            if system.builds and not why_not[system]:
+                steps.take(f"source on {system.suite}", partial(self._build_on, system))
             name = f"tests on {system.suite}"
-            if why := here[system]:
+            if why := why_not[system]:
                 steps.leave_out(name, f"{system.name}: {why}")
             elif system.python not in wheels:
                 steps.leave_out(name, f"{system.name}: there is no wheel for its Python {system.python}")
             else:
+                tried.add(system.python)
                 steps.take(name, partial(self._try, system, wheels[system.python]))
+        for version in sorted(wheels.keys() & interpreters.keys() - tried):
+            steps.take(
+                f"tests with {version}", partial(self._try_here, interpreters[version], wheels[version])
+            )
 
     def _take_wheel(self, steps: Steps, wheels: dict[str, Path], version: str, by: Path | System) -> None:
         def make(log: Log) -> str:
@@ -106,16 +124,37 @@ class Release:
 
         steps.take(f"wheel {version}", make)
 
+    def _build_on(self, system: System, log: Log) -> str:
+        """As its users do, where the system has libblkio."""
+        scratch = WORK / "trial"
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir()
+        shutil.copy(PROJECT / "examples/quickstart.py", scratch)
+        shutil.copy(self.source, scratch)
+        script = INSTALL.format(packages=system.builds, source=self.source.name)
+        run_on(system, scratch, "sh", "-ec", script, log=log, what="could not be installed from its source")
+        return f"{system.name}: compiled with {log.last_line()}"
+
     def _try(self, system: System, wheel: Path, log: Log) -> str:
         """The wheel's own tests, on a system that has nothing else of the project."""
-        scratch = WORK / f"try-{system.suite}"
+        root = self._tests_beside(wheel)
+        run_on(system, root, "./run", "test-wheel", wheel.name, log=log, what="its tests")
+        return f"{system.name}: {log.last_line()}"
+
+    def _try_here(self, interpreter: Path, wheel: Path, log: Log) -> str:
+        root = self._tests_beside(wheel)
+        environment = {**os.environ, "PYTHON": str(interpreter)}
+        log.run("./run", "test-wheel", wheel.name, cwd=root, environment=environment, what="its tests")
+        return f"this machine: {log.last_line()}"
+
+    def _tests_beside(self, wheel: Path) -> Path:
+        """The source without the package itself."""
+        scratch = WORK / "trial"
+        shutil.rmtree(scratch, ignore_errors=True)
         root = unpack(self.source, scratch)
         shutil.rmtree(root / "aioblk")
         shutil.copy(wheel, root)
-        run_on(system, root, "./run", "test-wheel", wheel.name, log=log, what="its tests")
-        told = log.last_line().strip("= ")
-        shutil.rmtree(scratch)
-        return f"{system.name}: {told}"
+        return root
 
 
 def _options() -> argparse.Namespace:
@@ -130,9 +169,7 @@ def _options() -> argparse.Namespace:
         "--system", type=lambda name: by_suite[name], action="append", metavar="SUITE",
         help=f"try them on this system only: {', '.join(by_suite)} (default: on each)",
     )  # fmt: skip
-    parser.add_argument(
-        "--no-systems", action="store_true", help="try them on none; it takes a fraction of the time"
-    )
+    parser.add_argument("--no-systems", action="store_true", help="try them on this machine only")
     options = parser.parse_args()
     options.system = [] if options.no_systems else options.system or list(SYSTEMS)
     return options

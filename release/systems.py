@@ -21,12 +21,16 @@ class System:
     name: str
     python: str
     """The version of its CPython, 3.11 for example."""
+    builds: str = ""
+    """The packages that it compiles the source with, of the system that this is tried on."""
 
 
 SYSTEMS = (
     System("bookworm", "Debian 12", "3.11"),
     System("noble", "Ubuntu 24.04", "3.12"),
-    System("trixie", "Debian 13", "3.13"),
+    System(
+        "trixie", "Debian 13", "3.13", builds="gcc libc6-dev libblkio-dev pkg-config python3-dev python3-venv"
+    ),
     System("forky", "Debian 14, testing", "3.14"),
 )
 """One for each CPython, the oldest that has it. From the oldest on."""
