@@ -178,11 +178,16 @@ def in_order(archive: bytes, time: int) -> bytes:
 
 def time_of_source() -> int:
     """SOURCE_DATE_EPOCH, or that of the commit; of what was unpacked, the time that all of it bears."""
-    if said := os.environ.get("SOURCE_DATE_EPOCH"):
-        return int(said)
-    if (HERE / ".git").exists():
-        command = ["git", "log", "-1", "--format=%ct"]
-        return int(subprocess.run(command, check=True, cwd=HERE, text=True, capture_output=True).stdout)
+    try:
+        if said := os.environ.get("SOURCE_DATE_EPOCH"):
+            return int(said)
+        if (HERE / ".git").exists():
+            asked = ["git", "log", "-1", "--format=%ct"]
+            return int(subprocess.run(asked, check=True, cwd=HERE, text=True, stdout=subprocess.PIPE).stdout)
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        raise SystemExit(
+            f"the source has no time: {error}. SOURCE_DATE_EPOCH=SECONDS says which, since 1970"
+        ) from None
     return int((HERE / "setup.py").stat().st_mtime)
 
 

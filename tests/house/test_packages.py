@@ -145,3 +145,21 @@ def test_the_source_is_archived_in_the_same_bytes_anywhere(source: Path, tmp_pat
     names = [entry.name.partition("/")[2] for entry in entries]
     assert {"LICENSE", "PKG-INFO", "pyproject.toml", "setup.py", "aioblk/_native/src/rooms.h"} <= set(names)
     assert [name for name in names if name.endswith((".so", ".pyc"))] == []
+
+
+def test_all_that_is_tracked_is_archived() -> None:
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True
+    ).stdout.splitlines()
+    archived = {"MANIFEST.in", "pyproject.toml", "setup.py"}  # by setuptools
+    for line in (ROOT / "MANIFEST.in").read_text().splitlines():
+        if line.startswith(("graft ", "include ")):
+            archived.update(line.split()[1:])
+    assert {name.partition("/")[0] for name in tracked} <= archived
+
+
+@pytest.mark.parametrize(("epoch", "why"), [("yesterday", "yesterday"), ("", "git")], ids=["words", "no git"])
+def test_a_source_without_a_time_says_how_to_give_it_one(source: Path, epoch: str, why: str) -> None:
+    (source / ".git").write_text("gitdir: nowhere")
+    with pytest.raises(AssertionError, match=f"the source has no time: .*{why}.*SOURCE_DATE_EPOCH=SECONDS"):
+        setup(source, "sdist", SOURCE_DATE_EPOCH=epoch)
