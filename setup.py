@@ -78,11 +78,13 @@ def pkg_config(*arguments: str, path: Path | None = None) -> list[str] | None:
 
 def checkouts() -> Iterator[Path]:
     """Where `./run setup` may have left a copy: here and, since builders unpack sources elsewhere, in the
-    checkout of the same sources in which the build was started."""
+    checkout of the same sources in which the build was started. There it must be the builder's own: nobody
+    expects to be given a library by whatever directory a command is started in."""
     yield HERE
     started_in = Path(os.environ.get("PWD", "."))
     try:
-        if (started_in / "setup.py").read_bytes() == Path(__file__).read_bytes():
+        same = (started_in / "setup.py").read_bytes() == Path(__file__).read_bytes()
+        if same and (started_in / ".libblkio").stat().st_uid == os.geteuid():
             yield started_in
     except OSError:
         pass  # somewhere else

@@ -121,6 +121,13 @@ def test_without_libblkio_a_build_says_how_to_get_it(source: Path, tmp_path: Pat
     setup(source, "sdist", "--dist-dir", tmp_path, SOURCE_DATE_EPOCH="0", **nothing)  # it needs none
 
 
+def test_no_libblkio_is_taken_from_where_a_build_happens_to_be_started(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "setup.py").write_text("# of another project")
+    (tmp_path / ".libblkio").symlink_to(ROOT / ".libblkio")
+    with pytest.raises(AssertionError, match="aioblk is built against libblkio"):
+        setup(source, "build_ext", PWD=str(tmp_path), PKG_CONFIG_LIBDIR=str(tmp_path), PKG_CONFIG_PATH="")
+
+
 # --- the archive of the source ------------------------------------------------------------------------------
 
 
