@@ -176,9 +176,14 @@ def _options() -> argparse.Namespace:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", *arguments], cwd=PROJECT, check=True, text=True, capture_output=True)
+    done = subprocess.run(["git", *arguments], cwd=PROJECT, check=False, text=True, capture_output=True)
+    if done.returncode:
+        raise SystemExit(f"release: a release is made of a commit, and git says: {done.stderr.strip()}")
     return done.stdout.strip()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)
