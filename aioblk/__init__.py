@@ -32,7 +32,13 @@ import sys
 from typing import TYPE_CHECKING
 
 from ._former import FORMER, FormerPaths
-from ._native._core import Request, View  # at once: it refuses subinterpreters
+
+try:
+    from ._native._core import Request, View  # at once: it refuses subinterpreters
+except ImportError as error:
+    from ._native._missing import explained
+
+    raise explained(error) from None
 
 if TYPE_CHECKING:
     from ._device.device import Device
@@ -106,7 +112,7 @@ if TYPE_CHECKING:
     from .services.tls_stream import TlsStream
 
     __version__: str
-    """Of the installed package."""
+    """Of this package, installed or not."""
 
 _MODULES = {
     "_device.device": "Device",
@@ -165,9 +171,7 @@ def __getattr__(name: str) -> object:
     elif name in FORMER:
         found = importlib.import_module(f"{__name__}.{name}")
     elif name == "__version__":
-        from importlib.metadata import version  # only then: it takes longer than all else here
-
-        found = version("aioblk")
+        found = importlib.import_module("._version", __name__).VERSION
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = found  # it is asked for once

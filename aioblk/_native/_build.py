@@ -1,7 +1,6 @@
 """Builds aioblk._native._blkio, the cffi binding of libblkio (API mode: compiled against blkio.h).
 
-setuptools finds ``ffi`` here (``cffi_modules``). pkg-config says where libblkio is. 1.4 is the first version
-that has all of the calls; those for zones were the last to come.
+setuptools finds ``ffi`` here (``cffi_modules``), and setup.py says where libblkio is.
 """
 
 from pathlib import Path
@@ -12,4 +11,4 @@ HERE = Path(__file__).parent
 
 ffi = FFI()
 ffi.cdef((HERE / "_cdefs.h").read_text())
-ffi.set_source_pkgconfig("aioblk._native._blkio", ["blkio >= 1.4"], (HERE / "_cffi_src.c").read_text())
+ffi.set_source("aioblk._native._blkio", (HERE / "_cffi_src.c").read_text())

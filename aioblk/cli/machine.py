@@ -11,6 +11,7 @@ from typing import Literal, TypeAlias, final
 
 from .._device.holders import find_holders
 from .._libblkio.properties import IO_URING, NVME_IO_URING, VFIO_PCI, VHOST_USER, VHOST_VDPA
+from .._version import VERSION
 from . import system
 from .text import in_words, of_size
 
@@ -64,12 +65,10 @@ class Machine:
 
 def examine() -> Machine:
     """Look at this machine, from within this process: its privileges, limits and filters."""
-    from importlib.metadata import version
-
     path = system.libblkio_file()
     numbers = re.search(r"\.so\.(\d+(?:\.\d+)+)", path or "")
     return Machine(
-        aioblk=version("aioblk"),
+        aioblk=VERSION,
         libblkio=numbers[1] if numbers else None,
         libblkio_path=path,
         kernel=system.kernel_release(),

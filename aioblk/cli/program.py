@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from .._version import VERSION
 from ..errors import OptionError
 from .output import in_words, lose_output, say
 from .running import FAILED, fail
@@ -156,9 +157,7 @@ def _reader_is_gone() -> int:
 
 def _show_version(ctx: click.Context, _option: click.Parameter, wanted: bool) -> None:
     if wanted and not ctx.resilient_parsing:
-        from importlib.metadata import version  # it takes longer than all else here
-
-        click.echo(f"aioblk {version('aioblk')}")
+        click.echo(f"aioblk {VERSION}")
         ctx.exit()
 
 

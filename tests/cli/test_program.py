@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import click
@@ -67,7 +66,7 @@ def test_every_command_has_a_help_with_an_example(name: str) -> None:
 
 def test_the_version_is_that_of_the_package() -> None:
     done = run_aioblk("--version")
-    assert (done.returncode, done.stdout, done.stderr) == (0, f"aioblk {version('aioblk')}\n", "")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"aioblk {aioblk.__version__}\n", "")
 
 
 @pytest.mark.parametrize("arguments", [["infos"], ["info", "--jsn"], ["info", "--json", "a", "b"]])

@@ -1,0 +1,107 @@
+"""How a release is made: what its files are held to, what steps that fail come to, what is said of it."""
+
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from release.checks import check_wheel, glibc_of
+from release.steps import Log, StepError, Steps
+from release.systems import SYSTEMS
+from release.wheels import version_of
+
+from ..support.scripts import ROOT
+
+NAME = "aioblk-1.2-cp313-cp313-manylinux_2_34_x86_64.whl"
+CONTENT = {
+    "aioblk/_native/_core.cpython-313.so": b"code",
+    "aioblk.libs/libblkio-1234.so.1.5.0": b"code",
+    "aioblk-1.2.dist-info/licenses/LICENSE": b"MIT",
+    "aioblk-1.2.dist-info/licenses/LICENSE.libblkio": b"MIT",
+}
+
+
+def _wheel(directory: Path, content: dict[str, bytes]) -> Path:
+    with zipfile.ZipFile(directory / NAME, "w") as archive:
+        for name, data in content.items():
+            archive.writestr(name, data)
+    return directory / NAME
+
+
+def test_nothing_is_published_and_what_it_takes_is_said() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "release"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "Nothing is published from here" in done.stderr
+    assert "./run release --dry-run" in done.stderr
+
+
+def test_a_wheel_is_told_by_what_it_runs_with(tmp_path: Path) -> None:
+    assert check_wheel(_wheel(tmp_path, CONTENT), "1.2", ["/home/me"]).startswith("glibc 2.34 or later")
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (
+            {"aioblk/_native/_core.cpython-313.so": b"at /home/me/aioblk"},
+            "names /home/me, a path of this machine",
+        ),
+        ({"aioblk-1.2.dist-info/licenses/LICENSE.libblkio": None}, "has no LICENSE.libblkio"),
+        ({"aioblk.libs/libblkio-1234.so.1.5.0": None}, "has no libblkio"),
+    ],
+    ids=["path", "licence", "library"],
+)
+def test_a_wheel_that_would_not_do_is_refused(
+    tmp_path: Path, change: dict[str, bytes | None], why: str
+) -> None:
+    content = {name: data for name, data in (CONTENT | change).items() if data is not None}
+    with pytest.raises(StepError, match=why):
+        check_wheel(_wheel(tmp_path, content), "1.2", ["/home/me"])
+
+
+def test_a_wheel_of_another_version_or_for_one_machine_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(StepError, match=r"it is 1\.2, not 1\.3"):
+        check_wheel(_wheel(tmp_path, CONTENT), "1.3", [])
+    with pytest.raises(StepError, match="for no Linux but that it was made on"):
+        glibc_of(Path("aioblk-1.2-cp313-cp313-linux_x86_64.whl"))
+
+
+def test_a_step_that_fails_shows_its_log_and_the_others_are_taken(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(log: Log) -> str:
+        log.run("sh", "-c", "echo said before; exit 3", what="could not do it")
+        return "never"
+
+    def succeeds(log: Log) -> str:
+        log.run("echo", "12 passed", what="echo")
+        return log.last_line()
+
+    steps = Steps(tmp_path)
+    assert (steps.take("first", fails), steps.take("second", succeeds)) == (False, True)
+    steps.leave_out("third", "needs root")
+    assert steps.failed
+    assert "    said before\n" in capsys.readouterr().err
+    head, first, second, third = (line.split() for line in steps.table().splitlines())
+    assert (head, third) == (["step", "seconds"], ["third", "not", "done", "needs", "root"])
+    assert first[:2] == ["first", "FAILED"]
+    assert f"could not do it: status 3; {tmp_path}/first.log" in steps.table()
+    assert (second[:2], second[3:]) == (["second", "ok"], ["12", "passed"])
+
+
+def test_environments_are_no_interpreters_that_wheels_are_made_with(tmp_path: Path) -> None:
+    if sys.prefix != sys.base_prefix:
+        assert version_of(Path(sys.executable)) is None
+    assert version_of(tmp_path / "python3.11") is None
+
+
+def test_each_system_is_for_another_python_and_told_of() -> None:
+    pythons = [tuple(map(int, system.python.split("."))) for system in SYSTEMS]
+    assert pythons == sorted(set(pythons))
+    page = (ROOT / "docs/releases.md").read_text()
+    for system in SYSTEMS:
+        assert f"| {system.name} (`{system.suite}`) | {system.python} |" in page
