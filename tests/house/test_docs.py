@@ -156,7 +156,8 @@ def test_every_metric_is_told_of_with_its_attributes() -> None:
 
 @pytest.mark.parametrize("page", ["how-to/prometheus", "observability"])
 def test_what_is_asked_of_prometheus_is_told_to_it(page: str) -> None:
-    told = {metric.prometheus_name for metric in [*METRICS, *NBD_METRICS]}
+    metrics: list[Metric | NbdMetric] = [*METRICS, *NBD_METRICS]
+    told = {metric.prometheus_name for metric in metrics}
     asked = set(re.findall(r"\baioblk_(?:device|nbd)_\w+", PAGES[page].read_text()))
     assert {re.sub("_(bucket|sum|count)$", "", name) for name in asked} <= told
     assert len(asked) > 3
