@@ -154,6 +154,15 @@ def test_every_metric_is_told_of_with_its_attributes() -> None:
         assert f"| `{metric.name}` | {kind} | {attributes} | " in text
 
 
+@pytest.mark.parametrize("page", ["how-to/prometheus", "observability"])
+def test_what_is_asked_of_prometheus_is_told_to_it(page: str) -> None:
+    metrics: list[Metric | NbdMetric] = [*METRICS, *NBD_METRICS]
+    told = {metric.prometheus_name for metric in metrics}
+    asked = set(re.findall(r"\baioblk_(?:device|nbd)_\w+", PAGES[page].read_text()))
+    assert {re.sub("_(bucket|sum|count)$", "", name) for name in asked} <= told
+    assert len(asked) > 3
+
+
 def test_the_table_of_capabilities_is_that_of_the_contract() -> None:
     columns = [BUFFERED, DIRECT, LOOP, VHOST_USER, VDUSE, VFIO, NVME]
     features = sorted({feature for driver in columns for feature in driver.lacks} - {"polling"})
