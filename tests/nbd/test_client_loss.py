@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import os
+import socket
 import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,12 +15,13 @@ import pytest
 
 import aioblk
 from aioblk import BlkioError, DeviceClosedError, DeviceLostError
-from aioblk.nbd._client import life
+from aioblk.nbd._client import device, life
 from aioblk.nbd._client.silence import SilenceWatch
 
 from . import scripted as s
 from .scripted import Command, Export, Session, scripted
 
+SO_ATTACH_FILTER = 26
 FOR = 30.0  # seconds; everything here is over long before
 
 
@@ -216,6 +219,61 @@ async def test_numbers_of_contexts_are_those_of_the_new_connection(tmp_path: Pat
     async with scripted(tmp_path, tell, Export()) as uri, aioblk.Nbd(uri, reconnect_for=FOR) as dev:
         (extent,) = [each async for each in dev.extents()]
         assert extent.kind is aioblk.ExtentKind.HOLE
+
+
+# --- the network --------------------------------------------------------------------------------------------
+
+
+def unreachable(connection: socket.socket) -> None:
+    """From now on the kernel drops whatever comes for it, and acknowledges nothing."""
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF_RET | BPF_K, 0 bytes
+    connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(drop)))
+
+
+async def test_a_machine_that_is_not_reached_any_more_is_noticed_though_nobody_asks_for_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "DEAD_AFTER", 0.2)
+
+    async def vanish(session: Session) -> None:
+        connection = session.writer.get_extra_info("socket")
+        copy = socket.socket(fileno=os.dup(connection.fileno()))
+        with copy:
+            unreachable(copy)
+        await asyncio.Event().wait()
+
+    server = Mortal(vanish)
+    async with scripted(None, server, Export()) as uri, aioblk.Nbd(uri, reconnect_for=FOR) as dev:
+        await dev.write(512, bytes(512))
+        assert server.asked() == [(s.WRITE, 512)]
+        assert dev.reconnections == 1
+
+
+async def test_a_server_that_receives_nothing_for_long_is_not_taken_for_such_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would do later what it had been sent, and what would be sent to the next one in the meantime."""
+    monkeypatch.setattr(device, "DEAD_AFTER", 0.1)
+    receive = asyncio.Event()
+
+    async def wait(session: Session) -> None:
+        await receive.wait()
+        await session.serve(bytearray(size))
+
+    size = 24 << 20  # more than kernels and streams have room for
+    async with (
+        scripted(None, wait, Export(size=size)) as uri,
+        aioblk.Nbd(uri, connections=1, reconnect_for=FOR) as dev,
+    ):
+        (connection,) = dev._dispatch.connections
+        ours = connection._channel.socket
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+        write = asyncio.ensure_future(dev.write(0, bytes(size)))
+        await asyncio.sleep(0.7)  # time is what it is about
+        assert not write.done()
+        receive.set()
+        await write
+        assert dev.reconnections == 0
 
 
 # --- what is in doubt ---------------------------------------------------------------------------------------

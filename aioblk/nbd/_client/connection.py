@@ -195,6 +195,14 @@ class Connection:
         """How many bytes have gone either way."""
         return self.sent + self._receiver.moved
 
+    @property
+    def is_of_network(self) -> bool:
+        return self._channel.is_of_network
+
+    def is_unheard_for(self, seconds: float) -> bool:
+        """Whether the kernel repeats what it has sent, and has heard nothing for so long."""
+        return self._channel.is_unheard_for(seconds)
+
     # --- the end --------------------------------------------------------------------------------------------
 
     def end(self, why: str, is_fault: bool = False) -> None:

@@ -26,6 +26,7 @@ from .connection import Connection
 from .dispatch import Dispatch
 from .export import Export
 from .handshake import Dial
+from .reach import ReachWatch
 from .requests import NbdRequest
 from .silence import SilenceWatch
 
@@ -93,7 +94,7 @@ class Life:
         self._delay = FIRST_DELAY
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._watch: SilenceWatch | None = None
+        self._watches: list[SilenceWatch | ReachWatch] = []
         self._begin(dialled)
 
     def _begin(self, dialled: list[tuple[Channel, Export]]) -> None:
@@ -102,10 +103,21 @@ class Life:
             for channel, export in dialled
         ]
         if self._terms.lost_after is not None:
-            self._watch = SilenceWatch(
-                self._loop, self._terms.lost_after, lambda: self.dispatch.connections, self._give_up
+            self._watches.append(
+                SilenceWatch(
+                    self._loop, self._terms.lost_after, lambda: self.dispatch.connections, self._give_up
+                )
+            )
+        if any(connection.is_of_network for connection in connections):
+            self._watches.append(
+                ReachWatch(self._loop, self._dial.dead_after, lambda: self.dispatch.connections)
             )
         self.dispatch.resume(connections)  # last: what is sent may find that a connection is over already
+
+    def _end_watches(self) -> None:
+        for watch in self._watches:
+            watch.stop()
+        self._watches.clear()
 
     # --- breaking -------------------------------------------------------------------------------------------
 
@@ -124,8 +136,7 @@ class Life:
         self.state = State.RECOVERING
         for connection in dispatch.connections:
             connection.end(why)
-        if self._watch is not None:
-            self._watch.stop()
+        self._end_watches()
         in_doubt = dispatch.unflushed
         dispatch.recall()
         if not may_return or self._terms.reconnect_for is None:
@@ -324,8 +335,7 @@ class Life:
     async def _close(self) -> None:
         await self.dispatch.drained()
         self._end_search()
-        if self._watch is not None:
-            self._watch.stop()
+        self._end_watches()
         for connection in self.dispatch.connections:
             connection.close()
         self.dispatch.connections = []
