@@ -23,8 +23,9 @@ from aioblk import (
     UsageError,
 )
 from aioblk.nbd import list_exports
-from aioblk.nbd._client import channel
+from aioblk.nbd._client import channel, commands, connection
 from aioblk.nbd._client.commands import Command as Ours
+from aioblk.nbd._client.replies import Receiver
 from aioblk.testing import Fault, Faulty, MemoryDevice
 
 from ..support.nbd_in_process import serving
@@ -42,11 +43,14 @@ class Told:
     def __init__(self) -> None:
         self.commands: list[Command] = []
         self.memory = bytearray(b"m" * s.SIZE)
-        self.connections = 0
+        self.connections = self.left = 0
 
     async def __call__(self, session: Session) -> None:
         self.connections += 1
-        await session.serve(self.memory, self.commands)
+        try:
+            await session.serve(self.memory, self.commands)
+        finally:
+            self.left += 1
 
     @property
     def last(self) -> Command:
@@ -699,6 +703,65 @@ async def test_without_descriptors_nothing_is_opened(
         with pytest.raises(BlkioError, match=r"cannot connect to .*too many open files") as caught:
             await aioblk.Nbd(uri, connections=3).open()
         assert caught.value.errno == errno.EMFILE
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "no room for another watch")])
+@pytest.mark.parametrize("connections", range(2))
+async def test_what_cannot_be_looked_at_is_not_opened(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, connections: int, error: Exception
+) -> None:
+    monkeypatch.setattr(connection, "Receiver", refusing_after(connections, Receiver, error))
+    async with scripted(tmp_path, told, Export(flags=s.ALL | s.MULTI_CONN)) as uri:
+        with pytest.raises(BlkioError, match="a connection that was made cannot be used") as caught:
+            await aioblk.Nbd(uri, connections=3).open()
+        assert caught.value.errno == getattr(error, "errno", errno.ENOMEM)
+        await turned_until(lambda: told.left == 3)
+
+
+def refusing_after(count: int, function: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """The function, that is there so many times."""
+    left = count
+
+    def call(*arguments: Any) -> Any:
+        nonlocal left
+        if not left:
+            raise error
+        left -= 1
+        return function(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("when", ["it comes", "it is there"])
+@pytest.mark.parametrize("payload", [512, 4096, 1 << 20], ids=["many", "several", "one"])
+@DIALECTS
+async def test_a_read_that_there_is_no_memory_for_fails_and_the_others_go_on(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, payload: int, when: str, dialect: int
+) -> None:
+    export = Export(blocks=(512, 4096, payload), dialect=dialect)
+    async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri, depth=4) as dev:
+        size = 100 << 10
+        before, after = bytearray(size), bytearray(size)
+        with monkeypatch.context() as patch:
+            if when == "it comes":
+                patch.setattr(commands, "BytesIO", refusing_after(0, bytes, MemoryError()))
+            else:
+                patch.setattr(commands.NewBytes, "take", refusing_after(0, bytes, MemoryError()))
+            requests = (
+                asyncio.ensure_future(dev.read_into(0, before)),
+                asyncio.ensure_future(dev.read(0, size)),
+                asyncio.ensure_future(dev.read_into(0, after)),
+            )
+            outcomes = await asyncio.gather(*requests, return_exceptions=True)
+            (error,) = filter(None, outcomes)
+            assert isinstance(error, BlkioError)
+            assert "there is no memory for what is read: read less at a time" in str(error)
+            assert (error.errno, error.offset, error.length) == (errno.ENOMEM, 0, size)
+        assert before == after == b"m" * size
+        assert await dev.read(0, size) == b"m" * size
+        counts = dev.statistics()
+        assert (counts.submitted, counts.completed, counts.in_flight) == (4, 3, 0)
+        assert counts.read.errors == {errno.ENOMEM: 1}
 
 
 @pytest.mark.parametrize(

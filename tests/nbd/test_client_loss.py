@@ -15,7 +15,8 @@ import pytest
 
 import aioblk
 from aioblk import BlkioError, DeviceClosedError, DeviceLostError
-from aioblk.nbd._client import device, life
+from aioblk.nbd._client import connection, device, life
+from aioblk.nbd._client.replies import Receiver
 from aioblk.nbd._client.silence import SilenceWatch
 
 from . import scripted as s
@@ -224,10 +225,10 @@ async def test_numbers_of_contexts_are_those_of_the_new_connection(tmp_path: Pat
 # --- the network --------------------------------------------------------------------------------------------
 
 
-def unreachable(connection: socket.socket) -> None:
+def unreachable(peer: socket.socket) -> None:
     """From now on the kernel drops whatever comes for it, and acknowledges nothing."""
     drop = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF_RET | BPF_K, 0 bytes
-    connection.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(drop)))
+    peer.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(drop)))
 
 
 async def test_a_machine_that_is_not_reached_any_more_is_noticed_though_nobody_asks_for_silence(
@@ -236,8 +237,7 @@ async def test_a_machine_that_is_not_reached_any_more_is_noticed_though_nobody_a
     monkeypatch.setattr(device, "DEAD_AFTER", 0.2)
 
     async def vanish(session: Session) -> None:
-        connection = session.writer.get_extra_info("socket")
-        copy = socket.socket(fileno=os.dup(connection.fileno()))
+        copy = socket.socket(fileno=os.dup(session.writer.get_extra_info("socket").fileno()))
         with copy:
             unreachable(copy)
         await asyncio.Event().wait()
@@ -265,8 +265,8 @@ async def test_a_server_that_receives_nothing_for_long_is_not_taken_for_such_a_m
         scripted(None, wait, Export(size=size)) as uri,
         aioblk.Nbd(uri, connections=1, reconnect_for=FOR) as dev,
     ):
-        (connection,) = dev._dispatch.connections
-        ours = connection._channel.socket
+        (only,) = dev._dispatch.connections
+        ours = only._channel.socket
         assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
         write = asyncio.ensure_future(dev.write(0, bytes(size)))
         await asyncio.sleep(0.7)  # time is what it is about
@@ -441,6 +441,33 @@ async def test_each_search_has_its_time_when_the_server_was_there_for_long(tmp_p
         die.set()
         await dev.read(0, 512)
         assert dev.reconnections == 2
+
+
+async def test_a_connection_that_cannot_be_used_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Mortal(dies_of(1))
+    refused = 0
+
+    def refuse(*arguments: Any) -> Receiver:
+        nonlocal refused
+        refused += 1
+        if refused < 3:
+            raise MemoryError
+        return Receiver(*arguments)
+
+    async with scripted(tmp_path, server, Export()) as uri, aioblk.Nbd(uri, reconnect_for=FOR) as dev:
+        monkeypatch.setattr(connection, "Receiver", refuse)
+        await dev.read(0, 512)
+        assert (dev.reconnections, refused) == (1, 3)
+        dev.abandon()
+        refused = 0
+        for _ in range(2):
+            with pytest.raises(BlkioError, match="cannot be used"):
+                await dev.reconnect()
+            assert dev.lost is not None
+        await dev.reconnect()
+        await dev.read(0, 512)
 
 
 async def test_a_search_can_be_ended(tmp_path: Path) -> None:

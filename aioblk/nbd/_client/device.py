@@ -192,7 +192,7 @@ class Nbd(AsyncClosing, BlockDevice):
             DRIVER, self._limits, lambda: export.size, lambda: read_only, filename=self._uri.text
         )
         events = self._events = Events(self._subject, Instruments(self._subject), log)
-        make_error = partial(answered_error, self._uri.text)
+        make_error = partial(request_failed, self._uri.text)
         self._life = Life(self._subject, self._terms, self._dial, dialled, events, make_error)
         self._dispatch = self._life.dispatch
         self._is_simple = export.has(protocol.SEND_FUA)
@@ -611,15 +611,18 @@ class Nbd(AsyncClosing, BlockDevice):
             )
 
 
-def answered_error(where: str, request: NbdRequest[Any], command: Command) -> BlkioError:
-    """The error that the server has answered with."""
-    number = command.error if command.error in ERRORS else errno.EINVAL
-    said = text_of(command.words)
+def request_failed(where: str, request: NbdRequest[Any], command: Command | None) -> BlkioError:
+    """The error that the server has answered a command with; of none, that there is no memory."""
+    number, message = errno.ENOMEM, "there is no memory for what is read: read less at a time"
+    if command is not None:
+        number = command.error if command.error in ERRORS else errno.EINVAL
+        said = text_of(command.words)
+        message = f"the server says: {said}" if said else ""
     return request_error(
         DRIVER,
         request.operation,
         number,
-        f"the server says: {said}" if said else None,
+        message or None,
         request.offset,
         None if request.offset is None else request.length,
         filename=where,

@@ -40,9 +40,10 @@ class Dispatch:
         self,
         loop: asyncio.AbstractEventLoop,
         depth: int,
-        make_error: Callable[[NbdRequest[Any], Command], BlkioError],
+        make_error: Callable[[NbdRequest[Any], Command | None], BlkioError],
     ) -> None:
-        """At most *depth* commands are in flight on one connection."""
+        """At most *depth* commands are in flight on one connection. *make_error* is called with a request
+        that fails, and the command that the server has answered with an error; None, for want of memory."""
         self._loop = loop
         self._depth = depth
         self._make_error = make_error
@@ -148,6 +149,11 @@ class Dispatch:
         request.value = None
         self._pump()
         self._tell_drained()
+
+    def fail_for_memory(self, request: NbdRequest[Any]) -> None:
+        for command in request.commands:
+            self._drop(command)
+        self._fail(request, self._make_error(request, None))  # nothing is sent: it is within a reply
 
     def _drop(self, command: Command) -> None:
         command.request = None
@@ -269,15 +275,19 @@ class Dispatch:
 
     def _settle(self, request: NbdRequest[Any]) -> None:
         """It is done, and has succeeded."""
+        value = request.value
+        if isinstance(value, NewBytes):
+            data = request.commands[0].data if len(request.commands) == 1 else None
+            try:
+                value = value.take() if data is None else data
+            except MemoryError:
+                self._fail(request, self._make_error(request, None))
+                return
         tally = self._tallies.get(request.operation)
         if tally is not None:
             tally.completed += 1
             tally.bytes += request.length
         self._requests.pop(id(request), None)
-        value = request.value
-        if isinstance(value, NewBytes):
-            data = request.commands[0].data if len(request.commands) == 1 else None
-            value = value.take() if data is None else data
         request.commands = ()
         request.value = None
         request.set_result(value)

@@ -74,7 +74,7 @@ class Life:
         dial: Dial,
         dialled: list[tuple[Channel, Export]],
         events: Events,
-        make_error: Callable[[NbdRequest[Any], Command], BlkioError],
+        make_error: Callable[[NbdRequest[Any], Command | None], BlkioError],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._subject = subject
@@ -95,13 +95,32 @@ class Life:
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
         self._watches: list[SilenceWatch | ReachWatch] = []
-        self._begin(dialled)
+        self._use(self._connected(dialled))
 
-    def _begin(self, dialled: list[tuple[Channel, Export]]) -> None:
-        connections = [
-            Connection(channel, export, self._loop, self.dispatch.answered, self._broken)
-            for channel, export in dialled
-        ]
+    def _connected(self, dialled: list[tuple[Channel, Export]]) -> list[Connection]:
+        """BlkioError: there is no memory for them, or the loop can look at no more sockets; none is open."""
+        connections: list[Connection] = []
+        try:
+            for channel, export in dialled:
+                connections.append(
+                    Connection(channel, export, self._loop, self.dispatch.answered, self._broken)
+                )
+        except BaseException as error:
+            for connection in connections:
+                connection.close()
+            close_all(dialled[len(connections) :])
+            if not isinstance(error, (OSError, MemoryError)):
+                raise
+            raise BlkioError(
+                "a connection that was made cannot be used",
+                errno=getattr(error, "errno", None) or errno.ENOMEM,
+                driver=self._subject.driver,
+                operation="open",
+                filename=self._subject.filename,
+            ) from error
+        return connections
+
+    def _use(self, connections: list[Connection]) -> None:
         if self._terms.lost_after is not None:
             self._watches.append(
                 SilenceWatch(
@@ -242,11 +261,12 @@ class Life:
                 break
             try:
                 dialled = await self._attempt(left)
+                connections = None if dialled is None else self._connected(dialled)
             except DeviceLostError as error:
                 self._lose(error.message or "another device answers")
                 break
-            except (BlkioError, TimeoutError) as error:
-                text = str(error)
+            except (BlkioError, TimeoutError, MemoryError) as error:
+                text = str(error) or "there is no memory"
                 if text != last:
                     log.info("%s does not come back yet: %s", self._subject, text)
                     last = text
@@ -256,8 +276,8 @@ class Life:
                 self._lose(f"connecting again fails: {error!r}")  # or requests would wait for it for ever
                 raise
             self._stop = None  # another search may begin with what is sent at once
-            if dialled is not None:
-                self._return(dialled)
+            if connections is not None:
+                self._return(connections)
             return
         self._stop = None
 
@@ -293,14 +313,14 @@ class Life:
             return None
         raise TimeoutError("the server does not answer in time")
 
-    def _return(self, dialled: list[tuple[Channel, Export]]) -> None:
+    def _return(self, connections: list[Connection]) -> None:
         self.state = State.PRESENT
         self.lost = None
         self._returned_at = self._loop.time()
         self.reconnections += 1
         self.dispatch.on_progress = self._answer_came
         self._events.tell(DeviceReturned())
-        self._begin(dialled)
+        self._use(connections)
 
     def _answer_came(self) -> None:
         """A server that has answered something is one; the next search has all its time."""
@@ -314,10 +334,11 @@ class Life:
             if self.closing:
                 raise self._subject.closed("reconnect")
             return
+        connections = self._connected(dialled)
         self.dispatch.forget_unflushed()
         self.dispatch.doubt = None
         self._give_up_at = None
-        self._return(dialled)
+        self._return(connections)
 
     # --- the end --------------------------------------------------------------------------------------------
 

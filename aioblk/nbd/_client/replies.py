@@ -127,6 +127,9 @@ class Receiver:
         except OSError as error:
             self._ended(error.strerror or "receiving failed", False)
             return False
+        except MemoryError:
+            self._ended("there is no memory for what the server sends", False)
+            return False
         return self._is_record_based
 
     def _room(self) -> memoryview:
@@ -337,12 +340,7 @@ class Receiver:
             self._start = self._end
             self._chunk, self._is_last = command, is_last
         if command.request is None:
-            if not is_whole:
-                self._skip = size - available
-                self._start = self._end = 0
-            elif is_last:
-                self._finish(command)
-            return is_whole
+            return self._skip_data(command, size - min(available, size), is_last)
         if (
             is_whole
             and size == command.length
@@ -351,12 +349,26 @@ class Receiver:
         ):
             command.data = bytes(self._buffer[start : start + size])
         else:
-            targets = command.targets(at, size)
+            try:
+                targets = command.targets(at, size)
+            except MemoryError:
+                command.request.owner.fail_for_memory(command.request)
+                return self._skip_data(command, size - min(available, size), is_last)
             rest = self._copy(start, min(available, size), targets)
             if not is_whole:
                 self._targets = rest
                 self._start = self._end = 0
                 return False
+        if is_last:
+            self._finish(command)
+        return True
+
+    def _skip_data(self, command: Command, left: int, is_last: bool) -> bool:
+        """Nobody wants the data, of which so much is not there yet. False: there is something."""
+        if left:
+            self._skip = left
+            self._start = self._end = 0
+            return False
         if is_last:
             self._finish(command)
         return True
