@@ -413,6 +413,51 @@ async def test_a_server_that_dies_of_each_request_is_not_tried_for_ever(tmp_path
         assert lives >= 2
 
 
+async def test_a_server_that_answers_others_and_dies_of_one_is_not_tried_for_ever(tmp_path: Path) -> None:
+    async def die_of_writes(session: Session) -> None:
+        died = asyncio.Event()
+        while True:
+            command = await session.command()
+            if command.kind == s.WRITE and not died.is_set():
+                died.set()
+                asyncio.get_running_loop().call_later(0.01, session.writer.transport.abort)
+            else:
+                session.done(command, bytes(command.length))
+
+    async with scripted(tmp_path, die_of_writes, Export()) as uri, aioblk.Nbd(uri, reconnect_for=0.3) as dev:
+        write = asyncio.ensure_future(dev.write(0, bytes(512)))
+        with pytest.raises(DeviceLostError, match=r"did not come back in 0\.3 seconds"):
+            await read_for_ever(dev)
+        with pytest.raises(DeviceLostError):
+            await write
+
+
+async def read_for_ever(dev: aioblk.Nbd) -> None:
+    while True:
+        await dev.read(0, 512)
+
+
+async def test_a_server_that_does_not_stay_is_not_stormed_whatever_it_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    rest = life.Life._rest
+
+    async def note(self: life.Life) -> None:
+        pauses.append(self._delay)
+        await rest(self)
+
+    monkeypatch.setattr(life.Life, "_rest", note)
+    monkeypatch.setattr(life, "LONGEST_DELAY", FOR)
+    async with (
+        scripted(tmp_path, dies_of(1, answering=1), Export()) as uri,
+        aioblk.Nbd(uri, reconnect_for=FOR) as dev,
+    ):
+        while dev.reconnections < 6:
+            await dev.read(0, 512)
+        assert pauses[:5] == [0.001 * 2**n for n in range(5)]
+
+
 async def test_who_comes_back_later_than_that_is_not_waited_for(tmp_path: Path) -> None:
     async with scripted(tmp_path, Mortal(dies_of(1)), Export()) as uri:
         dev = await aioblk.Nbd(uri, reconnect_for=0.1).open()

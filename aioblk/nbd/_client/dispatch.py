@@ -59,7 +59,9 @@ class Dispatch:
         self.epoch = 0
         """How often all connections were broken off."""
         self.on_progress: Callable[[], object] | None = None
-        """Is called once, when a command is answered."""
+        """Is called once, when a command is answered, and all that were in flight when the connections broke
+        last have been: one of them may be what the server died of."""
+        self._suspects: set[Command] = set()
         # How many changes were answered that may be in a cache of the server's, and how many of them are
         # covered by a flush.
         self._changed = 0
@@ -157,6 +159,7 @@ class Dispatch:
 
     def _drop(self, command: Command) -> None:
         command.request = None
+        self._suspects.discard(command)
         connection = command.connection
         if connection is not None:
             if connection.give_up(command) and command.is_change:
@@ -215,8 +218,10 @@ class Dispatch:
         """Of a connection: its reply is complete."""
         self._commands += 1
         if self.on_progress is not None:
-            on_progress, self.on_progress = self.on_progress, None
-            on_progress()
+            self._suspects.discard(command)
+            if not self._suspects:
+                on_progress, self.on_progress = self.on_progress, None
+                on_progress()
         if not command.error:
             if command.kind == protocol.FLUSH:
                 self._covered = max(self._covered, command.end)
@@ -330,6 +335,7 @@ class Dispatch:
         kept = [command for command in commands if command.request is not None]
         for command in kept:
             command.renew()
+        self._suspects = set(kept)
         self._backlog = OrderedDict.fromkeys((*kept, *self._backlog, *self._held))
         self._held.clear()
         self._tell_drained()
@@ -357,6 +363,7 @@ class Dispatch:
         self._backlog.clear()
         self._held.clear()
         self._given_up.clear()
+        self._suspects.clear()
         for request in tuple(self._requests.values()):
             self._fail(request, make_error(request))
         self._tell_drained()

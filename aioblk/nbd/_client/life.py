@@ -88,7 +88,7 @@ class Life:
         self.closing = False
         self.reconnections = 0
         self._stop: asyncio.Future[None] | None = None  # ends the search for a server
-        # Of a search, which is over when a server has answered something, or was there for long enough.
+        # Of a search, which is over when a server has answered what was in flight, or was there for long.
         self._give_up_at: float | None = None
         self._returned_at = -math.inf
         self._delay = FIRST_DELAY
@@ -244,10 +244,13 @@ class Life:
         """Connect until somebody answers, the time for it is up, or nobody wants it any more."""
         assert self._terms.reconnect_for is not None
         now = self._loop.time()
-        if self._give_up_at is None or now - self._returned_at >= self._terms.reconnect_for:
+        was_there = now - self._returned_at
+        if self._give_up_at is None or was_there >= self._terms.reconnect_for:
             self._give_up_at = now + self._terms.reconnect_for
+        if was_there >= LONGEST_DELAY:
             self._delay = FIRST_DELAY
-        else:  # another one that went away without an answer
+        else:  # it does not stay, whatever it has answered
+            self._delay = max(FIRST_DELAY, min(self._delay, (self._give_up_at - now) / 2))
             await self._rest()
         self._stop = stop = self._stop or self._loop.create_future()
         last = why
@@ -323,7 +326,7 @@ class Life:
         self._use(connections)
 
     def _answer_came(self) -> None:
-        """A server that has answered something is one; the next search has all its time."""
+        """A server that has answered what another one may have died of; the next search has all its time."""
         self._give_up_at = None
 
     async def reconnect(self) -> None:
