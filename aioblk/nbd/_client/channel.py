@@ -45,7 +45,8 @@ class Channel(ABC):
 
     @property
     def unsent(self) -> bool:
-        """Whether something that was taken is to be sent still: call :meth:`send`, be it with nothing."""
+        """Whether something that was taken is to be sent still, or the answer to something that was received:
+        call :meth:`send`, be it with nothing."""
         return False
 
     @property
@@ -78,6 +79,8 @@ class Channel(ABC):
             try:
                 received = self.receive_into(data[filled:])
             except BlockingIOError:
+                if self.unsent:
+                    await self.send_all(b"")
                 await _ready(self.socket, writing=False)
                 continue
             if not received:
@@ -150,11 +153,15 @@ class TlsChannel(Channel):
                 await _ready(self.socket, writing=False)
 
     def receive_into(self, target: memoryview) -> int:
+        has_pulled = False
         while True:
             try:
                 received = self._tls.read(len(target), target)
             except ssl.SSLWantReadError:
+                if has_pulled:  # records without data, of which there may be any number
+                    raise BlockingIOError from None
                 self._pull()
+                has_pulled = True
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 return 0
             except ssl.SSLError as error:

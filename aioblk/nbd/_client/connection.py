@@ -172,6 +172,8 @@ class Connection:
     def _on_readable(self) -> None:
         if self._receiver.on_readable() and self.over is None:
             self._loop.call_soon(self.look)
+        if self._channel.unsent and self.over is None and not self._writing:
+            self._flush()
 
     def look(self) -> None:
         """Take what has come, if the loop has not had the time to say so."""
