@@ -349,6 +349,26 @@ async def test_report_lets_the_next_flush_fail_once(
         assert (dev.lost, dev.reconnections) == (None, 1)
 
 
+@pytest.mark.parametrize("change", ["write", "zeroes"])
+async def test_a_change_of_which_a_part_had_been_answered_is_made_again_as_a_whole(
+    tmp_path: Path, change: str
+) -> None:
+    """Or it would be done with a part lost, after the doubt about it has been told."""
+    export = Export(blocks=(512, 512, 512), flags=s.HAS_FLAGS | s.FLUSH_FLAG)
+    server = Mortal(dies_of(3, answering=1))
+    async with (
+        scripted(tmp_path, server, export) as uri,
+        aioblk.Nbd(uri, reconnect_for=FOR, unflushed="report") as dev,
+    ):
+        one = dev.write(0, b"1" * 1024) if change == "write" else dev.write_zeroes(0, 1024)
+        with pytest.raises(BlkioError, match="1 change had been answered and not been flushed"):
+            await dev.flush()
+        await one
+        await dev.flush()
+        assert server.asked() == [(s.WRITE, 0), (s.WRITE, 512), (s.FLUSH, 0)]
+        assert dev.statistics().write.completed + dev.statistics().write_zeroes.completed == 1
+
+
 async def test_trust_goes_on(tmp_path: Path) -> None:
     server = Mortal(dies_of(2, answering=1))
     async with (

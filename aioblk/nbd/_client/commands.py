@@ -72,6 +72,11 @@ class Command:
     def is_change(self) -> bool:
         return self.kind in CHANGES
 
+    @property
+    def may_be_lost(self) -> bool:
+        """Of one that is answered: whether what it has changed may be gone with a cache of the server's."""
+        return self.is_change and not self.flags & protocol.FUA and not self.error
+
     def overlaps(self, other: "Command") -> bool:
         return self.offset < other.end and other.offset < self.end
 

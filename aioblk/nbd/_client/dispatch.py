@@ -322,13 +322,22 @@ class Dispatch:
     def recall(self) -> None:
         """The connections are over: have back what they had, in the order in which it was given to them.
 
-        What was given up is not made again. What was read in part is read anew.
+        What was given up is not made again. What was read in part is read anew. A change of which some
+        commands are answered is made again as a whole: when it is done, it will have been told that such
+        commands may be lost.
         """
         self.epoch += 1
         commands: list[Command] = []
         for connection in self.connections:
             commands += connection.in_flight.values()
             connection.in_flight.clear()
+        waiting = {*commands, *self._backlog, *self._held}
+        for request in self._requests.values():
+            if request.pending < len(request.commands) and not request.flush_after:
+                for command in request.commands:
+                    if command not in waiting and command.may_be_lost:
+                        request.pending += 1
+                        commands.append(command)
         self.connections = []
         commands.sort(key=_cookie)
         self._given_up.clear()
