@@ -190,7 +190,9 @@ async def scripted(where: Path | None, script: Script, export: Export | None = N
                 await writer.wait_closed()
 
     def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        sessions.add(asyncio.get_running_loop().create_task(serve(reader, writer)))
+        session = asyncio.get_running_loop().create_task(serve(reader, writer))
+        session.add_done_callback(lambda _: writer.close())  # it may have been cancelled before it began
+        sessions.add(session)
 
     if where is None:
         server = await asyncio.start_server(begin, "127.0.0.1", 0)

@@ -131,6 +131,44 @@ async def test_long_requests_are_divided_into_what_the_server_takes(tmp_path: Pa
         assert await ByteView(dev).read(4097, 3) == b"\x01\x02\x03"
 
 
+@DIALECTS
+@pytest.mark.parametrize("payload", [4096, 1 << 20], ids=["many commands", "one"])
+async def test_any_number_of_buffers_of_any_length_are_filled_and_written(
+    tmp_path: Path, told: Told, dialect: int, payload: int
+) -> None:
+    sizes = [1, 511, 100, 4096, 412, 20000, 480] + [512] * 1000
+    whole = bytes(range(256)) * (sum(sizes) // 256)
+    export = Export(dialect=dialect, blocks=(512, 4096, payload))
+    async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri) as dev:
+        buffers = [bytearray(size) for size in sizes]
+        view = memoryview(whole)
+        written = [view[sum(sizes[:n]) :][:size] for n, size in enumerate(sizes)]
+        await dev.writev(512, [b"", *written, b""])
+        assert told.memory[512 : 512 + len(whole)] == whole
+        await dev.readv(512, buffers)
+        assert b"".join(buffers) == whole
+
+
+def test_a_stretch_of_many_buffers_is_found_without_a_look_at_all_others() -> None:
+    class Counted(list[memoryview]):
+        looked = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            self.looked += 1
+            return super().__getitem__(place)
+
+        def __iter__(self) -> Any:
+            self.looked += len(self)
+            return super().__iter__()
+
+    memory = memoryview(bytes(range(250)) * 4)
+    views = Counted(memory[n : n + 1] for n in range(1000))
+    found = commands.Views(views).part(10)
+    for start in range(0, 980, 10):
+        assert b"".join(found.stretch(start, 10)) == memory[start + 10 : start + 20]
+    assert views.looked <= 1000 + 980
+
+
 async def test_a_size_that_is_no_number_of_sectors_is_of_bytes(tmp_path: Path, told: Told) -> None:
     async with scripted(tmp_path, told, Export(size=1001)) as uri, aioblk.Nbd(uri) as dev:
         assert dev.limits.request_alignment == 1
@@ -327,8 +365,9 @@ async def test_contexts_that_there_are_not_are_an_error_with_those_that_there_ar
 # --- cancellation -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [512, 65536], ids=["many buffers", "one"])
 async def test_a_read_that_is_cancelled_in_the_middle_of_its_data_lets_go_of_its_buffer(
-    tmp_path: Path,
+    tmp_path: Path, size: int
 ) -> None:
     half, go_on = asyncio.Event(), asyncio.Event()
 
@@ -344,7 +383,12 @@ async def test_a_read_that_is_cancelled_in_the_middle_of_its_data_lets_go_of_its
 
     async with scripted(tmp_path, script, Export()) as uri, aioblk.Nbd(uri) as dev:
         buffer, other = bytearray(65536), bytearray(65536)
-        reads = [asyncio.ensure_future(dev.read_into(0, each)) for each in (buffer, other)]
+        reads = [
+            asyncio.ensure_future(
+                dev.readv(0, [memoryview(each)[start : start + size] for start in range(0, 65536, size)])
+            )
+            for each in (buffer, other)
+        ]
         await half.wait()
         await turned_until(lambda: any(buffer))
         reads[0].cancel()
@@ -659,6 +703,30 @@ async def test_exports_are_listed_and_chosen_by_name(names: str) -> None:
     with pytest.raises(BlkioError, match="the export 'three' is asked for: the server has no such") as caught:
         await aioblk.Nbd(names.replace("one", "three")).open()
     assert caught.value.errno == errno.ENOENT
+
+
+async def test_a_long_list_lets_others_have_their_turns(tmp_path: Path) -> None:
+    async def script(session: Session) -> None:
+        await session.greet()
+        option, _ = await session.option()
+        for _ in range(4000):  # which sockets have room for
+            session.answer(option, s.SERVER, b"\0\0\0\1n")
+        session.answer(option, s.ACK)
+        await session.reader.read()
+
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with scripted(tmp_path, script) as uri:
+        other = asyncio.create_task(turn())
+        assert len(await list_exports(uri)) == 4000
+        assert turns >= 4000 / 64
+        other.cancel()
 
 
 async def test_who_is_not_there_is_named(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ from ...layers._asked import Asked, end_of_stretch
 from ...layers.block_device import BlockDevice
 from .. import protocol
 from .block_status import BlockStatus, first_stretches
-from .commands import Command, NewBytes, part_of
+from .commands import Command, NewBytes, Views
 from .export import Export
 from .handshake import BASE_ALLOCATION, Dial, text_of
 from .life import UNFLUSHED, Life, State, Terms, Unflushed, close_all, dial_in_time, log
@@ -386,9 +386,9 @@ class Nbd(AsyncClosing, BlockDevice):
         if refused := self._beyond("write", offset, length):
             return refused
         flags, flush_after = self._through(fua)
-        views = [view for buffer in buffers if (view := flat(buffer))]
+        views = Views([view for buffer in buffers if (view := flat(buffer))])
         parts = [
-            (protocol.WRITE, flags, offset + start, size, part_of(views, start, size))
+            (protocol.WRITE, flags, offset + start, size, views.stretch(start, size))
             for start, size in self._divide("write", offset, length, self._payload)
         ]
         return self._dispatch.request("write", offset, length, None, parts, flush_after)
@@ -478,9 +478,9 @@ class Nbd(AsyncClosing, BlockDevice):
                 for start, size in self._divide("read", offset, length, self._payload)
             ]
             return self._dispatch.request("read", offset, length, value, parts)
-        views = [view for buffer in buffers if (view := flat(buffer))]
+        views = Views([view for buffer in buffers if (view := flat(buffer))])
         parts = [
-            (protocol.READ, 0, offset + start, size, part_of(views, start, size))
+            (protocol.READ, 0, offset + start, size, views.part(start))
             for start, size in self._divide("read", offset, length, self._payload)
         ]
         return self._dispatch.request("read", offset, length, None, parts)
