@@ -94,6 +94,12 @@ CAMPAIGNS = (
         short_environment={"AIOBLK_CAMPAIGN_SECONDS": "30"},
     ),
     Campaign(
+        "nbd-client",
+        "NBD servers that do anything, or die with what is in their caches; ten minutes",
+        tests("tests/campaigns/nbd_client.py"),
+        short_environment={"AIOBLK_CAMPAIGN_SECONDS": "10"},
+    ),
+    Campaign(
         "free-threaded",
         "the whole suite on a free-threaded CPython, built from Debian's source package",
         (str(HERE / "free_threaded.sh"),),

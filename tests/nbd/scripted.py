@@ -167,10 +167,10 @@ Script = Callable[[Session], Awaitable[Any]]
 
 
 @contextlib.asynccontextmanager
-async def scripted(where: Path, script: Script, export: Export | None = None) -> AsyncIterator[str]:
-    """A server at a Unix socket in that directory, which does *script* with each connection, after the
-    handshake if there is an *export*; its URI. What the script raises is raised in the end, but for the ends
-    of connections."""
+async def scripted(where: Path | None, script: Script, export: Export | None = None) -> AsyncIterator[str]:
+    """A server at a Unix socket in that directory, or at a port of this machine, which does *script* with
+    each connection, after the handshake if there is an *export*; its URI. What the script raises is raised in
+    the end, but for the ends of connections."""
     sessions: set[asyncio.Task[None]] = set()
     count = 0
 
@@ -190,12 +190,19 @@ async def scripted(where: Path, script: Script, export: Export | None = None) ->
                 await writer.wait_closed()
 
     def begin(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        sessions.add(asyncio.get_running_loop().create_task(serve(reader, writer)))
+        session = asyncio.get_running_loop().create_task(serve(reader, writer))
+        session.add_done_callback(lambda _: writer.close())  # it may have been cancelled before it began
+        sessions.add(session)
 
-    path = where / "nbd.sock"
-    server = await asyncio.start_unix_server(begin, path)
+    if where is None:
+        server = await asyncio.start_server(begin, "127.0.0.1", 0)
+        uri = f"nbd://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    else:
+        path = where / "nbd.sock"
+        server = await asyncio.start_unix_server(begin, path)
+        uri = f"nbd+unix:///?socket={path}"
     try:
-        yield f"nbd+unix:///?socket={path}"
+        yield uri
     finally:
         server.close()
         for session in sessions:

@@ -23,8 +23,9 @@ from aioblk import (
     UsageError,
 )
 from aioblk.nbd import list_exports
-from aioblk.nbd._client import channel
+from aioblk.nbd._client import channel, commands, connection
 from aioblk.nbd._client.commands import Command as Ours
+from aioblk.nbd._client.replies import Receiver
 from aioblk.testing import Fault, Faulty, MemoryDevice
 
 from ..support.nbd_in_process import serving
@@ -42,11 +43,14 @@ class Told:
     def __init__(self) -> None:
         self.commands: list[Command] = []
         self.memory = bytearray(b"m" * s.SIZE)
-        self.connections = 0
+        self.connections = self.left = 0
 
     async def __call__(self, session: Session) -> None:
         self.connections += 1
-        await session.serve(self.memory, self.commands)
+        try:
+            await session.serve(self.memory, self.commands)
+        finally:
+            self.left += 1
 
     @property
     def last(self) -> Command:
@@ -125,6 +129,44 @@ async def test_long_requests_are_divided_into_what_the_server_takes(tmp_path: Pa
         with pytest.raises(aioblk.AlignmentError, match="4096"):
             dev.read(512, 4096)
         assert await ByteView(dev).read(4097, 3) == b"\x01\x02\x03"
+
+
+@DIALECTS
+@pytest.mark.parametrize("payload", [4096, 1 << 20], ids=["many commands", "one"])
+async def test_any_number_of_buffers_of_any_length_are_filled_and_written(
+    tmp_path: Path, told: Told, dialect: int, payload: int
+) -> None:
+    sizes = [1, 511, 100, 4096, 412, 20000, 480] + [512] * 1000
+    whole = bytes(range(256)) * (sum(sizes) // 256)
+    export = Export(dialect=dialect, blocks=(512, 4096, payload))
+    async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri) as dev:
+        buffers = [bytearray(size) for size in sizes]
+        view = memoryview(whole)
+        written = [view[sum(sizes[:n]) :][:size] for n, size in enumerate(sizes)]
+        await dev.writev(512, [b"", *written, b""])
+        assert told.memory[512 : 512 + len(whole)] == whole
+        await dev.readv(512, buffers)
+        assert b"".join(buffers) == whole
+
+
+def test_a_stretch_of_many_buffers_is_found_without_a_look_at_all_others() -> None:
+    class Counted(list[memoryview]):
+        looked = 0
+
+        def __getitem__(self, place: Any) -> Any:
+            self.looked += 1
+            return super().__getitem__(place)
+
+        def __iter__(self) -> Any:
+            self.looked += len(self)
+            return super().__iter__()
+
+    memory = memoryview(bytes(range(250)) * 4)
+    views = Counted(memory[n : n + 1] for n in range(1000))
+    found = commands.Views(views).part(10)
+    for start in range(0, 980, 10):
+        assert b"".join(found.stretch(start, 10)) == memory[start + 10 : start + 20]
+    assert views.looked <= 1000 + 980
 
 
 async def test_a_size_that_is_no_number_of_sectors_is_of_bytes(tmp_path: Path, told: Told) -> None:
@@ -323,8 +365,9 @@ async def test_contexts_that_there_are_not_are_an_error_with_those_that_there_ar
 # --- cancellation -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("size", [512, 65536], ids=["many buffers", "one"])
 async def test_a_read_that_is_cancelled_in_the_middle_of_its_data_lets_go_of_its_buffer(
-    tmp_path: Path,
+    tmp_path: Path, size: int
 ) -> None:
     half, go_on = asyncio.Event(), asyncio.Event()
 
@@ -340,7 +383,12 @@ async def test_a_read_that_is_cancelled_in_the_middle_of_its_data_lets_go_of_its
 
     async with scripted(tmp_path, script, Export()) as uri, aioblk.Nbd(uri) as dev:
         buffer, other = bytearray(65536), bytearray(65536)
-        reads = [asyncio.ensure_future(dev.read_into(0, each)) for each in (buffer, other)]
+        reads = [
+            asyncio.ensure_future(
+                dev.readv(0, [memoryview(each)[start : start + size] for start in range(0, 65536, size)])
+            )
+            for each in (buffer, other)
+        ]
         await half.wait()
         await turned_until(lambda: any(buffer))
         reads[0].cancel()
@@ -657,6 +705,30 @@ async def test_exports_are_listed_and_chosen_by_name(names: str) -> None:
     assert caught.value.errno == errno.ENOENT
 
 
+async def test_a_long_list_lets_others_have_their_turns(tmp_path: Path) -> None:
+    async def script(session: Session) -> None:
+        await session.greet()
+        option, _ = await session.option()
+        for _ in range(4000):  # which sockets have room for
+            session.answer(option, s.SERVER, b"\0\0\0\1n")
+        session.answer(option, s.ACK)
+        await session.reader.read()
+
+    turns = 0
+
+    async def turn() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    async with scripted(tmp_path, script) as uri:
+        other = asyncio.create_task(turn())
+        assert len(await list_exports(uri)) == 4000
+        assert turns >= 4000 / 64
+        other.cancel()
+
+
 async def test_who_is_not_there_is_named(tmp_path: Path) -> None:
     path = tmp_path / "nobody"
     for attempt in (
@@ -699,6 +771,65 @@ async def test_without_descriptors_nothing_is_opened(
         with pytest.raises(BlkioError, match=r"cannot connect to .*too many open files") as caught:
             await aioblk.Nbd(uri, connections=3).open()
         assert caught.value.errno == errno.EMFILE
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "no room for another watch")])
+@pytest.mark.parametrize("connections", range(2))
+async def test_what_cannot_be_looked_at_is_not_opened(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, connections: int, error: Exception
+) -> None:
+    monkeypatch.setattr(connection, "Receiver", refusing_after(connections, Receiver, error))
+    async with scripted(tmp_path, told, Export(flags=s.ALL | s.MULTI_CONN)) as uri:
+        with pytest.raises(BlkioError, match="a connection that was made cannot be used") as caught:
+            await aioblk.Nbd(uri, connections=3).open()
+        assert caught.value.errno == getattr(error, "errno", errno.ENOMEM)
+        await turned_until(lambda: told.left == 3)
+
+
+def refusing_after(count: int, function: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+    """The function, that is there so many times."""
+    left = count
+
+    def call(*arguments: Any) -> Any:
+        nonlocal left
+        if not left:
+            raise error
+        left -= 1
+        return function(*arguments)
+
+    return call
+
+
+@pytest.mark.parametrize("when", ["it comes", "it is there"])
+@pytest.mark.parametrize("payload", [512, 4096, 1 << 20], ids=["many", "several", "one"])
+@DIALECTS
+async def test_a_read_that_there_is_no_memory_for_fails_and_the_others_go_on(
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, payload: int, when: str, dialect: int
+) -> None:
+    export = Export(blocks=(512, 4096, payload), dialect=dialect)
+    async with scripted(tmp_path, told, export) as uri, aioblk.Nbd(uri, depth=4) as dev:
+        size = 100 << 10
+        before, after = bytearray(size), bytearray(size)
+        with monkeypatch.context() as patch:
+            if when == "it comes":
+                patch.setattr(commands, "BytesIO", refusing_after(0, bytes, MemoryError()))
+            else:
+                patch.setattr(commands.NewBytes, "take", refusing_after(0, bytes, MemoryError()))
+            requests = (
+                asyncio.ensure_future(dev.read_into(0, before)),
+                asyncio.ensure_future(dev.read(0, size)),
+                asyncio.ensure_future(dev.read_into(0, after)),
+            )
+            outcomes = await asyncio.gather(*requests, return_exceptions=True)
+            (error,) = filter(None, outcomes)
+            assert isinstance(error, BlkioError)
+            assert "there is no memory for what is read: read less at a time" in str(error)
+            assert (error.errno, error.offset, error.length) == (errno.ENOMEM, 0, size)
+        assert before == after == b"m" * size
+        assert await dev.read(0, size) == b"m" * size
+        counts = dev.statistics()
+        assert (counts.submitted, counts.completed, counts.in_flight) == (4, 3, 0)
+        assert counts.read.errors == {errno.ENOMEM: 1}
 
 
 @pytest.mark.parametrize(

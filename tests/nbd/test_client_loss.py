@@ -2,8 +2,10 @@
 
 import asyncio
 import contextlib
+import ctypes
 import errno
 import os
+import socket
 import struct
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -13,12 +15,14 @@ import pytest
 
 import aioblk
 from aioblk import BlkioError, DeviceClosedError, DeviceLostError
-from aioblk.nbd._client import life
+from aioblk.nbd._client import connection, device, life
+from aioblk.nbd._client.replies import Receiver
 from aioblk.nbd._client.silence import SilenceWatch
 
 from . import scripted as s
 from .scripted import Command, Export, Session, scripted
 
+SO_ATTACH_FILTER = 26
 FOR = 30.0  # seconds; everything here is over long before
 
 
@@ -218,6 +222,60 @@ async def test_numbers_of_contexts_are_those_of_the_new_connection(tmp_path: Pat
         assert extent.kind is aioblk.ExtentKind.HOLE
 
 
+# --- the network --------------------------------------------------------------------------------------------
+
+
+def unreachable(peer: socket.socket) -> None:
+    """From now on the kernel drops whatever comes for it, and acknowledges nothing."""
+    drop = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF_RET | BPF_K, 0 bytes
+    peer.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, struct.pack("HL", 1, ctypes.addressof(drop)))
+
+
+async def test_a_machine_that_is_not_reached_any_more_is_noticed_though_nobody_asks_for_silence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(device, "DEAD_AFTER", 0.2)
+
+    async def vanish(session: Session) -> None:
+        copy = socket.socket(fileno=os.dup(session.writer.get_extra_info("socket").fileno()))
+        with copy:
+            unreachable(copy)
+        await asyncio.Event().wait()
+
+    server = Mortal(vanish)
+    async with scripted(None, server, Export()) as uri, aioblk.Nbd(uri, reconnect_for=FOR) as dev:
+        await dev.write(512, bytes(512))
+        assert server.asked() == [(s.WRITE, 512)]
+        assert dev.reconnections == 1
+
+
+async def test_a_server_that_receives_nothing_for_long_is_not_taken_for_such_a_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It would do later what it had been sent, and what would be sent to the next one in the meantime."""
+    monkeypatch.setattr(device, "DEAD_AFTER", 0.1)
+    receive = asyncio.Event()
+
+    async def wait(session: Session) -> None:
+        await receive.wait()
+        await session.serve(bytearray(size))
+
+    size = 24 << 20  # more than kernels and streams have room for
+    async with (
+        scripted(None, wait, Export(size=size)) as uri,
+        aioblk.Nbd(uri, connections=1, reconnect_for=FOR) as dev,
+    ):
+        (only,) = dev._dispatch.connections
+        ours = only._channel.socket
+        assert ours.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 0
+        write = asyncio.ensure_future(dev.write(0, bytes(size)))
+        await asyncio.sleep(0.7)  # time is what it is about
+        assert not write.done()
+        receive.set()
+        await write
+        assert dev.reconnections == 0
+
+
 # --- what is in doubt ---------------------------------------------------------------------------------------
 
 
@@ -291,6 +349,26 @@ async def test_report_lets_the_next_flush_fail_once(
         assert (dev.lost, dev.reconnections) == (None, 1)
 
 
+@pytest.mark.parametrize("change", ["write", "zeroes"])
+async def test_a_change_of_which_a_part_had_been_answered_is_made_again_as_a_whole(
+    tmp_path: Path, change: str
+) -> None:
+    """Or it would be done with a part lost, after the doubt about it has been told."""
+    export = Export(blocks=(512, 512, 512), flags=s.HAS_FLAGS | s.FLUSH_FLAG)
+    server = Mortal(dies_of(3, answering=1))
+    async with (
+        scripted(tmp_path, server, export) as uri,
+        aioblk.Nbd(uri, reconnect_for=FOR, unflushed="report") as dev,
+    ):
+        one = dev.write(0, b"1" * 1024) if change == "write" else dev.write_zeroes(0, 1024)
+        with pytest.raises(BlkioError, match="1 change had been answered and not been flushed"):
+            await dev.flush()
+        await one
+        await dev.flush()
+        assert server.asked() == [(s.WRITE, 0), (s.WRITE, 512), (s.FLUSH, 0)]
+        assert dev.statistics().write.completed + dev.statistics().write_zeroes.completed == 1
+
+
 async def test_trust_goes_on(tmp_path: Path) -> None:
     server = Mortal(dies_of(2, answering=1))
     async with (
@@ -355,6 +433,51 @@ async def test_a_server_that_dies_of_each_request_is_not_tried_for_ever(tmp_path
         assert lives >= 2
 
 
+async def test_a_server_that_answers_others_and_dies_of_one_is_not_tried_for_ever(tmp_path: Path) -> None:
+    async def die_of_writes(session: Session) -> None:
+        died = asyncio.Event()
+        while True:
+            command = await session.command()
+            if command.kind == s.WRITE and not died.is_set():
+                died.set()
+                asyncio.get_running_loop().call_later(0.01, session.writer.transport.abort)
+            else:
+                session.done(command, bytes(command.length))
+
+    async with scripted(tmp_path, die_of_writes, Export()) as uri, aioblk.Nbd(uri, reconnect_for=0.3) as dev:
+        write = asyncio.ensure_future(dev.write(0, bytes(512)))
+        with pytest.raises(DeviceLostError, match=r"did not come back in 0\.3 seconds"):
+            await read_for_ever(dev)
+        with pytest.raises(DeviceLostError):
+            await write
+
+
+async def read_for_ever(dev: aioblk.Nbd) -> None:
+    while True:
+        await dev.read(0, 512)
+
+
+async def test_a_server_that_does_not_stay_is_not_stormed_whatever_it_has_answered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pauses: list[float] = []
+    rest = life.Life._rest
+
+    async def note(self: life.Life) -> None:
+        pauses.append(self._delay)
+        await rest(self)
+
+    monkeypatch.setattr(life.Life, "_rest", note)
+    monkeypatch.setattr(life, "LONGEST_DELAY", FOR)
+    async with (
+        scripted(tmp_path, dies_of(1, answering=1), Export()) as uri,
+        aioblk.Nbd(uri, reconnect_for=FOR) as dev,
+    ):
+        while dev.reconnections < 6:
+            await dev.read(0, 512)
+        assert pauses[:5] == [0.001 * 2**n for n in range(5)]
+
+
 async def test_who_comes_back_later_than_that_is_not_waited_for(tmp_path: Path) -> None:
     async with scripted(tmp_path, Mortal(dies_of(1)), Export()) as uri:
         dev = await aioblk.Nbd(uri, reconnect_for=0.1).open()
@@ -383,6 +506,33 @@ async def test_each_search_has_its_time_when_the_server_was_there_for_long(tmp_p
         die.set()
         await dev.read(0, 512)
         assert dev.reconnections == 2
+
+
+async def test_a_connection_that_cannot_be_used_is_looked_for_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = Mortal(dies_of(1))
+    refused = 0
+
+    def refuse(*arguments: Any) -> Receiver:
+        nonlocal refused
+        refused += 1
+        if refused < 3:
+            raise MemoryError
+        return Receiver(*arguments)
+
+    async with scripted(tmp_path, server, Export()) as uri, aioblk.Nbd(uri, reconnect_for=FOR) as dev:
+        monkeypatch.setattr(connection, "Receiver", refuse)
+        await dev.read(0, 512)
+        assert (dev.reconnections, refused) == (1, 3)
+        dev.abandon()
+        refused = 0
+        for _ in range(2):
+            with pytest.raises(BlkioError, match="cannot be used"):
+                await dev.reconnect()
+            assert dev.lost is not None
+        await dev.reconnect()
+        await dev.read(0, 512)
 
 
 async def test_a_search_can_be_ended(tmp_path: Path) -> None:

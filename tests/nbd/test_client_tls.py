@@ -3,10 +3,12 @@
 import asyncio
 import contextlib
 import errno
+import socket
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -14,6 +16,9 @@ import pytest
 import aioblk
 from aioblk import BlkioError, OptionError, UnsupportedError
 from aioblk.nbd import Export, Server, Tls, list_exports
+from aioblk.nbd._client.channel import TlsChannel
+from aioblk.nbd._client.tls import tls_context
+from aioblk.nbd._client.uri import NbdUri
 from aioblk.testing import MemoryDevice
 
 from ..support.certificates import Authority
@@ -150,6 +155,124 @@ async def test_what_comes_before_tls_has_no_effect(tmp_path: Path) -> None:
     async with scripted(tmp_path, script) as uri:
         with pytest.raises(BlkioError, match=r"TLS comes to nothing"):
             await aioblk.Nbd(uri.replace("nbd+", "nbds+") + "&tls-verify-peer=0").open()
+
+
+class ServersTls:
+    """A server's side of TLS, of which more is asked than of a stream."""
+
+    def __init__(self, session: Session, context: ssl.SSLContext) -> None:
+        self._session = session
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self.tls = context.wrap_bio(self._incoming, self._outgoing, server_side=True)
+        self._received = b""
+        self._receive, self._send = session.receive, session.send
+
+    async def _do(self, step: Callable[[], Any]) -> Any:
+        """Whatever has to be said and heard for it."""
+        while True:
+            try:
+                return step()
+            except ssl.SSLWantReadError:
+                self._send(self._outgoing.read())
+                self._incoming.write(await self._session.reader.read(65536) or b"gone")
+            finally:
+                self._send(self._outgoing.read())
+
+    async def shake_hands(self) -> None:
+        await self._do(self.tls.do_handshake)
+        vars(self._session).update(receive=self.receive, send=self.send)
+
+    async def receive(self, size: int) -> bytes:
+        while len(self._received) < size:
+            self._received += await self._do(lambda: self.tls.read(65536))
+        received, self._received = self._received[:size], self._received[size:]
+        return received
+
+    def send(self, *data: bytes) -> None:
+        if any(data):
+            self.tls.write(b"".join(data))
+        self._send(self._outgoing.read())
+
+
+@pytest.mark.parametrize("when", ["options", "commands"])
+async def test_a_server_that_asks_who_is_there_after_the_handshake_is_answered(
+    authority: Authority, tmp_path: Path, when: str
+) -> None:
+    """Though the client has nothing to say by itself."""
+    of_server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    of_server.load_cert_chain(authority.server / "server-cert.pem", authority.server / "server-key.pem")
+    of_server.load_verify_locations(authority.server / "ca-cert.pem")
+    of_server.post_handshake_auth = True
+    of_server.verify_mode = ssl.CERT_REQUIRED
+    of_client = authority.context()
+    of_client.post_handshake_auth = True
+    of_client.check_hostname = False
+
+    async def ask(peer: ServersTls) -> None:
+        peer.tls.verify_client_post_handshake()
+        peer.send(b"")
+        with contextlib.suppress(ssl.SSLWantReadError):
+            peer.tls.do_handshake()
+            peer.send(b"")
+        while not peer.tls.getpeercert():
+            with contextlib.suppress(ssl.SSLWantReadError):
+                peer._received += peer.tls.read(65536)
+            if not peer.tls.getpeercert():
+                peer._incoming.write(await peer._session.reader.read(65536))
+
+    async def script(session: Session) -> None:
+        await session.greet()
+        option, _ = await session.option()
+        session.answer(option, s.ACK)
+        peer = ServersTls(session, of_server)
+        await peer.shake_hands()
+        option, _ = await session.option()
+        if when == "options":
+            await ask(peer)
+        while option != s.GO:
+            session.answer(option, s.ERR_UNSUP)
+            option, _ = await session.option()
+        session.go()
+        session.export = s.Export(dialect=s.SIMPLE)
+        command = await session.command()
+        if when == "commands":
+            await ask(peer)
+        session.done(command, bytes(512))
+        await session.command()
+
+    async with (
+        scripted(tmp_path, script) as uri,
+        aioblk.Nbd(uri.replace("nbd+", "nbds+"), tls=of_client) as dev,
+    ):
+        assert await dev.read(0, 512) == bytes(512)
+
+
+async def test_a_server_that_wants_to_shake_hands_again_is_told_that_nobody_does(
+    authority: Authority,
+) -> None:
+    """Who is between could have it done in its place; and what is sent meanwhile would have to wait."""
+    for options in {"tls_certificates": authority.client}, {}:
+        context = tls_context(NbdUri.parse("nbds://localhost"), None, options.get("tls_certificates"), None)
+        assert context is not None
+        assert ssl.OP_NO_RENEGOTIATION in context.options
+
+
+async def test_records_without_data_do_not_keep_the_loop(authority: Authority) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.setblocking(False)
+        channel = TlsChannel(ours, authority.context(), "localhost")
+
+        reads = iter(range(10))
+
+        def read(_size: int, _target: memoryview) -> int:
+            next(reads)
+            theirs.send(b"ticket")  # there is always more
+            raise ssl.SSLWantReadError
+
+        vars(channel)["_tls"] = SimpleNamespace(read=read)
+        with pytest.raises(BlockingIOError):
+            channel.receive_into(memoryview(bytearray(10)))
 
 
 async def test_a_server_that_leaves_in_the_middle_of_the_handshake(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ connection.py   one connection: commands out, replies in, any number at a time
 replies.py      what is in a reply, and what must not be
 commands.py     a command, and what is known of its reply
 silence.py      a server that answers no more
+reach.py        a machine that the network does not reach any more
 handshake.py    the options that are haggled about before there are commands
 listing.py      what a server exports
 export.py       what came of it

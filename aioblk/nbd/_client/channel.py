@@ -9,6 +9,7 @@ import ssl
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import partial
+from struct import Struct
 from typing import TypeAlias, cast, final
 
 from typing_extensions import Buffer
@@ -21,6 +22,9 @@ __all__ = ["Channel", "PlainChannel", "TlsChannel", "connect"]
 RECORDS = 256 << 10  # of what TLS is given and gives at a time
 RETRY_EVERY = 0.02  # seconds, while a Unix socket's queue of those who connect is full
 PROBES = 3  # of a peer that is silent, before it is dead
+# Of struct tcp_info: how often something was sent again, or the peer's window asked for, without any answer,
+# and how many milliseconds ago anything was acknowledged.
+TCP_INFO = Struct("=2xBB4x48xI")
 
 Bytes: TypeAlias = "bytes | bytearray | memoryview"
 
@@ -41,13 +45,26 @@ class Channel(ABC):
 
     @property
     def unsent(self) -> bool:
-        """Whether something that was taken is to be sent still: call :meth:`send`, be it with nothing."""
+        """Whether something that was taken is to be sent still, or the answer to something that was received:
+        call :meth:`send`, be it with nothing."""
         return False
 
     @property
     def is_record_based(self) -> bool:
         """Whether there may be more though less came than there was room for."""
         return False
+
+    @property
+    def is_of_network(self) -> bool:
+        return self.socket.family != socket.AF_UNIX
+
+    def is_unheard_for(self, seconds: float) -> bool:
+        """Whether the kernel repeats what it has sent, and has heard nothing from the peer's for so long."""
+        if not self.is_of_network:
+            return False
+        data = self.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, TCP_INFO.size)
+        repeated, probes, heard = TCP_INFO.unpack(data)
+        return bool(repeated or probes) and heard >= seconds * 1000
 
     def close(self) -> None:
         self.socket.close()
@@ -62,6 +79,8 @@ class Channel(ABC):
             try:
                 received = self.receive_into(data[filled:])
             except BlockingIOError:
+                if self.unsent:
+                    await self.send_all(b"")
                 await _ready(self.socket, writing=False)
                 continue
             if not received:
@@ -134,11 +153,15 @@ class TlsChannel(Channel):
                 await _ready(self.socket, writing=False)
 
     def receive_into(self, target: memoryview) -> int:
+        has_pulled = False
         while True:
             try:
                 received = self._tls.read(len(target), target)
             except ssl.SSLWantReadError:
+                if has_pulled:  # records without data, of which there may be any number
+                    raise BlockingIOError from None
                 self._pull()
+                has_pulled = True
             except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
                 return 0
             except ssl.SSLError as error:
@@ -218,7 +241,7 @@ async def _ready(connection: socket.socket, *, writing: bool) -> None:
 
 async def connect(address: Address, dead_after: float) -> socket.socket:
     """A socket that is connected to the address. A peer in the network that does not answer the kernel's
-    probes for about *dead_after* seconds is dead. OSError: there is nobody."""
+    probes for about *dead_after* seconds while nothing is under way is dead. OSError: there is nobody."""
     if not isinstance(address, tuple):
         return await _connect_to(socket.AF_UNIX, address)
     last: OSError | None = None
@@ -280,7 +303,6 @@ def _prepare(connection: socket.socket, dead_after: float) -> None:
         (socket.TCP_KEEPIDLE, max(1, seconds // 2)),
         (socket.TCP_KEEPINTVL, max(1, seconds // (2 * PROBES))),
         (socket.TCP_KEEPCNT, PROBES),
-        (socket.TCP_USER_TIMEOUT, seconds * 1000),
     ):
         connection.setsockopt(socket.IPPROTO_TCP, option, value)
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)

@@ -1,13 +1,13 @@
 """A command on its way, and what is known of its reply."""
 
-from bisect import bisect_left
-from collections.abc import Sequence
+from bisect import bisect_left, bisect_right
 from io import BytesIO
+from itertools import accumulate
 from typing import Any, Protocol, final
 
 from .. import protocol
 
-__all__ = ["CHANGES", "Carrier", "Command", "Coverage", "NewBytes", "part_of"]
+__all__ = ["CHANGES", "Carrier", "Command", "Coverage", "NewBytes", "Views"]
 
 CHANGES = frozenset({protocol.WRITE, protocol.WRITE_ZEROES, protocol.TRIM})
 MOST_PIECES = 16384  # of a reply that have not met: of 32 MiB, pieces of 4 KiB in any order are fewer
@@ -37,7 +37,7 @@ class Command:
         offset: int,
         length: int,
         request: Any,
-        views: "list[memoryview] | NewBytes | None" = None,
+        views: "list[memoryview] | Views | NewBytes | None" = None,
         position: int = 0,
     ) -> None:
         self.kind = kind
@@ -72,6 +72,11 @@ class Command:
     def is_change(self) -> bool:
         return self.kind in CHANGES
 
+    @property
+    def may_be_lost(self) -> bool:
+        """Of one that is answered: whether what it has changed may be gone with a cache of the server's."""
+        return self.is_change and not self.flags & protocol.FUA and not self.error
+
     def overlaps(self, other: "Command") -> bool:
         return self.offset < other.end and other.offset < self.end
 
@@ -88,11 +93,8 @@ class Command:
 
     def targets(self, start: int, length: int) -> list[memoryview]:
         """Where a part of what is read goes."""
-        views = self.views
-        if isinstance(views, NewBytes):
-            return [views.view(start, length)]
-        assert views is not None
-        return part_of(views, start, length)
+        assert isinstance(self.views, (NewBytes, Views))
+        return self.views.stretch(start, length)
 
 
 @final
@@ -113,13 +115,12 @@ class NewBytes:
         part._whole, part._start = self._whole, self._start + start
         return part
 
-    def view(self, start: int, length: int) -> memoryview:
+    def stretch(self, start: int, length: int) -> list[memoryview]:
         whole = self._whole
         if whole[1] is None:
             whole[1] = BytesIO(bytes(whole[0]))  # which it takes over, as nobody else has it
         start += self._start
-        view: memoryview = whole[1].getbuffer()[start : start + length]
-        return view
+        return [whole[1].getbuffer()[start : start + length]]
 
     @property
     def are_zeroes(self) -> bool:
@@ -135,23 +136,39 @@ class NewBytes:
         return value
 
 
-def part_of(views: Sequence[memoryview], start: int, length: int) -> list[memoryview]:
-    """A stretch of what several views have, one after the other."""
-    if len(views) == 1:
-        return [views[0][start : start + length]]
-    part: list[memoryview] = []
-    for view in views:
-        size = len(view)
-        if start >= size:
-            start -= size
-            continue
-        piece = view[start : start + length]
-        part.append(piece)
-        length -= len(piece)
-        if not length:
-            break
-        start = 0
-    return part
+@final
+class Views:
+    """Memory in pieces, one after the other. A stretch of it is found at once, however many there are."""
+
+    __slots__ = ("_ends", "_start", "_views")
+
+    def __init__(self, views: list[memoryview]) -> None:
+        self._views = views
+        self._ends = list(accumulate(map(len, views)))
+        self._start = 0
+
+    def part(self, start: int) -> "Views":
+        """The same from *start* on."""
+        part = Views.__new__(Views)
+        part._views, part._ends, part._start = self._views, self._ends, self._start + start
+        return part
+
+    def stretch(self, start: int, length: int) -> list[memoryview]:
+        start += self._start
+        views, ends = self._views, self._ends
+        if len(views) == 1:
+            return [views[0][start : start + length]]
+        place = bisect_right(ends, start)
+        if place:
+            start -= ends[place - 1]
+        found: list[memoryview] = []
+        while length:
+            piece = views[place][start : start + length]
+            found.append(piece)
+            length -= len(piece)
+            start = 0
+            place += 1
+        return found
 
 
 @final

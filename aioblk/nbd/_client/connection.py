@@ -172,6 +172,8 @@ class Connection:
     def _on_readable(self) -> None:
         if self._receiver.on_readable() and self.over is None:
             self._loop.call_soon(self.look)
+        if self._channel.unsent and self.over is None and not self._writing:
+            self._flush()
 
     def look(self) -> None:
         """Take what has come, if the loop has not had the time to say so."""
@@ -194,6 +196,14 @@ class Connection:
     def moved(self) -> int:
         """How many bytes have gone either way."""
         return self.sent + self._receiver.moved
+
+    @property
+    def is_of_network(self) -> bool:
+        return self._channel.is_of_network
+
+    def is_unheard_for(self, seconds: float) -> bool:
+        """Whether the kernel repeats what it has sent, and has heard nothing for so long."""
+        return self._channel.is_unheard_for(seconds)
 
     # --- the end --------------------------------------------------------------------------------------------
 

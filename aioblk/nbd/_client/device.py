@@ -26,7 +26,7 @@ from ...layers._asked import Asked, end_of_stretch
 from ...layers.block_device import BlockDevice
 from .. import protocol
 from .block_status import BlockStatus, first_stretches
-from .commands import Command, NewBytes, part_of
+from .commands import Command, NewBytes, Views
 from .export import Export
 from .handshake import BASE_ALLOCATION, Dial, text_of
 from .life import UNFLUSHED, Life, State, Terms, Unflushed, close_all, dial_in_time, log
@@ -192,7 +192,7 @@ class Nbd(AsyncClosing, BlockDevice):
             DRIVER, self._limits, lambda: export.size, lambda: read_only, filename=self._uri.text
         )
         events = self._events = Events(self._subject, Instruments(self._subject), log)
-        make_error = partial(answered_error, self._uri.text)
+        make_error = partial(request_failed, self._uri.text)
         self._life = Life(self._subject, self._terms, self._dial, dialled, events, make_error)
         self._dispatch = self._life.dispatch
         self._is_simple = export.has(protocol.SEND_FUA)
@@ -386,9 +386,9 @@ class Nbd(AsyncClosing, BlockDevice):
         if refused := self._beyond("write", offset, length):
             return refused
         flags, flush_after = self._through(fua)
-        views = [view for buffer in buffers if (view := flat(buffer))]
+        views = Views([view for buffer in buffers if (view := flat(buffer))])
         parts = [
-            (protocol.WRITE, flags, offset + start, size, part_of(views, start, size))
+            (protocol.WRITE, flags, offset + start, size, views.stretch(start, size))
             for start, size in self._divide("write", offset, length, self._payload)
         ]
         return self._dispatch.request("write", offset, length, None, parts, flush_after)
@@ -478,9 +478,9 @@ class Nbd(AsyncClosing, BlockDevice):
                 for start, size in self._divide("read", offset, length, self._payload)
             ]
             return self._dispatch.request("read", offset, length, value, parts)
-        views = [view for buffer in buffers if (view := flat(buffer))]
+        views = Views([view for buffer in buffers if (view := flat(buffer))])
         parts = [
-            (protocol.READ, 0, offset + start, size, part_of(views, start, size))
+            (protocol.READ, 0, offset + start, size, views.part(start))
             for start, size in self._divide("read", offset, length, self._payload)
         ]
         return self._dispatch.request("read", offset, length, None, parts)
@@ -611,15 +611,18 @@ class Nbd(AsyncClosing, BlockDevice):
             )
 
 
-def answered_error(where: str, request: NbdRequest[Any], command: Command) -> BlkioError:
-    """The error that the server has answered with."""
-    number = command.error if command.error in ERRORS else errno.EINVAL
-    said = text_of(command.words)
+def request_failed(where: str, request: NbdRequest[Any], command: Command | None) -> BlkioError:
+    """The error that the server has answered a command with; of none, that there is no memory."""
+    number, message = errno.ENOMEM, "there is no memory for what is read: read less at a time"
+    if command is not None:
+        number = command.error if command.error in ERRORS else errno.EINVAL
+        said = text_of(command.words)
+        message = f"the server says: {said}" if said else ""
     return request_error(
         DRIVER,
         request.operation,
         number,
-        f"the server says: {said}" if said else None,
+        message or None,
         request.offset,
         None if request.offset is None else request.length,
         filename=where,

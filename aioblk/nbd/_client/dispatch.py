@@ -40,9 +40,10 @@ class Dispatch:
         self,
         loop: asyncio.AbstractEventLoop,
         depth: int,
-        make_error: Callable[[NbdRequest[Any], Command], BlkioError],
+        make_error: Callable[[NbdRequest[Any], Command | None], BlkioError],
     ) -> None:
-        """At most *depth* commands are in flight on one connection."""
+        """At most *depth* commands are in flight on one connection. *make_error* is called with a request
+        that fails, and the command that the server has answered with an error; None, for want of memory."""
         self._loop = loop
         self._depth = depth
         self._make_error = make_error
@@ -58,7 +59,9 @@ class Dispatch:
         self.epoch = 0
         """How often all connections were broken off."""
         self.on_progress: Callable[[], object] | None = None
-        """Is called once, when a command is answered."""
+        """Is called once, when a command is answered, and all that were in flight when the connections broke
+        last have been: one of them may be what the server died of."""
+        self._suspects: set[Command] = set()
         # How many changes were answered that may be in a cache of the server's, and how many of them are
         # covered by a flush.
         self._changed = 0
@@ -149,8 +152,14 @@ class Dispatch:
         self._pump()
         self._tell_drained()
 
+    def fail_for_memory(self, request: NbdRequest[Any]) -> None:
+        for command in request.commands:
+            self._drop(command)
+        self._fail(request, self._make_error(request, None))  # nothing is sent: it is within a reply
+
     def _drop(self, command: Command) -> None:
         command.request = None
+        self._suspects.discard(command)
         connection = command.connection
         if connection is not None:
             if connection.give_up(command) and command.is_change:
@@ -209,8 +218,10 @@ class Dispatch:
         """Of a connection: its reply is complete."""
         self._commands += 1
         if self.on_progress is not None:
-            on_progress, self.on_progress = self.on_progress, None
-            on_progress()
+            self._suspects.discard(command)
+            if not self._suspects:
+                on_progress, self.on_progress = self.on_progress, None
+                on_progress()
         if not command.error:
             if command.kind == protocol.FLUSH:
                 self._covered = max(self._covered, command.end)
@@ -269,15 +280,19 @@ class Dispatch:
 
     def _settle(self, request: NbdRequest[Any]) -> None:
         """It is done, and has succeeded."""
+        value = request.value
+        if isinstance(value, NewBytes):
+            data = request.commands[0].data if len(request.commands) == 1 else None
+            try:
+                value = value.take() if data is None else data
+            except MemoryError:
+                self._fail(request, self._make_error(request, None))
+                return
         tally = self._tallies.get(request.operation)
         if tally is not None:
             tally.completed += 1
             tally.bytes += request.length
         self._requests.pop(id(request), None)
-        value = request.value
-        if isinstance(value, NewBytes):
-            data = request.commands[0].data if len(request.commands) == 1 else None
-            value = value.take() if data is None else data
         request.commands = ()
         request.value = None
         request.set_result(value)
@@ -307,19 +322,29 @@ class Dispatch:
     def recall(self) -> None:
         """The connections are over: have back what they had, in the order in which it was given to them.
 
-        What was given up is not made again. What was read in part is read anew.
+        What was given up is not made again. What was read in part is read anew. A change of which some
+        commands are answered is made again as a whole: when it is done, it will have been told that such
+        commands may be lost.
         """
         self.epoch += 1
         commands: list[Command] = []
         for connection in self.connections:
             commands += connection.in_flight.values()
             connection.in_flight.clear()
+        waiting = {*commands, *self._backlog, *self._held}
+        for request in self._requests.values():
+            if request.pending < len(request.commands) and not request.flush_after:
+                for command in request.commands:
+                    if command not in waiting and command.may_be_lost:
+                        request.pending += 1
+                        commands.append(command)
         self.connections = []
         commands.sort(key=_cookie)
         self._given_up.clear()
         kept = [command for command in commands if command.request is not None]
         for command in kept:
             command.renew()
+        self._suspects = set(kept)
         self._backlog = OrderedDict.fromkeys((*kept, *self._backlog, *self._held))
         self._held.clear()
         self._tell_drained()
@@ -347,6 +372,7 @@ class Dispatch:
         self._backlog.clear()
         self._held.clear()
         self._given_up.clear()
+        self._suspects.clear()
         for request in tuple(self._requests.values()):
             self._fail(request, make_error(request))
         self._tell_drained()

@@ -26,6 +26,7 @@ from .connection import Connection
 from .dispatch import Dispatch
 from .export import Export
 from .handshake import Dial
+from .reach import ReachWatch
 from .requests import NbdRequest
 from .silence import SilenceWatch
 
@@ -73,7 +74,7 @@ class Life:
         dial: Dial,
         dialled: list[tuple[Channel, Export]],
         events: Events,
-        make_error: Callable[[NbdRequest[Any], Command], BlkioError],
+        make_error: Callable[[NbdRequest[Any], Command | None], BlkioError],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._subject = subject
@@ -87,25 +88,55 @@ class Life:
         self.closing = False
         self.reconnections = 0
         self._stop: asyncio.Future[None] | None = None  # ends the search for a server
-        # Of a search, which is over when a server has answered something, or was there for long enough.
+        # Of a search, which is over when a server has answered what was in flight, or was there for long.
         self._give_up_at: float | None = None
         self._returned_at = -math.inf
         self._delay = FIRST_DELAY
         self._closing: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._watch: SilenceWatch | None = None
-        self._begin(dialled)
+        self._watches: list[SilenceWatch | ReachWatch] = []
+        self._use(self._connected(dialled))
 
-    def _begin(self, dialled: list[tuple[Channel, Export]]) -> None:
-        connections = [
-            Connection(channel, export, self._loop, self.dispatch.answered, self._broken)
-            for channel, export in dialled
-        ]
+    def _connected(self, dialled: list[tuple[Channel, Export]]) -> list[Connection]:
+        """BlkioError: there is no memory for them, or the loop can look at no more sockets; none is open."""
+        connections: list[Connection] = []
+        try:
+            for channel, export in dialled:
+                connections.append(
+                    Connection(channel, export, self._loop, self.dispatch.answered, self._broken)
+                )
+        except BaseException as error:
+            for connection in connections:
+                connection.close()
+            close_all(dialled[len(connections) :])
+            if not isinstance(error, (OSError, MemoryError)):
+                raise
+            raise BlkioError(
+                "a connection that was made cannot be used",
+                errno=getattr(error, "errno", None) or errno.ENOMEM,
+                driver=self._subject.driver,
+                operation="open",
+                filename=self._subject.filename,
+            ) from error
+        return connections
+
+    def _use(self, connections: list[Connection]) -> None:
         if self._terms.lost_after is not None:
-            self._watch = SilenceWatch(
-                self._loop, self._terms.lost_after, lambda: self.dispatch.connections, self._give_up
+            self._watches.append(
+                SilenceWatch(
+                    self._loop, self._terms.lost_after, lambda: self.dispatch.connections, self._give_up
+                )
+            )
+        if any(connection.is_of_network for connection in connections):
+            self._watches.append(
+                ReachWatch(self._loop, self._dial.dead_after, lambda: self.dispatch.connections)
             )
         self.dispatch.resume(connections)  # last: what is sent may find that a connection is over already
+
+    def _end_watches(self) -> None:
+        for watch in self._watches:
+            watch.stop()
+        self._watches.clear()
 
     # --- breaking -------------------------------------------------------------------------------------------
 
@@ -124,8 +155,7 @@ class Life:
         self.state = State.RECOVERING
         for connection in dispatch.connections:
             connection.end(why)
-        if self._watch is not None:
-            self._watch.stop()
+        self._end_watches()
         in_doubt = dispatch.unflushed
         dispatch.recall()
         if not may_return or self._terms.reconnect_for is None:
@@ -214,10 +244,13 @@ class Life:
         """Connect until somebody answers, the time for it is up, or nobody wants it any more."""
         assert self._terms.reconnect_for is not None
         now = self._loop.time()
-        if self._give_up_at is None or now - self._returned_at >= self._terms.reconnect_for:
+        was_there = now - self._returned_at
+        if self._give_up_at is None or was_there >= self._terms.reconnect_for:
             self._give_up_at = now + self._terms.reconnect_for
+        if was_there >= LONGEST_DELAY:
             self._delay = FIRST_DELAY
-        else:  # another one that went away without an answer
+        else:  # it does not stay, whatever it has answered
+            self._delay = max(FIRST_DELAY, min(self._delay, (self._give_up_at - now) / 2))
             await self._rest()
         self._stop = stop = self._stop or self._loop.create_future()
         last = why
@@ -231,11 +264,12 @@ class Life:
                 break
             try:
                 dialled = await self._attempt(left)
+                connections = None if dialled is None else self._connected(dialled)
             except DeviceLostError as error:
                 self._lose(error.message or "another device answers")
                 break
-            except (BlkioError, TimeoutError) as error:
-                text = str(error)
+            except (BlkioError, TimeoutError, MemoryError) as error:
+                text = str(error) or "there is no memory"
                 if text != last:
                     log.info("%s does not come back yet: %s", self._subject, text)
                     last = text
@@ -245,8 +279,8 @@ class Life:
                 self._lose(f"connecting again fails: {error!r}")  # or requests would wait for it for ever
                 raise
             self._stop = None  # another search may begin with what is sent at once
-            if dialled is not None:
-                self._return(dialled)
+            if connections is not None:
+                self._return(connections)
             return
         self._stop = None
 
@@ -282,17 +316,17 @@ class Life:
             return None
         raise TimeoutError("the server does not answer in time")
 
-    def _return(self, dialled: list[tuple[Channel, Export]]) -> None:
+    def _return(self, connections: list[Connection]) -> None:
         self.state = State.PRESENT
         self.lost = None
         self._returned_at = self._loop.time()
         self.reconnections += 1
         self.dispatch.on_progress = self._answer_came
         self._events.tell(DeviceReturned())
-        self._begin(dialled)
+        self._use(connections)
 
     def _answer_came(self) -> None:
-        """A server that has answered something is one; the next search has all its time."""
+        """A server that has answered what another one may have died of; the next search has all its time."""
         self._give_up_at = None
 
     async def reconnect(self) -> None:
@@ -303,10 +337,11 @@ class Life:
             if self.closing:
                 raise self._subject.closed("reconnect")
             return
+        connections = self._connected(dialled)
         self.dispatch.forget_unflushed()
         self.dispatch.doubt = None
         self._give_up_at = None
-        self._return(dialled)
+        self._return(connections)
 
     # --- the end --------------------------------------------------------------------------------------------
 
@@ -324,8 +359,7 @@ class Life:
     async def _close(self) -> None:
         await self.dispatch.drained()
         self._end_search()
-        if self._watch is not None:
-            self._watch.stop()
+        self._end_watches()
         for connection in self.dispatch.connections:
             connection.close()
         self.dispatch.connections = []

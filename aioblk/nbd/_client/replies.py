@@ -37,6 +37,7 @@ __all__ = ["Receiver", "ViolationError"]
 BUFFER_SIZE = 64 << 10
 LARGE = 32 << 10  # what is read of that length and more goes straight to where it belongs,
 SMALL_BITE = 4096  # but for so much, which comes along with what is before it
+SMALL_TARGET = 16 << 10  # a call for each of many that are smaller would take longer than a copy
 MOST_IN_A_ROW = 16  # receiving calls without a turn of the loop
 LONGEST_WORDS = 4096
 MOST_ERRORS = 64  # of one reply
@@ -61,6 +62,7 @@ class Receiver:
             "_is_last",
             "_is_record_based",
             "_receive_into",
+            "_rest",
             "_skip",
             "_start",
             "_status",
@@ -89,10 +91,11 @@ class Receiver:
         self._start: int = 0  # what of it has been received and not looked at
         self._end: int = 0
         # A chunk of which not all is there: whose it is, whether it is the last one of its reply, and either
-        # where the rest goes, or how much of it goes nowhere.
+        # where the rest of so many bytes goes, or how much of it goes nowhere.
         self._chunk: Command | None = None
         self._is_last = False
         self._targets: list[memoryview] | None = None
+        self._rest: int = 0
         self._skip: int = 0
         self._status: bytearray | None = None
         self._is_large = False
@@ -106,8 +109,13 @@ class Receiver:
             for _ in range(MOST_IN_A_ROW):
                 if self._targets is not None:
                     room = self._targets[0]
-                    size = receive_into(room)
-                    self._fill(size)
+                    if len(room) < SMALL_TARGET and len(self._targets) > 1:
+                        room = self._buffer[: self._rest]
+                        size = receive_into(room)
+                        self._spread(size)
+                    else:
+                        size = receive_into(room)
+                        self._fill(size)
                 else:
                     room = self._room()
                     size = receive_into(room)
@@ -126,6 +134,9 @@ class Receiver:
             return False
         except OSError as error:
             self._ended(error.strerror or "receiving failed", False)
+            return False
+        except MemoryError:
+            self._ended("there is no memory for what the server sends", False)
             return False
         return self._is_record_based
 
@@ -146,10 +157,19 @@ class Receiver:
             return self._buffer[end : end + SMALL_BITE]
         return self._buffer[end:] if end else self._buffer
 
+    def _spread(self, size: int) -> None:
+        """So many bytes have come of a chunk, and belong to many places."""
+        assert self._targets is not None
+        self._rest -= size
+        self._targets = self._copy(0, size, self._targets) or None
+        if self._targets is None:
+            self._end_chunk()
+
     def _fill(self, size: int) -> None:
         """So many bytes have come of a chunk, to where they belong."""
         targets = self._targets
         assert targets is not None
+        self._rest -= size
         if size < len(targets[0]):
             targets[0] = targets[0][size:]
             return
@@ -172,7 +192,7 @@ class Receiver:
     def let_go(self, command: Command) -> None:
         """Nothing goes to the command's memory any more."""
         if self._chunk is command and self._targets is not None and self._status is None:
-            self._skip = sum(map(len, self._targets))
+            self._skip = self._rest
             self._targets = None
             self._start = self._end = 0
 
@@ -337,12 +357,7 @@ class Receiver:
             self._start = self._end
             self._chunk, self._is_last = command, is_last
         if command.request is None:
-            if not is_whole:
-                self._skip = size - available
-                self._start = self._end = 0
-            elif is_last:
-                self._finish(command)
-            return is_whole
+            return self._skip_data(command, size - min(available, size), is_last)
         if (
             is_whole
             and size == command.length
@@ -351,12 +366,26 @@ class Receiver:
         ):
             command.data = bytes(self._buffer[start : start + size])
         else:
-            targets = command.targets(at, size)
+            try:
+                targets = command.targets(at, size)
+            except MemoryError:
+                command.request.owner.fail_for_memory(command.request)
+                return self._skip_data(command, size - min(available, size), is_last)
             rest = self._copy(start, min(available, size), targets)
             if not is_whole:
-                self._targets = rest
+                self._targets, self._rest = rest, size - available
                 self._start = self._end = 0
                 return False
+        if is_last:
+            self._finish(command)
+        return True
+
+    def _skip_data(self, command: Command, left: int, is_last: bool) -> bool:
+        """Nobody wants the data, of which so much is not there yet. False: there is something."""
+        if left:
+            self._skip = left
+            self._start = self._end = 0
+            return False
         if is_last:
             self._finish(command)
         return True
@@ -404,7 +433,7 @@ class Receiver:
         if available == length:
             self._end_chunk()
             return True
-        self._targets = [memoryview(data)[available:]]
+        self._targets, self._rest = [memoryview(data)[available:]], length - available
         self._start = self._end = 0
         return False
 

@@ -18,6 +18,9 @@ class Owner(Protocol):
     def give_up(self, request: "NbdRequest[Any]", /) -> None:
         """Nobody waits for it any more, and its memory must not be touched again."""
 
+    def fail_for_memory(self, request: "NbdRequest[Any]", /) -> None:
+        """The same, and it fails: there is no memory for what it comes to."""
+
 
 class NbdRequest(asyncio.Future[T]):
     """What is awaited.

@@ -89,6 +89,7 @@ def _certificate_context(uri: NbdUri, directory: StrPath | None) -> ssl.SSLConte
         raise
     except OSError as error:  # ssl.SSLError is one
         raise _wrong(f"the certificates in {str(directory)!r} cannot be used: {error}") from None
+    context.options |= ssl.OP_NO_RENEGOTIATION
     if not uri.tls_verify_peer:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
@@ -106,6 +107,7 @@ def _psk_context(uri: NbdUri, path: StrPath) -> ssl.SSLContext:
         raise UnsupportedError(
             "a shared key (tls_psk) needs Python 3.13; use certificates", driver=DRIVER, operation="open"
         )
+    context.options |= ssl.OP_NO_RENEGOTIATION
     context.check_hostname = False
     context.verify_mode = ssl.CERT_NONE  # who has the key is who is trusted
     context.maximum_version = ssl.TLSVersion.TLSv1_2  # servers of GnuTLS find 1.3's own only by its hash
