@@ -166,12 +166,13 @@ def _options() -> argparse.Namespace:
         help="make wheels with this interpreter (default: with each that this machine has)",
     )  # fmt: skip
     parser.add_argument(
-        "--system", type=lambda name: by_suite[name], action="append", metavar="SUITE",
+        "--system", choices=by_suite, action="append", metavar="SUITE",
         help=f"try them on this system only: {', '.join(by_suite)} (default: on each)",
     )  # fmt: skip
     parser.add_argument("--no-systems", action="store_true", help="try them on this machine only")
     options = parser.parse_args()
-    options.system = [] if options.no_systems else options.system or list(SYSTEMS)
+    wanted = [] if options.no_systems else options.system or by_suite
+    options.system = [by_suite[suite] for suite in by_suite if suite in wanted]
     return options
 
 
