@@ -8,5 +8,6 @@ From the top down::
     source.py     the archive of the source, twice, and what is in it
     checks.py     what any file of a release is held to
     steps.py      a step of it: its log, and what becomes of it
+    matrix.py     ./run matrix: the suite on all of those systems, and with the oldest dependencies
     chroot        a newly installed Debian or Ubuntu, for one command
 """

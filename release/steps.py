@@ -56,6 +56,8 @@ class Steps:
 
     logs: Path
     """The directory of their logs."""
+    verb: str = "release"
+    """What the user has called."""
     failed: bool = False
     rows: list[tuple[str, str, str, str]] = field(default_factory=list)
     """The step, "ok" or "FAILED", what came of it, and the seconds that it took."""
@@ -65,7 +67,7 @@ class Steps:
         log = Log(self.logs / f"{name.replace(' ', '-')}.log")
         log.path.parent.mkdir(parents=True, exist_ok=True)
         log.path.write_text("")
-        print(f"release: {name}", file=sys.stderr, flush=True)
+        print(f"{self.verb}: {name}", file=sys.stderr, flush=True)
         began = time.monotonic()
         try:
             state, told = "ok", act(log)

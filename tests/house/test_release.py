@@ -1,5 +1,6 @@
 """How a release is made: what its files are held to, what steps that fail come to, what is said of it."""
 
+import re
 import subprocess
 import sys
 import zipfile
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from release.checks import check_wheel, glibc_of
+from release.matrix import ROWS, oldest_dependencies
 from release.steps import Log, StepError, Steps
 from release.systems import SYSTEMS
 from release.wheels import version_of
@@ -105,3 +107,26 @@ def test_each_system_is_for_another_python_and_told_of() -> None:
     page = (ROOT / "docs/releases.md").read_text()
     for system in SYSTEMS:
         assert f"| {system.name} (`{system.suite}`) | {system.python} |" in page
+
+
+def test_the_oldest_dependencies_are_those_that_the_project_names() -> None:
+    oldest = oldest_dependencies()
+    assert "anyio==4.14" in oldest
+    assert all(re.fullmatch(r"[\w-]+==[\d.]+", each) for each in oldest)
+
+
+def test_every_cpython_that_is_named_has_a_row() -> None:
+    names = {row.name for row in ROWS}
+    assert names == {*(system.suite for system in SYSTEMS), "3.14t", "oldest"}
+
+
+def test_what_is_no_row_is_refused_with_those_that_there_are() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "release.matrix", "jessie"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "there is no row 'jessie'; there are bookworm, " in done.stderr
