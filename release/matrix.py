@@ -1,4 +1,4 @@
-"""`./run matrix`: the suite on each system and interpreter that aioblk is for; with its oldest dependencies."""
+"""`./run matrix`: the suite on each system and CPython that aioblk is for; with its oldest dependencies."""
 
 import argparse
 import os
