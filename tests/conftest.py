@@ -16,6 +16,7 @@ from aioblk.testing.plugin import VhostUserDaemons, vhost_user_daemon  # noqa: F
 
 from .support.devices import device, file_device, slow_daemon, slow_device, target  # noqa: F401 (fixtures)
 from .support.leaks import Holdings, join_threads
+from .support.left_out import MISSING, LeftOut
 from .support.loop_device import LoopDevice, cannot_have_loop_devices
 
 SCRATCH_SIZE = 8 << 20
@@ -142,6 +143,14 @@ StorageDaemonFactory = VhostUserDaemons
 def storage_daemon(vhost_user_daemon: VhostUserDaemons) -> VhostUserDaemons:  # noqa: F811
     """Starts daemons that export *file* or, without one, zeroes, each request taking *latency_ns*."""
     return vhost_user_daemon
+
+
+# --- machines without some programs -------------------------------------------------------------------------
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if MISSING:
+        config.pluginmanager.register(LeftOut())
 
 
 # --- machines without loop devices --------------------------------------------------------------------------
