@@ -87,10 +87,11 @@ class ArenaShare:
             raise ValueError(f"length must be positive, not {length}")
         if self._lane.turns:
             return None
-        own = self._own
-        if own is not None and not self._closed and (buffer := own._take(length)) is not None:
+        own, memory = self._own, self._memory
+        is_closed = self._closed or memory.closed
+        if own is not None and not is_closed and (buffer := own._take(length)) is not None:
             return buffer
-        granted = self._attempt(length, length, not self._memory.queue.waiting)
+        granted = self._attempt(length, length, not memory.queue.waiting)
         return None if granted is None else granted[0]
 
     def _attempt(self, length: int, least: int, in_turn: bool) -> tuple[ArenaBuffer, int] | None:

@@ -75,7 +75,10 @@ class Carver:
         return not self.memory.closed or self._allocator.count > 0
 
     def _take(self, length: int) -> ArenaBuffer | None:
-        """A buffer, or None when there is no room for it."""
+        """A buffer, or None when there is no room for it, or it hands nothing out any more."""
+        keeper = self._keeper  # which another thread may take away meanwhile
+        if keeper is None:
+            return None
         offset = self._allocator.take(length)
         if offset is None:
             return None
@@ -83,7 +86,7 @@ class Carver:
         if give is None:
             give = self._givers[offset] = partial(self._give, offset)
         # It is called once, also when nobody but the garbage collector asks for it.
-        memory = Memory(self._address + offset, length, owner=self._keeper, on_release=give)
+        memory = Memory(self._address + offset, length, owner=keeper, on_release=give)
         self._buffers[offset] = weakref.ref(memory)
         return ArenaBuffer(memory)
 

@@ -111,9 +111,19 @@ class LatencyHistogram:
         return LatencyHistogram(least, most, self._total + other._total, counts)
 
     def __sub__(self, earlier: "LatencyHistogram") -> "LatencyHistogram":
-        """Those since an earlier histogram of the same."""
+        """Those since an earlier histogram of the same.
+
+        Raises:
+            ValueError: *earlier* has what this one has not, so it is none.
+        """
         if not earlier._counts:
             return self
+        has = dict(self._counts)
+        if any(count > has.get(index, 0) for index, count in earlier._counts):
+            raise ValueError(
+                f"{self!r} is no later one of what {earlier!r} is of; subtract the earlier from the later, of"
+                " the same device"
+            )
         counts = _merge(self._counts, earlier._counts, -1)
         if not counts:
             return LatencyHistogram()

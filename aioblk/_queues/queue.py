@@ -107,6 +107,7 @@ class Queue(AsyncClosing, Submitter):
             self._core = core
             self._lost = False
             self._disposed = False
+            self._is_debugged = False
             self._watch: SilenceWatch | None = None
             self._apply_sight()
             self._attach()
@@ -150,8 +151,11 @@ class Queue(AsyncClosing, Submitter):
                 self._loop.call_soon_threadsafe(self._apply_sight)
             return
         is_debugged = self._loop.get_debug()
-        if is_debugged:  # so that the loop finds the slow task, and not the queue that has woken it
-            self._compiled.wakes_by_loop = True
+        if is_debugged is not self._is_debugged:
+            self._is_debugged = is_debugged
+            # So that the loop finds the slow task, and not the queue that has woken it. Afterwards, the core
+            # finds out by itself again whether the loop can be nested.
+            self._compiled.wakes_by_loop = is_debugged
         self._context.sight.apply_to(self._compiled, origins.here if is_debugged else None)
 
     # --- life -----------------------------------------------------------------------------------------------

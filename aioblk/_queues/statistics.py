@@ -36,6 +36,8 @@ class OperationStatistics:
         )
 
     def __sub__(self, earlier: "OperationStatistics") -> "OperationStatistics":
+        """What was done since. ValueError: *earlier* is later, or of another device."""
+        _refuse_unless_later(self, earlier, "completed", "failed", "bytes")
         return OperationStatistics(
             self.completed - earlier.completed,
             self.failed - earlier.failed,
@@ -130,11 +132,31 @@ class QueueStatistics:
         )
 
     def __sub__(self, earlier: "QueueStatistics") -> "QueueStatistics":
-        """What was done since; ``in_flight`` is what it is now."""
+        """What was done since; ``in_flight`` is what it is now.
+
+        Raises:
+            ValueError: *earlier* has counted more: it is later, or of another device.
+        """
+        _refuse_unless_later(self, earlier, *_RISING)
         since = QueueStatistics(
             *(getattr(self, each.name) - getattr(earlier, each.name) for each in fields(QueueStatistics))
         )
         return replace(since, in_flight=self.in_flight)
+
+
+_RISING = tuple(
+    each.name for each in fields(QueueStatistics) if each.type is int and each.name != "in_flight"
+)
+
+
+def _refuse_unless_later(later: object, earlier: object, *names: str) -> None:
+    for name in names:
+        now, before = getattr(later, name), getattr(earlier, name)
+        if now < before:
+            raise ValueError(
+                f"{name} cannot have fallen from {before} to {now}; subtract the earlier statistics from the"
+                " later, of the same device"
+            )
 
 
 OPERATIONS = ("read", "write", "write_zeroes", "discard", "flush", "zones")

@@ -19,6 +19,7 @@ from ..errors import UsageError
 __all__ = ["InFlight", "InFlightShare"]
 
 UNLIMITED = sys.maxsize
+LONGEST = 1 << 128  # bytes that a request costs; more is no longer a float for every limit
 
 
 @final
@@ -71,7 +72,8 @@ class InFlight:
         Raises:
             ValueError: one of them is out of range.
         """
-        for name, limit in (("requests", index(requests)), ("bytes", index(bytes))):
+        requests, bytes = index(requests) + 0, index(bytes) + 0  # noqa: A001 (and of no other type than int)
+        for name, limit in (("requests", requests), ("bytes", bytes)):
             if limit < 1:
                 raise ValueError(f"{name} must be positive, not {limit}")
         if not 0 <= kept < 1:
@@ -117,6 +119,8 @@ class InFlight:
         """
         if not self._is_bound:
             self._bind()
+        if type(length) is not int:
+            length = index(length) + 0
         if length < 0:
             raise ValueError(f"length must not be negative, as {length} is")
         if (
@@ -156,7 +160,7 @@ class InFlight:
 
     def _cost(self, requests: int, length: int) -> float:
         """The part of the limits that it takes, of that of which it takes more."""
-        return max(requests / self._most_requests, length / self._most_bytes)
+        return max(requests / self._most_requests, min(length, LONGEST) / self._most_bytes)
 
     def leave(self, length: int = 0) -> None:
         """A request of *length* bytes, which has entered, is over.
@@ -164,6 +168,8 @@ class InFlight:
         Raises:
             RuntimeError: fewer have entered, or fewer bytes. Nothing is counted.
         """
+        if type(length) is not int:
+            length = index(length) + 0
         if self._requests < 1 or not 0 <= length <= self._bytes:
             raise RuntimeError(
                 _refusal(length, self._requests, self._bytes) + ", and by the share that it entered by"
@@ -212,13 +218,14 @@ class InFlight:
         """
         while self._forgotten:
             self._take_back(*self._forgotten.popleft())
-        requests = index(requests)
+        requests = index(requests) + 0
         if self._most_bytes == UNLIMITED:
             if bytes is not None:
                 raise ValueError(f"bytes are not limited here: {bytes} of them need not be promised")
             bytes = 0  # noqa: A001
         elif bytes is None:
             bytes = self._kept_bytes * requests // max(self._kept_requests, 1)  # noqa: A001
+        bytes = index(bytes) + 0  # noqa: A001
         for name, amount, kept, promised, most in (
             ("requests", requests, self._kept_requests, self._promised_requests, self._most_requests),
             ("bytes", bytes, self._kept_bytes, self._promised_bytes, self._most_bytes),
@@ -300,6 +307,8 @@ class InFlightShare:
             UsageError: the share is closed, or is being closed meanwhile.
             ValueError: *length* is negative.
         """
+        if type(length) is not int:  # numbers of other types may overflow, or be none
+            length = index(length) + 0
         if not self.enter_nowait(length):
             await self._in_flight._queue.wait(self._lane, partial(self._attempt, length), self.leave)
 
@@ -313,6 +322,8 @@ class InFlightShare:
         whole = self._in_flight
         if not whole._is_bound:
             whole._bind()
+        if type(length) is not int:
+            length = index(length) + 0
         if length < 0:
             raise ValueError(f"length must not be negative, as {length} is")
         if self._lane.turns:
@@ -364,6 +375,8 @@ class InFlightShare:
         Raises:
             RuntimeError: fewer have entered, or fewer bytes. Nothing is counted.
         """
+        if type(length) is not int:
+            length = index(length) + 0
         requests, held, whole = self._requests, self._bytes, self._in_flight
         if requests < 1 or not 0 <= length <= held:
             raise RuntimeError(_refusal(length, requests, held))

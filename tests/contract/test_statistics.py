@@ -47,3 +47,14 @@ async def test_what_was_counted_stays(device: aioblk.Device) -> None:
     assert after == replace(before, **looked)  # the loop may have had a turn
     await device.aclose()
     assert device.statistics() == after
+
+
+async def test_what_was_done_since_is_told_of_the_later_one_alone(device: aioblk.Device) -> None:
+    before = device.statistics()
+    await device.read(0, BLOCK)
+    after = device.statistics()
+    assert ((after - before).submitted, (after - before).read.completed) == (1, 1)
+    with pytest.raises(ValueError, match="submitted cannot have fallen from 1 to 0; subtract the earlier"):
+        _ = before - after
+    with pytest.raises(ValueError, match="completed cannot have fallen from 1 to 0"):
+        _ = before.read - after.read

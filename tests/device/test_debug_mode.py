@@ -100,6 +100,34 @@ async def test_where_it_was_made_is_no_message_of_a_cancellation(
         loop.set_debug(False)
 
 
+async def test_when_debug_mode_is_over_tasks_are_woken_directly_again(
+    storage_daemon: StorageDaemonFactory,
+) -> None:
+    loop = asyncio.get_running_loop()
+    daemon = storage_daemon()
+    woken: list[int] = []
+
+    async def read() -> None:
+        with held(daemon):
+            reading = device.read(0, BLOCK)
+            await asyncio.sleep(0)
+        await reading
+
+    loop.set_debug(True)
+    try:
+        async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
+            await device.read(0, BLOCK)
+            for is_debugged in (True, False, True):
+                loop.set_debug(is_debugged)
+                device.measuring = not device.measuring
+                before = device.statistics().direct_wakes
+                await asyncio.create_task(read())
+                woken.append(device.statistics().direct_wakes - before)
+    finally:
+        loop.set_debug(False)
+    assert woken == [0, 1, 0]
+
+
 # --- the log ------------------------------------------------------------------------------------------------
 
 

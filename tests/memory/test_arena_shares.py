@@ -374,6 +374,20 @@ async def test_closing_the_arena_in_the_turn_in_which_memory_is_granted_refuses_
     await arena.aclose()
 
 
+async def test_who_does_not_wait_gets_nothing_of_an_arena_that_is_closed_or_being_closed() -> None:
+    """Where its memory was is somebody else's by then, or nobody's."""
+    async with Arena(4 * PAGE, kept=0.5) as arena:
+        with arena.share(size=PAGE) as share:
+            arena._memory.closed = True  # while devices are being detached
+            with pytest.raises(aioblk.UsageError, match="closed arena"):
+                share.acquire_nowait(PAGE)
+            await arena.aclose()
+            with pytest.raises(aioblk.UsageError, match="closed arena"):
+                share.acquire_nowait(PAGE)
+            assert share._own is not None
+            assert share._own._take(PAGE) is None
+
+
 async def test_a_block_with_a_share_is_not_removed() -> None:
     async with Arena(4 * PAGE) as arena:
         block = await arena.add_block(4 * PAGE)

@@ -64,6 +64,14 @@ def test_histograms_add_up_and_give_back_what_came_between(some: list[int], more
         assert max(more) * 1e-9 <= since.max * (1 + 1e-9)
 
 
+def test_an_earlier_histogram_less_the_later_one_is_refused() -> None:
+    early, late = histogram([1000]), histogram([1000, 1000, 5000])
+    assert (late - early).count == 2
+    for less in (early, LatencyHistogram()):
+        with pytest.raises(ValueError, match="is no later one of what <LatencyHistogram of 3, from"):
+            _ = less - late
+
+
 def test_of_nothing_everything_is_nothing() -> None:
     nothing = LatencyHistogram()
     assert (nothing.count, nothing.mean, nothing.percentile(99), nothing.max) == (0, 0.0, 0.0, 0.0)

@@ -198,6 +198,9 @@ async def test_clients_come_at_all_sockets_also_at_those_that_are_added_later(tm
                 continue
             with await away(lambda where=where: Client(where).connect()) as client:
                 assert (await away(client.call, wire.FLUSH)).error == 0
+        with pytest.raises(aioblk.UsageError, match=r"there is no export 'b'; there are ''$"):
+            server.uris("b")
+        await server.add(Export(await disk(), "a b"))
         uris = server.uris("a b")
         assert uris[0].startswith("nbd://127.0.0.1:")
         assert uris[1] == f"nbd+unix:///a%20b?socket={path}"
@@ -300,6 +303,11 @@ async def test_a_client_has_no_more_than_its_rate_and_the_end_does_not_wait_for_
         ({"patience": float("nan")}, "patience must be at least 0, not nan"),
         ({"drain": -1.0}, "drain must be at least 0"),
         ({"idle": float("inf")}, "idle must be at most"),
+        ({"clients": 1.5}, "clients must be a whole number, not 1.5"),
+        ({"requests": "8"}, "requests must be a whole number, not '8'"),
+        ({"idle": "1h"}, "idle must be a number of seconds, not '1h'"),
+        ({"rate": "10M"}, r"rate must be a Rate, or None, not '10M': aioblk\.Rate\(bytes=10 << 20\)"),
+        ({"rate": 1e6}, "rate must be a Rate"),
         ({"when_lost": "pray"}, "'end' or 'reconnect', not 'pray'"),
     ],
 )

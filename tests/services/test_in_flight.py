@@ -1,6 +1,7 @@
 """InFlight: limits on requests and bytes, and who enters next."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -104,3 +105,79 @@ async def test_leaving_once_too_often_is_refused() -> None:
         limit.leave(11)
     limit.leave(10)
     assert (limit.requests, limit.bytes) == (0, 0)
+
+
+class Number:
+    """As other libraries have them: what is added to one overflows, or becomes another kind of number."""
+
+    def __init__(self, value: int) -> None:
+        self._value = value
+
+    def __index__(self) -> int:
+        return self._value
+
+    def _overflow(self, other: object) -> bool:
+        raise OverflowError
+
+    __add__ = __radd__ = __sub__ = __rsub__ = __lt__ = __le__ = __gt__ = __ge__ = __mul__ = _overflow
+
+
+def number(value: int) -> Any:
+    return Number(value)
+
+
+async def test_whole_numbers_of_any_type_are_counted_exactly() -> None:
+    in_flight = aioblk.InFlight(requests=number(8), bytes=number(100), kept=0.5)
+    with in_flight.share(requests=number(2), bytes=number(50)) as share:
+        for each in (in_flight, share):
+            await each.enter(number(20))
+            await each.enter(True)
+            assert type(each.bytes) is type(each.requests) is int
+            assert each.bytes >= 21
+            each.leave(number(20))
+            each.leave(True)
+        assert share.enter_nowait(number(50))
+        assert share.enter_nowait(number(51))  # which takes all that is common
+        assert not share.enter_nowait(number(1))
+        share.leave(50)
+        share.leave(number(51))
+    assert (in_flight.requests, in_flight.bytes) == (0, 0)
+
+
+@pytest.mark.parametrize("length", [1.5, float("nan"), float("inf"), "1", None])
+async def test_what_is_no_whole_number_is_refused_and_counts_nothing(length: Any) -> None:
+    """One that is no number at all would have every limit met for ever."""
+    in_flight = aioblk.InFlight(requests=4, bytes=100, kept=0.5)
+    with in_flight.share(requests=1) as share:
+        for each in (in_flight, share):
+            await each.enter(5)
+            for call in (each.enter, each.leave):
+                with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+                    await (call(length) or asyncio.sleep(0))
+            assert (each.requests, each.bytes) == (1, 5)
+            each.leave(5)
+        with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+            share.enter_nowait(length)
+        with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+            in_flight.share(requests=length)
+        if length is not None:  # with which as large a part as of the requests is meant
+            with pytest.raises(TypeError, match="cannot be interpreted as an integer"):
+                in_flight.share(bytes=length)
+        in_flight.share(requests=1, bytes=25).close()
+    assert (in_flight.requests, in_flight.bytes) == (0, 0)
+
+
+async def test_any_length_waits_for_its_turn_and_leaves_the_order_as_it_is() -> None:
+    in_flight = aioblk.InFlight(requests=4, bytes=100, kept=0.5)
+    with in_flight.share(weight=1e-6) as share:
+        await in_flight.enter()
+        waiting = [asyncio.create_task(each.enter(10**400)) for each in (share, in_flight)]
+        await asyncio.sleep(0)
+        in_flight.leave()
+        await waiting[0]
+        share.leave(10**400)
+        await waiting[1]
+        in_flight.leave(10**400)
+        await share.enter(1)
+        share.leave(1)
+    assert (in_flight.requests, in_flight.bytes) == (0, 0)

@@ -3,7 +3,8 @@
 import math
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network
-from typing import Literal, final
+from types import NoneType
+from typing import Literal, SupportsIndex, final
 
 from ...errors import OptionError
 from ...layers.throttle import Rate
@@ -56,12 +57,14 @@ class Policy:
     then is cut off."""
 
     def __post_init__(self) -> None:
+        _refuse_unless_number("clients", self.clients, whole=True)
         for name, least in (
             *(("clients", 1), ("requests", 1), ("least_rate", 1), ("patience", 0.0), ("drain", 0.0)),
             ("memory", max(LEAST_MEMORY, 2 * GRANULE * self.clients)),
             *([] if self.idle is None else [("idle", 0.0)]),
         ):
             value: float = getattr(self, name)
+            _refuse_unless_number(name, value, whole=isinstance(least, int))
             if not value >= least:  # nor is it nan
                 raise OptionError(
                     f"{name} must be at least {_plain(least)}, not {_plain(value)}", driver="nbd"
@@ -70,6 +73,11 @@ class Policy:
                 raise OptionError(
                     f"{name} must be at most {LONGEST_WAIT:g}, not {_plain(value)}", driver="nbd"
                 )
+        if not isinstance(self.rate, (Rate, NoneType)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise OptionError(
+                f"rate must be a Rate, or None, not {self.rate!r}: aioblk.Rate(bytes=10 << 20), for example",
+                driver="nbd",
+            )
         if self.when_lost not in ("end", "reconnect"):
             raise OptionError(f"when_lost is 'end' or 'reconnect', not {self.when_lost!r}", driver="nbd")
 
@@ -82,6 +90,12 @@ class Policy:
     def own_memory(self) -> int:
         """Bytes that each client has for itself: a page at least."""
         return max(GRANULE, self.memory // 2 // self.clients // GRANULE * GRANULE)
+
+
+def _refuse_unless_number(name: str, value: object, *, whole: bool) -> None:
+    if not isinstance(value, SupportsIndex if whole else (float, SupportsIndex)):
+        kind = "a whole number" if whole else "a number of seconds"
+        raise OptionError(f"{name} must be {kind}, not {value!r}", driver="nbd")
 
 
 def _plain(number: float) -> str:

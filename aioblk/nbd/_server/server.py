@@ -238,7 +238,13 @@ class Server:
         return tuple(listener.socket for listener in self._listeners)
 
     def uris(self, name: str = "") -> list[str]:
-        """Of an export, at each socket."""
+        """Of an export, at each socket; without a name, of the one that clients get who name none.
+
+        Raises:
+            UsageError: there is none of that name.
+        """
+        if self._exports.find(name) is None:
+            self._exports.named(name)  # which refuses it
         tls = self._tls is not None and self._tls.required
         return [uri_of(listener, name, tls=tls) for listener in self.sockets]
 
