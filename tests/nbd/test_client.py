@@ -7,6 +7,7 @@ import gc
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -841,27 +842,30 @@ async def test_without_descriptors_nothing_is_opened(
         assert caught.value.errno == errno.EMFILE
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "no room for another watch")])
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOSPC])
 @pytest.mark.parametrize("connections", range(2))
 async def test_what_cannot_be_looked_at_is_not_opened(
-    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, connections: int, error: Exception
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, connections: int, number: int
 ) -> None:
+    error = MemoryError if number == errno.ENOMEM else partial(OSError, number, "no room for another watch")
     monkeypatch.setattr(connection, "Receiver", refusing_after(connections, Receiver, error))
     async with scripted(tmp_path, told, Export(flags=s.ALL | s.MULTI_CONN)) as uri:
         with pytest.raises(BlkioError, match="a connection that was made cannot be used") as caught:
             await aioblk.Nbd(uri, connections=3).open()
-        assert caught.value.errno == getattr(error, "errno", errno.ENOMEM)
+        assert caught.value.errno == number
         await turned_until(lambda: told.left == 3)
 
 
-def refusing_after(count: int, function: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+def refusing_after(
+    count: int, function: Callable[..., Any], error: Callable[[], Exception] = MemoryError
+) -> Callable[..., Any]:
     """The function, that is there so many times."""
     left = count
 
     def call(*arguments: Any) -> Any:
         nonlocal left
         if not left:
-            raise error
+            raise error()
         left -= 1
         return function(*arguments)
 
@@ -880,9 +884,9 @@ async def test_a_read_that_there_is_no_memory_for_fails_and_the_others_go_on(
         before, after = bytearray(size), bytearray(size)
         with monkeypatch.context() as patch:
             if when == "it comes":
-                patch.setattr(commands, "BytesIO", refusing_after(0, bytes, MemoryError()))
+                patch.setattr(commands, "BytesIO", refusing_after(0, bytes))
             else:
-                patch.setattr(commands.NewBytes, "take", refusing_after(0, bytes, MemoryError()))
+                patch.setattr(commands.NewBytes, "take", refusing_after(0, bytes))
             requests = (
                 asyncio.ensure_future(dev.read_into(0, before)),
                 asyncio.ensure_future(dev.read(0, size)),
