@@ -1,11 +1,13 @@
 """The NBD client: what it asks of a server, and what becomes of the answers."""
 
 import asyncio
+import contextlib
 import errno
 import gc
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,6 +24,7 @@ from aioblk import (
     UnsupportedError,
     UsageError,
 )
+from aioblk._sync import blocking
 from aioblk.nbd import list_exports
 from aioblk.nbd._client import channel, commands, connection
 from aioblk.nbd._client.commands import Command as Ours
@@ -740,6 +743,72 @@ async def test_who_is_not_there_is_named(tmp_path: Path) -> None:
         assert caught.value.errno in (errno.ENOENT, errno.ECONNREFUSED)
 
 
+@contextlib.contextmanager
+def black_hole() -> Iterator[tuple[str, int]]:
+    """An address at which nobody answers, not even to refuse: its queue of those who connect is full."""
+    with socket.socket() as listening, socket.socket() as first, socket.socket() as second:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        where = listening.getsockname()
+        for each in first, second:
+            each.setblocking(False)
+            each.connect_ex(where)
+        yield where
+
+
+@pytest.mark.parametrize("others", ["one", "several", "refusing"])
+async def test_an_address_of_a_host_that_does_not_answer_keeps_nobody_from_the_next(
+    told: Told, monkeypatch: pytest.MonkeyPatch, others: str
+) -> None:
+    monkeypatch.setattr(channel, "HEAD_START", 0.01)
+    async with scripted(None, told, Export()) as uri:
+        with black_hole() as nowhere:
+            good = ("127.0.0.1", int(uri.rpartition(":")[2]))
+            there_are = [
+                nowhere,
+                *{"one": [], "several": [nowhere] * 3, "refusing": [("127.0.0.1", 1)]}[others],
+            ]
+
+            async def look_up(_host: str, _port: int) -> list[tuple[int, tuple[object, ...]]]:
+                return [(socket.AF_INET, where) for where in (*there_are, good, nowhere)]
+
+            monkeypatch.setattr(channel, "_look_up", look_up)
+            async with aioblk.Nbd("nbd://anywhere") as dev:
+                await dev.read(0, 512)
+            there_are, good = [("127.0.0.1", 1)], ("127.0.0.1", 1)
+            with pytest.raises(BlkioError, match=r"does not answer within 0\.2 seconds"):
+                await aioblk.Nbd("nbd://anywhere", connect_timeout=0.2).open()
+
+
+async def test_a_connection_to_itself_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel draws a port for whoever connects, and may draw the one that nobody listens at."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        where = taken.getsockname()
+
+    class Bound(socket.socket):
+        def __init__(self, *arguments: Any) -> None:
+            super().__init__(*arguments)
+            self.bind(where)
+
+    monkeypatch.setattr(channel, "socket", SimpleNamespace(**{**vars(socket), "socket": Bound}))
+    with pytest.raises(BlkioError, match="cannot connect to") as caught:
+        await aioblk.Nbd(f"nbd://127.0.0.1:{where[1]}").open()
+    assert caught.value.errno == errno.ECONNREFUSED
+
+
+async def test_without_a_thread_to_look_for_a_host_the_error_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(blocking, "call_in_thread", refuse)
+    with pytest.raises(
+        BlkioError, match=r"cannot connect to nowhere\.invalid:10809: it needs a thread"
+    ) as caught:
+        await aioblk.Nbd("nbd://nowhere.invalid").open()
+    assert caught.value.errno == errno.EAGAIN
+
+
 @pytest.mark.parametrize("host", ["a..b", "n" * 64, "\udcff"])
 async def test_what_is_no_name_of_a_host_is_refused(host: str) -> None:
     with pytest.raises(BlkioError, match="is no name of a host") as caught:
@@ -773,27 +842,30 @@ async def test_without_descriptors_nothing_is_opened(
         assert caught.value.errno == errno.EMFILE
 
 
-@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.ENOSPC, "no room for another watch")])
+@pytest.mark.parametrize("number", [errno.ENOMEM, errno.ENOSPC])
 @pytest.mark.parametrize("connections", range(2))
 async def test_what_cannot_be_looked_at_is_not_opened(
-    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, connections: int, error: Exception
+    tmp_path: Path, told: Told, monkeypatch: pytest.MonkeyPatch, connections: int, number: int
 ) -> None:
+    error = MemoryError if number == errno.ENOMEM else partial(OSError, number, "no room for another watch")
     monkeypatch.setattr(connection, "Receiver", refusing_after(connections, Receiver, error))
     async with scripted(tmp_path, told, Export(flags=s.ALL | s.MULTI_CONN)) as uri:
         with pytest.raises(BlkioError, match="a connection that was made cannot be used") as caught:
             await aioblk.Nbd(uri, connections=3).open()
-        assert caught.value.errno == getattr(error, "errno", errno.ENOMEM)
+        assert caught.value.errno == number
         await turned_until(lambda: told.left == 3)
 
 
-def refusing_after(count: int, function: Callable[..., Any], error: Exception) -> Callable[..., Any]:
+def refusing_after(
+    count: int, function: Callable[..., Any], error: Callable[[], Exception] = MemoryError
+) -> Callable[..., Any]:
     """The function, that is there so many times."""
     left = count
 
     def call(*arguments: Any) -> Any:
         nonlocal left
         if not left:
-            raise error
+            raise error()
         left -= 1
         return function(*arguments)
 
@@ -812,9 +884,9 @@ async def test_a_read_that_there_is_no_memory_for_fails_and_the_others_go_on(
         before, after = bytearray(size), bytearray(size)
         with monkeypatch.context() as patch:
             if when == "it comes":
-                patch.setattr(commands, "BytesIO", refusing_after(0, bytes, MemoryError()))
+                patch.setattr(commands, "BytesIO", refusing_after(0, bytes))
             else:
-                patch.setattr(commands.NewBytes, "take", refusing_after(0, bytes, MemoryError()))
+                patch.setattr(commands.NewBytes, "take", refusing_after(0, bytes))
             requests = (
                 asyncio.ensure_future(dev.read_into(0, before)),
                 asyncio.ensure_future(dev.read(0, size)),

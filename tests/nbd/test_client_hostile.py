@@ -199,7 +199,7 @@ async def test_extents_that_get_nowhere_are_an_error(tmp_path: Path, length: int
     async with scripted(tmp_path, script, Export()) as uri, aioblk.Nbd(uri) as dev:
         with pytest.raises(BlkioError, match=f"{length} bytes at 0 have a status of their own") as caught:
             [each async for each in dev.extents()]
-        assert caught.value.errno == errno.EPROTO
+        assert (caught.value.errno, caught.value.filename) == (errno.EPROTO, uri)
 
 
 # --- what is said before ------------------------------------------------------------------------------------

@@ -174,7 +174,9 @@ class ServersTls:
                 return step()
             except ssl.SSLWantReadError:
                 self._send(self._outgoing.read())
-                self._incoming.write(await self._session.reader.read(65536) or b"gone")
+                if not (data := await self._session.reader.read(65536)):
+                    raise EOFError from None
+                self._incoming.write(data)
             finally:
                 self._send(self._outgoing.read())
 
@@ -184,7 +186,9 @@ class ServersTls:
 
     async def receive(self, size: int) -> bytes:
         while len(self._received) < size:
-            self._received += await self._do(lambda: self.tls.read(65536))
+            if not (data := await self._do(lambda: self.tls.read(65536))):
+                raise EOFError
+            self._received += data
         received, self._received = self._received[:size], self._received[size:]
         return received
 

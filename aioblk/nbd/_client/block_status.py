@@ -34,8 +34,11 @@ def read_status(data: bytes, extended: bool) -> Iterator[tuple[int, int]]:
     return layout.iter_unpack(memoryview(data)[start:])
 
 
-def first_stretches(export: Export, data: bytes, offset: int, end: int, most: int) -> list[BlockStatus]:
-    """Those up to *end* at most, neighbours that are alike as one. BlkioError: they make no sense."""
+def first_stretches(
+    export: Export, where: str, data: bytes, offset: int, end: int, most: int
+) -> list[BlockStatus]:
+    """Those up to *end* at most, neighbours that are alike as one. BlkioError, which names *where*: they make
+    no sense."""
     found: list[BlockStatus] = []
     block = export.alignment
     for length, flags in islice(read_status(data, export.headers is Headers.EXTENDED), most):
@@ -46,6 +49,7 @@ def first_stretches(export: Export, data: bytes, offset: int, end: int, most: in
                 errno=errno.EPROTO,
                 driver="nbd",
                 operation="block_status",
+                filename=where,
                 offset=offset,
             )
         length = min(length, end - offset)

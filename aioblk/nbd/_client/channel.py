@@ -21,6 +21,7 @@ __all__ = ["Channel", "PlainChannel", "TlsChannel", "connect"]
 
 RECORDS = 256 << 10  # of what TLS is given and gives at a time
 RETRY_EVERY = 0.02  # seconds, while a Unix socket's queue of those who connect is full
+HEAD_START = 0.25  # seconds that one address of a host has before the next one is tried, too
 PROBES = 3  # of a peer that is silent, before it is dead
 # Of struct tcp_info: how often something was sent again, or the peer's window asked for, without any answer,
 # and how many milliseconds ago anything was acknowledged.
@@ -244,21 +245,46 @@ async def connect(address: Address, dead_after: float) -> socket.socket:
     probes for about *dead_after* seconds while nothing is under way is dead. OSError: there is nobody."""
     if not isinstance(address, tuple):
         return await _connect_to(socket.AF_UNIX, address)
-    last: OSError | None = None
-    for family, where in await _look_up(*address):
-        try:
-            connection = await _connect_to(family, where)
-        except OSError as error:
-            last = error
-            continue
-        try:
-            _prepare(connection, dead_after)
-        except BaseException:
-            connection.close()
-            raise
-        return connection
-    assert last is not None
-    raise last
+    connection = await _connect_to_one_of(await _look_up(*address))
+    try:
+        _prepare(connection, dead_after)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+async def _connect_to_one_of(addresses: list[tuple[int, tuple[object, ...]]]) -> socket.socket:
+    """The first that answers: what does not for a while may be a machine that is gone, and has company from
+    the next on. OSError: none of them."""
+    if len(addresses) == 1:
+        return await _connect_to(*addresses[0])
+    loop = asyncio.get_running_loop()
+    untried, last = list(addresses), OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
+    attempts: list[asyncio.Task[socket.socket]] = []
+    try:
+        while untried or attempts:
+            if untried:
+                attempts.append(loop.create_task(_connect_to(*untried.pop(0))))
+            await asyncio.wait(
+                attempts, timeout=HEAD_START if untried else None, return_when=asyncio.FIRST_COMPLETED
+            )
+            for attempt in [attempt for attempt in attempts if attempt.done()]:
+                attempts.remove(attempt)
+                try:
+                    return attempt.result()
+                except OSError as error:
+                    last = error
+        raise last
+    finally:
+        for attempt in attempts:
+            attempt.cancel()
+            attempt.add_done_callback(_forget)
+
+
+def _forget(attempt: asyncio.Task[socket.socket]) -> None:
+    if not attempt.cancelled() and attempt.exception() is None:
+        attempt.result().close()
 
 
 async def _look_up(host: str, port: int) -> list[tuple[int, tuple[object, ...]]]:
@@ -290,6 +316,9 @@ async def _connect_to(family: int, where: object) -> socket.socket:
                 await asyncio.sleep(RETRY_EVERY)
                 continue
             raise OSError(number, os.strerror(number))
+        if family != socket.AF_UNIX and connection.getsockname() == connection.getpeername():
+            # At a port where nobody listens, and which was drawn for this end: it would keep the server out.
+            raise OSError(errno.ECONNREFUSED, os.strerror(errno.ECONNREFUSED))
         return connection
     except BaseException:
         connection.close()

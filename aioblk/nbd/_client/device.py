@@ -570,7 +570,7 @@ class Nbd(AsyncClosing, BlockDevice):
             at = offset - offset % block
             length = min(end - at, self._most_effect)
             found = await self._ask(at, length + -length % block)
-            for part in first_stretches(self._export, found[context], at, end, MOST_STATUS):
+            for part in first_stretches(self._export, self._uri.text, found[context], at, end, MOST_STATUS):
                 if part.end > offset:
                     yield BlockStatus(offset, part.end - offset, part.flags)
                     offset = part.end

@@ -153,7 +153,8 @@ async def greet(uri: NbdUri, tls: ssl.SSLContext | None, dead_after: float) -> _
         connection = await connect(uri.address, dead_after)
     except OSError as error:
         number = error.errno or errno.EIO
-        why = "" if error.strerror == os.strerror(number) else f": {error.strerror}"
+        words = error.message if isinstance(error, BlkioError) else error.strerror
+        why = "" if words == os.strerror(number) else f": {words}"
         raise error_of(uri, number, f"cannot connect to {uri.server}{why}") from None
     channel: Channel = PlainChannel(connection)
     try:
