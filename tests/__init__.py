@@ -10,6 +10,7 @@ wings goes where its main object lies. The others::
     examples/   the examples that are services
     house/      the house as a whole: its plan, documentation, words, benchmarks, and the tests' own tools
     site/       what a made site of the documentation keeps, for ./run docs
+    ceph/       beyond this machine: a Ceph cluster, another network; what ./run ceph-test brings up
     vm/         what only the guest of vm/run has devices for
     campaigns/  long searches, by the room that they attack: memory_machines.py, native_models.py
     support/    real devices and servers for all of them, and the checks that nothing is left behind

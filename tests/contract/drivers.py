@@ -7,7 +7,7 @@ listed must be refused in the way a user is promised.
 import os
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
@@ -83,7 +83,7 @@ def vhost_user_socket(request: pytest.FixtureRequest) -> Path:
     return socket
 
 
-def guest_device(variable: str) -> Locate:
+def device_named_by(variable: str) -> Locate:
     return lambda _: Path(os.environ[variable])
 
 
@@ -199,7 +199,7 @@ VHOST_USER = Driver(
 VDUSE = Driver(
     "vduse",
     "virtio-blk-vhost-vdpa",
-    guest_device("AIOBLK_VM_VDPA"),
+    device_named_by("AIOBLK_VM_VDPA"),
     {
         **VIRTIO_PROPERTIES,
         "flush-needed": True,
@@ -217,7 +217,7 @@ VDUSE = Driver(
 VFIO = Driver(
     "vfio",
     "virtio-blk-vfio-pci",
-    guest_device("AIOBLK_VM_VFIO"),
+    device_named_by("AIOBLK_VM_VFIO"),
     {
         **VIRTIO_PROPERTIES,
         "flush-needed": True,
@@ -235,7 +235,7 @@ VFIO = Driver(
 NVME = Driver(
     "nvme",
     "nvme-io_uring",
-    guest_device("AIOBLK_VM_NVME"),
+    device_named_by("AIOBLK_VM_NVME"),
     {
         "needs-mem-regions": False,
         "needs-mem-region-fd": False,
@@ -262,6 +262,8 @@ NVME = Driver(
     },
 )
 
+RBD = replace(VHOST_USER, name="rbd", locate=device_named_by("AIOBLK_RBD"))
+
 IN_GUEST = "AIOBLK_VM_NVME" in os.environ
 
 
@@ -269,6 +271,8 @@ def drivers_here() -> list[Driver]:
     """Those whose devices this machine has."""
     if IN_GUEST:
         return [NVME, VDUSE, VFIO]
+    if "AIOBLK_RBD" in os.environ:
+        return [RBD]
     with_loop_devices = [LOOP] if cannot_have_loop_devices() is None else []
     return [BUFFERED, DIRECT, *with_loop_devices, VHOST_USER]
 
