@@ -44,6 +44,9 @@ class Later(asyncio.Future[T]):
             self._request = future_of(call())
         except Exception as refusal:  # the device was closed meanwhile
             self.set_exception(refusal)
+        except BaseException as order:  # which is the loop's, and nobody is left waiting
+            self.set_exception(InterruptedError(f"the device's call was interrupted: {order!r}"))
+            raise
         else:
             self._request.add_done_callback(self._settle)
         return True

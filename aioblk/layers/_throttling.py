@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections import deque
 from dataclasses import dataclass
+from heapq import heappop, heappush, heapreplace
 from typing import Any, Literal, TypeAlias, final
 
 from .._sync.loops import running_loop
@@ -16,6 +17,7 @@ Direction: TypeAlias = Literal["read", "write"]
 Limited: TypeAlias = Literal["total", "read", "write"]
 
 BURST = 0.1  # seconds' worth that may go at once, where nothing else is said
+FORGOTTEN = 64  # requests that wait, before those are looked for that were given up
 SOON = 1e-3  # seconds: loops round to that, and one that rounds down would ask again and again
 
 
@@ -75,9 +77,12 @@ class Gate:
         self._buckets: dict[Direction, list[_Bucket]] = {}
         self.is_open = False
         """Whether nothing is limited."""
-        self._waiting: list[Flow] = []  # of which a request waits
+        self._order: dict[Direction, list[_Place]] = {"read": [], "write": []}  # heaps: who is next
+        self._places = 0
+        self._is_serving = False
         self._timer: asyncio.TimerHandle | None = None
         self._clock = 0.0  # of shares: how far the flow was that was served last
+        self._latest = 0.0  # of the share that was served most
         self._passed = 0
         self._delayed = 0
         self._seconds_waited = 0.0
@@ -85,15 +90,15 @@ class Gate:
 
     def set_rate(self, name: Limited, rate: Rate) -> None:
         """Only of that one; what was taken too much, or may be, is so still."""
-        self.rates[name] = rate
         self._of[name] = [
             bucket.after(
                 next((one for one in self._of[name] if one.counts_bytes is bucket.counts_bytes), None)
             )
             for bucket in _buckets(rate)
         ]
+        self.rates[name] = rate
         self._fill_buckets()
-        if self._waiting:
+        if self._is_waited_for:
             self._serve()
 
     def _fill_buckets(self) -> None:
@@ -105,7 +110,8 @@ class Gate:
 
     @property
     def waiting(self) -> int:
-        return sum(request.is_waiting for flow in self._waiting for _, _, request in flow.waiting)
+        flows = [place[2] for order in self._order.values() for place in order]
+        return sum(request.is_waiting for flow in flows for _, _, request in flow.waiting)
 
     def statistics(self) -> ThrottleStatistics:
         return ThrottleStatistics(self._passed, self._delayed, self.waiting, self._seconds_waited)
@@ -113,7 +119,7 @@ class Gate:
     def passes(self, direction: Direction, operations: int, length: int) -> bool:
         """Whether one request may begin at once; it counts then."""
         buckets = self._buckets[direction]
-        if buckets and self._waiting:
+        if buckets and self._is_waited_for:
             return False
         now = running_loop("throttle").time()
         if not all(bucket.has_room(now) for bucket in buckets):
@@ -128,61 +134,95 @@ class Gate:
         buckets = self._buckets[direction]
         if buckets:
             now = running_loop("throttle").time()
-            if self._waiting or not all(bucket.has_room_for(operations, length, now) for bucket in buckets):
+            if self._is_waited_for or not all(
+                bucket.has_room_for(operations, length, now) for bucket in buckets
+            ):
                 return False
         return self.passes(direction, operations, length)
 
     def wait(self, flow: "Flow", length: int, request: Later[Any]) -> None:
         """Begin the request when it is its turn, now if it is."""
-        if not flow.waiting:
+        now = running_loop("throttle").time()
+        if not flow.is_in_order:
             flow.share.clock = max(flow.share.clock, self._clock)
-            self._waiting.append(flow)
-        flow.waiting.append((running_loop("throttle").time(), length, request))
+            flow.is_in_order = True
+            heappush(self._order[flow.direction], self._place_of(flow))
+        elif len(flow.waiting) >= flow.forget_at:
+            flow.forget_given_up()
+        flow.waiting.append((now, length, request))
         self._serve()
+
+    def _place_of(self, flow: "Flow") -> "_Place":
+        self._places += 1
+        return flow.share.clock, self._places, flow
 
     def _serve(self) -> None:
         """Begin whatever may begin, and see to it that this is called again when more may."""
+        if self._is_serving:  # a request that begins asks for another: who is serving goes on
+            return
+        self._is_serving = True
         loop = running_loop("throttle")
-        while self._forget_given_up():
-            now = loop.time()
-            able = [
-                flow for flow in self._waiting if all(b.has_room(now) for b in self._buckets[flow.direction])
-            ]
-            if not able:
-                break
-            self._begin_one(min(able, key=lambda flow: flow.share.clock), now)
+        try:
+            while (flow := self._next(loop.time())) is not None:
+                self._begin_one(flow, loop.time())
+        finally:
+            self._is_serving = False
+            self._call_again(loop)
+
+    def _call_again(self, loop: asyncio.AbstractEventLoop) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._waiting:
-            seconds = min(self._seconds_to_wait(flow) for flow in self._waiting)
+        if not self._is_waited_for:
+            self._clock = self._latest  # nobody owes anything any more
+        else:
+            seconds = min(self._seconds_to_wait(each) for each, order in self._order.items() if order)
             self._timer = loop.call_later(seconds, self._serve)
 
-    def _forget_given_up(self) -> bool:
-        """Whether anybody waits, besides those that were cancelled."""
-        for flow in tuple(self._waiting):
+    @property
+    def _is_waited_for(self) -> bool:
+        return any(self._order.values())
+
+    def _next(self, now: float) -> "Flow | None":
+        """Of the flows whose requests may begin, the one whose share is behind."""
+        able = [
+            place
+            for direction, buckets in self._buckets.items()
+            if (place := self._first(direction)) is not None and all(each.has_room(now) for each in buckets)
+        ]
+        return min(able)[2] if able else None
+
+    def _first(self, direction: Direction) -> "_Place | None":
+        """The place of the flow that is next in a direction, be there room or not."""
+        order = self._order[direction]
+        while order:
+            clock, _, flow = order[0]
             while flow.waiting and not flow.waiting[0][2].is_waiting:
                 flow.waiting.popleft()
             if not flow.waiting:
-                self._waiting.remove(flow)
-        return bool(self._waiting)
+                flow.is_in_order = False
+                heappop(order)
+            elif clock < flow.share.clock:  # it has been served since, in one direction or the other
+                heapreplace(order, self._place_of(flow))
+            else:
+                return order[0]
+        return None
 
     def _begin_one(self, flow: "Flow", now: float) -> None:
         since, length, request = flow.waiting.popleft()
-        if not flow.waiting:
-            self._waiting.remove(flow)
-        request.begin()
         buckets = self._buckets[flow.direction]
         share = flow.share
         self._clock = max(self._clock, share.clock)  # one that its own limits held back is behind
         share.clock += max((bucket.seconds(1, length) for bucket in buckets), default=0.0) / share.weight
+        self._latest = max(self._latest, share.clock)
         for bucket in buckets:
             bucket.take(1, length)
         self._delayed += 1
         self._seconds_waited += now - since
+        request.begin()
 
-    def _seconds_to_wait(self, flow: "Flow") -> float:
-        return max((bucket.seconds_until_room() for bucket in self._buckets[flow.direction]), default=0.0)
+    def _seconds_to_wait(self, direction: Direction) -> float:
+        return max((bucket.seconds_until_room() for bucket in self._buckets[direction]), default=0.0)
 
 
 @final
@@ -201,13 +241,25 @@ class Share:
 class Flow:
     """The requests of one layer in one direction."""
 
-    __slots__ = ("direction", "share", "waiting")
+    __slots__ = ("direction", "forget_at", "is_in_order", "share", "waiting")
 
     def __init__(self, direction: Direction, share: Share) -> None:
         self.direction: Direction = direction
         self.share = share
         self.waiting: deque[tuple[float, int, Later[Any]]] = deque()
         """Since when, how many bytes, and which; some may have been given up."""
+        self.forget_at = FORGOTTEN
+        """So many, and those that were are looked for."""
+        self.is_in_order = False
+        """Of the gate, among those of which a request waits."""
+
+    def forget_given_up(self) -> None:
+        self.waiting = deque(each for each in self.waiting if each[2].is_waiting)
+        self.forget_at = 2 * len(self.waiting) + FORGOTTEN
+
+
+_Place: TypeAlias = tuple[float, int, Flow]
+"""The clock of its share, as it was; a number of its own; and the flow."""
 
 
 @final

@@ -1,6 +1,5 @@
 """Throttle: a device of which no more is asked than a group allows, and such groups."""
 
-import math
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
@@ -12,6 +11,7 @@ from typing_extensions import Buffer
 from .._device.device import Device
 from .._native.buffers import as_memoryview, length_of
 from .._queues.statistics import QueueStatistics
+from .._sync.fair_queue import LEAST_WEIGHT, MOST_WEIGHT
 from ..errors import OptionError
 from ._asked import Asked
 from ._begun import Begun
@@ -111,11 +111,15 @@ class Throttle(Layer[D_co]):
         """``weight``: its share beside the others of the group, while there is not enough for all.
 
         Raises:
-            OptionError: ``weight`` is not positive.
+            OptionError: ``weight`` is not from a millionth to a million.
         """
         super().__init__(device)
-        if not 0 < weight < math.inf:
-            raise OptionError(f"weight must be positive, not {weight}", driver="throttle", operation="open")
+        if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
+            raise OptionError(
+                f"weight must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {weight}",
+                driver="throttle",
+                operation="open",
+            )
         self._group = group
         self._gate = group._gate  # pyright: ignore[reportPrivateUsage]
         share = Share(weight)

@@ -161,8 +161,9 @@ async def test_what_is_no_rate(options: dict[str, float], words: str) -> None:
 
 
 async def test_what_is_no_weight() -> None:
-    for weight in (0, -1, float("nan"), float("inf")):
-        with pytest.raises(aioblk.OptionError, match="weight must be positive"):
+    """A share that is as good as all would leave others nothing, for ever."""
+    for weight in (0, -1, 1e-7, 1e7, float("nan"), float("inf")):
+        with pytest.raises(aioblk.OptionError, match=r"weight must be from 1e-06 to 1e\+06, not"):
             aioblk.Throttle(recorder(), aioblk.ThrottleGroup(), weight=weight)
 
 
@@ -270,6 +271,57 @@ async def test_one_direction_does_not_hold_up_the_other(clock: Clock) -> None:
     await asyncio.gather(*writes)
 
 
+async def test_who_waits_no_more_owes_nothing(clock: Clock) -> None:
+    light, heavy = recorder(), recorder()
+    group = aioblk.ThrottleGroup(total=aioblk.Rate(operations=100, burst_operations=1))
+    one, other = aioblk.Throttle(light, group, weight=1e-6), aioblk.Throttle(heavy, group)
+    await (await begin(one, 1))[0]
+    await clock.go_on(1)
+    first = await begin(one, 5)
+    await clock.go_on(1)
+    await asyncio.gather(*first)
+    await clock.go_on(10)  # in which nobody waits
+    requests = [*await begin(other, 20), *await begin(one, 1)]
+    await clock.go_on(0.05)
+    assert len(light.records) == 7
+    await clock.go_on(10)
+    await asyncio.gather(*requests)
+
+
+async def test_however_many_layers_wait_a_few_are_looked_at(
+    clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = 0
+    has_room = _throttling._Bucket.has_room
+
+    def count(bucket: Any, now: float) -> bool:
+        nonlocal asked
+        asked += 1
+        return has_room(bucket, now)
+
+    monkeypatch.setattr(_throttling._Bucket, "has_room", count)
+    device = recorder()
+    group = aioblk.ThrottleGroup(total=aioblk.Rate(operations=1, burst_operations=1))
+    throttles = [aioblk.Throttle(device, group) for _ in range(500)]
+    requests = [asyncio.ensure_future(throttle.read(0, BLOCK)) for throttle in throttles for _ in range(2)]
+    group.total = aioblk.Rate(operations=1e6, burst_operations=1e6)
+    await clock.go_on(1)
+    await asyncio.gather(*requests)
+    assert asked <= 8 * len(requests)
+
+
+async def test_a_layer_over_another_one_of_its_group_asks_it_twice(clock: Clock) -> None:
+    device = recorder()
+    group = aioblk.ThrottleGroup(total=aioblk.Rate(operations=1, burst_operations=1))
+    throttle = aioblk.Throttle(aioblk.Throttle(device, group), group)
+    requests = await begin(throttle, 3000)
+    group.total = aioblk.Rate(operations=1e6, burst_operations=1e6)
+    await clock.go_on(1)
+    await asyncio.gather(*requests)
+    assert len(device.records) == 3000
+    assert group.statistics().waiting == 0
+
+
 # --- requests that wait -------------------------------------------------------------------------------------
 
 
@@ -352,6 +404,41 @@ async def test_a_batch_for_which_there_is_no_room_is_made_piece_by_piece(clock: 
     assert 18 <= len(device.records) <= 22
     await clock.go_on(1)
     assert b"".join(await reading) == b"x" * (10 * BLOCK) + bytes(10 * BLOCK)
+
+
+async def test_what_was_given_up_is_forgotten_behind_what_waits_for_long(
+    busy: tuple["aioblk.Throttle[Faulty]", Clock],
+) -> None:
+    throttle, clock = busy
+    first = asyncio.ensure_future(throttle.read(0, BLOCK))
+    for _ in range(1000):
+        (await begin(throttle, 1))[0].cancel()
+        await asyncio.sleep(0)
+    assert len(throttle._flows["read"].waiting) <= 2 * _throttling.FORGOTTEN
+    assert throttle.group.statistics().waiting == 1
+    await clock.go_on(1)
+    await first
+
+
+async def test_an_order_of_the_loops_holds_nobody_up(
+    busy: tuple["aioblk.Throttle[Faulty]", Clock], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    throttle, clock = busy
+    read, orders = throttle.device.read, [KeyboardInterrupt()]
+
+    def interrupted(offset: int, length: int) -> Any:
+        if orders:
+            raise orders.pop()
+        return read(offset, length)
+
+    monkeypatch.setattr(throttle.device, "read", interrupted)
+    requests = await begin(throttle, 3)
+    with pytest.raises(KeyboardInterrupt):
+        await clock.go_on(1)
+    await clock.go_on(1)
+    with pytest.raises(InterruptedError, match=r"the device's call was interrupted: KeyboardInterrupt\(\)"):
+        await requests[0]
+    assert await asyncio.gather(*requests[1:]) == [bytes(BLOCK)] * 2
 
 
 async def test_errors_of_the_device_are_those_of_the_request(clock: Clock) -> None:
