@@ -6,7 +6,7 @@ device that stops halfway would leave those waiting for ever.
 """
 
 import asyncio
-from collections.abc import Collection, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any, TypeVar, final
 
 from .loops import running_loop
@@ -26,13 +26,25 @@ T = TypeVar("T")
 class _SteadfastTask(asyncio.Task[T]):
     """A task that cannot be cancelled."""
 
+    on_cancel: Callable[[], object] | None = None
+
     def cancel(self, msg: Any | None = None) -> bool:
+        if self.on_cancel is not None:
+            self.on_cancel()
         return False
 
 
-def start_steadfast_task(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-    """Run *work* in a task that cannot be cancelled, only awaited; shield the awaiting."""
-    return _SteadfastTask(work, loop=loop)
+def start_steadfast_task(
+    loop: asyncio.AbstractEventLoop,
+    work: Coroutine[Any, Any, T],
+    *,
+    on_cancel: Callable[[], object] | None = None,
+) -> asyncio.Task[T]:
+    """Run *work* in a task that cannot be cancelled, only awaited; shield the awaiting. *on_cancel* is called
+    when somebody tries to, as the end of ``asyncio.run()`` does."""
+    task = _SteadfastTask(work, loop=loop)
+    task.on_cancel = on_cancel
+    return task
 
 
 async def until_ended(tasks: Collection[asyncio.Task[Any]]) -> None:

@@ -4,8 +4,11 @@ import asyncio
 import contextlib
 import errno
 import gc
+import os
 import socket
 import struct
+import threading
+import warnings
 from collections.abc import AsyncIterator, Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -641,6 +644,48 @@ async def test_another_thread_can_end_nothing(tmp_path: Path, told: Told) -> Non
             with pytest.raises(UsageError, match=words):
                 await asyncio.to_thread(asyncio.run, end())
         await dev.read(0, 512)
+
+
+async def test_a_forked_child_is_refused_and_harms_nothing(tmp_path: Path, told: Told) -> None:
+    async with scripted(tmp_path, told, Export()) as uri:
+        devices = [await aioblk.Nbd(uri).open()]
+        child = await asyncio.to_thread(forked, lambda: refusals(devices))
+        assert child == 0
+        (dev,) = devices
+        await dev.read(0, 512)
+        await dev.aclose()
+        assert told.connections == 1
+
+
+def refusals(devices: list[aioblk.Nbd]) -> int:
+    """Of a child that has them from its parent; how many of what it must not do it can do."""
+    devices[0]._thread = threading.get_ident()  # as if the loop's thread had forked
+    done = 0
+    for deed in (
+        lambda: devices[0].abandon(),
+        lambda: devices[0].read(0, 512),
+        lambda: asyncio.run(devices[0].aclose()),
+    ):
+        with contextlib.suppress(UsageError):
+            deed()
+            done += 1
+    warnings.simplefilter("error")
+    forget(devices)
+    return done
+
+
+def forked(function: Callable[[], int]) -> int:
+    """The status with which a child ends that calls it."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # there are other threads
+        child = os.fork()
+    if not child:
+        status = 99
+        try:
+            status = function()
+        finally:
+            os._exit(status)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
 def test_a_device_whose_loop_is_closed_is_closed_in_any_other(tmp_path: Path, told: Told) -> None:

@@ -535,6 +535,30 @@ async def test_a_connection_that_cannot_be_used_is_looked_for_again(
         await dev.read(0, 512)
 
 
+@pytest.mark.parametrize("has_request", [False, True], ids=["idle", "request"])
+def test_a_loop_that_ends_does_not_wait_for_a_search_that_is_for_nobody(
+    tmp_path: Path, *, has_request: bool
+) -> None:
+    async def lose_server() -> tuple[aioblk.Nbd, asyncio.Task[bytes]]:
+        async def read() -> bytes:
+            return await dev.read(0, 512)
+
+        async with scripted(tmp_path, dies_at_once, Export()) as uri:
+            dev = await aioblk.Nbd(uri, reconnect_for=FOR).open()
+            events = dev.events()
+            (tmp_path / "nbd.sock").unlink()
+            assert isinstance(await anext(events), aioblk.DeviceSearching)
+            await events.aclose()
+            task = asyncio.ensure_future(read() if has_request else asyncio.sleep(FOR, b""))
+            await asyncio.sleep(0)
+            return dev, task
+
+    dev, task = asyncio.run(lose_server())
+    assert task.cancelled()
+    assert "the loop ends, and nobody waits for the server" in str(dev.lost)
+    asyncio.run(dev.aclose())
+
+
 async def test_a_search_can_be_ended(tmp_path: Path) -> None:
     async with scripted(tmp_path, Mortal(dies_of(1)), Export()) as uri:
         for end in "abandon", "cancel and close":

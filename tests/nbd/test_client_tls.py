@@ -304,6 +304,7 @@ async def test_a_server_that_leaves_in_the_middle_of_the_handshake(tmp_path: Pat
             {"tls_certificates": "nowhere"},
             "^nbd open: there is neither ca-cert.pem nor client-cert.pem in 'nowhere'",
         ),
+        ("nbds://host", {"tls": True}, r"tls must be an ssl\.SSLContext, not True"),
         ("nbds://host", {"tls_psk": "nowhere"}, r"tls_psk 'nowhere' cannot be read: No such file"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import os
 import ssl
 import threading
 import warnings
@@ -183,6 +184,7 @@ class Nbd(AsyncClosing, BlockDevice):
         return self
 
     def _begin(self, loop: asyncio.AbstractEventLoop, dialled: list[Any]) -> None:
+        self._process = os.getpid()
         export: Export = dialled[0][1]
         self._export = export
         self._limits = limits_of(export)
@@ -238,7 +240,9 @@ class Nbd(AsyncClosing, BlockDevice):
 
     def __del__(self) -> None:
         life = getattr(self, "_life", None)
-        if life is not None and not life.closing:
+        if life is not None and self._process != os.getpid():
+            life.drop()  # the loop's selector is the parent's, too
+        elif life is not None and not life.closing:
             warnings.warn(f"{self!r} was not closed", ResourceWarning, source=self, stacklevel=2)
             life.forget()
 
@@ -275,9 +279,15 @@ class Nbd(AsyncClosing, BlockDevice):
         nothing when the device is lost or closed.
 
         Raises:
-            UsageError: the device is not open, or the caller is not in the thread of its loop.
+            UsageError: the device is not open, or the caller is not in the thread of its loop, nor in its
+                process.
         """
         life = self._open_life("abandon")
+        if self._process != os.getpid():
+            raise self._subject.misuse(
+                "abandon",
+                "the device was opened before fork(); only the parent can use it, open it anew here",
+            )
         if self._thread != threading.get_ident():
             raise self._subject.misuse(
                 "abandon", "the device belongs to another thread; call_soon_threadsafe() helps"

@@ -382,9 +382,13 @@ class Dispatch:
     async def drained(self) -> None:
         """Until it is idle."""
         while not self.is_idle:
-            if self._drained is None:
-                self._drained = self._loop.create_future()
-            await asyncio.shield(self._drained)
+            await asyncio.shield(self.idle())
+
+    def idle(self) -> "asyncio.Future[None]":
+        """Is done when it is, which it is not now."""
+        if self._drained is None:
+            self._drained = self._loop.create_future()
+        return self._drained
 
     def _tell_drained(self) -> None:
         if self._drained is not None and self.is_idle:

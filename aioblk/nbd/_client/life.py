@@ -177,7 +177,7 @@ class Life:
         if self.closing and dispatch.is_idle:
             return
         self._events.tell(DeviceSearching())
-        _ = self._start(self._search(why))
+        _ = self._start(self._search(why), on_cancel=self._leave)
 
     def _doubt_error(self, doubt: str) -> BlkioError:
         return BlkioError(
@@ -230,11 +230,22 @@ class Life:
 
     # --- coming back ----------------------------------------------------------------------------------------
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = start_steadfast_task(self._loop, work)
+    def _start(
+        self, work: Coroutine[Any, Any, T], on_cancel: Callable[[], object] | None = None
+    ) -> asyncio.Task[T]:
+        task = start_steadfast_task(self._loop, work, on_cancel=on_cancel)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return task
+
+    def _leave(self, _idle: object = None) -> None:
+        """All tasks are cancelled, since the loop is to end. Who waits for a request all the same has it; the
+        search is not carried on for nobody."""
+        if self.state is State.RECOVERING and not self.closing:
+            if self.dispatch.is_idle:
+                self._lose("the loop ends, and nobody waits for the server, which is gone")
+            else:
+                self.dispatch.idle().add_done_callback(self._leave)
 
     def _end_search(self) -> None:
         if self._stop is not None and not self._stop.done():

@@ -49,6 +49,8 @@ def tls_context(
     if len(given) > 1:
         raise _wrong(f"{' and '.join(given)} exclude each other")
     if context is not None:
+        if not isinstance(context, ssl.SSLContext):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise _wrong(f"tls must be an ssl.SSLContext, not {context!r:.100}")
         if context.check_hostname and _has_no_name(uri):
             raise _wrong(
                 "a Unix socket has no name that the tls context could find in the certificate; add"
