@@ -145,7 +145,7 @@ class Cluster:
 
 
 def blockdev(configuration: Path, image: str, *, direct: bool = True) -> dict[str, object]:
-    """The image as a node of QEMU. *direct*: what is acknowledged is in the cluster, not in librbd's cache."""
+    """The image as a node of QEMU. *direct*: what is acknowledged is in the cluster, not in a cache."""
     return {
         "driver": "rbd",
         "pool": POOL,

@@ -91,26 +91,28 @@ class Remote:
         self._network.processes.resume("server")
 
 
-@pytest.fixture
-def remote_file(tmp_path: Path) -> Path:
-    path = tmp_path / "remote.img"
+@pytest.fixture(scope="class")
+def remote_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("remote") / "remote.img"
     path.touch()
     os.truncate(path, REMOTE_SIZE)
     return path
 
 
-@pytest.fixture
+@pytest.fixture(scope="class")
 def remote(network: Network, remote_file: Path) -> Iterator[Remote]:
-    """A server of a file over there."""
+    """A server of a file over there; a test that is in no class has one to itself."""
     server = Remote(network, str(remote_file))
     yield server
     server.stop()
 
 
-@pytest.fixture
-def remote_tls(network: Network, remote_file: Path, tmp_path: Path) -> Iterator[tuple[Remote, Path]]:
+@pytest.fixture(scope="class")
+def remote_tls(
+    network: Network, remote_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[Remote, Path]]:
     """One that lets in who has a certificate, and the directory with such a one."""
-    authority = Authority(tmp_path)
+    authority = Authority(tmp_path_factory.mktemp("certificates"))
     secured = ("--tls", "require", "--tls-certificates", str(authority.server), "--tls-verify-peer")
     server = Remote(network, str(remote_file), *secured, scheme="nbds")
     yield server, authority.client

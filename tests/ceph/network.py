@@ -1,7 +1,7 @@
-"""Another machine, as far as the network goes: a network namespace, joined to this one by a pair of interfaces.
+"""Another machine, as far as the network goes: a namespace, joined to this one by a pair of interfaces.
 
-The namespace has no name. It is there for as long as a process is in it, so nothing of it is left when that process
-ends, however it ends. Needs root.
+The namespace has no name. It is there for as long as a process is in it, so nothing of it is left when that
+process ends, however it ends. Needs root.
 """
 
 import os
@@ -83,12 +83,12 @@ class Network:
         self._ip("link", "set", self._interface, "up")
 
     def lose(self, share: float) -> str:
-        """Lose that share of the packets that arrive over there, at random. The rule, as the kernel has it."""
+        """Lose that share of the packets that arrive over there, at random; the program that does."""
         complaints: list[str] = []
         for program in LOSSES:
             if not shutil.which(program):
                 continue
-            rule = ["INPUT", "-m", "statistic", "--mode", "random", "--probability", str(share), "-j", "DROP"]
+            rule = f"INPUT -m statistic --mode random --probability {share} -j DROP".split()
             done = subprocess.run(
                 [*self.prefix, program, "-A", *rule], stdin=subprocess.DEVNULL, capture_output=True, text=True
             )
@@ -100,15 +100,14 @@ class Network:
     def lost(self, program: str) -> int:
         """How many packets the rule has dropped."""
         listed = _run([*self.prefix, program, "-L", "INPUT", "-v", "-n", "-x"])
-        return sum(
-            int(line.split()[0]) for line in listed.splitlines() if "DROP" in line and "statistic" in line
-        )
+        rules = [line for line in listed.splitlines() if "DROP" in line and "statistic" in line]
+        return sum(int(rule.split()[0]) for rule in rules)
 
     def lose_nothing(self, program: str) -> None:
         _run([*self.prefix, program, "-F", "INPUT"])
 
     def close(self) -> None:
-        """End whatever is there. With the last of its processes the namespace is gone, and the link with it."""
+        """End whatever is there. With its last process the namespace is gone, and the link with it."""
         self.processes.stop_all()
 
     def _ip(self, *arguments: str) -> None:

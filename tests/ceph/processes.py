@@ -11,8 +11,8 @@ TIME_LIMIT = 60.0  # seconds for whatever should take one
 
 
 class Processes:
-    """Those of one folder. Each is in a session of its own, since Ctrl-C is for whoever started them, to end them
-    in order; and each dies with whoever started it, unless it is to *stay*."""
+    """Those of one folder. Each is in a session of its own, since Ctrl-C is for whoever started them, who
+    ends them in order; and each dies with whoever started it, unless it is to *stay*."""
 
     def __init__(self, folder: Path, *, stay: bool = False) -> None:
         self._folder = folder
@@ -20,9 +20,9 @@ class Processes:
         self._ours: dict[str, subprocess.Popen[bytes]] = {}
 
     def start(self, name: str, command: Sequence[str]) -> None:
-        """Start it; what it says goes to NAME.out of the folder."""
+        """Start it; what it says goes to NAME.out of the folder, where the one before is forgotten."""
         tied = () if self._stay else ("setpriv", "--pdeathsig", "KILL")
-        with (self._folder / f"{name}.out").open("ab") as output:
+        with (self._folder / f"{name}.out").open("wb") as output:
             process = subprocess.Popen(
                 [*tied, *command],
                 stdin=subprocess.DEVNULL,
