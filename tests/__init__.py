@@ -6,6 +6,7 @@ wings goes where its main object lies. The others::
     contract/   what every driver keeps: the same tests for each, and a table of what it cannot do
     faults/     every descriptor, thread, piece of memory and call of libblkio, failing in turn
     simulation/ devices that are simulated, in every order of events; a module runs in a process of its own
+    hostile/    a vhost-user backend that breaks every rule, by seed, and what comes of it
     interop/    what others have written and is run as it is: NBD clients, anyio, trio, numpy, patched loops
     examples/   the examples that are services
     house/      the house as a whole: its plan, documentation, words, benchmarks, and the tests' own tools

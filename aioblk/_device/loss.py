@@ -97,7 +97,7 @@ TRANSITIONS: Mapping[tuple[type[Presence], Event], type[Presence]] = MappingProx
 class Loss:
     """Whether the device of a session is present, and what follows when that changes.
 
-    All but :meth:`on_broken`, :meth:`on_silence` and :meth:`is_coming_back` is for the thread of the device's
+    All but what begins with ``on_``, and :meth:`is_coming_back`, is for the thread of the device's
     loop.
     """
 
@@ -236,6 +236,9 @@ class Loss:
 
     def on_silence(self, silence: str) -> None:
         self._call_in_own_thread(self.lose, silence)
+
+    def on_no_answer(self, why: str) -> None:
+        self._call_in_own_thread(self._break_down, why)
 
     def _call_in_own_thread(self, function: Callable[[str], None], why: str) -> None:
         if self._session.thread == threading.get_ident():

@@ -53,6 +53,9 @@ class Watcher(Protocol):
     def on_silence(self, silence: str) -> None:
         """What has not been answered in time. In the thread of whoever waited."""
 
+    def on_no_answer(self, why: str) -> None:
+        """What has been answered with something else. In the thread of whoever waited."""
+
     def is_coming_back(self) -> bool:
         """Whether a call that has failed should be made again, since the device is being reconnected."""
         ...
@@ -78,6 +81,11 @@ class Alarm:
         watcher = self._watcher()
         if watcher is not None:
             watcher.on_silence(silence)
+
+    def no_answer(self, why: str) -> None:
+        watcher = self._watcher()
+        if watcher is not None:
+            watcher.on_no_answer(why)
 
     def is_coming_back(self) -> bool:
         watcher = self._watcher()
@@ -155,6 +163,7 @@ class Session:
         memory = DeviceMemory(self.handle, self.core, self.limits, reserved=pools)
         memory.calls.limit = self.options.lost_after
         memory.calls.on_silence = alarm.silent
+        memory.calls.on_no_answer = alarm.no_answer
         memory.calls.is_coming_back = alarm.is_coming_back
         return memory
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 from .properties import DRIVERS, IO_URING, NVME_IO_URING, RINGS, VFIO_PCI, VHOST_USER, VHOST_VDPA
 
-__all__ = ["hint", "shortage"]
+__all__ = ["hint", "is_no_answer", "shortage"]
 
 _NO_RING = (
     "io_uring is not available here: kernel.io_uring_disabled or a container's seccomp filter forbids it"
@@ -46,3 +46,21 @@ def hint(driver: str, operation: str, number: int) -> str | None:
 def shortage(number: int | None) -> str:
     """What to look at, as the end of a sentence, where memory with a file behind it is not to be had."""
     return "; see ulimit -n" if number == errno.EMFILE else ""
+
+
+_NO_ANSWERS = frozenset(
+    {
+        "received unexpected vhost-user message type",
+        "failed to receive vhost-user message",
+        "failed to read vhost-user message, payload exceeds the maximum",
+    }
+)
+
+
+def is_no_answer(driver: str, message: str | None) -> bool:
+    """Whether libblkio's *message* says that a vhost-user backend has not answered what it was asked.
+
+    A refusal is an answer. Without one it is not known what the backend has done, and the next answer that
+    comes may belong to this question.
+    """
+    return driver == VHOST_USER and message in _NO_ANSWERS

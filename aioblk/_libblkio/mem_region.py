@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import mmap
 import os
 from typing import TYPE_CHECKING, NamedTuple
@@ -11,8 +12,9 @@ from .._native._blkio import ffi, lib
 if TYPE_CHECKING:  # cffi's own types; they have no names at run time
     from .._native._blkio import MemRegionStruct, Pointer
 
-__all__ = ["MemRegion", "address_of", "allocate", "free", "to_struct"]
+__all__ = ["MemRegion", "address_of", "allocate", "free", "memory_file", "to_struct"]
 
+_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
 _MAP_FAILED = 2 ** (8 * ffi.sizeof("void *")) - 1
 
 
@@ -51,11 +53,26 @@ def to_struct(region: MemRegion) -> MemRegionStruct:
     return description
 
 
-def allocate(length: int) -> MemRegion:
-    """New, zeroed memory with a file descriptor, which the devices want that are other processes."""
-    fd = os.memfd_create("aioblk", os.MFD_CLOEXEC)
+def memory_file(name: str, length: int, flags: int = 0) -> int:
+    """A file in memory, which the devices want that are other processes: a descriptor.
+
+    Its length is sealed. A backend has the file once it is lent, and whoever touched pages that it had cut
+    off would be ended by SIGBUS.
+    """
+    fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING | flags)
     try:
         os.ftruncate(fd, length)
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, _SEALS)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def allocate(length: int) -> MemRegion:
+    """New, zeroed memory with a file descriptor."""
+    fd = memory_file("aioblk", length)
+    try:
         protection = mmap.PROT_READ | mmap.PROT_WRITE
         address = address_of(lib.mmap(ffi.NULL, length, protection, mmap.MAP_SHARED, fd, 0))
         if address == _MAP_FAILED:

@@ -6,6 +6,7 @@ import os
 from typing import final
 
 from .._libblkio.hints import shortage
+from .._libblkio.mem_region import memory_file
 from .._native._core import Allocator, Memory
 from ..errors import BlkioError
 from .carver import ArenaBuffer, Carver
@@ -20,13 +21,12 @@ class ArenaBlock(Carver):
     """One memfd, mapped as a whole."""
 
     def __init__(self, size: int, *, granule: int, huge_page: int, locked: bool) -> None:
-        flags = os.MFD_CLOEXEC
+        flags = 0
         if huge_page:
-            flags |= os.MFD_HUGETLB | (huge_page.bit_length() - 1) << MFD_HUGE_SHIFT
+            flags = os.MFD_HUGETLB | (huge_page.bit_length() - 1) << MFD_HUGE_SHIFT
         self.fd: int = -1
         try:
-            self.fd = os.memfd_create("aioblk-arena", flags)
-            os.ftruncate(self.fd, size)
+            self.fd = memory_file("aioblk-arena", size, flags)
             self._pages: mmap.mmap | None = mmap.mmap(self.fd, size)
             memory = Memory.from_buffer(self._pages)
             if locked:

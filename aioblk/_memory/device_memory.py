@@ -11,7 +11,7 @@ from typing import final
 from .._libblkio.handle import Blkio
 from .._libblkio.hints import shortage
 from .._libblkio.limits import Limits
-from .._libblkio.mem_region import MemRegion
+from .._libblkio.mem_region import MemRegion, memory_file
 from .._native._core import DeviceCore, Memory
 from .._native.buffers import BytesLike
 from .._sync.loops import running_loop
@@ -98,9 +98,8 @@ class DeviceMemory:
             raise ValueError(f"length must be positive, not {length}")
         whole = self.round_up(length)
         try:
-            fd = os.memfd_create("aioblk", os.MFD_CLOEXEC)
+            fd = memory_file("aioblk", whole)
             try:
-                os.ftruncate(fd, whole)
                 pages = mmap.mmap(fd, whole)
             finally:
                 os.close(fd)

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, Generic, TypeVar, final
 
 from .._libblkio.handle import Blkio
+from .._libblkio.hints import is_no_answer
 from .._libblkio.subject import complete
 from .._sync.blocking import BlockingCall
 from .._sync.loops import running_loop
@@ -22,6 +23,11 @@ __all__ = ["HandleCalls"]
 T = TypeVar("T")
 
 _MOMENT = 0.005  # seconds
+
+_NO_ANSWER = (
+    "the backend has answered {} with what is no answer ({}), so that it is not known which memory it has"
+    " mapped. See to the backend, then close the device and open it again, or call reconnect()"
+)
 
 
 @final
@@ -70,6 +76,8 @@ class HandleCalls:
         self.limit: float | None = None
         """Seconds that a call may take before :attr:`on_silence` is told."""
         self.on_silence: Callable[[str], object] = lambda _: None
+        self.on_no_answer: Callable[[str], object] = lambda _: None
+        """Told when what the device said is no answer: nothing is known of it from then on."""
         self.is_coming_back: Callable[[], bool] = lambda: False
         """Asked when a call has failed: whether the device is being reconnected, so that it should be tried
         again."""
@@ -114,6 +122,8 @@ class HandleCalls:
                 handle = self._handle
                 complete(error, driver=handle.driver, operation=operation, filename=handle.filename)
                 if isinstance(error, DeviceLostError) or not self.is_coming_back():
+                    if is_no_answer(handle.driver, error.message):
+                        self.on_no_answer(_NO_ANSWER.format(operation, error.message))
                     raise
         if losses != self._losses:  # in the turn in which it was delivered: it went with the instance
             raise DeviceLostError("the device was lost meanwhile", driver=self._handle.driver)

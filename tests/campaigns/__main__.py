@@ -100,6 +100,12 @@ CAMPAIGNS = (
         short_environment={"AIOBLK_CAMPAIGN_SECONDS": "10"},
     ),
     Campaign(
+        "hostile-backend",
+        "a vhost-user backend that breaks every rule, by seed; --minutes 15, --seed N",
+        (sys.executable, "-m", "tests.hostile.search"),
+        short_arguments=("--minutes", "1"),
+    ),
+    Campaign(
         "free-threaded",
         "the whole suite on a free-threaded CPython, built from Debian's source package",
         (str(HERE / "free_threaded.sh"),),

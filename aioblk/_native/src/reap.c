@@ -6,6 +6,7 @@
 #include "rooms.h"
 
 #include <errno.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #define REAP_MAX 256  /* completions per do_io */
@@ -13,10 +14,18 @@
 
 bool queues_in_several_threads;
 
+/*
+ * It does not wait, whatever the descriptor's flags say: a backend has the same open file, and may change them, and take the
+ * event for itself. Where the kernel cannot say so for one call (before 5.12), the flags have to do.
+ */
 void queue_reset_event(QueueCore *q)
 {
     uint64_t ignored;
-    if (q->completion_fd >= 0 && read(q->completion_fd, &ignored, sizeof(ignored)) < 0) {
+    struct iovec whole = {&ignored, sizeof(ignored)};
+    if (q->completion_fd < 0 || preadv2(q->completion_fd, &whole, 1, -1, RWF_NOWAIT) >= 0) {
+        return;
+    }
+    if (errno == EAGAIN || read(q->completion_fd, &ignored, sizeof(ignored)) < 0) {
         q->counters.empty_events++;
     }
 }
