@@ -2,13 +2,22 @@
 
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Iterator
-from typing import final
+from struct import Struct
+from typing import Self, final
+from zlib import crc32
+
+from typing_extensions import Buffer
 
 from ..errors import OptionError
 
 __all__ = ["DirtyBitmap"]
 
 _PER_CHUNK = 4096  # units; what was never marked takes no memory
+_MAGIC, _VERSION = b"aioblkDB", 1
+_HEAD = Struct("<8sQQQQ")  # magic, version, granularity, end, number of ranges
+_RANGE = Struct("<QQ")  # offset, length
+_SUM = Struct("<I")  # CRC-32 of all before
+_UNKNOWN = (1 << 64) - 1  # an end that is not known
 _ALL, _NONE = b"\1" * _PER_CHUNK, bytes(_PER_CHUNK)
 
 
@@ -96,6 +105,40 @@ class DirtyBitmap:
         taken._order, self._order = self._order, []
         return taken
 
+    # --- across restarts ------------------------------------------------------------------------------------
+
+    def save(self) -> bytes:
+        """What is marked before :attr:`end`, with a checksum, for :meth:`load`: 44 bytes, and 16 for each
+        range."""
+        ranges = list(self)
+        head = _HEAD.pack(
+            _MAGIC, _VERSION, self._granularity, _UNKNOWN if self.end is None else self.end, len(ranges)
+        )
+        saved = b"".join([head, *(_RANGE.pack(*each) for each in ranges)])
+        return saved + _SUM.pack(crc32(saved))
+
+    @classmethod
+    def load(cls, saved: Buffer) -> Self:
+        """A bitmap as it was saved.
+
+        Raises:
+            OptionError: it is something else, of a later version, or damaged.
+        """
+        data = bytes(saved)
+        if not data.startswith(_MAGIC):
+            raise _unusable(f"{len(data)} bytes are no bitmap that DirtyBitmap.save() has given")
+        if len(data) < _HEAD.size + _SUM.size or _SUM.pack(crc32(data[: -_SUM.size])) != data[-_SUM.size :]:
+            raise _unusable("a saved bitmap is damaged: its checksum is another")
+        _, version, granularity, end, count = _HEAD.unpack_from(data)
+        if version != _VERSION:
+            raise _unusable(f"a saved bitmap is of version {version}, and this one reads {_VERSION}")
+        if len(data) != _HEAD.size + count * _RANGE.size + _SUM.size:
+            raise _unusable(f"a saved bitmap of {count} ranges cannot have {len(data)} bytes")
+        bitmap = cls(granularity, end=None if end == _UNKNOWN else end)
+        for offset, length in _RANGE.iter_unpack(data[_HEAD.size : -_SUM.size]):
+            bitmap.mark(offset, length)
+        return bitmap
+
     # --- looking --------------------------------------------------------------------------------------------
 
     def __bool__(self) -> bool:
@@ -160,6 +203,10 @@ class DirtyBitmap:
 
     def __repr__(self) -> str:
         return f"<DirtyBitmap {self.dirty_bytes} bytes in units of {self._granularity}>"
+
+
+def _unusable(what: str) -> OptionError:
+    return OptionError(f"{what}; make a full backup, and begin with an empty one", operation="load")
 
 
 def _by_chunk(first: int, end: int) -> Iterator[tuple[int, int, int]]:

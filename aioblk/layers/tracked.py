@@ -48,7 +48,9 @@ class Tracked(Layer[D_co]):
 
     Several who make backups have a bitmap each, by name: :meth:`add_bitmap`.
 
-    Nothing is kept when the program ends: begin again with a full backup.
+    Nothing is kept when the program ends, unless it is saved: ``tracked.dirty.save()`` in the end, and
+    ``tracked.put_back(DirtyBitmap.load(saved))`` at the beginning. Forget what was saved before anything is
+    changed; where a program has ended without saving, begin again with a full backup.
     """
 
     def __init__(self, device: D_co, *, granularity: int = 1 << 16) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from itertools import pairwise
 from typing import Any
@@ -312,3 +313,52 @@ async def test_bitmaps_are_seen_through_layers(tracked: "aioblk.Tracked[Faulty]"
 
     assert bitmaps_of(Elsewhere(tracked)) == {}
     assert bitmaps_of(MemoryDevice(SIZE)) == {}
+
+
+# --- across restarts ----------------------------------------------------------------------------------------
+
+
+async def test_what_was_changed_is_known_across_restarts(below: Faulty) -> None:
+    tracked = aioblk.Tracked(below, granularity=UNIT)
+    await tracked.write(3 * UNIT, bytes(UNIT))
+    await tracked.write(SIZE - 512, bytes(512))
+    saved = tracked.dirty.save()
+    assert len(saved) == 44 + 2 * 16
+    again = aioblk.Tracked(below, granularity=2 * UNIT)
+    await again.write(0, bytes(512))
+    again.put_back(aioblk.DirtyBitmap.load(saved))
+    assert list(again.take()) == [(0, 4 * UNIT), (SIZE - 2 * UNIT, 2 * UNIT)]
+
+
+@given(
+    st.integers(1, 1 << 20),
+    st.none() | st.integers(0, 1 << 40),
+    st.lists(st.tuples(st.integers(0, 1 << 40), st.integers(0, 1 << 24)), max_size=8),
+)
+@settings(max_examples=50)
+def test_what_was_saved_is_loaded(granularity: int, end: int | None, ranges: list[tuple[int, int]]) -> None:
+    bitmap = aioblk.DirtyBitmap(granularity, end=end)
+    for offset, length in ranges:
+        bitmap.mark(offset, length % (100 * granularity))
+    loaded = aioblk.DirtyBitmap.load(memoryview(bitmap.save()))
+    assert (loaded.granularity, loaded.end, list(loaded)) == (granularity, end, list(bitmap))
+
+
+def test_what_is_no_bitmap_as_it_was_saved_is_refused() -> None:
+    bitmap = aioblk.DirtyBitmap(UNIT, end=SIZE)
+    bitmap.mark(0, 1)
+    saved = bitmap.save()
+    for place in range(len(saved)):
+        wrong = bytearray(saved)
+        wrong[place] ^= 1
+        with pytest.raises(aioblk.OptionError, match=r"are no bitmap|is damaged.*make a full backup"):
+            aioblk.DirtyBitmap.load(wrong)
+        with pytest.raises(aioblk.OptionError, match=r"are no bitmap|is damaged"):
+            aioblk.DirtyBitmap.load(saved[:place])
+    with pytest.raises(aioblk.OptionError, match="is damaged"):
+        aioblk.DirtyBitmap.load(saved + b"\0")
+    for place, value, words in ((8, 2, "is of version 2"), (32, 2, "of 2 ranges cannot have 60 bytes")):
+        body = bytearray(saved[:-4])
+        body[place] = value
+        with pytest.raises(aioblk.OptionError, match=words):
+            aioblk.DirtyBitmap.load(bytes(body) + zlib.crc32(body).to_bytes(4, "little"))
