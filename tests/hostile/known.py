@@ -46,7 +46,7 @@ class Known:
 
 
 # The last thread that a process shows is its main one; its loop does not wait for events there.
-_STANDS_STILL = r"call first\):\n  File .* in (?!select\n)\w+\n((?!.*call first).*\n)*\Z"
+_STANDS_STILL = r"call first\):\n  File .* in (?!select\n).+\n((?!.*call first).*\n)*\Z"
 
 KNOWN = (
     Known(

@@ -59,6 +59,6 @@ def test_what_no_deed_explains_is_a_finding() -> None:
     assert find_known(plan_of("names a request twice"), 11, "assertion failed: old.is_none()") is None
     assert find_known(plan_of("names a request twice"), 6, "assertion failed: old.is_none()") is KNOWN[0]
     waits = 'Thread 0x1 (most recent call first):\n  File "selectors.py", line 468 in select\n'
-    calls = waits.replace("select\n", "_run\n")
+    calls = waits.replace("select\n", "<lambda>\n")
     assert find_known(plan_of("fills the kick"), HANGS, waits) is None
     assert find_known(plan_of("fills the kick"), HANGS, calls) is KNOWN[3]
