@@ -97,8 +97,7 @@ TRANSITIONS: Mapping[tuple[type[Presence], Event], type[Presence]] = MappingProx
 class Loss:
     """Whether the device of a session is present, and what follows when that changes.
 
-    All but what begins with ``on_``, and :meth:`is_coming_back`, is for the thread of the device's
-    loop.
+    All but what begins with ``on_``, and :meth:`is_coming_back`, is for the thread of the device's loop.
     """
 
     def __init__(self, session: Session, peer: Peer | None) -> None:

@@ -25,8 +25,8 @@ T = TypeVar("T")
 _MOMENT = 0.005  # seconds
 
 _NO_ANSWER = (
-    "the backend has answered {} with what is no answer ({}), so that it is not known which memory it has"
-    " mapped. See to the backend, then close the device and open it again, or call reconnect()"
+    "the backend has answered {} with what is no answer ({}): what it has done is not known, nor what it will"
+    " answer next. See to the backend, then close the device and open it again, or call reconnect()"
 )
 
 

@@ -144,8 +144,9 @@ class Plan:
 
 
 def plan_of(key: str) -> Plan:
-    """What is played with a seed; or with the name of a deed that alone: from the fourth request on, or "at" a
-    message."""
+    """What is played with a seed; or with the name of a deed that alone: from the fourth request on, or "at"
+    a message.
+    """
     if not key.isdigit():
         what, _, message = key.partition(" at ")
         nth = 2 if message == "ADD_MEM_REG" else 0  # when the rings and the client's own memory are mapped

@@ -16,7 +16,7 @@ bool queues_in_several_threads;
 
 /*
  * It does not wait, whatever the descriptor's flags say: a backend has the same open file, and may change them, and take the
- * event for itself. Where the kernel cannot say so for one call (before 5.12), the flags have to do.
+ * event for itself. Where the kernel cannot be told so for one call, the flags have to do.
  */
 void queue_reset_event(QueueCore *q)
 {
