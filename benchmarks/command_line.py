@@ -15,6 +15,7 @@ from rich.console import Console
 from benchmarks import (
     conduct,
     copies,
+    engines,
     fairness,
     instructions,
     layers,
@@ -47,6 +48,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench nbd       our NBD server beside qemu-nbd and nbdkit (3 minutes)
   ./run bench nbd-hostile    a client's p99 beside hostile ones; fails when it is 10 times as long as alone
   ./run bench copy      aioblk copy beside nbdcopy, qemu-img and cp (2 minutes; --file-size 1024M)
+  ./run bench engines   a file, and an image of a Ceph cluster, by way of each engine (2 minutes)
   ./run bench switches  what a queue does by itself, on and off in turn: it must not cost (5 minutes)
   ./run bench layers    what layers cost that only pass on; fails when that is more than 10 % (2 minutes)
   ./run bench writes    ways to write to a file, through the page cache, past it, and durably (1 minute)
@@ -102,6 +104,8 @@ def main() -> int:
                 return 0 if nbd_hostile.measure(console, **common(arguments)) else 1
             case "copy":
                 hand_out_sheet(*copies.measure(console, **common(arguments)), arguments)
+            case "engines":
+                hand_out_sheet(*engines.measure(console, **common(arguments)), arguments)
             case "profile":
                 profiling.show(console, seconds=arguments.seconds)
             case "instructions":
@@ -154,6 +158,7 @@ def parse_arguments() -> argparse.Namespace:
     commands = [
         *PLANS,
         "copy",
+        "engines",
         "fairness",
         "instructions",
         "layers",

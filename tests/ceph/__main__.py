@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 from types import FrameType
 
@@ -28,6 +29,8 @@ removed. The tests need root, for the other network; up does not.
 """
 IMAGE = "disk"
 DAEMON = "qemu-storage-daemon"
+INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = 10.0  # seconds for a test to end in order
 TESTS = ("tests/contract", "tests/ceph", "-k", "not uvloop and not eager")
 """Where nothing is asked for: the event loops are alike, one is enough."""
 
@@ -56,8 +59,8 @@ def run_tests(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 1
-    signal.signal(signal.SIGTERM, interrupt)
-    signal.signal(signal.SIGHUP, interrupt)
+    for number in INTERRUPTIONS:  # a script that starts it may have them ignored
+        signal.signal(number, interrupt)
     folder = Path(tempfile.mkdtemp(prefix="aioblk-ceph-"))
     status = 130
     try:
@@ -84,8 +87,13 @@ def run_pytest(arguments: list[str], there: dict[str, str]) -> int:
         try:
             return process.wait()
         except KeyboardInterrupt:
+            for number in INTERRUPTIONS:
+                signal.signal(number, signal.SIG_IGN)  # from here on all is being ended
             process.send_signal(signal.SIGINT)
-            process.wait()
+            try:
+                process.wait(PATIENCE)
+            except subprocess.TimeoutExpired:  # a test that waits for what it has stopped
+                process.kill()
             raise
 
 
@@ -125,6 +133,10 @@ def bring_up(folder: Path) -> int:
                 ),
             ],
         )
+        while not socket.exists():
+            if not cluster.processes.is_running(DAEMON):
+                raise RuntimeError(f"no vhost-user device: {cluster.processes.said(DAEMON)}")
+            time.sleep(0.05)
     except BaseException:
         take_down(folder)
         raise
