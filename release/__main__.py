@@ -105,6 +105,9 @@ class Release:
                 steps.leave_out(name, f"{system.name}: there is no wheel for its Python {system.python}")
             else:
                 tried.add(system.python)
+                steps.take(
+                    f"newcomer on {system.suite}", partial(self._follow, system, wheels[system.python])
+                )
                 steps.take(name, partial(self._try, system, wheels[system.python]))
         for version in sorted(wheels.keys() & interpreters.keys() - tried):
             steps.take(
@@ -134,6 +137,19 @@ class Release:
         script = INSTALL.format(packages=system.builds, source=self.source.name)
         run_on(system, scratch, "sh", "-ec", script, log=log, what="could not be installed from its source")
         return f"{system.name}: compiled with {log.last_line()}"
+
+    def _follow(self, system: System, wheel: Path, log: Log) -> str:
+        """What the pages say, as somebody who has them and the wheel."""
+        scratch = WORK / "trial"
+        shutil.rmtree(scratch, ignore_errors=True)
+        root = unpack(self.source, scratch)
+        way = scratch / "way"
+        (way / "dist").mkdir(parents=True)
+        shutil.copytree(root / "docs", way / "docs")
+        shutil.copy(root / "release/newcomer.py", way)
+        shutil.copy(wheel, way / "dist")
+        run_on(system, way, "python3", "newcomer.py", log=log, what="the pages do not lead through")
+        return f"{system.name}: {log.last_line()}"
 
     def _try(self, system: System, wheel: Path, log: Log) -> str:
         """The wheel's own tests, on a system that has nothing else of the project."""
