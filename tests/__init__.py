@@ -5,6 +5,7 @@ wings goes where its main object lies. The others::
 
     contract/   what every driver keeps: the same tests for each, and a table of what it cannot do
     faults/     every descriptor, thread, piece of memory and call of libblkio, failing in turn
+    reliability/ what is around a program, failing with real parts: ./run faults
     simulation/ devices that are simulated, in every order of events; a module runs in a process of its own
     hostile/    a vhost-user backend that breaks every rule, by seed, and what comes of it
     interop/    what others have written and is run as it is: NBD clients, anyio, trio, numpy, patched loops

@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -20,8 +20,8 @@ NODE = "disk"
 class StorageDaemon:
     """One daemon with one export, ready to be connected to at :attr:`socket` as soon as it is constructed.
 
-    *blockdev* describes the exported node as QEMU's ``--blockdev`` does. The daemon dies with the process
-    that started it, however that ends.
+    *blockdev* describes the exported node as QEMU's ``--blockdev`` does; *options* come before it, as for
+    what it refers to. The daemon dies with the process that started it, however that ends.
     """
 
     def __init__(
@@ -31,11 +31,13 @@ class StorageDaemon:
         num_queues: int = 1,
         writable: bool = True,
         block_size: int = 512,
+        options: Sequence[str] = (),
     ) -> None:
         # A socket's path has room for 107 bytes only, which the directories that pytest makes may exceed.
         self._directory = Path(tempfile.mkdtemp(prefix="aioblk-"))
         self.socket: Path = self._directory / "blk.sock"
         self._blockdev = dict(blockdev)
+        self._options = tuple(options)
         self._export: dict[str, object] = {
             "type": "vhost-user-blk",
             "id": "export",
@@ -51,6 +53,7 @@ class StorageDaemon:
         self._process = subprocess.Popen(
             [
                 *("setpriv", "--pdeathsig", "KILL", "qemu-storage-daemon"),
+                *self._options,
                 *("--blockdev", json.dumps({"node-name": NODE, **self._blockdev})),
                 *("--export", json.dumps(self._export)),
                 *("--chardev", "stdio,id=qmp", "--monitor", "chardev=qmp"),

@@ -1,0 +1,6 @@
+"""All faults, in the order of the table."""
+
+from . import backends, files, network, processes, threads
+from .row import FAULTS
+
+__all__ = ["FAULTS", "backends", "files", "network", "processes", "threads"]
