@@ -5,6 +5,8 @@ people to look at.
 """
 
 import base64
+import functools
+import http.server
 import itertools
 import json
 import os
@@ -12,6 +14,7 @@ import select
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from pathlib import Path
 from types import TracebackType
@@ -123,16 +126,27 @@ def picture(browser: Browser, session: str, address: str, width: int, theme: str
     return base64.b64decode(shot["data"])
 
 
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_request(self, code: object = "-", size: object = "-") -> None:
+        """Nobody asks who has read what."""
+
+
 def main(site: Path, target: Path) -> int:
     target.mkdir(parents=True, exist_ok=True)
-    with Browser() as browser:
-        tab = browser.ask("Target.createTarget", url="about:blank")["targetId"]
-        session = browser.ask("Target.attachToTarget", targetId=tab, flatten=True)["sessionId"]
-        browser.ask("Page.enable", session)
+    handler = functools.partial(Quiet, directory=str(site))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, Browser() as browser:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
         for page, width, theme in itertools.product(PAGES, WIDTHS, THEMES):
-            address = (site / f"{page}.html").resolve(strict=True).as_uri()
+            (site / f"{page}.html").resolve(strict=True)
+            address = f"http://127.0.0.1:{server.server_port}/{page}.html"
+            # Each is a visitor for the first time: who comes back has the theme that was chosen before.
+            context = browser.ask("Target.createBrowserContext")["browserContextId"]
+            tab = browser.ask("Target.createTarget", url="about:blank", browserContextId=context)["targetId"]
+            session = browser.ask("Target.attachToTarget", targetId=tab, flatten=True)["sessionId"]
             name = f"{page.replace('/', '-')}-{width}-{theme}.png"
             (target / name).write_bytes(picture(browser, session, address, width, theme))
+            browser.ask("Target.disposeBrowserContext", browserContextId=context)
+        server.shutdown()
     return 0
 
 
