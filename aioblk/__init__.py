@@ -35,10 +35,10 @@ from ._former import FORMER, FormerPaths
 
 try:
     from ._native._core import Request, View  # at once: it refuses subinterpreters
-except ImportError as error:
+except ImportError as _error:
     from ._native._missing import explained
 
-    raise explained(error) from None
+    raise explained(_error) from None
 
 if TYPE_CHECKING:
     from ._device.device import Device
