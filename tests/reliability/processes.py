@@ -98,7 +98,9 @@ async def memlock(setting: Setting) -> str:
         aioblk.IoUring  # is imported when it is named: as long as this is a user who may read the interpreter
         fd = os.open(sys.argv[1], os.O_RDWR)
         resource.setrlimit(resource.RLIMIT_MEMLOCK, (40 << 10, 40 << 10))
-        if os.getuid() == 0:
+        with open("/proc/self/uid_map") as file:
+            [*_, users] = file.readline().split()
+        if os.getuid() == 0 and int(users) > 1:  # the only user of a namespace is no root
             os.setgid(65534)
             os.setuid(65534)
         async def main():
