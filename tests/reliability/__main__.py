@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from .book import FAULTS
-from .row import ROOT, Fault
+from .row import LIMITS, ROOT, Fault
 from .table import Outcome, publish, show
 
 
@@ -55,9 +55,8 @@ def main() -> int:
     if chosen.publish:
         command = "./run faults --short" if chosen.short else "./run faults"
         today = datetime.datetime.now(datetime.UTC).date()
-        system = (
-            f"CPython {platform.python_version()}, Linux {platform.release()}, {os.cpu_count()} processors"
-        )
+        linux, _, _ = platform.release().partition("-")
+        system = f"CPython {platform.python_version()}, Linux {linux}, {os.cpu_count()} processors"
         publish(outcomes, f"`{command}`, {today}, {system}:")
     return 0
 
@@ -102,7 +101,7 @@ def attempt(fault: Fault, *, short: bool) -> Outcome:
             start_new_session=True,
         )
         try:
-            status: int | None = process.wait(fault.limit)
+            status: int | None = process.wait(LIMITS[short])
         except subprocess.TimeoutExpired:
             status = None
             os.kill(process.pid, signal.SIGUSR1)  # it shows where it stands
@@ -114,7 +113,7 @@ def attempt(fault: Fault, *, short: bool) -> Outcome:
     if status == 0 and words.count("\n") == 1:
         return Outcome(fault, True, words.strip(), seconds)
     if status is None:
-        words += f"still going on after {fault.limit:.0f} s"
+        words += f"still going on after {LIMITS[short]:.0f} s"
     print(f"faults: {fault.name}, status {status}:\n{words}", file=sys.stderr)
     return Outcome(
         fault, False, words.strip().splitlines()[-1] if words.strip() else f"status {status}", seconds

@@ -191,7 +191,6 @@ async def silence(setting: Setting) -> str:
     "a backend is killed each second, for five minutes, under a load that verifies",
     "Nobody notices but by the time that it takes.",
     "loss.md#coming-back-by-itself",
-    limit=420,
 )
 async def sigkill_each_second(setting: Setting) -> str:
     path = image(setting)

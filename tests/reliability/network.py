@@ -110,14 +110,13 @@ async def _killed_each_second(setting: Setting, path: Path, server: Program) -> 
     "aioblk serve nbd is killed each second under aioblk.Nbd",
     AGAIN,
     BREAKS,
-    limit=420,
 )
 async def own_server_killed(setting: Setting) -> str:
     path = image(setting)
     return await _killed_each_second(setting, path, own(setting, path))
 
 
-@fault("nbd-qemu-server-killed", "qemu-nbd is killed each second under aioblk.Nbd", AGAIN, BREAKS, limit=420)
+@fault("nbd-qemu-server-killed", "qemu-nbd is killed each second under aioblk.Nbd", AGAIN, BREAKS)
 async def qemu_server_killed(setting: Setting) -> str:
     path = image(setting)
     return await _killed_each_second(setting, path, qemus(setting, path))

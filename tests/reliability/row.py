@@ -8,6 +8,9 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 
+LIMITS = {True: 90.0, False: 900.0}
+"""Seconds after which a scenario is taken to hang: a short one, and one that is not."""
+
 
 @dataclass(frozen=True)
 class Setting:
@@ -38,21 +41,17 @@ class Fault:
     """The page and the heading, as ``loss.md#states``."""
     scenario: Scenario
     """Returns what was seen; raises where the promise is broken."""
-    limit: float
-    """Seconds after which it is taken to hang, short and long alike, beside what it takes by itself."""
 
 
 FAULTS: dict[str, Fault] = {}
 
 
-def fault(
-    name: str, words: str, promised: str, link: str, *, limit: float = 90
-) -> Callable[[Scenario], Scenario]:
+def fault(name: str, words: str, promised: str, link: str) -> Callable[[Scenario], Scenario]:
     """Make a row of a scenario."""
 
     def add(scenario: Scenario) -> Scenario:
         assert name not in FAULTS
-        FAULTS[name] = Fault(name, words, promised, link, scenario, limit)
+        FAULTS[name] = Fault(name, words, promised, link, scenario)
         return scenario
 
     return add
