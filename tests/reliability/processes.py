@@ -274,6 +274,9 @@ def _interrupted(path: Path, times: int) -> str:
     return ended.stdout.strip()
 
 
+PATIENCE = 30  # seconds, in which SIGINT has to end a load
+
+
 def given_back(before: int) -> None:
     """What was being opened is given back by the thread that opens it, maybe a moment later."""
     end = time.monotonic() + 10
@@ -295,13 +298,16 @@ def interrupt() -> None:
                 make = aioblk.IoUring(path) if first else aioblk.VirtioBlkVhostUser(daemon.socket)
                 async with make as device:
                     loads.append(Load(device))
-                    await loads[0].run()
+                    async with asyncio.timeout(PATIENCE):
+                        await loads[0].run()
 
-            timer = threading.Timer(chance.uniform(0, 0.1), os.kill, (os.getpid(), signal.SIGINT))
+            delay = chance.uniform(0, 0.1)
+            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
             with suppress(KeyboardInterrupt):
                 timer.start()
-                asyncio.run(main())
-                raise AssertionError("it was not interrupted")
+                with suppress(TimeoutError):
+                    asyncio.run(main())
+                raise AssertionError(f"round {number}: SIGINT after {delay:.4f} s did not end it")
             timer.join()
             for load in loads:
                 load.verify(path)
