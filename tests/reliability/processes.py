@@ -285,12 +285,20 @@ def given_back(before: int) -> None:
         time.sleep(0.01)
 
 
+async def warm(path: Path, socket: Path) -> None:
+    """What is opened once in a process is open afterwards."""
+    async with aioblk.IoUring(path) as first, aioblk.VirtioBlkVhostUser(socket) as second:
+        await asyncio.gather(first.read(0, BLOCK), second.read(0, BLOCK))
+
+
 def interrupt() -> None:
     """The program that is interrupted: many times in one process, so that what is left behind is seen."""
     path, times = Path(sys.argv[1]), int(sys.argv[2])
     chance = random.Random(1)
-    writes, before = 0, 0
+    writes = 0
     with StorageDaemon(over(path)) as daemon:
+        asyncio.run(warm(path, daemon.socket))
+        before = descriptors()
         for number in range(times):
             loads: list[Load] = []
 
@@ -313,10 +321,7 @@ def interrupt() -> None:
                 load.verify(path)
                 writes += load.writes
             path.write_bytes(bytes(SIZE))
-            if number == 1:
-                before = descriptors()
-            if number > 1:
-                given_back(before)
+            given_back(before)
     print(
         f"{times} of {times} ended with KeyboardInterrupt, no descriptor was left; {writes} writes verified"
     )
