@@ -31,7 +31,7 @@ def main() -> int:
     parser.add_argument("--short", action="store_true", help="all of them in less than two minutes")
     parser.add_argument("--list", action="store_true", help="say which there are")
     parser.add_argument("--publish", action="store_true", help="write the table to docs/reliability.md")
-    parser.add_argument("--jobs", type=int, default=1, help="how many at a time (%(default)s)")
+    parser.add_argument("--jobs", type=int, default=2, help="how many at a time (%(default)s)")
     chosen = parser.parse_args()
     if unknown := [name for name in chosen.name if name not in FAULTS]:
         parser.error(f"there is no fault {unknown[0]!r}; ./run faults --list says which there are")

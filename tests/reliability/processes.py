@@ -274,6 +274,9 @@ def _interrupted(path: Path, times: int) -> str:
     return ended.stdout.strip()
 
 
+PATIENCE = 30  # seconds, in which SIGINT has to end a load
+
+
 def given_back(before: int) -> None:
     """What was being opened is given back by the thread that opens it, maybe a moment later."""
     end = time.monotonic() + 10
@@ -282,12 +285,20 @@ def given_back(before: int) -> None:
         time.sleep(0.01)
 
 
+async def warm(path: Path, socket: Path) -> None:
+    """What is opened once in a process is open afterwards."""
+    async with aioblk.IoUring(path) as first, aioblk.VirtioBlkVhostUser(socket) as second:
+        await asyncio.gather(first.read(0, BLOCK), second.read(0, BLOCK))
+
+
 def interrupt() -> None:
     """The program that is interrupted: many times in one process, so that what is left behind is seen."""
     path, times = Path(sys.argv[1]), int(sys.argv[2])
     chance = random.Random(1)
-    writes, before = 0, 0
+    writes = 0
     with StorageDaemon(over(path)) as daemon:
+        asyncio.run(warm(path, daemon.socket))
+        before = descriptors()
         for number in range(times):
             loads: list[Load] = []
 
@@ -295,22 +306,22 @@ def interrupt() -> None:
                 make = aioblk.IoUring(path) if first else aioblk.VirtioBlkVhostUser(daemon.socket)
                 async with make as device:
                     loads.append(Load(device))
-                    await loads[0].run()
+                    async with asyncio.timeout(PATIENCE):
+                        await loads[0].run()
 
-            timer = threading.Timer(chance.uniform(0, 0.1), os.kill, (os.getpid(), signal.SIGINT))
+            delay = chance.uniform(0, 0.1)
+            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
             with suppress(KeyboardInterrupt):
                 timer.start()
-                asyncio.run(main())
-                raise AssertionError("it was not interrupted")
+                with suppress(TimeoutError):
+                    asyncio.run(main())
+                raise AssertionError(f"round {number}: SIGINT after {delay:.4f} s did not end it")
             timer.join()
             for load in loads:
                 load.verify(path)
                 writes += load.writes
             path.write_bytes(bytes(SIZE))
-            if number == 1:
-                before = descriptors()
-            if number > 1:
-                given_back(before)
+            given_back(before)
     print(
         f"{times} of {times} ended with KeyboardInterrupt, no descriptor was left; {writes} writes verified"
     )
