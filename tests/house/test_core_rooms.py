@@ -43,7 +43,7 @@ HARMLESS_IN_CPYTHON = frozenset(
 
 HARMLESS_BESIDE = frozenset(
     """
-    calloc free memcpy memmove memset memcmp strlen strcmp strerror read write fstat mmap
+    calloc free memcpy memmove memset memcmp strlen strcmp strerror read preadv2 write fstat mmap
     clock_gettime nanosleep pthread_atfork assert ENSURE offsetof sizeof if for while switch return defined
     PUBLISH OBSERVE LOCK UNLOCK CRITICAL_SECTION END_CRITICAL_SECTION
     COUNT SHARED_ADD SHARED_OR SHARED_EXCHANGE SHARED_STORE SHARED_LOAD FAST

@@ -37,6 +37,8 @@ class Copies:
         """An aioblk/ in *directory*, with the mutant planted if there is one."""
         package = directory / "aioblk"
         shutil.copytree(PACKAGE, package, ignore=shutil.ignore_patterns("__pycache__"))
+        if (private := ROOT / ".libblkio").exists():  # which what is compiled in place looks for beside it
+            (directory / private.name).symlink_to(private)
         if mutant is not None:
             mutant.plant(package)
         if mutant is None or not mutant.is_compiled:
