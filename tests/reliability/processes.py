@@ -293,6 +293,8 @@ async def warm(path: Path, socket: Path) -> None:
 
 def interrupt() -> None:
     """The program that is interrupted: many times in one process, so that what is left behind is seen."""
+    # In the background of a shell SIGINT is ignored, by all that it starts; asyncio.run() leaves it so.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     path, times = Path(sys.argv[1]), int(sys.argv[2])
     chance = random.Random(1)
     writes = 0
