@@ -15,6 +15,7 @@ import errno
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Generic, TypeVar, cast, final
 
 from ..errors import BlkioError
@@ -164,5 +165,6 @@ def _start_thread(function: Callable[[], object]) -> None:
 
 
 def _settle(future: asyncio.Future[None]) -> None:
-    if not future.done():
+    # A signal's handler may cancel it at any line: to look first whether it is done would not be enough.
+    with suppress(asyncio.InvalidStateError):
         future.set_result(None)
