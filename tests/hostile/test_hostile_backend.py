@@ -47,11 +47,19 @@ def test_several_deeds_by_seed_are_survived_but_for_what_is_known() -> None:
     assert search.counts.total() == len(SEEDS)
 
 
+TRIES = 5
+
+
 @pytest.mark.parametrize("known", KNOWN, ids=lambda known: known.name)
 def test_libblkio_does_not_survive(known: Known) -> None:
-    """Where this fails, libblkio has become better: then the entry goes, here and in docs/hazards.md."""
-    [end] = play([known.deed])
-    assert (end.kind, end.words) == ("known", known.name), end
+    """Where this fails, libblkio has become better: then the entry goes, here and in docs/hazards.md.
+
+    The connection may have been closed before libblkio came across what was done: then the device is lost."""
+    ends = list(play([known.deed]))
+    if ends[0].kind == "lost":
+        ends += play([known.deed] * TRIES)
+    assert ("known", known.name) in {(end.kind, end.words) for end in ends}, ends
+    assert {end.kind for end in ends} <= {"known", "lost"}, ends
 
 
 def test_what_no_deed_explains_is_a_finding() -> None:

@@ -11,6 +11,7 @@ import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from pathlib import Path
 from typing import IO
 
 from rich.console import Console
@@ -122,7 +123,13 @@ def attempt(fault: Fault, *, short: bool) -> Outcome:
 
 def apart() -> list[str]:
     """What gives a process mounts of its own: as root by itself, or as root of a user namespace."""
-    return ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+    command = ["unshare", "--mount"] if os.getuid() == 0 else ["unshare", "--map-root-user", "--mount"]
+    mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    if not any(
+        line.split()[4] == "/" for line in mounts
+    ):  # in a chroot, whose root it could not make private
+        command += ["--propagation", "unchanged"]
+    return command
 
 
 def with_all_it_started(process: subprocess.Popen[bytes]) -> None:
