@@ -131,7 +131,7 @@ def test_what_is_typed_is_read_by_the_shell_and_by_python(terminal: Terminal, tm
             terminal.do(_typed(sample))
     with pytest.raises(StumbleError, match=r"page:1: fails:\n(.|\n)*NameError: name 'y'"):
         terminal.do(_typed("print(y)"))
-    with pytest.raises(StumbleError, match=r"page:1: fails:\n(.|\n)*SyntaxError"):
+    with pytest.raises(StumbleError, match=r"page:1: fails:\n(.|\n)*(Syntax|Indentation)Error"):
         terminal.do(_typed("if x:\n    pass\nprint(x)"))
     assert terminal.do(_command("cat program.py", "x = 2")) == "x = 2\n"
 
