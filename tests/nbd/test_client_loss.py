@@ -89,6 +89,42 @@ async def test_without_reconnect_for_a_connection_that_breaks_loses_the_device(t
         await events.aclose()
 
 
+async def test_who_reconnects_brings_no_later_loss_back_in_silence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another task may have written meanwhile, and not flushed: it has to be told that this is in doubt."""
+    dial, connected, go_on = life.dial_in_time, asyncio.Event(), asyncio.Event()
+
+    async def dial_slowly_at_first(*args: Any) -> Any:
+        dialled = await dial(*args)
+        if not connected.is_set():
+            connected.set()
+            await go_on.wait()
+        return dialled
+
+    async with scripted(tmp_path, Mortal(), Export()) as uri, aioblk.Nbd(uri) as dev:
+        monkeypatch.setattr(life, "dial_in_time", dial_slowly_at_first)
+        dev.abandon("the first time")
+        slow = asyncio.create_task(dev.reconnect())
+        await connected.wait()
+        await dev.reconnect()
+        await dev.write(0, b"x" * 512)
+        dev.abandon("the second time")
+        go_on.set()
+        with pytest.raises(DeviceLostError, match=r"lost once more, before it was back: .*second time"):
+            await slow
+        assert dev.lost is not None
+        assert dev.reconnections == 1
+
+
+async def test_tasks_that_reconnect_for_one_loss_have_the_device_back_together(tmp_path: Path) -> None:
+    async with scripted(tmp_path, Mortal(), Export()) as uri, aioblk.Nbd(uri) as dev:
+        dev.abandon()
+        await asyncio.gather(*[dev.reconnect() for _ in range(3)])
+        assert dev.lost is None
+        assert dev.reconnections == 1
+
+
 @pytest.mark.parametrize("deaths", [1, 3])
 async def test_what_was_in_flight_is_sent_again_in_its_order(tmp_path: Path, deaths: int) -> None:
     server = Mortal(*[dies_of(4), dies_at_once, dies_of(2)][:deaths])

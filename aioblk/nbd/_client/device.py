@@ -298,11 +298,13 @@ class Nbd(AsyncClosing, BlockDevice):
         """Connect a lost device again. Nothing is in flight on it: what was has failed, and is the caller's
         to repeat, as is all that was not flushed.
 
-        One attempt, as long as that takes (``connect_timeout``).
+        One attempt, as long as that takes (``connect_timeout``). Tasks that call it for the same loss
+        have the device back together; who calls it answers for what was not flushed when it was lost.
 
         Raises:
             UsageError: the device is not lost.
-            DeviceLostError: what answers is another export.
+            DeviceLostError: what answers is another export; or the device was back meanwhile, and was lost
+                once more, which is another loss than the one that this call was for.
             BlkioError: nobody answers.
         """
         life = self._open_life("reconnect")

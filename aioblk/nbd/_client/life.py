@@ -342,11 +342,17 @@ class Life:
 
     async def reconnect(self) -> None:
         """Open a lost device again. BlkioError: it cannot be."""
+        loss = self.lost
         dialled = await dial_in_time(self._dial, self._terms, self.export, self._subject)
-        if self.state is not State.LOST or self.closing:
+        if self.lost is not loss or self.closing:
             close_all(dialled)
             if self.closing:
                 raise self._subject.closed("reconnect")
+            if self.lost is not None:
+                # Another task has had it back meanwhile; what it has written since may be gone, and it is not told.
+                raise self._lost_error(
+                    "reconnect", f"it was lost once more, before it was back: {self.lost.message}"
+                ) from self.lost
             return
         connections = self._connected(dialled)
         self.dispatch.forget_unflushed()
