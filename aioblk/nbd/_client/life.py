@@ -349,7 +349,7 @@ class Life:
             if self.closing:
                 raise self._subject.closed("reconnect")
             if self.lost is not None:
-                # Another task has had it back meanwhile; what it has written since may be gone, and it is not told.
+                # Another task has had it back meanwhile, and is not told that what it wrote may be gone.
                 raise self._lost_error(
                     "reconnect", f"it was lost once more, before it was back: {self.lost.message}"
                 ) from self.lost
