@@ -1,5 +1,8 @@
 """CopyOnWrite: a device whose changes go to another one, and leave it as it is."""
 
+# The layer and its bitmap do with each other what users do not see.
+# pyright: reportPrivateUsage=false
+
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Sequence
 from contextlib import aclosing
@@ -249,8 +252,7 @@ class CopyOnWrite(Standalone):
             await self._commit(to, forgets=target is None)
 
     async def _commit(self, to: BlockDevice, *, forgets: bool) -> None:
-        pending = DirtyBitmap(self._block)
-        pending.update(self._changed)
+        pending = self._changed._copy()
         if forgets:  # only what nobody changes meanwhile
             for start, end, _ in self._under_way:
                 pending.clear(start, end - start)
@@ -262,8 +264,7 @@ class CopyOnWrite(Standalone):
                     await to.write(start, await self._overlay.read(start, size))
             await to.flush()
             if forgets:
-                for offset, length in pending:
-                    self._changed.clear(offset, length)
+                self._changed._clear_all_of(pending)
         finally:
             self._committing = None
 

@@ -27,10 +27,11 @@ class DirtyBitmap:
     of the units that it is in.
 
     To look at it is to iterate: it gives (offset, length) pairs, in order, of which no two touch. A byte of
-    memory is taken for each unit, in pieces of 4096 units of which one at least is marked.
+    memory is taken for each unit, in pieces of 4096 units of which some are marked and some are not. Where all
+    are, it takes none: a whole device is marked as fast as a unit.
     """
 
-    __slots__ = ("_chunks", "_granularity", "_order", "end")
+    __slots__ = ("_chunks", "_ends", "_granularity", "_order", "_starts", "end")
 
     def __init__(self, granularity: int = 1 << 16, *, end: int | None = None) -> None:
         """With nothing marked. ``granularity`` is in bytes. Of units that reach beyond *end*, ranges have
@@ -44,8 +45,11 @@ class DirtyBitmap:
         self._granularity = granularity
         self.end: int | None = end
         """Where the device ends, in bytes; None: that is not known."""
-        self._chunks: dict[int, bytes | bytearray] = {}  # by number; a byte is 1 where the unit is marked
+        self._chunks: dict[int, bytearray] = {}  # by number; a byte is 1 where the unit is marked, one at least
         self._order: list[int] = []  # their numbers
+        # Runs of other chunks, all of whose units are marked: where they begin and end. No two touch.
+        self._starts: list[int] = []
+        self._ends: list[int] = []
 
     @property
     def granularity(self) -> int:
@@ -59,39 +63,82 @@ class DirtyBitmap:
         if length <= 0:
             return
         first, last = offset // self._granularity, (offset + length - 1) // self._granularity
-        if first == last and type(units := self._chunks.get(first // _PER_CHUNK)) is bytearray:
+        if first == last and (units := self._chunks.get(first // _PER_CHUNK)) is not None:
             units[first % _PER_CHUNK] = 1
             return
-        for chunk, start, stop in _by_chunk(first, last + 1):
-            if chunk not in self._chunks:
-                insort(self._order, chunk)
-            if stop - start == _PER_CHUNK:
-                self._chunks[chunk] = _ALL  # which all whole chunks share
-            else:
-                self._units(chunk)[start:stop] = _ALL[start:stop]
+        edges, start, end = _by_chunk(first, last + 1)
+        for edge in edges:
+            self._mark_in(*edge)
+        if start < end:
+            self._mark_whole(start, end)
 
-    def _units(self, chunk: int) -> bytearray:
-        """Those of a chunk, to be changed."""
-        units = self._chunks.get(chunk, _NONE)
-        if not isinstance(units, bytearray):
-            units = self._chunks[chunk] = bytearray(units)
-        return units
+    def _mark_in(self, chunk: int, start: int, stop: int) -> None:
+        units = self._chunks.get(chunk)
+        if units is None:
+            if self._run_of(chunk) is not None:
+                return
+            units = self._keep(chunk, bytearray(_PER_CHUNK))
+        units[start:stop] = _ALL[start:stop]
+        if stop == _PER_CHUNK and 0 not in units:  # as after writing on and on
+            self._mark_whole(chunk, chunk + 1)
+
+    def _mark_whole(self, start: int, end: int) -> None:
+        self._drop(start, end)
+        first, after = bisect_left(self._ends, start), bisect_right(self._starts, end)  # those that it touches
+        if first < after:
+            start, end = min(start, self._starts[first]), max(end, self._ends[after - 1])
+        self._starts[first:after] = [start]
+        self._ends[first:after] = [end]
 
     def clear(self, offset: int, length: int) -> None:
         """Every unit that has no other bytes than these."""
-        first, end = -(-offset // self._granularity), (offset + length) // self._granularity
-        for chunk in self._order[bisect_left(self._order, first // _PER_CHUNK) :]:
-            start, stop = (max(first, chunk * _PER_CHUNK), min(end, (chunk + 1) * _PER_CHUNK))
-            if start >= end:
+        first, last = -(-offset // self._granularity), (offset + length) // self._granularity
+        if first >= last:
+            return
+        edges, start, end = _by_chunk(first, last)
+        for edge in edges:
+            self._clear_in(*edge)
+        if start < end:
+            self._clear_whole(start, end)
+
+    def _clear_in(self, chunk: int, start: int, stop: int) -> None:
+        units = self._chunks.get(chunk)
+        if units is None:
+            if self._run_of(chunk) is None:
                 return
-            if stop - start < _PER_CHUNK:
-                units = self._units(chunk)
-                start, stop = start - chunk * _PER_CHUNK, stop - chunk * _PER_CHUNK
-                units[start:stop] = _NONE[start:stop]
-                if 1 in units:
-                    continue
+            units = self._divide(chunk)
+        units[start:stop] = _NONE[start:stop]
+        if 1 not in units:
+            self._drop(chunk, chunk + 1)
+
+    def _clear_whole(self, start: int, end: int) -> None:
+        self._drop(start, end)
+        first, after = bisect_right(self._ends, start), bisect_left(self._starts, end)  # those that it meets
+        left: list[tuple[int, int]] = []
+        if first < after:
+            left = [(self._starts[first], start), (end, self._ends[after - 1])]
+        left = [run for run in left if run[0] < run[1]]
+        self._starts[first:after] = [run[0] for run in left]
+        self._ends[first:after] = [run[1] for run in left]
+
+    def _keep(self, chunk: int, units: bytearray) -> bytearray:
+        """Have units for a chunk that has none."""
+        insort(self._order, chunk)
+        self._chunks[chunk] = units
+        return units
+
+    def _divide(self, chunk: int) -> bytearray:
+        """Have units for one of a run."""
+        units = bytearray(_ALL)
+        self._clear_whole(chunk, chunk + 1)
+        return self._keep(chunk, units)
+
+    def _drop(self, start: int, end: int) -> None:
+        """Have none for these chunks."""
+        first, after = bisect_left(self._order, start), bisect_left(self._order, end)
+        for chunk in self._order[first:after]:
             del self._chunks[chunk]
-            self._order.pop(bisect_left(self._order, chunk))
+        del self._order[first:after]
 
     def update(self, other: "DirtyBitmap") -> None:
         """Mark what another one has marked."""
@@ -103,7 +150,32 @@ class DirtyBitmap:
         taken = DirtyBitmap(self._granularity, end=self.end)
         taken._chunks, self._chunks = self._chunks, {}
         taken._order, self._order = self._order, []
+        taken._starts, self._starts = self._starts, []
+        taken._ends, self._ends = self._ends, []
         return taken
+
+    def _copy(self) -> "DirtyBitmap":
+        """The same as a bitmap of its own, however many ranges it has."""
+        copy = DirtyBitmap(self._granularity, end=self.end)
+        copy._chunks = {chunk: units.copy() for chunk, units in self._chunks.items()}
+        copy._order = self._order.copy()
+        copy._starts, copy._ends = self._starts.copy(), self._ends.copy()
+        return copy
+
+    def _clear_all_of(self, other: "DirtyBitmap") -> None:
+        """What another one of the same granularity has marked, however many ranges that are."""
+        assert other._granularity == self._granularity
+        for start, end in zip(other._starts, other._ends, strict=True):
+            self.clear(start * _PER_CHUNK * self._granularity, (end - start) * _PER_CHUNK * self._granularity)
+        for chunk, units in other._chunks.items():
+            if self._run_of(chunk) is not None:
+                self._divide(chunk)
+            if (own := self._chunks.get(chunk)) is None:
+                continue
+            left = int.from_bytes(own, "little") & ~int.from_bytes(units, "little")
+            own[:] = left.to_bytes(_PER_CHUNK, "little")
+            if 1 not in own:
+                self._drop(chunk, chunk + 1)
 
     # --- across restarts ------------------------------------------------------------------------------------
 
@@ -175,31 +247,47 @@ class DirtyBitmap:
     @property
     def dirty_bytes(self) -> int:
         """How many bytes are marked, in whole units."""
-        return self._granularity * sum(units.count(1) for units in self._chunks.values())
+        units = sum(units.count(1) for units in self._chunks.values())
+        return self._granularity * (units + _PER_CHUNK * (sum(self._ends) - sum(self._starts)))
+
+    def _run_of(self, chunk: int) -> int | None:
+        """Which run it is in."""
+        run = bisect_right(self._starts, chunk) - 1
+        return run if run >= 0 and chunk < self._ends[run] else None
 
     def _is_marked(self, unit: int) -> bool:
-        units = self._chunks.get(unit // _PER_CHUNK, _NONE)
-        return bool(units[unit % _PER_CHUNK])
+        chunk, place = divmod(unit, _PER_CHUNK)
+        units = self._chunks.get(chunk)
+        return self._run_of(chunk) is not None if units is None else bool(units[place])
 
     def _next_marked(self, unit: int) -> int | None:
         """The first marked unit from there on."""
         chunk, place = divmod(unit, _PER_CHUNK)
-        if (units := self._chunks.get(chunk)) is not None and (found := units.find(1, place)) >= 0:
-            return chunk * _PER_CHUNK + found
-        place = bisect_right(self._order, chunk)
-        if place == len(self._order):
-            return None
-        later = self._order[place]  # none of those that are kept is without a mark
-        return later * _PER_CHUNK + self._chunks[later].find(1)
+        if (units := self._chunks.get(chunk)) is not None:
+            if (found := units.find(1, place)) >= 0:
+                return chunk * _PER_CHUNK + found
+        elif self._run_of(chunk) is not None:
+            return unit
+        later: list[int] = []
+        if (number := bisect_right(self._order, chunk)) < len(self._order):
+            chunk_with_units = self._order[number]
+            later.append(chunk_with_units * _PER_CHUNK + self._chunks[chunk_with_units].find(1))
+        if (run := bisect_right(self._starts, chunk)) < len(self._starts):
+            later.append(self._starts[run] * _PER_CHUNK)
+        return min(later, default=None)
 
     def _next_clear(self, unit: int) -> int:
         """The first unit from there on that is not marked."""
         chunk, place = divmod(unit, _PER_CHUNK)
-        while (units := self._chunks.get(chunk)) is not None:
-            if (found := units.find(0, place)) >= 0:
-                return chunk * _PER_CHUNK + found
-            chunk, place = chunk + 1, 0
-        return chunk * _PER_CHUNK + place
+        while True:
+            if (units := self._chunks.get(chunk)) is not None:
+                if (found := units.find(0, place)) >= 0:
+                    return chunk * _PER_CHUNK + found
+                chunk, place = chunk + 1, 0
+            elif (run := self._run_of(chunk)) is not None:
+                chunk, place = self._ends[run], 0
+            else:
+                return chunk * _PER_CHUNK + place
 
     def __repr__(self) -> str:
         return f"<DirtyBitmap {self.dirty_bytes} bytes in units of {self._granularity}>"
@@ -209,10 +297,17 @@ def _unusable(what: str) -> OptionError:
     return OptionError(f"{what}; make a full backup, and begin with an empty one", operation="load")
 
 
-def _by_chunk(first: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """The units from *first* to *end* as (chunk, first and end within it)."""
-    while first < end:
-        chunk, start = divmod(first, _PER_CHUNK)
-        stop = min(end - chunk * _PER_CHUNK, _PER_CHUNK)
-        yield chunk, start, stop
-        first = chunk * _PER_CHUNK + stop
+def _by_chunk(first: int, end: int) -> tuple[list[tuple[int, int, int]], int, int]:
+    """The units from *first* to *end*: parts of chunks, as (chunk, first and end within it), and where the
+    whole chunks between them begin and end."""
+    start, head = divmod(first, _PER_CHUNK)
+    stop, tail = divmod(end, _PER_CHUNK)
+    if start == stop:
+        return [(start, head, tail)], start, start
+    edges: list[tuple[int, int, int]] = []
+    if head:
+        edges.append((start, head, _PER_CHUNK))
+        start += 1
+    if tail:
+        edges.append((stop, 0, tail))
+    return edges, start, stop

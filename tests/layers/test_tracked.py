@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import tracemalloc
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from itertools import pairwise
@@ -155,6 +156,13 @@ LARGE = 20_000
 marks = st.tuples(st.booleans(), st.integers(0, LARGE * 10), st.integers(0, LARGE * 6))
 
 
+def units_of(bitmap: aioblk.DirtyBitmap) -> set[int]:
+    size = bitmap.granularity
+    return {
+        unit for offset, length in bitmap for unit in range(offset // size, (offset + length) // size)
+    }
+
+
 @given(steps=st.lists(marks, max_size=12), granularity=st.sampled_from([1, 7, 10]))
 @settings(max_examples=200, deadline=None)
 def test_a_bitmap_is_a_set_of_units(steps: list[tuple[bool, int, int]], granularity: int) -> None:
@@ -170,16 +178,19 @@ def test_a_bitmap_is_a_set_of_units(steps: list[tuple[bool, int, int]], granular
     assert bool(bitmap) == bool(units)
     assert bitmap.dirty_bytes == granularity * len(units)
     ranges = list(bitmap)
-    assert {
-        unit
-        for start, length in ranges
-        for unit in range(start // granularity, (start + length) // granularity)
-    } == units
+    assert units_of(bitmap) == units
     assert all(start + length < after for (start, length), (after, _) in pairwise(ranges))
     runs = list(bitmap.runs(5, LARGE * 10))
     assert sum(length for _, length, _ in runs) == LARGE * 10
     assert all(one[2] != other[2] for one, other in pairwise(runs))
     assert all((offset // granularity in units) == marked for offset, _, marked in runs)
+    others = aioblk.DirtyBitmap(granularity)
+    for _, offset, length in steps[::2]:
+        others.mark(offset, length)
+    left = bitmap._copy()
+    left._clear_all_of(others)
+    assert units_of(left) == units - units_of(others)
+    assert list(bitmap) == ranges, "a copy is one of its own"
     copy = aioblk.DirtyBitmap(granularity)
     copy.update(bitmap)
     assert list(copy.take()) == ranges
@@ -200,6 +211,24 @@ def test_marks_here_and_there_take_no_longer_than_there_are_marks() -> None:
     bitmap.mark(0, 1 << 36)
     assert bitmap.overlaps((1 << 36) - 1, 1)
     bitmap.clear(0, 1 << 60)
+    assert not bitmap
+
+
+def test_marking_much_takes_no_more_memory_than_marking_little() -> None:
+    bitmap = aioblk.DirtyBitmap(1)
+    bitmap.mark(1 << 20, 5)
+    tracemalloc.start()
+    try:
+        bitmap.mark(7, 1 << 30)
+        bitmap.clear(1 << 29, 5)
+        bitmap.mark(1 << 30, 1 << 30)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 17
+    finally:
+        tracemalloc.stop()
+    assert list(bitmap) == [(7, (1 << 29) - 7), ((1 << 29) + 5, (1 << 31) - (1 << 29) - 5)]
+    assert bitmap.dirty_bytes == (1 << 31) - 12
+    for place in range(0, 1 << 31, 1 << 20):  # as after writing all of it
+        bitmap.clear(place, 1 << 20)
     assert not bitmap
 
 
