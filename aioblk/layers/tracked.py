@@ -185,13 +185,12 @@ class Tracked(Layer[D_co]):
     def write_many(
         self, requests: Iterable[tuple[int, Buffer]], *, fua: bool = False, return_exceptions: bool = False
     ) -> Awaitable[Any]:
-        items = list(requests)
+        items = [_looked_at(pair) for pair in requests]
         if return_exceptions:  # each is known to be refused or not only if it is made by itself
             return BlockDevice.write_many(self, items, fua=fua, return_exceptions=True)
         change = begun(self._below.write_many(items, fua=fua))
         mark = self._dirty.mark
-        for place, data in items:
-            offset = index(place)
+        for offset, data in items:
             length = len(data) if type(data) in PLAIN else memoryview(data).nbytes  # type: ignore[arg-type]
             mark(offset, length)
             for other in self._others:
@@ -205,3 +204,17 @@ class Tracked(Layer[D_co]):
         for other in self._others:
             other.mark(offset, length)
         return change
+
+
+def _looked_at(pair: Any) -> Any:
+    """The same for whoever looks at it later: what is no tuple may give other values the second time, or
+    none, and what was written would not be marked. What is no pair is for the device to refuse."""
+    if type(pair) is tuple and len(pair) == 2 and type(pair[0]) is int:
+        return pair
+    try:
+        values = tuple(pair)
+    except TypeError:
+        return pair
+    if len(values) == 2 and hasattr(values[0], "__index__"):
+        return index(values[0]), values[1]
+    return values

@@ -149,6 +149,31 @@ async def test_numbers_of_any_kind_are_what_they_are_to_the_device(tracked: "aio
     assert part.device.content().index(b"here") == 1 << 16
 
 
+class Moving:
+    """Another number each time it is asked."""
+
+    def __init__(self) -> None:
+        self._places = iter((UNIT, 9 * UNIT, 9 * UNIT))
+
+    def __index__(self) -> int:
+        return next(self._places)
+
+
+async def test_what_can_be_looked_at_once_is_marked(tracked: "aioblk.Tracked[Faulty]") -> None:
+    """A change that nobody knows of would be missing in every backup from then on."""
+    pairs: list[Any] = [iter((UNIT, b"x" * 512)), [2 * UNIT, b"y" * 512], (Moving(), b"z" * 512)]
+    for pair in pairs:
+        await tracked.write_many([pair])
+        changed = [place for place in range(0, SIZE, UNIT) if any(await tracked.read(place, UNIT))]
+        assert [offset for offset, _ in tracked.take()] == changed
+        await tracked.write_zeroes(0, SIZE)
+        tracked.take()
+    longer: Any = iter((UNIT, b"x" * 512, UNIT, b"x" * 512))
+    with pytest.raises(ValueError, match="pair is needed, not 4 values"):
+        await tracked.write_many([longer])
+    assert not tracked.dirty
+
+
 # --- the bitmap ---------------------------------------------------------------------------------------------
 
 LARGE = 20_000
