@@ -109,15 +109,23 @@ class Reader(AsyncClosing):
 
         Raises:
             OptionError: it is not in the range.
+            StreamBusyError: another task is waiting for the next piece.
         """
         running_loop("seek", "reader")
         self._refuse_if_closed("seek")
+        if self._busy:  # it would be given the bytes of one place as those of another
+            raise StreamBusyError(
+                "another task is waiting for the next piece", driver="reader", operation="seek"
+            )
         if not 0 <= offset <= self._end:
             raise OptionError(
                 f"{offset} is not between 0 and {self._end}, the reader's end",
                 driver="reader",
                 operation="seek",
             )
+        self._go_to(offset)
+
+    def _go_to(self, offset: int) -> None:
         self._give_up()
         self._next = self._offset = offset
         self._read_ahead()
@@ -145,7 +153,7 @@ class Reader(AsyncClosing):
             await asyncio.wait([request])
             self._refuse_if_closed("read")
             if request.cancelled() or request.exception() is not None:
-                self.seek(offset)  # what lies behind it is read anew: it is given in order
+                self._go_to(offset)  # what lies behind it is read anew: it is given in order
                 request.result()
         finally:
             self._busy = False

@@ -93,6 +93,26 @@ async def test_a_piece_whose_waiting_is_cancelled_is_given_next() -> None:
             assert await all_of(reader) == CONTENT[start:]
 
 
+async def test_who_waits_for_a_piece_is_not_given_another_one() -> None:
+    async def piece(reader: aioblk.Reader) -> tuple[int, bytes]:
+        data = await anext(reader)
+        return reader.offset, bytes(data)
+
+    refused = 0
+    for turns in range(5):
+        async with aioblk.Reader(memory(), chunk=4096, depth=2) as reader:
+            waiting = asyncio.ensure_future(piece(reader))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            try:
+                reader.seek(8 * 4096)
+            except aioblk.StreamBusyError:
+                refused += 1
+            offset, data = await waiting
+            assert data == CONTENT[offset : offset + 4096]
+    assert refused
+
+
 async def test_seeking_back_and_forth() -> None:
     chance = random.Random(2)
     async with aioblk.Reader(slow(memory()), chunk=4096, depth=3) as reader:
