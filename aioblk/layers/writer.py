@@ -171,14 +171,18 @@ class Writer(AsyncClosing):
     async def flush(self) -> None:
         """Write what was collected, wait for all of it, and make it durable.
 
-        Raises as :meth:`write`; what a flush of the device has failed for as well.
+        Raises as :meth:`write`; what a flush of the device has failed for as well, from then on.
         """
         with self._turn("flush"):
             self._submit()
             while self._under_way:
                 await self._settle_first()
                 self._raise_error()
-            await self._to.flush()
+            try:
+                await self._to.flush()
+            except Exception as error:  # who asks again may be told that all is well: Linux does so of files
+                self._error = error
+                self._raise_error()
 
     # --- what is under way ----------------------------------------------------------------------------------
 

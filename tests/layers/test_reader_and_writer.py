@@ -325,3 +325,13 @@ async def test_copying(storage_daemon: StorageDaemonFactory, scratch_file: Path,
                 await writer.flush()
         assert source.statistics().bounced_bytes == 0
     assert copy.read_bytes() == content
+
+
+async def test_a_flush_that_has_failed_is_not_made_good_by_another() -> None:
+    device = Faulty(memory(), Fault(operations={"flush"}, times=1, error=errno.EIO))
+    async with aioblk.Writer(device) as writer:
+        await writer.write(bytes(BLOCK))
+        for call in (writer.flush, writer.flush, lambda: writer.write(bytes(BLOCK))):
+            with pytest.raises(aioblk.BlkioError) as failed:
+                await call()
+            assert failed.value.errno == errno.EIO
