@@ -4,7 +4,7 @@
 # pyright: reportPrivateUsage=false
 
 import errno
-from collections.abc import Awaitable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from operator import index
 from types import MappingProxyType
@@ -57,10 +57,16 @@ class Tracked(Layer[D_co]):
         """``granularity``: the size in bytes of the units that are marked; a byte of memory is taken for each
         that is, and for those around it."""
         super().__init__(device)
-        self._own = TrackedBitmap("", granularity, end=self._end, in_flight=self._in_flight)
+        self._has_missed = False  # a change may have begun that is not marked: there was no memory for that
+        self._own = self._new_bitmap("", granularity)
         self._dirty = self._own.dirty
         self._bitmaps: dict[str, TrackedBitmap] = {}
         self._others: tuple[DirtyBitmap, ...] = ()  # those of the bitmaps by name
+
+    def _new_bitmap(self, name: str, granularity: int) -> TrackedBitmap:
+        return TrackedBitmap(
+            name, granularity, end=self._end, in_flight=self._in_flight, catch_up=self._mark_missed
+        )
 
     # --- several of them ------------------------------------------------------------------------------------
 
@@ -94,7 +100,7 @@ class Tracked(Layer[D_co]):
                 errno=errno.EEXIST,
                 operation="add_bitmap",
             )
-        bitmap = TrackedBitmap(name, granularity, end=self._end, in_flight=self._in_flight)
+        bitmap = self._new_bitmap(name, granularity)
         self._bitmaps[name] = bitmap
         self._others = (*self._others, bitmap.dirty)
         return bitmap
@@ -151,16 +157,21 @@ class Tracked(Layer[D_co]):
 
     def write(self, offset: int, data: Buffer, *, fua: bool = False) -> Awaitable[None]:
         offset = index(offset)
-        request = self._below.write(offset, data, fua=fua)
-        length = len(data) if type(data) in PLAIN else memoryview(data).nbytes  # type: ignore[arg-type]
-        self._dirty.mark(offset, length)
-        for other in self._others:
-            other.mark(offset, length)
-        return request if self._are_known else self._change(request, offset, offset + length_of([data]))
+        try:
+            request = self._below.write(offset, data, fua=fua)
+            length = len(data) if type(data) in PLAIN else memoryview(data).nbytes  # type: ignore[arg-type]
+            self._dirty.mark(offset, length)
+            for other in self._others:
+                other.mark(offset, length)
+            return request if self._are_known else self._change(request, offset, offset + length)
+        except BaseException as error:
+            self._miss(error)
+            raise
 
     def writev(self, offset: int, buffers: Sequence[Buffer], *, fua: bool = False) -> Awaitable[None]:
         offset, buffers = index(offset), tuple(buffers)
-        return self._marked(offset, length_of(buffers), self._below.writev(offset, buffers, fua=fua))
+        length = length_of(buffers)
+        return self._marked(offset, length, lambda: self._below.writev(offset, buffers, fua=fua))
 
     def write_zeroes(
         self,
@@ -172,15 +183,12 @@ class Tracked(Layer[D_co]):
         no_fallback: bool = False,
     ) -> Awaitable[None]:
         offset, length = index(offset), index(length)
-        return self._marked(
-            offset,
-            length,
-            self._below.write_zeroes(offset, length, fua=fua, no_unmap=no_unmap, no_fallback=no_fallback),
-        )
+        how = {"fua": fua, "no_unmap": no_unmap, "no_fallback": no_fallback}
+        return self._marked(offset, length, lambda: self._below.write_zeroes(offset, length, **how))
 
     def discard(self, offset: int, length: int) -> Awaitable[None]:
         offset, length = index(offset), index(length)
-        return self._marked(offset, length, self._below.discard(offset, length))
+        return self._marked(offset, length, lambda: self._below.discard(offset, length))
 
     def write_many(
         self, requests: Iterable[tuple[int, Buffer]], *, fua: bool = False, return_exceptions: bool = False
@@ -188,22 +196,45 @@ class Tracked(Layer[D_co]):
         items = [_looked_at(pair) for pair in requests]
         if return_exceptions:  # each is known to be refused or not only if it is made by itself
             return BlockDevice.write_many(self, items, fua=fua, return_exceptions=True)
-        change = begun(self._below.write_many(items, fua=fua))
-        mark = self._dirty.mark
-        for offset, data in items:
-            length = len(data) if type(data) in PLAIN else memoryview(data).nbytes  # type: ignore[arg-type]
-            mark(offset, length)
-            for other in self._others:
-                other.mark(offset, length)
-            self._under_way.add(offset, offset + length, change)
+        try:
+            change = begun(self._below.write_many(items, fua=fua))
+            mark = self._dirty.mark
+            for offset, data in items:
+                length = len(data) if type(data) in PLAIN else memoryview(data).nbytes
+                mark(offset, length)
+                for other in self._others:
+                    other.mark(offset, length)
+                self._under_way.add(offset, offset + length, change)
+        except BaseException as error:
+            self._miss(error)
+            raise
         return change
 
-    def _marked(self, offset: int, length: int, request: Awaitable[None]) -> Awaitable[None]:
-        change = self._change(request, offset, offset + length)
-        self._dirty.mark(offset, length)
-        for other in self._others:
-            other.mark(offset, length)
+    def _marked(self, offset: int, length: int, call: Callable[[], Awaitable[None]]) -> Awaitable[None]:
+        try:
+            change = self._change(call(), offset, offset + length)
+            self._dirty.mark(offset, length)
+            for other in self._others:
+                other.mark(offset, length)
+        except BaseException as error:
+            self._miss(error)
+            raise
         return change
+
+    def _miss(self, error: BaseException) -> None:
+        """A change has ended in this way in the midst of beginning. It is unknown how far it has come, unless
+        it was refused; there may be no memory to remember which one it was."""
+        if not isinstance(error, Exception) or isinstance(error, (MemoryError, SystemError)):
+            self._has_missed = True
+
+    def _mark_missed(self) -> bool:
+        """Have everything marked, if any change may have been missed; whether it was so."""
+        if not self._has_missed:
+            return False
+        for bitmap in (self._dirty, *self._others):
+            bitmap.mark(0, self._device.capacity)
+        self._has_missed = False
+        return True
 
 
 def _looked_at(pair: Any) -> Any:

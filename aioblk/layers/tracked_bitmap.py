@@ -19,7 +19,7 @@ class TrackedBitmap:
     Belongs to the event loop of its device.
     """
 
-    __slots__ = ("_being_taken", "_end", "_in_flight", "_is_kept", "_marked", "name")
+    __slots__ = ("_being_taken", "_catch_up", "_end", "_in_flight", "_is_kept", "_marked", "name")
 
     def __init__(
         self,
@@ -28,13 +28,15 @@ class TrackedBitmap:
         *,
         end: Callable[[], int | None],
         in_flight: Callable[[], Iterator[tuple[int, int]]],
+        catch_up: Callable[[], bool],
     ) -> None:
         """*end* tells where the device ends, *in_flight* gives (offset, length) pairs of changes that are
-        not done."""
+        not done, *catch_up* marks everything if changes may have been missed, and tells whether it did."""
         self.name: str = name
         self._marked = DirtyBitmap(granularity)  # of a device that may grow; the same one as long as this is
         self._end = end
         self._in_flight = in_flight
+        self._catch_up = catch_up
         self._being_taken: DirtyBitmap | None = None
         self._is_kept = True
         self._mark_in_flight()
@@ -47,6 +49,11 @@ class TrackedBitmap:
     @property
     def dirty(self) -> DirtyBitmap:
         """What was changed since :meth:`take`: the very bitmap, which goes on changing."""
+        self._catch_up()
+        return self._up_to_the_end
+
+    @property
+    def _up_to_the_end(self) -> DirtyBitmap:
         self._marked.end = self._end()
         return self._marked
 
@@ -69,8 +76,11 @@ class TrackedBitmap:
         in the next as well, since a read may be done before them. One that was cancelled is in this one: what
         is read later comes after it.
         """
-        taken = self.dirty.take()
+        has_missed = self._catch_up()
+        taken = self._up_to_the_end.take()
         self._mark_in_flight()
+        if has_missed:  # what was missed may be in flight
+            self._marked.update(taken)
         return taken
 
     @contextlib.contextmanager
