@@ -32,9 +32,9 @@ class Counts:
 
     def add(self, request: "asyncio.Future[Any]", operation: Operation, length: int) -> None:
         """A request is under way; so many bytes of it count when it is done."""
-        self._submitted += 1
-        self._in_flight.add(request)
         request.add_done_callback(lambda request: self._done(request, operation, length))
+        self._in_flight.add(request)
+        self._submitted += 1
 
     def _done(self, request: "asyncio.Future[Any]", operation: Operation, length: int) -> None:
         self._in_flight.discard(request)
@@ -57,11 +57,12 @@ class Counts:
         )
 
     def snapshot(self) -> QueueStatistics:
+        """For any thread."""
         by_operation: dict[str, Any] = {name: self._of(name) for name in OPERATIONS}
         return QueueStatistics(
             submitted=self._submitted,
             completed=self._completed.total(),
-            failed=sum(errors.total() for errors in self._errors.values()),
+            failed=sum(errors.total() for errors in list(self._errors.values())),
             cancelled=self._cancelled,
             in_flight=len(self._in_flight),
             bytes_read=self._bytes["read"],

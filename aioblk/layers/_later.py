@@ -83,28 +83,44 @@ class Waiting:
 
     def __init__(self) -> None:
         self._requests: set[Later[Any]] = set()  # that are not done
-        self._never_made = 0
+        self._cancelled = self._failed = 0  # and never made
+        self._told = QueueStatistics()
 
     def add(self, request: Later[Any]) -> None:
-        self._requests.add(request)
         request.add_done_callback(self._done)
+        self._requests.add(request)
 
     def _done(self, request: Any) -> None:
         self._requests.discard(request)
-        self._never_made += not request.was_made
+        if not request.was_made:
+            self._cancelled += request.cancelled()
+            self._failed += not request.cancelled()
 
     def __iter__(self) -> Iterator[Later[Any]]:
         return iter(tuple(self._requests))
 
     def added_to(self, counted: QueueStatistics) -> QueueStatistics:
-        """What the device below counts, with what it has not been asked for."""
-        waiting = sum(request.is_waiting for request in self._requests)
-        return replace(
+        """What the device below counts, with what it has not been asked for. For any thread: no number
+        falls, though a request that is being made, or is over, may be looked at in the midst of that."""
+        waiting, cancelled, failed = 0, self._cancelled, self._failed
+        for request in self._requests.copy():
+            if request.was_made:
+                continue
+            if not request.done():
+                waiting += 1
+            elif request.cancelled():
+                cancelled += 1
+            else:
+                failed += 1
+        told = self._told
+        self._told = replace(
             counted,
-            submitted=counted.submitted + waiting + self._never_made,
-            cancelled=counted.cancelled + self._never_made,
+            submitted=max(counted.submitted + waiting + cancelled + failed, told.submitted),
+            cancelled=max(counted.cancelled + cancelled, told.cancelled),
+            failed=max(counted.failed + failed, told.failed),
             in_flight=counted.in_flight + waiting,
         )
+        return self._told
 
     async def finish(self) -> None:
         while self._requests:

@@ -176,7 +176,8 @@ class Faulty(Piecewise[D_co]):
         await super()._finish()
 
     def statistics(self) -> QueueStatistics:
-        """What the device counts, and what waits or has failed before it came there."""
+        """What the device counts, and what waits, or has failed before it came there: that is of no
+        operation."""
         return self._waiting.added_to(self._device.statistics())
 
     # --- requests -------------------------------------------------------------------------------------------

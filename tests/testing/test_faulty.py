@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import random
+import sys
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -112,6 +114,58 @@ async def test_loss() -> None:
     await device.reconnect()
     assert device.lost is None
     assert await device.read(0, BLOCK) == bytes(BLOCK)
+
+
+async def test_no_counter_falls_whatever_becomes_of_what_waits() -> None:
+    """One that did would be taken for that of a new process, which has counted all of it anew."""
+    device = faulty(Fault(operations={"write"}, delay=60))
+    before = device.statistics()
+
+    def look() -> aioblk.QueueStatistics:
+        nonlocal before
+        now = device.statistics()
+        _ = now - before
+        before = now
+        return now
+
+    writes = [asyncio.ensure_future(device.write(0, bytes(BLOCK))) for _ in range(4)]
+    await asyncio.sleep(0)
+    assert look().submitted == 4
+    for write in writes[:2]:
+        write.cancel()
+    while not writes[1].done():
+        look()
+        await asyncio.sleep(0)
+    device.lose()
+    look()
+    await asyncio.wait(writes)
+    look()
+    await asyncio.sleep(0)
+    found = look()
+    assert (found.submitted, found.cancelled, found.failed, found.in_flight) == (4, 2, 2, 0)
+    assert [type(write.exception()) for write in writes[2:]] == [aioblk.DeviceLostError] * 2
+
+
+async def test_what_waits_may_be_counted_by_another_thread_meanwhile() -> None:
+    device = faulty(Fault(operations={"write"}, delay=60))
+    writes = [asyncio.ensure_future(device.write(0, bytes(BLOCK)))]
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        if frame.f_code.co_name in ("added_to", "<genexpr>"):  # as the loop may, between any two lines
+            writes.append(asyncio.ensure_future(device.write(0, bytes(BLOCK))))
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        device.statistics()
+    finally:
+        sys.settrace(before)
+    assert len(writes) > 3
+    device.lose()
+    await asyncio.wait(writes)
+    for write in writes:
+        assert isinstance(write.exception(), aioblk.DeviceLostError)
 
 
 async def test_a_delayed_request_that_is_cancelled_was_never_made() -> None:
