@@ -114,15 +114,23 @@ class Followed(asyncio.Future[T]):
         return self._request.cancel(msg)
 
     def _settle(self, request: "asyncio.Future[T]") -> None:
-        if request.cancelled():
-            self._on_end(asyncio.CancelledError())
-            super().cancel(self._message)
-        elif (error := request.exception()) is not None:
+        error = asyncio.CancelledError() if request.cancelled() else request.exception()
+        try:
             self._on_end(error)
-            self.set_exception(error)
-        else:
-            self._on_end(None)
-            self.set_result(request.result())
+        except BaseException as failure:  # whatever it is, nobody may be left waiting
+            if not isinstance(failure, Exception):
+                self.set_exception(InterruptedError(f"the request's end was interrupted: {failure!r}"))
+                raise
+            error = failure
+        try:
+            if error is None:
+                self.set_result(request.result())
+            elif isinstance(error, asyncio.CancelledError):
+                super().cancel(self._message)
+            else:
+                self.set_exception(error)
+        finally:
+            del error, request  # which have the error that keeps this frame
 
 
 @final

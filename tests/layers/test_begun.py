@@ -7,7 +7,7 @@ from typing import Any
 import anyio
 import pytest
 
-from aioblk.layers._begun import Begun
+from aioblk.layers._begun import Begun, Followed
 
 
 def begin_lazily(work: Begun[Any]) -> asyncio.Task[Any]:
@@ -96,3 +96,41 @@ async def test_who_is_cancelled_cancels_at_once_what_it_waits_for() -> None:
         assert request.cancelled()
         with pytest.raises(asyncio.CancelledError, match="why"):
             await task
+
+
+async def test_whoever_fails_to_learn_of_an_end_leaves_nobody_waiting() -> None:
+    """As where there is no memory to note down that a change is done."""
+
+    def fail(_: BaseException | None) -> None:
+        raise MemoryError
+
+    for outcome in (None, OSError("lost"), asyncio.CancelledError()):
+        request: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        followed = Followed(request, fail)
+        if outcome is None:
+            request.set_result(None)
+        elif isinstance(outcome, OSError):
+            request.set_exception(outcome)
+        else:
+            request.cancel()
+        await asyncio.wait([followed])
+        assert isinstance(followed.exception(), MemoryError)
+
+
+async def test_whoever_fails_to_learn_of_an_end_leaves_nobody_waiting() -> None:
+    """As where there is no memory to note down that a change is done."""
+
+    def fail(_: BaseException | None) -> None:
+        raise MemoryError
+
+    for outcome in (None, OSError("lost"), asyncio.CancelledError()):
+        request: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        followed = Followed(request, fail)
+        if outcome is None:
+            request.set_result(None)
+        elif isinstance(outcome, OSError):
+            request.set_exception(outcome)
+        else:
+            request.cancel()
+        await asyncio.wait([followed], timeout=10)
+        assert isinstance(followed.exception(), MemoryError)
