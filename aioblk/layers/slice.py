@@ -78,8 +78,11 @@ class Slice(Layer[D_co]):
             self._move("write", "write_zeroes", "discard")
 
     def _move(self, *names: str) -> None:
-        """Have the device's own methods, with the offset moved. What is not within, the class refuses."""
+        """Have the device's own methods, with the offset moved. What is not within, the class refuses. A layer
+        that has its device's own loses them when it is closed: those are asked for anew each time."""
         for name in names:
+            if isinstance(self._device, Layer) and name in vars(self._device):
+                continue
             method, own = getattr(self._device, name), getattr(self, name)
             self.__dict__[name] = Moved(method, own, self._start, self._length)
 
