@@ -171,7 +171,8 @@ class MemoryDevice(Standalone):
         fua: bool,
         keep: object = None,
     ) -> Awaitable[None]:
-        self._capacity = max(self._capacity, offset + length)
+        if length:  # nothing makes no file longer
+            self._capacity = max(self._capacity, offset + length)
         return self._request(operation, None, length, keep, self._store(offset, length, data, fua))
 
     def _store(

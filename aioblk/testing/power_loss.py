@@ -102,7 +102,8 @@ class PowerLoss(MemoryDevice):
     def _touched(self, offset: int, length: int) -> list[int]:
         """Those that zeroing makes a difference to: of holes, nothing is remembered."""
         sectors = self._sectors(offset, length)
-        touched = {sector for sector in self._since if sector in sectors}
+        fewer, others = (sectors, self._since) if len(sectors) < len(self._since) else (self._since, sectors)
+        touched = {sector for sector in fewer if sector in others}
         for media in (self._media, self._durable):
             for chunk in media.chunks(offset, length):
                 touched.update(sector for sector in self._sectors(chunk * CHUNK, CHUNK) if sector in sectors)

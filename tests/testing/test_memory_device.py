@@ -21,6 +21,22 @@ async def test_its_size_takes_no_memory() -> None:
         await device.write_zeroes(0, 1 << 30)
 
 
+async def test_what_there_is_no_memory_for_is_refused_at_once() -> None:
+    device = MemoryDevice(1 << 60)
+    await device.write(1 << 50, b"far away")
+    with pytest.raises(MemoryError):
+        device.read(0, 1 << 60)
+
+
+async def test_nothing_makes_it_no_longer() -> None:
+    """As of a file, which write() with no bytes does not make longer."""
+    device = MemoryDevice(4096, limits=aioblk.Limits(can_grow=True))
+    await device.write(1 << 20, b"")
+    await device.write_zeroes(1 << 20, 0)
+    await device.discard(1 << 20, 4096)
+    assert device.capacity == 4096
+
+
 async def test_what_it_cannot_be() -> None:
     for capacity, content in ((-1, b""), (3, b"long")):
         with pytest.raises(aioblk.OptionError, match=f"capacity is {capacity}"):
