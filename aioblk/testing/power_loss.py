@@ -73,6 +73,7 @@ class PowerLoss(MemoryDevice):
         self._sector = sector_size
         self._durable = self._media.copy()
         self._durable_capacity = self._capacity
+        self._growth: list[tuple[_Change, int]] = []  # who needs it to be larger than that, and how large
         self._since: dict[int, list[_Version]] = {}  # by sector, in the order of the changes
 
     # --- what is remembered ---------------------------------------------------------------------------------
@@ -83,6 +84,8 @@ class PowerLoss(MemoryDevice):
         sectors = self._touched(offset, length) if data is None else self._sectors(offset, length)
         super()._store(offset, length, data, fua)
         change = _Change()
+        if length and offset + length > self._durable_capacity:
+            self._growth.append((change, offset + length))
         for sector in sectors:
             version = _Version(change, self._media.read(sector * self._sector, self._sector))
             self._since.setdefault(sector, []).append(version)
@@ -90,7 +93,7 @@ class PowerLoss(MemoryDevice):
         def done(is_told: bool) -> None:
             change.is_done = True
             if fua and is_told:
-                self._durable_capacity = max(self._durable_capacity, offset + length)
+                self._have_size_durable(offset + length)
                 for sector in sectors:
                     self._have_durable(sector, {change})
 
@@ -116,17 +119,22 @@ class PowerLoss(MemoryDevice):
             for version in versions
             if version.change.is_done
         }
-
-        capacity = self._capacity
+        size = max((size for change, size in self._growth if change.is_done), default=0)
 
         def done(is_told: bool) -> None:
             if not is_told:  # nobody has seen it complete
                 return
-            self._durable_capacity = max(self._durable_capacity, capacity)
+            self._have_size_durable(size)
             for sector in tuple(self._since):
                 self._have_durable(sector, covered)
 
         return done
+
+    def _have_size_durable(self, size: int) -> None:
+        """It is at least so large from now on; what was in flight meanwhile may make it larger, or not."""
+        self._durable_capacity = max(self._durable_capacity, size)
+        while self._growth and self._growth[-1][1] <= self._durable_capacity:
+            self._growth.pop()
 
     def _have_durable(self, sector: int, covered: set[_Change]) -> None:
         """The last of the changes is durable in the sector; what was before it can come back no more."""
@@ -158,7 +166,8 @@ class PowerLoss(MemoryDevice):
         for sector, data in self._chosen(chance):
             left._media.write(sector * self._sector, data)
         if self._durable_capacity < self._capacity and chance.random() < 0.5:  # its growth was not durable
-            left._capacity = self._durable_capacity
+            sizes = {size for _, size in self._growth if self._durable_capacity < size < self._capacity}
+            left._capacity = chance.choice([self._durable_capacity, *sorted(sizes)])
             left._media.zero(left._capacity, self._capacity - left._capacity)
         left._durable_capacity = left._capacity
         left._durable = left._media.copy()

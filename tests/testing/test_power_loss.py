@@ -149,6 +149,26 @@ async def test_growth_that_was_not_flushed_may_be_lost() -> None:
     assert {device.crash(seed).capacity for seed in range(CRASHES)} == {2 * SECTOR}
 
 
+async def test_growth_is_as_durable_as_what_made_it() -> None:
+    def sizes() -> set[int]:
+        return {device.crash(seed).capacity // SECTOR for seed in range(CRASHES)}
+
+    device = PowerLoss(SECTOR, limits=aioblk.Limits(can_grow=True))
+    write = asyncio.ensure_future(device.write(SECTOR, A))
+    flush = asyncio.ensure_future(device.flush())
+    await asyncio.gather(write, flush)
+    assert sizes() == {1, 2}, "it was not done when the flush began"
+    await device.flush()
+    assert sizes() == {2}
+    await device.write(2 * SECTOR, A)
+    await device.write(4 * SECTOR, A)
+    assert sizes() == {2, 3, 5}, "each of the writes may have come through, or not"
+    await device.write(3 * SECTOR, A, fua=True)
+    assert sizes() == {4, 5}
+    await device.flush()
+    assert sizes() == {5}
+
+
 async def test_zeroing_takes_as_long_as_there_is_something_to_zero() -> None:
     device = PowerLoss(1 << 50)
     await device.write(1 << 40, A)
