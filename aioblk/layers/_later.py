@@ -55,22 +55,23 @@ class Later(asyncio.Future[T]):
         self._message = msg
         if self._request is not None:
             return self._request.cancel(msg)
-        self._call = None
+        self._call = self._then = None  # which have the caller's memory; a timer may keep this one for long
         return super().cancel(msg)
 
     def fail(self, error: BaseException) -> None:
         """Instead of making it, if it was not made."""
         if self._call is not None:
-            self._call = None
+            self._call = self._then = None
             self.set_exception(error)
 
     def _settle(self, request: "asyncio.Future[T]") -> None:
         if request.cancelled():
             super().cancel(self._message)
             return
+        then, self._then = self._then, None
         try:
             result = request.result()
-            self.set_result(result if self._then is None else self._then(result))
+            self.set_result(result if then is None else then(result))
         except Exception as error:
             self.set_exception(error)
         finally:

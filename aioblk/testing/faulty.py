@@ -274,10 +274,11 @@ class Faulty(Piecewise[D_co]):
             request = Later(
                 call, None if corrupt is None or which is None else lambda result: corrupt(result, which)
             )
-        self._waiting.add(request)
+        begun = Begun(request)
         loop = running_loop("request")
         loop.call_later(fate.delay, request.begin) if fate.delay > 0 else loop.call_soon(request.begin)
-        return Begun(request)
+        self._waiting.add(request)  # at last: what was not begun, nobody waits for
+        return begun
 
 
 def _corrupted(data: bytes, which: float) -> bytes:

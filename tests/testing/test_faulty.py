@@ -181,6 +181,22 @@ async def test_a_delayed_request_that_is_cancelled_was_never_made() -> None:
     assert device.device.content() == bytes(SIZE)
 
 
+async def test_a_buffer_is_the_callers_again_when_its_delayed_read_is_over() -> None:
+    for ending in ("cancelled", "lost", "done"):
+        device = faulty(Fault(delay=0 if ending == "done" else 60, corrupt=True))
+        buffer = bytearray(BLOCK)
+        read = asyncio.ensure_future(device.read_into(0, buffer))
+        await asyncio.sleep(0)
+        if ending == "cancelled":
+            read.cancel()
+        elif ending == "lost":
+            device.lose()
+        await asyncio.wait([read])
+        assert read.cancelled() or read.exception() is None or ending == "lost"
+        await asyncio.sleep(0)
+        buffer.append(0)
+
+
 async def test_each_of_a_batch_has_its_faults() -> None:
     device = faulty(Fault(after=1, times=1, error=errno.EIO))
     found = await device.read_many([(block * BLOCK, BLOCK) for block in range(3)], return_exceptions=True)
