@@ -146,7 +146,17 @@ class Change(asyncio.Future[None]):
         if len(refusals) == len(asked):  # nothing has begun anywhere
             self._end(refusals[0])
         else:
-            self._wait_for(members, asked, [])
+            try:
+                self._wait_for(members, asked, [])
+            except MemoryError:  # legs have begun, and nobody else may until they are through
+                running_loop("request").call_soon(self._wait_for, members, asked, ())
+
+    def fail(self, error: BaseException) -> None:
+        """It did not come to begin. The error is for who has called."""
+        if not self.done():
+            self._call = self._instead = None
+            self.set_exception(error if isinstance(error, Exception) else InterruptedError(repr(error)))
+            self.exception()
 
     def _wait_for(
         self,

@@ -5,7 +5,7 @@ import contextlib
 from bisect import bisect_left, bisect_right
 from collections import deque
 from collections.abc import AsyncGenerator, Callable
-from typing import final
+from typing import Any, final
 
 from .._sync.loops import running_loop
 from .._sync.scopes import shielded_if_cancelled
@@ -54,15 +54,23 @@ class Turns:
         the turn, within the call or later."""
         turn = Turn(begin)
         if start < end:
-            for other in self._put(start, end, turn):
-                turn.earlier += 1
-                other.later.append(turn)
+            self._put(start, end, turn)
         self._count += 1
         if turn.earlier == 0:
-            begin(turn)
+            self._let_begin(turn)
 
-    def _put(self, start: int, end: int, turn: Turn) -> list[Turn]:
-        """Have the turn come last for the bytes; those that did before, and have not ended."""
+    def _let_begin(self, turn: Turn) -> None:
+        assert turn.begin is not None
+        try:
+            turn.begin(turn)
+        except BaseException:  # there was no memory for as much as the call
+            if turn.begin is not None:
+                self.end(turn)
+            raise
+
+    def _put(self, start: int, end: int, turn: Turn) -> None:
+        """Have the turn come last for the bytes, and wait for those that did before, and have not ended. As a
+        whole or, where there is no memory, not at all."""
         first, after = self._meeting(start, end)
         before = [other for other in dict.fromkeys(self._last[first:after]) if other.begin is not None]
         pieces = [(start, end, turn)]
@@ -71,10 +79,25 @@ class Turns:
                 pieces.insert(0, (self._starts[first], start, self._last[first]))
             if self._ends[after - 1] > end:
                 pieces.append((end, self._ends[after - 1], self._last[after - 1]))
-        self._starts[first:after] = [piece[0] for piece in pieces]
-        self._ends[first:after] = [piece[1] for piece in pieces]
-        self._last[first:after] = [piece[2] for piece in pieces]
-        return before
+        changes: list[tuple[list[Any], list[Any], list[Any]]] = [
+            (self._starts, self._starts[first:after], [piece[0] for piece in pieces]),
+            (self._ends, self._ends[first:after], [piece[1] for piece in pieces]),
+            (self._last, self._last[first:after], [piece[2] for piece in pieces]),
+        ]
+        made = 0
+        try:
+            for other in before:
+                other.later.append(turn)
+                turn.earlier += 1
+            for column, _, new in changes:
+                column[first:after] = new
+                made += 1
+        except BaseException:
+            for column, old, new in changes[:made]:
+                column[first : first + len(new)] = old
+            for other in before[: turn.earlier]:
+                other.later.pop()
+            raise
 
     def _meeting(self, start: int, end: int) -> tuple[int, int]:
         """The first of the pieces that have any of the bytes, and the one after the last."""
@@ -95,9 +118,7 @@ class Turns:
             self._is_beginning = True
             try:
                 while self._free:
-                    free = self._free.popleft()
-                    assert free.begin is not None
-                    free.begin(free)
+                    self._let_begin(self._free.popleft())
             finally:
                 self._is_beginning = False
         if not self._count and self._idle is not None:

@@ -250,12 +250,24 @@ class Mirror(Standalone):
             ends=lambda outcomes: self._legs.change_ends(offset, length, outcomes),
             instead=instead,
         )
+        return self._in_turn(change, operation, offset, length)
+
+    def _in_turn(self, change: Change, operation: Operation, offset: int, length: int) -> Begun[None]:
+        begun = Begun(change)
         self._counts.add(change, operation, length)
-        self._turns.take(offset, offset + length, lambda turn: self._begin(change, turn))
-        return Begun(change)
+        try:
+            self._turns.take(offset, offset + length, lambda turn: self._begin(change, turn))
+        except BaseException as error:
+            change.fail(error)
+            raise
+        return begun
 
     def _begin(self, change: Change, turn: Turn) -> None:
-        change.begin(lambda: self._turns.end(turn))
+        try:
+            change.begin(lambda: self._turns.end(turn))
+        except Exception as error:  # there was no memory for as much as beginning
+            change.fail(error)
+            raise
 
     def flush(self) -> Awaitable[None]:
         """Make what changes that are done have written durable, on all legs in sync."""
@@ -268,9 +280,7 @@ class Mirror(Standalone):
             begins=lambda: None,
             ends=lambda outcomes: self._legs.flush_ends(covered, outcomes),
         )
-        self._counts.add(flush, "flush", 0)
-        self._turns.take(0, 0, lambda turn: self._begin(flush, turn))  # no bytes: nobody waits
-        return Begun(flush)
+        return self._in_turn(flush, "flush", 0, 0)  # no bytes: nobody waits
 
     # --- resilvering ----------------------------------------------------------------------------------------
 
