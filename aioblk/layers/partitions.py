@@ -204,6 +204,9 @@ class _Disk:
                 f"partitions may be in sectors {header.first_usable} to {header.last_usable}, it says;"
                 f" the device has {self._sectors}"
             )
+        for taken in (0, header.own_sector, header.other_sector):
+            if header.first_usable <= taken <= header.last_usable:
+                raise self.damaged(f"partitions may be in sector {taken}, it says, which the table is in")
         return header
 
     async def _gpt_table(self, header: _Header) -> bytes:

@@ -47,7 +47,11 @@ class StorageDaemon:
             "logical-block-size": block_size,
             "addr": {"type": "unix", "path": str(self.socket)},
         }
-        self._start()
+        try:
+            self._start()
+        except BaseException:  # there is no such program
+            shutil.rmtree(self._directory, ignore_errors=True)
+            raise
 
     def _start(self) -> None:
         self._process = subprocess.Popen(

@@ -255,6 +255,9 @@ async def test_a_gpt_that_contradicts_itself(gpt: bytearray) -> None:
         (512 + 24, 7, "<Q", "says that it is in 7"),
         (512 + 48, 1 << 60, "<Q", "the device has"),
         (512 + 40, (1 << 64) - 1, "<Q", "the device has"),
+        (512 + 40, 0, "<Q", "may be in sector 0, it says, which the table is in"),
+        (512 + 40, 1, "<Q", "may be in sector 1, it says, which the table is in"),
+        (512 + 32, 5000, "<Q", "may be in sector 5000, it says, which the table is in"),
     ):
         changed = bytearray(gpt)
         struct.pack_into(form, changed, place, value)

@@ -2,7 +2,12 @@
 
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+
+import pytest
+
+from aioblk.testing.storage_daemon import StorageDaemon
 
 TESTS = """
 import pytest
@@ -63,3 +68,11 @@ def test_another_project(tmp_path: Path) -> None:
     assert failing.returncode == 1, failing.stdout
     assert "test_what_is_written_is_read" in failing.stdout
     assert "assert" in failing.stdout, "what was found, and what was expected, is shown"
+
+
+def test_where_there_is_no_program_nothing_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        StorageDaemon({"driver": "null-co", "size": 1 << 20})
+    assert list(tmp_path.iterdir()) == []
