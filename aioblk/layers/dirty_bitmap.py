@@ -27,8 +27,8 @@ class DirtyBitmap:
     of the units that it is in.
 
     To look at it is to iterate: it gives (offset, length) pairs, in order, of which no two touch. A byte of
-    memory is taken for each unit, in pieces of 4096 units of which some are marked and some are not. Where all
-    are, it takes none: a whole device is marked as fast as a unit.
+    memory is taken for each unit, in pieces of 4096 units of which some are marked and some are not. Where
+    all are, it takes none: a whole device is marked as fast as a unit.
     """
 
     __slots__ = ("_chunks", "_ends", "_granularity", "_order", "_starts", "end")
@@ -45,7 +45,7 @@ class DirtyBitmap:
         self._granularity = granularity
         self.end: int | None = end
         """Where the device ends, in bytes; None: that is not known."""
-        self._chunks: dict[int, bytearray] = {}  # by number; a byte is 1 where the unit is marked, one at least
+        self._chunks: dict[int, bytearray] = {}  # by number; a byte is 1 where the unit is marked, as one is
         self._order: list[int] = []  # their numbers
         # Runs of other chunks, all of whose units are marked: where they begin and end. No two touch.
         self._starts: list[int] = []
@@ -84,7 +84,7 @@ class DirtyBitmap:
 
     def _mark_whole(self, start: int, end: int) -> None:
         self._drop(start, end)
-        first, after = bisect_left(self._ends, start), bisect_right(self._starts, end)  # those that it touches
+        first, after = bisect_left(self._ends, start), bisect_right(self._starts, end)  # what it touches
         if first < after:
             start, end = min(start, self._starts[first]), max(end, self._ends[after - 1])
         self._starts[first:after] = [start]

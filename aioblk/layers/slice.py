@@ -78,8 +78,10 @@ class Slice(Layer[D_co]):
             self._move("write", "write_zeroes", "discard")
 
     def _move(self, *names: str) -> None:
-        """Have the device's own methods, with the offset moved. What is not within, the class refuses. A layer
-        that has its device's own loses them when it is closed: those are asked for anew each time."""
+        """Have the device's own methods, with the offset moved. What is not within, the class refuses.
+
+        A layer that has its device's own loses them when it is closed: those are asked for anew each time.
+        """
         for name in names:
             if isinstance(self._device, Layer) and name in vars(self._device):
                 continue

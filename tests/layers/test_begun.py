@@ -113,24 +113,5 @@ async def test_whoever_fails_to_learn_of_an_end_leaves_nobody_waiting() -> None:
             request.set_exception(outcome)
         else:
             request.cancel()
-        await asyncio.wait([followed])
-        assert isinstance(followed.exception(), MemoryError)
-
-
-async def test_whoever_fails_to_learn_of_an_end_leaves_nobody_waiting() -> None:
-    """As where there is no memory to note down that a change is done."""
-
-    def fail(_: BaseException | None) -> None:
-        raise MemoryError
-
-    for outcome in (None, OSError("lost"), asyncio.CancelledError()):
-        request: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        followed = Followed(request, fail)
-        if outcome is None:
-            request.set_result(None)
-        elif isinstance(outcome, OSError):
-            request.set_exception(outcome)
-        else:
-            request.cancel()
         await asyncio.wait([followed], timeout=10)
         assert isinstance(followed.exception(), MemoryError)

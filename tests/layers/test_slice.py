@@ -143,13 +143,15 @@ async def test_a_slice_of_a_layer_that_is_closed_refuses_as_that_does(tmp_path: 
     path = tmp_path / "disk"
     path.write_bytes(bytes(SIZE))
     async with aioblk.IoUring(path) as device:
-        for layer in (aioblk.Slice(device), aioblk.Layer(device), aioblk.Tracked(device), aioblk.ByteView(device)):
+        layers = aioblk.Slice(device), aioblk.Layer(device), aioblk.Tracked(device), aioblk.ByteView(device)
+        for layer in layers:
             part = aioblk.Slice(layer, BLOCK, BLOCK)
             assert await part.read(0, 4) == bytes(4)
             await layer.aclose()
-            for call in (lambda part=part: part.read(0, 4), lambda part=part: part.read_into(0, bytearray(4))):
-                with pytest.raises(aioblk.DeviceClosedError):
-                    call()  # type: ignore[no-untyped-call]
+            with pytest.raises(aioblk.DeviceClosedError):
+                part.read(0, 4)
+            with pytest.raises(aioblk.DeviceClosedError):
+                part.read_into(0, bytearray(4))
 
 
 async def test_registered_memory_passes(storage_daemon: StorageDaemonFactory) -> None:

@@ -183,9 +183,7 @@ marks = st.tuples(st.booleans(), st.integers(0, LARGE * 10), st.integers(0, LARG
 
 def units_of(bitmap: aioblk.DirtyBitmap) -> set[int]:
     size = bitmap.granularity
-    return {
-        unit for offset, length in bitmap for unit in range(offset // size, (offset + length) // size)
-    }
+    return {unit for offset, length in bitmap for unit in range(offset // size, (offset + length) // size)}
 
 
 @given(steps=st.lists(marks, max_size=12), granularity=st.sampled_from([1, 7, 10]))

@@ -43,9 +43,7 @@ def memory(content: bytes) -> MemoryDevice:
     return MemoryDevice(SIZE, limits=LIMITS, content=content)
 
 
-async def attempt(
-    layer: str, change: Callable[[aioblk.BlockDevice], Awaitable[object]], number: int
-) -> bool:
+async def attempt(layer: str, change: Callable[[aioblk.BlockDevice], Awaitable[object]], number: int) -> bool:
     """Whether there were as many allocations."""
     below = memory(OLD)
     device = LAYERS[layer](below)
