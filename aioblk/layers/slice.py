@@ -82,8 +82,9 @@ class Slice(Layer[D_co]):
 
         A layer that has its device's own loses them when it is closed: those are asked for anew each time.
         """
+        is_layer = issubclass(type(self._device), Layer)
         for name in names:
-            if isinstance(self._device, Layer) and name in vars(self._device):
+            if is_layer and name in vars(self._device):
                 continue
             method, own = getattr(self._device, name), getattr(self, name)
             self.__dict__[name] = Moved(method, own, self._start, self._length)

@@ -27,6 +27,8 @@ __all__ = ["Tracked"]
 _LONGEST_NAME = 1023  # bytes, as of QEMU's bitmaps
 _EVERYTHING = (1 << 64) - 1  # where a change ends of which that is not known: of zones
 
+_TUPLES: frozenset[type] = frozenset({tuple})
+
 D_co = TypeVar("D_co", bound=BlockDevice, default=Device, covariant=True)
 
 
@@ -240,10 +242,10 @@ class Tracked(Layer[D_co]):
 def _looked_at(pair: Any) -> Any:
     """The same for whoever looks at it later: what is no tuple may give other values the second time, or
     none, and what was written would not be marked. What is no pair is for the device to refuse."""
-    if type(pair) is tuple and len(pair) == 2 and type(pair[0]) is int:
+    if type(pair) in _TUPLES and len(pair) == 2 and type(pair[0]) is int:
         return pair
     try:
-        values = tuple(pair)
+        values = tuple[Any, ...](pair)
     except TypeError:
         return pair
     if len(values) == 2 and hasattr(values[0], "__index__"):
