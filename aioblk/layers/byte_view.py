@@ -27,7 +27,7 @@ from .layer import extents_of
 __all__ = ["ByteView"]
 
 T = TypeVar("T")
-D_co = TypeVar("D_co", bound=BlockDevice, default=Device, covariant=True)
+D_co = TypeVar("D_co", bound=BlockDevice, default=BlockDevice, covariant=True)
 
 _Result: TypeAlias = Coroutine[Any, Any, T]
 

@@ -12,7 +12,6 @@ from typing import Any, final
 
 from typing_extensions import Buffer, TypeVar
 
-from .._device.device import Device
 from .._native.buffers import length_of
 from ..errors import OptionError, UsageError
 from ._begun import begun
@@ -27,7 +26,7 @@ __all__ = ["Tracked"]
 _LONGEST_NAME = 1023  # bytes, as of QEMU's bitmaps
 _EVERYTHING = (1 << 64) - 1  # where a change ends of which that is not known: of zones
 
-D_co = TypeVar("D_co", bound=BlockDevice, default=Device, covariant=True)
+D_co = TypeVar("D_co", bound=BlockDevice, default=BlockDevice, covariant=True)
 
 
 @final
