@@ -341,3 +341,29 @@ def test_ctrl_c_is_nothing_to_a_process_of_bench_while_it_is_imported() -> None:
     text = f"{stops}{INTERRUPTS.format(module='aioblk')}sys.meta_path.insert(1, Stops())\n{WORKER}"
     ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "it goes on\n", "")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_loop_without_descriptors_is_a_line_on_stderr(loop: str, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    text = f"""
+import os, resource, sys
+from aioblk.cli import bench, program, running
+import rich.console, uvloop
+low = os.open(os.devnull, os.O_RDONLY)
+resource.setrlimit(resource.RLIMIT_NOFILE, (low + 1 + {{spare}}, low + 1 + {{spare}}))
+os.close(low)
+sys.argv = ["aioblk", "bench", "--loop", {loop!r}, "--runtime", "0.01", {str(tmp_path / "disk")!r}]
+program.program.main()
+"""
+    for spare in (0, 3, 8):
+        ended = subprocess.run(
+            [sys.executable, "-c", text.format(spare=spare)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **variables()},
+        )
+        assert ended.returncode == 1, ended.stderr
+        assert ended.stderr.startswith("aioblk: [Errno 24] Too many open files: ")
+        assert ended.stderr.endswith("; see ulimit -n\n")
+        assert ended.stderr.count("\n") == 1
