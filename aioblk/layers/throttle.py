@@ -111,8 +111,11 @@ class Throttle(Layer[D_co]):
 
         Raises:
             OptionError: ``weight`` is not from a millionth to a million.
+            TypeError: *device* is no :class:`BlockDevice`, or *group* no :class:`ThrottleGroup`.
         """
         super().__init__(device)
+        if not isinstance(group, ThrottleGroup):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a ThrottleGroup is needed, not {group!r}")
         if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
             raise OptionError(
                 f"weight must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {weight}",

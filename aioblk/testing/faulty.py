@@ -73,6 +73,8 @@ class Fault:
         for name in ("offset", "length", "after", "times"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise _wrong(f"{name} must not be negative, as {value} is")
+        if not callable(self.delay) and not self.delay >= 0:
+            raise _wrong(f"delay must be seconds, or a function that chooses them, not {self.delay}")
         if not 0 <= self.probability <= 1:
             raise _wrong(f"probability must be from 0 to 1, not {self.probability}")
         if self.error is None and self.executed:
