@@ -3,7 +3,7 @@
 import gc
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 __all__ = ["main"]
@@ -32,7 +32,7 @@ def main() -> None:
 
 
 @contextmanager
-def _ended_by_interrupts() -> Iterator[None]:
+def _ended_by_interrupts() -> Generator[None]:
     """As long as things are imported, there is nothing to close and nobody to tell: Ctrl-C ends the process
     without a word. The group of commands takes it over when it has imported the one that is called."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
