@@ -118,7 +118,7 @@ class Legs:
         on_change: Callable[[Leg], object] | None,
     ) -> None:
         self._on_change = on_change
-        self.all = [
+        self.all: list[Member] = [
             Member(
                 device,
                 DirtyBitmap(granularity, end=capacity),
