@@ -32,7 +32,7 @@ OPTIMISATION = shlex.split(os.environ.get("AIOBLK_OPTIMISATION", "-O3 -flto=auto
 
 LIBBLKIO_NOT_FOUND = f"""
 aioblk is built against libblkio, and 'pkg-config --exists "{LIBBLKIO}"' fails. To have both:
-    apt-get install libblkio-dev pkg-config           Debian 13, Ubuntu 24.10 and later
+    apt-get install libblkio-dev pkg-config           Debian 13, Ubuntu 25.04 and later
     dnf install libblkio-devel pkgconf-pkg-config     Fedora, RHEL 9 and later
     ./run setup                                       in a checkout of aioblk, there and on Debian 12;
                                                       builds that are started in that directory find it

@@ -165,7 +165,7 @@ _MODULE_OF = {name: module for module, names in _MODULES.items() for name in nam
 sys.meta_path.append(FormerPaths())
 
 
-def __getattr__(name: str) -> object:
+def _found(name: str) -> object:
     if name in _MODULE_OF:
         found = getattr(importlib.import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
     elif name in FORMER:
@@ -176,6 +176,10 @@ def __getattr__(name: str) -> object:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     globals()[name] = found  # it is asked for once
     return found
+
+
+if not TYPE_CHECKING:  # which would take any name then, wrong ones included
+    __getattr__ = _found
 
 
 def __dir__() -> list[str]:

@@ -603,6 +603,9 @@ class NbdServerCollector(Collector):
     """
 
     def __init__(self, server: Server) -> None:
+        """TypeError: it is no :class:`~aioblk.nbd.Server`."""
+        if not isinstance(server, Server):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a Server is needed, not {server!r}; devices are for DeviceCollector.add()")
         self._server = server
 
     def describe(self) -> Iterable[Family]:

@@ -6,6 +6,7 @@ import contextlib
 import importlib
 import importlib.util
 import logging
+import math
 import os
 import signal
 import socket
@@ -218,8 +219,8 @@ def parse_options(arguments: list[str] | None = None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     least = int(options.clients * 2 * PIECE / KEPT)
     for name, lowest in (("clients", 1), ("requests", 1), ("memory", least), ("patience", 0), ("drain", 0)):
-        if not (value := getattr(options, name)) >= lowest:
-            parser.error(f"--{name} must be at least {lowest}, not {value}")
+        if not lowest <= (value := getattr(options, name)) < math.inf:
+            parser.error(f"--{name} must be a number, and at least {lowest}, not {value}")
     if not 0 <= options.port <= 65535:
         parser.error(f"--port must be from 0 to 65535, not {options.port}")
     if (options.certificate is None) != (options.key is None):

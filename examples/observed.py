@@ -63,7 +63,7 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rate", type=float, default=1000, metavar="N", help="a second; 0: any (1000)")
     parser.add_argument("--seconds", type=float, metavar="S", help="for so long; until SIGINT or SIGTERM")
     options = parser.parse_args()
-    if options.depth < 1 or options.rate < 0:
+    if options.depth < 1 or not options.rate >= 0:
         parser.error("--depth must be at least 1, and --rate not negative")
     options.write = options.write or options.path is None
     return options

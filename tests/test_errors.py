@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 import aioblk
+import aioblk.nbd
 from aioblk import errors
 from aioblk.errors import (
     AlignmentError,
@@ -121,4 +122,6 @@ def test_every_class_is_named_in_the_module() -> None:
 
 def test_what_the_package_does_not_have_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
-        aioblk.no_such_name  # noqa: B018 # pyright: ignore[reportAttributeAccessIssue]
+        aioblk.no_such_name  # type: ignore[attr-defined] # noqa: B018 # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(AttributeError, match="no attribute 'no_such_name'"):
+        aioblk.nbd.no_such_name  # type: ignore[attr-defined] # noqa: B018 # pyright: ignore[reportAttributeAccessIssue]

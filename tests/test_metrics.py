@@ -19,6 +19,7 @@ from prometheus_client.openmetrics.parser import text_string_to_metric_families 
 from prometheus_client.parser import text_string_to_metric_families as parse
 
 import aioblk
+import aioblk.metrics
 from aioblk._native.latency import LatencyRecorder
 from aioblk.metrics import BUCKETS, METRICS, DeviceCollector, Seen
 from aioblk.testing import MemoryDevice
@@ -500,3 +501,10 @@ async def test_what_a_scrape_lets_go_of_may_call_the_collector(collector: Device
     assert list(collector.collect())
     with pytest.raises(aioblk.OptionError, match="no device is called 'other'"):
         collector.remove("other")
+
+
+def test_a_device_is_no_server() -> None:
+    with pytest.raises(
+        TypeError, match=r"a Server is needed, not .*; devices are for DeviceCollector\.add\(\)"
+    ):
+        aioblk.metrics.NbdServerCollector(MemoryDevice(512))  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]

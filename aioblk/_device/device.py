@@ -156,6 +156,11 @@ class Device(AsyncClosing, Submitter):
         return self._life.reconnecting
 
     @property
+    def losses(self) -> int:
+        """How often it was lost. What no flush had covered is in doubt, be it back or not."""
+        return self._life.losses
+
+    @property
     def reconnections(self) -> int:
         """How often the device came back: by itself, or by :meth:`reconnect`."""
         return self._life.reconnections

@@ -46,6 +46,7 @@ class Unopened:
     subject: Subject
     stage: Stage
     lost: DeviceLostError | None = None
+    losses: int = 0
     reconnections: int = 0
     reconnecting: bool = False
     counted: QueueStatistics = QueueStatistics.none()  # noqa: RUF009 (it cannot be changed)
@@ -118,6 +119,10 @@ class Life:
     @property
     def lost(self) -> DeviceLostError | None:
         return self.loss.error
+
+    @property
+    def losses(self) -> int:
+        return self.loss.losses
 
     @property
     def reconnections(self) -> int:
@@ -229,6 +234,7 @@ class Life:
             self.session.subject,
             Stage.CLOSED,
             self.lost,
+            self.losses,
             self.reconnections,
             counted=self.statistics(),
         )

@@ -106,6 +106,7 @@ class Loss:
         self._attempts = 0  # to reconnect
         self._going_on: set[asyncio.Task[None]] = set()  # queues of whatever loops, with a new connection
         self._awaited: dict[asyncio.Future[None], None] = {}  # in order
+        self.losses = 0
         self.reconnections = 0
 
     def _become(self, event: Event, presence: Presence) -> None:
@@ -114,6 +115,7 @@ class Loss:
         match event:
             case Event.FAILED:
                 assert isinstance(presence, Lost)
+                self.losses += 1
                 self._session.events.tell(DeviceLost(presence.error))
             case Event.DIED:
                 self._session.events.tell(DeviceSearching())

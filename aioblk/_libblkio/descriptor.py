@@ -11,6 +11,7 @@ import stat
 import struct
 from typing import cast
 
+from .._native._blkio import ffi, lib
 from ..errors import OptionError, request_error
 from .options import DriverOptions
 from .properties import IO_URING, NVME_IO_URING, VHOST_USER, VHOST_VDPA
@@ -36,6 +37,20 @@ _NAMES = {
     stat.S_IFSOCK: "a socket",
 }
 
+_PROCFS = 0x9FA0
+_MADE_UP = {
+    _PROCFS: "procfs",
+    0x62656572: "sysfs",
+    0x62656570: "configfs",
+    0x64626720: "debugfs",
+    0x73636673: "securityfs",
+    0x74726163: "tracefs",
+    0x27E0EB: "cgroupfs",
+    0x63677270: "cgroupfs",
+}
+"""By their numbers (linux/magic.h), file systems whose files the kernel makes up as they are read: the size
+that they tell is nothing, or a page."""
+
 
 def require_suitable(options: DriverOptions) -> None:
     """Raise OptionError for a path or descriptor that the driver would take and make no device of.
@@ -48,12 +63,15 @@ def require_suitable(options: DriverOptions) -> None:
     flags = None
     try:
         if isinstance(fd, int):
-            mode, flags = os.fstat(fd).st_mode, fcntl.fcntl(fd, fcntl.F_GETFL)
+            file, flags = os.fstat(fd), fcntl.fcntl(fd, fcntl.F_GETFL)
         else:
-            mode = os.stat(str(path)).st_mode
+            file = os.stat(str(path))
     except OSError:
         return
-    _require_kind(options.driver, mode, "it" if flags is None else f"descriptor {fd}", path)
+    what = "it" if flags is None else f"descriptor {fd}"
+    _require_kind(options.driver, file.st_mode, what, path)
+    if stat.S_ISREG(file.st_mode):
+        _require_size(options.driver, fd, path, file.st_size, what)
     if flags is not None:
         _require_access(options.driver, cast(int, fd), flags)
 
@@ -66,6 +84,22 @@ def _require_kind(driver: str, mode: int, what: str, path: object) -> None:
         raise OptionError(
             f"{what} is {_NAMES.get(kind, 'no file')}; {wanted} is needed",
             errno=errnos.EISDIR if kind == stat.S_IFDIR else errnos.EINVAL,
+            driver=driver,
+            operation="connect",
+            filename=None if path is None else str(path),
+        )
+
+
+def _require_size(driver: str, fd: object, path: object, size: int, what: str) -> None:
+    """A copy of such a file would be empty, and well done."""
+    if isinstance(fd, int):
+        found = lib.file_system_of(ffi.NULL, fd)
+    else:
+        found = lib.file_system_of(os.fsencode(str(path)), -1)
+    if found in _MADE_UP and not (found == _PROCFS and size):  # /proc/vmcore has one
+        raise OptionError(
+            f"{what} is a file of {_MADE_UP[found]}, whose size says nothing of what it holds; a disk, or a"
+            " file of another file system, is needed",
             driver=driver,
             operation="connect",
             filename=None if path is None else str(path),

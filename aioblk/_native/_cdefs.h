@@ -159,3 +159,4 @@ int munmap(void *address, size_t length);
 int io_uring_unregister_files(int fd);
 int find_descriptors(const char *link_start, int *numbers, int most);
 int count_spare_descriptors(int wanted);
+long file_system_of(const char *path, int fd);

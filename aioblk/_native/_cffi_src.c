@@ -10,6 +10,7 @@
 #include <linux/io_uring.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -74,4 +75,12 @@ static int count_spare_descriptors(int wanted)
     free(taken);
     errno = error;
     return count;
+}
+
+/* The type of the file system (linux/magic.h) of a path or, where there is none, of a descriptor; -1, with errno. */
+static long file_system_of(const char *path, int fd)
+{
+    struct statfs found;
+    int failed = path != NULL ? statfs(path, &found) : fstatfs(fd, &found);
+    return failed ? -1 : (long)found.f_type;
 }

@@ -17,7 +17,7 @@ from ..errors import BlkioError
 from . import system
 from ._load.plan import KINDS, Plan
 from .output import say
-from .parameters import Opener, device_argument, duration, rate, size
+from .parameters import Opener, Whole, device_argument, duration, rate, size
 from .running import LOOPS, LoopName, fail, run
 from .text import of_size
 
@@ -40,12 +40,10 @@ SEARCH_SECONDS, SEARCH_DEPTH = 2.0, 256
     "--mix", type=click.FloatRange(0, 100), help="Percent of reads in rw and randrw.  [default: 50]"
 )
 @click.option("--bs", type=size, default="4K", show_default=True, help="Size of each request.")
-@click.option(
-    "--iodepth", type=click.IntRange(1, 65536), help="Requests in flight, of each job.  [default: 1]"
-)
+@click.option("--iodepth", type=Whole(1, 65536), help="Requests in flight, of each job.  [default: 1]")
 @click.option(
     "--jobs",
-    type=click.IntRange(1, 256),
+    type=Whole(1, 256),
     default=1,
     show_default=True,
     help="Processes, or threads where one process can open the device: see above.",
@@ -70,7 +68,7 @@ SEARCH_SECONDS, SEARCH_DEPTH = 2.0, 256
     "--verify", is_flag=True, help="Write blocks that say where and when they were written; check them."
 )
 @click.option("--fua", is_flag=True, help="Each write is on stable storage when it is done.")
-@click.option("--fsync", type=click.IntRange(1), help="Flush after so many writes of a job.")
+@click.option("--fsync", type=Whole(1), help="Flush after so many writes of a job.")
 @click.option("--direct", is_flag=True, help="Past the page cache, as ?direct=on in the address.")
 @click.option(
     "--registered/--bounce",
@@ -258,6 +256,10 @@ def _loop(name: str) -> LoopName:
 def _check_combinations(kind: str, **options: Any) -> None:
     if options["runtime"] is not None and not options["runtime"] > 0:
         raise click.UsageError("--runtime 0: there must be some time to measure")
+    if options["bs"] < 1:
+        raise click.UsageError("--bs 0: requests of nothing measure nothing")
+    if options["latency_target"] == 0:
+        raise click.UsageError("--latency-target 0: nothing is as fast as that")
     for name in ("mix", "iops", "latency_percentile"):
         if options[name] is not None and not math.isfinite(options[name]):
             raise click.UsageError(f"--{name.replace('_', '-')} must be a number, not {options[name]}")
@@ -274,7 +276,7 @@ def _check_combinations(kind: str, **options: Any) -> None:
 
 
 def _check_range(plan: Plan, capacity: int, alignment: int, length: int) -> None:
-    if plan.block_size < 1 or plan.block_size % alignment:
+    if plan.block_size % alignment:
         raise click.UsageError(
             f"--bs {plan.block_size} is not a multiple of {alignment}, as the device wants"
         )

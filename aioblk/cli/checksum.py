@@ -4,7 +4,7 @@ import click
 
 from ..copying import checksum
 from .output import print_json
-from .parameters import Opener, device_argument, size
+from .parameters import Opener, Whole, device_argument, size
 from .progress import meter, progress_option
 from .running import run
 
@@ -19,7 +19,7 @@ __all__ = ["command"]
 @click.option("--offset", type=size, default="0", metavar="SIZE", help="Begin there.")
 @click.option("--length", type=size, metavar="SIZE", help="So much, and not up to the end.")
 @click.option("--request-size", type=size, metavar="SIZE", help="The length of requests; else what suits.")
-@click.option("--depth", type=click.IntRange(1, 1024), help="Requests at a time.")
+@click.option("--depth", type=Whole(1, 1024), help="Requests at a time.")
 @progress_option
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(

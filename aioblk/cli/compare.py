@@ -7,7 +7,7 @@ import click
 
 from ..copying import Comparison, compare
 from .output import in_words, print_json
-from .parameters import Opener, device_argument, size
+from .parameters import Opener, Whole, device_argument, size
 from .places import refuse_one_backend_twice
 from .progress import meter, progress_option
 from .running import run
@@ -36,7 +36,7 @@ class _FailedError(click.ClickException):
 @click.option(
     "--request-size", type=size, metavar="SIZE", help="The length of requests; else what suits both."
 )
-@click.option("--depth", type=click.IntRange(1, 1024), help="Requests at a time on each.")
+@click.option("--depth", type=Whole(1, 1024), help="Requests at a time on each.")
 @progress_option
 @click.option("-q", "--quiet", is_flag=True, help="Say nothing: the exit status tells.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")

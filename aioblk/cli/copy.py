@@ -15,7 +15,7 @@ from ..copying import CopyProgress, CopyResult, copy, sync_directory
 from ..errors import BlkioError, OptionError
 from ..layers.block_device import BlockDevice
 from .output import print_json, say
-from .parameters import Opener, device_argument, rate, size
+from .parameters import Opener, Whole, device_argument, rate, size
 from .places import Place, refuse_one_backend_twice
 from .progress import meter, progress_option
 from .running import run
@@ -69,7 +69,7 @@ PHASES = {"copy": "copying", "flush": "flushing", "verify": "verifying"}
 @click.option(
     "--request-size", type=size, metavar="SIZE", help="The length of requests; else what suits both."
 )
-@click.option("--depth", type=click.IntRange(1, 1024), help="Requests at a time.")
+@click.option("--depth", type=Whole(1, 1024), help="Requests at a time.")
 @click.option(
     "--lock/--no-lock",
     default=True,
@@ -99,6 +99,8 @@ def command(
         aioblk copy --verify disk.img virtio-blk-vhost-user:blk.sock
         aioblk copy --resume copy.state /dev/sdb backup.img
     """
+    if options["rate"] is not None and not options["rate"] > 0:
+        raise click.UsageError("--rate 0: nothing would be done")
     wanted = False if quiet else progress
     result = run(_copy(source, destination, overwrite, lock, wanted, options))
     if as_json:

@@ -13,7 +13,7 @@ from ..errors import OptionError
 if TYPE_CHECKING:
     from click.shell_completion import CompletionItem
 
-__all__ = ["Opener", "device_argument", "duration", "rate", "size"]
+__all__ = ["Opener", "Whole", "device_argument", "duration", "rate", "size"]
 
 T = TypeVar("T")
 Decorated = TypeVar("Decorated", bound=Callable[..., Any] | click.Command)
@@ -29,6 +29,12 @@ def _read(parse: Callable[[str], T], text: str) -> T:
 def size(text: str) -> int:
     """A number of bytes, for ``type=size``."""
     return _read(parse_size, text)
+
+
+class Whole(click.IntRange):
+    """A whole number within bounds, in words that are not click's."""
+
+    name = "whole number"
 
 
 def rate(text: str) -> float:

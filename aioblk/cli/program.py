@@ -52,6 +52,10 @@ class Program(click.Group):
         if cmd_name not in COMMANDS:
             return None
         command = importlib.import_module(f"{__package__}.{cmd_name}").command
+        if (
+            signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        ):  # as ``aioblk.__main__`` has it while it imports
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         assert isinstance(command, click.Command)
         return command
 

@@ -2,17 +2,24 @@
 
 import asyncio
 import contextlib
+import errno
 import signal
 import sys
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, Literal, TypeAlias, TypeVar
 
+from .._libblkio.own_descriptors import count_spare
+from ..errors import BlkioError
 from .output import say
 
 __all__ = ["FAILED", "LOOPS", "LoopName", "Terminated", "fail", "loop_factory", "run"]
 
 FAILED = 1
 """The exit status where a device or a file failed."""
+
+DESCRIPTORS = 10
+"""Those of a loop, and of what it is told of signals by; one for what is imported."""
 
 T = TypeVar("T")
 LoopName: TypeAlias = Literal["auto", "asyncio", "uvloop"]
@@ -40,14 +47,26 @@ def loop_factory(name: LoopName) -> Callable[[], asyncio.AbstractEventLoop]:
     ModuleNotFoundError: uvloop is wanted, and is not.
     """
     if name == "asyncio":
-        return asyncio.SelectorEventLoop
+        return partial(_with_descriptors, asyncio.SelectorEventLoop)
     try:
         import uvloop
     except ModuleNotFoundError:
         if name == "uvloop":
             raise
-        return asyncio.SelectorEventLoop
-    return uvloop.new_event_loop
+        return partial(_with_descriptors, asyncio.SelectorEventLoop)
+    return partial(_with_descriptors, uvloop.new_event_loop)
+
+
+def _with_descriptors(make: Callable[[], asyncio.AbstractEventLoop]) -> asyncio.AbstractEventLoop:
+    """A loop for which there is room: in the midst of beginning, uvloop's cannot be closed, or aborts."""
+    spare, reason = count_spare(DESCRIPTORS)
+    if spare < DESCRIPTORS:
+        raise BlkioError(
+            f"an event loop takes up to {DESCRIPTORS} free file descriptors, and there are {spare}; "
+            "see ulimit -n",
+            errno=reason or errno.EMFILE,
+        )
+    return make()
 
 
 def run(main: Coroutine[Any, Any, T], loop: LoopName = "auto") -> T:

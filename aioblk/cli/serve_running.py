@@ -148,24 +148,13 @@ class _Service:
     def _serve_metrics(self, stack: contextlib.AsyncExitStack) -> None:
         if self._settings["metrics-port"] is None:
             return
-        import prometheus_client
+        from .serve_metrics import serve_metrics  # for what it needs, an extra
 
-        from ..metrics import NbdServerCollector
-
-        registry = prometheus_client.CollectorRegistry()
-        registry.register(NbdServerCollector(self._server))
-        address, port = self._settings["metrics-address"], self._settings["metrics-port"]
-        try:
-            metrics, _ = prometheus_client.start_http_server(port, address, registry)
-        except OSError as error:
-            text = f"cannot serve metrics at {address}, port {port}: {error.strerror}"
-            raise OSError(error.errno, text) from None
-        except UnicodeError as error:  # no name of a host
-            text = f"cannot serve metrics at {address!r}, port {port}: {error}"
-            raise OSError(errno.EADDRNOTAVAIL, text) from None
-        stack.callback(metrics.server_close)
-        stack.push_async_callback(asyncio.to_thread, metrics.shutdown)
-        log.info("metrics are at http://%s:%d/metrics", *metrics.server_address[:2])
+        where, end = serve_metrics(
+            self._server, self._settings["metrics-address"], self._settings["metrics-port"]
+        )
+        stack.push_async_callback(asyncio.to_thread, end)
+        log.info("metrics are at %s", where)
 
     def _announce(self) -> None:
         """Whoever does not listen is served all the same."""

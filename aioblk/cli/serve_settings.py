@@ -98,7 +98,7 @@ def _seconds(value: object) -> float:
                 value = float(text)
             except ValueError:
                 value = parse_duration(text)
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value):
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             raise ValueError
         return float(value)
     except (ValueError, OverflowError):

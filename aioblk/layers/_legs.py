@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias, final
 
 from .._sync.loops import running_loop
-from ..errors import DeviceClosedError, DeviceLostError, UnsupportedError
+from ..errors import BlkioError, DeviceClosedError, DeviceLostError, UnsupportedError
+from ._losses import losses_of
 from .block_device import BlockDevice
 from .dirty_bitmap import DirtyBitmap
 
@@ -39,6 +40,8 @@ class Member:
     missing: DirtyBitmap
     """Where it may differ from the others."""
     read_only: bool
+    losses: int
+    """How often it was lost, when it was last asked for something."""
     state: LegState = LegState.IN_SYNC
     error: BaseException | None = None
     """Why it was dropped. None: it was not, or was stale from the beginning."""
@@ -56,10 +59,11 @@ class Member:
 class Leg:
     """One device of a mirror."""
 
-    __slots__ = ("_member",)
+    __slots__ = ("_legs", "_member")
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Member, legs: "Legs") -> None:
         self._member = member
+        self._legs = legs
 
     @property
     def device(self) -> BlockDevice:
@@ -69,20 +73,23 @@ class Leg:
     @property
     def state(self) -> LegState:
         """Whether it has what the others have."""
+        self._legs.notice_losses()
         return self._member.state
 
     @property
     def error(self) -> BaseException | None:
         """Why it was dropped. None: it was not, or was stale from the beginning."""
+        self._legs.notice_losses()
         return self._member.error
 
     @property
     def missing(self) -> DirtyBitmap:
         """Where it may differ from the others; of no use to change it."""
+        self._legs.notice_losses()
         return self._member.missing
 
     def __repr__(self) -> str:
-        return f"<Leg {self.state}: {self.device!r}>"
+        return f"<Leg {self._member.state}: {self.device!r}>"
 
 
 @final
@@ -111,11 +118,12 @@ class Legs:
         on_change: Callable[[Leg], object] | None,
     ) -> None:
         self._on_change = on_change
-        self.all = [
+        self.all: list[Member] = [
             Member(
                 device,
                 DirtyBitmap(granularity, end=capacity),
                 device.read_only,
+                losses_of(device),
                 copied=DirtyBitmap(granularity, end=capacity),
             )
             for device in (*trusted, *stale)
@@ -123,7 +131,7 @@ class Legs:
         for member in self.all[len(trusted) :]:
             member.state = LegState.DROPPED
             member.missing.mark(0, capacity)
-        self._legs = {Leg(member): member for member in self.all}
+        self._legs = {Leg(member, self): member for member in self.all}
         self._unflushed = DirtyBitmap(granularity)
         """Changes that neither a completed flush covers, nor one under way."""
         self._flushing: list[DirtyBitmap] = []
@@ -150,6 +158,7 @@ class Legs:
     def to_read(self, tried: Iterable[Member], is_changing: bool) -> Member | None:
         """The least busy one that was not tried. Of what is being changed, always the same one is asked, or
         what has been seen might not be there any more."""
+        self.notice_losses()
         members = [member for member in self.all if member.state is LegState.IN_SYNC and member not in tried]
         if is_changing and members:
             return members[0]
@@ -158,6 +167,7 @@ class Legs:
     # --- what they miss -------------------------------------------------------------------------------------
 
     def change_begins(self, offset: int, length: int) -> None:
+        self.notice_losses()
         self._unflushed.mark(offset, length)
         for member in self.all:
             if member.state is LegState.DROPPED:
@@ -213,6 +223,25 @@ class Legs:
 
     # --- leaving and coming back ----------------------------------------------------------------------------
 
+    def notice_losses(self) -> None:
+        """Drop who was lost since it was last asked, be it back or not: no request has failed, and what no
+        completed flush covers may be gone. To be called before anything is asked for; what is under way when
+        a device is lost fails."""
+        lost = [member for member in self.all if member.losses != losses_of(member.device)]
+        if not lost:
+            return
+        in_sync = self.in_sync()
+        stays = None
+        if all(member in lost for member in in_sync):
+            stays = min(in_sync, key=lambda member: getattr(member.device, "lost", None) is not None)
+        for member in lost:
+            member.losses = losses_of(member.device)
+            if member.state is not LegState.DROPPED and member is not stays:
+                error = getattr(member.device, "lost", None)
+                if not isinstance(error, BlkioError):
+                    error = DeviceLostError("it was lost, and may lack what was not flushed", driver="mirror")
+                self.drop(member, error)
+
     def drop(self, member: Member, error: BaseException) -> None:
         """Ask it for nothing any more. What no completed flush covers, it may have lost."""
         for unflushed in (self._unflushed, *self._flushing, member.copied.take()):
@@ -223,6 +252,7 @@ class Legs:
 
     def start_resilvering(self, member: Member) -> None:
         member.error = None
+        member.losses = losses_of(member.device)
         self._change_state(member, LegState.RESILVERING)
 
     def is_resilvering(self, member: Member) -> bool:

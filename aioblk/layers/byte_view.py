@@ -21,13 +21,13 @@ from ._begun import Begun, BegunRequests, begin, begin_all, calls_of, future_of
 from ._closed import Closed
 from ._edits import Edits, Span
 from ._plain import PLAIN
-from .block_device import BlockDevice
+from .block_device import BlockDevice, require_block_device
 from .layer import extents_of
 
 __all__ = ["ByteView"]
 
 T = TypeVar("T")
-D_co = TypeVar("D_co", bound=BlockDevice, default=Device, covariant=True)
+D_co = TypeVar("D_co", bound=BlockDevice, default=BlockDevice, covariant=True)
 
 _Result: TypeAlias = Coroutine[Any, Any, T]
 
@@ -69,7 +69,12 @@ class ByteView(AsyncClosing, Generic[D_co]):
     """
 
     def __init__(self, device: D_co) -> None:
-        """Of an open device."""
+        """Of an open device.
+
+        Raises:
+            TypeError: it is no :class:`BlockDevice`.
+        """
+        require_block_device(device)
         limits = device.limits
         self._device = device
         # Whom new requests go to: what gives coroutines, as a Device does.

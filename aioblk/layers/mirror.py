@@ -47,7 +47,8 @@ class Mirror(Standalone):
     **A leg that fails** a request is dropped, as long as another one has done it: the request succeeds, a
     warning is logged to ``aioblk.mirror``, *on_change* is called, and from then on the mirror remembers what
     the leg is missing. That is what is changed from now on, and what was since the last completed
-    :meth:`flush`: a device that is gone may have lost it. The last leg in sync is never dropped; its errors
+    :meth:`flush`: a device that is gone may have lost it. So one that was lost is dropped although it is back
+    before it is asked for anything (:attr:`Device.losses`). The last leg in sync is never dropped; its errors
     are those of the requests. Where a change fails on all, what the range reads as is not known, and only the
     first leg stays, so that it reads as one thing.
 
@@ -277,7 +278,7 @@ class Mirror(Standalone):
         flush = Change(
             self._legs,
             lambda leg: leg.flush(),
-            begins=lambda: None,
+            begins=self._legs.notice_losses,
             ends=lambda outcomes: self._legs.flush_ends(covered, outcomes),
         )
         return self._in_turn(flush, "flush", 0, 0)  # no bytes: nobody waits
@@ -303,6 +304,7 @@ class Mirror(Standalone):
         if member is None:
             raise _misuse("resilver", "the leg is none of this mirror")
         async with member.resilvering:  # who was at it before has to notice first that the leg was dropped
+            self._legs.notice_losses()
             if member.state is not LegState.DROPPED:
                 raise _misuse("resilver", f"a dropped leg can be resilvered; it is {member.state}")
             if device is not None:
@@ -317,6 +319,7 @@ class Mirror(Standalone):
                 self._refuse_if_closed("resilver")
                 if member.missing:
                     await self._copy_missing(member)
+                    self._legs.notice_losses()
                     continue
                 await member.device.flush()  # what it was given is to be as durable as on the others
                 if self._legs.is_resilvering(member) and not member.missing:  # no change has failed meanwhile

@@ -72,6 +72,9 @@ class Reader(AsyncClosing):
         self._busy = False
         self._closed = False
 
+    def __repr__(self) -> str:
+        return f"<aioblk.Reader at {self._offset} of {self._device!r}>"
+
     @property
     def offset(self) -> int:
         """Where on the device the piece begins that was given last or, if none was, will be given next."""

@@ -9,7 +9,6 @@ from typing import Any, Literal, final, overload
 
 from typing_extensions import Buffer, TypeVar
 
-from .._device.device import Device
 from .._device.extents import Extent
 from .._libblkio.limits import Limits
 from .._native._core import Moved, move_pairs
@@ -22,7 +21,7 @@ from .layer import Layer, extents_of
 
 __all__ = ["Slice"]
 
-D_co = TypeVar("D_co", bound=BlockDevice, default=Device, covariant=True)
+D_co = TypeVar("D_co", bound=BlockDevice, default=BlockDevice, covariant=True)
 
 
 @final

@@ -8,7 +8,6 @@ from typing import Any, Literal, TypeVar, final, overload
 import typing_extensions
 from typing_extensions import Buffer
 
-from .._device.device import Device
 from .._native.buffers import as_memoryview, length_of
 from .._queues.statistics import QueueStatistics
 from .._sync.fair_queue import LEAST_WEIGHT, MOST_WEIGHT
@@ -23,7 +22,7 @@ from .layer import REQUESTS, Layer
 __all__ = ["Rate", "Throttle", "ThrottleGroup", "ThrottleStatistics"]
 
 T = TypeVar("T")
-D_co = typing_extensions.TypeVar("D_co", bound=BlockDevice, default=Device, covariant=True)
+D_co = typing_extensions.TypeVar("D_co", bound=BlockDevice, default=BlockDevice, covariant=True)
 
 
 @final
@@ -112,8 +111,11 @@ class Throttle(Layer[D_co]):
 
         Raises:
             OptionError: ``weight`` is not from a millionth to a million.
+            TypeError: *device* is no :class:`BlockDevice`, or *group* no :class:`ThrottleGroup`.
         """
         super().__init__(device)
+        if not isinstance(group, ThrottleGroup):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"a ThrottleGroup is needed, not {group!r}")
         if not LEAST_WEIGHT <= weight <= MOST_WEIGHT:
             raise OptionError(
                 f"weight must be from {LEAST_WEIGHT:g} to {MOST_WEIGHT:g}, not {weight}",

@@ -12,7 +12,6 @@ from typing import Any, final
 
 from typing_extensions import Buffer, TypeVar
 
-from .._device.device import Device
 from .._native.buffers import length_of
 from ..errors import OptionError, UsageError
 from ._begun import begun
@@ -29,7 +28,7 @@ _EVERYTHING = (1 << 64) - 1  # where a change ends of which that is not known: o
 
 _TUPLES: frozenset[type] = frozenset({tuple})
 
-D_co = TypeVar("D_co", bound=BlockDevice, default=Device, covariant=True)
+D_co = TypeVar("D_co", bound=BlockDevice, default=BlockDevice, covariant=True)
 
 
 @final

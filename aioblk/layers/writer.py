@@ -77,6 +77,9 @@ class Writer(AsyncClosing):
         self._closing: asyncio.Task[None] | None = None
         self._busy = False
 
+    def __repr__(self) -> str:
+        return f"<aioblk.Writer at {self.offset}, written to {self._written}, on {self._device!r}>"
+
     @property
     def offset(self) -> int:
         """Where on the device the next byte goes."""

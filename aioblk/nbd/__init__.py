@@ -48,12 +48,16 @@ _ROOMS = {
 }
 
 
-def __getattr__(name: str) -> object:
+def _found(name: str) -> object:
     if name in _ROOMS:
         value: object = getattr(import_module(f"{__name__}.{_ROOMS[name]}"), name)
         globals()[name] = value
         return value
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if not TYPE_CHECKING:  # which would take any name then, wrong ones included
+    __getattr__ = _found
 
 
 def __dir__() -> list[str]:

@@ -73,6 +73,8 @@ class Fault:
         for name in ("offset", "length", "after", "times"):
             if (value := getattr(self, name)) is not None and value < 0:
                 raise _wrong(f"{name} must not be negative, as {value} is")
+        if not callable(self.delay) and not self.delay >= 0:
+            raise _wrong(f"delay must be seconds, or a function that chooses them, not {self.delay}")
         if not 0 <= self.probability <= 1:
             raise _wrong(f"probability must be from 0 to 1, not {self.probability}")
         if self.error is None and self.executed:
@@ -129,6 +131,7 @@ class Faulty(Piecewise[D_co]):
             self.add(fault)
         self._chance = random.Random(seed)
         self._lost: DeviceLostError | None = None
+        self._losses = 0
         self._asked = Asked("faulty", device.limits, lambda: device.capacity, lambda: device.read_only)
         self._waiting = Waiting()
 
@@ -155,9 +158,16 @@ class Faulty(Piecewise[D_co]):
         """Why the device is lost; None: it is not."""
         return self._lost
 
+    @property
+    def losses(self) -> int:
+        """How often it was lost."""
+        return self._losses
+
     def lose(self, reason: str = "the device was lost") -> None:
         """Be lost, as a device whose backend died: what has not been executed fails, and every new request is
         refused, with DeviceLostError."""
+        if self._lost is None:
+            self._losses += 1
         self._lost = DeviceLostError(reason, driver="faulty")
         for request in self._waiting:
             request.fail(DeviceLostError(reason, driver="faulty"))

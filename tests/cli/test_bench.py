@@ -143,7 +143,7 @@ def test_without_matplotlib_nothing_is_measured(scratch_file: Path, monkeypatch:
         (["--verify", "--rw", "write", "--bs", "100"], "multiple of 512"),
         (["--verify", "--rw", "write", "--bs", "1M", "--iodepth", "9"], "of which the range has 8"),
         (["--bs", "16M"], "--bs 16 MiB is more than the range has: 8 MiB of the device's 8 MiB"),
-        (["--bs", "0"], "--bs 0 is not"),
+        (["--bs", "0"], "--bs 0: requests of nothing"),
         (["--offset", "8M", "--size", "1M"], "the range ends at 9437184, the device at 8388608"),
         (["--offset", "9M"], "0 B of the device's 8 MiB, from offset 9437184 on"),
         (["--direct", "--bs", "100"], "--bs 100 is not a multiple of"),

@@ -365,3 +365,20 @@ def test_an_empty_file_is_copied_compared_and_mapped(source: Path) -> None:
     typed("compare", "empty.img", "copy.img")
     assert typed("checksum", "empty.img").startswith(hashlib.sha256().hexdigest())
     assert "data: 0 B" in typed("map", "empty.img")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["copy", "--rate", "0", "a", "b"], "--rate 0: nothing would be done"),
+        (["copy", "--rate", "inf", "a", "b"], "'inf' is not a rate such as 100M/s"),
+        (["copy", "--depth", "inf", "a", "b"], "'inf' is not a valid whole number"),
+        (["bench", "--bs", "0", "a"], "--bs 0: requests of nothing measure nothing"),
+        (["bench", "--latency-target", "0", "a"], "--latency-target 0: nothing is as fast as that"),
+        (["bench", "--iodepth", "nan", "a"], "'nan' is not a valid whole number"),
+    ],
+)
+def test_numbers_that_nothing_can_be_done_with_are_wrong_arguments(arguments: list[str], words: str) -> None:
+    result = CliRunner().invoke(program, arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert words in result.stderr

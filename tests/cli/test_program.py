@@ -12,6 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 import aioblk.cli.program
+from aioblk.cli._load.fleet import WORKER
 from aioblk.cli.program import COMMANDS, program
 from aioblk.cli.running import LOOPS, LoopName, Terminated, run
 from aioblk.errors import BlkioError
@@ -298,3 +299,71 @@ def test_what_is_asked_for_wrongly_has_a_status_of_its_own(
     result = run_aioblk(*arguments, f"io_uring:{disk}?direct=off")
     assert result.returncode == 2
     assert message in result.stderr
+
+
+INTERRUPTS = """
+import signal, sys
+class Interrupts:
+    def find_spec(self, name, *_):
+        if name == {module!r}:
+            signal.raise_signal(signal.SIGINT)
+            print("it goes on", flush=True)
+sys.meta_path.insert(0, Interrupts())
+"""
+"""Has Ctrl-C come as a module is imported."""
+
+
+@pytest.mark.parametrize(
+    "module", ["aioblk", "aioblk._native._core", "aioblk.cli.output", "aioblk.cli.checksum"]
+)
+def test_ctrl_c_while_it_is_imported_ends_it_without_a_word(module: str, tmp_path: Path) -> None:
+    text = INTERRUPTS.format(module=module) + f"sys.argv = ['aioblk', 'checksum', {str(tmp_path)!r}]\n"
+    text += "import _aioblk\n_aioblk.main()\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, env={**os.environ, **variables()}
+    )
+    assert (ended.returncode, ended.stdout, ended.stderr) == (-signal.SIGINT, "", "")
+
+
+def test_ctrl_c_is_ignored_as_whoever_starts_it_wants_it() -> None:
+    text = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
+    text += INTERRUPTS.format(module="aioblk.cli.output") + "sys.argv = ['aioblk', '--version']\n"
+    text += "import _aioblk\n_aioblk.main()\n"
+    ended = subprocess.run(
+        [sys.executable, "-c", text], capture_output=True, text=True, env={**os.environ, **variables()}
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stdout.startswith("it goes on\naioblk ")
+
+
+def test_ctrl_c_is_nothing_to_a_process_of_bench_while_it_is_imported() -> None:
+    stops = "import os\nclass Stops:\n    def find_spec(self, *_):\n        os._exit(0)\n"
+    text = f"{stops}{INTERRUPTS.format(module='aioblk')}sys.meta_path.insert(1, Stops())\n{WORKER}"
+    ended = subprocess.run([sys.executable, "-c", text], capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "it goes on\n", "")
+
+
+@pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
+def test_a_loop_without_descriptors_is_a_line_on_stderr(loop: str, tmp_path: Path) -> None:
+    (tmp_path / "disk").write_bytes(bytes(4096))
+    text = f"""
+import os, resource, sys
+from aioblk.cli import bench, program, running
+import rich.console, uvloop
+low = os.open(os.devnull, os.O_RDONLY)
+resource.setrlimit(resource.RLIMIT_NOFILE, (low + 1 + {{spare}}, low + 1 + {{spare}}))
+os.close(low)
+sys.argv = ["aioblk", "bench", "--loop", {loop!r}, "--runtime", "0.01", {str(tmp_path / "disk")!r}]
+program.program.main()
+"""
+    for spare in (0, 3, 8):
+        ended = subprocess.run(
+            [sys.executable, "-c", text.format(spare=spare)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, **variables()},
+        )
+        assert ended.returncode == 1, ended.stderr
+        assert ended.stderr.startswith("aioblk: [Errno 24] Too many open files: ")
+        assert ended.stderr.endswith("; see ulimit -n\n")
+        assert ended.stderr.count("\n") == 1

@@ -1,5 +1,6 @@
 """``aioblk serve nbd``: its file, its signals, systemd, another user, logs, metrics."""
 
+import asyncio
 import configparser
 import contextlib
 import errno
@@ -11,7 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import urllib.parse
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,9 +23,11 @@ import pytest
 from click.testing import CliRunner
 
 from aioblk import OptionError
+from aioblk.cli import serve_metrics
 from aioblk.cli.program import program
 from aioblk.cli.serve_settings import SETTINGS, Settings, read_file
 from aioblk.cli.service_manager import ServiceManager, sockets_handed_in
+from aioblk.nbd import Server
 
 from ..nbd import wire
 from ..nbd.wire import Client
@@ -86,6 +91,11 @@ def test_names_descriptions_and_a_default_on_the_command_line(tmp_path: Path) ->
         (["a", "--rate", "0"], "it must be positive, not '0'"),
         (["a", "--metrics-port", "70000"], "it must be from 0 to 65535, not '70000'"),
         (["a", "--allow-user", "4294967295"], "it must be a number from 0 to 4294967294, not '4294967295'"),
+        (
+            ["a", "--idle", "inf"],
+            "it must be a number of seconds or a time such as 250ms or 1h30m, not 'inf'",
+        ),
+        (["a", "--drain", "2000000"], "drain must be at most 1e\\+06 seconds, not 2e\\+06"),
         (["a", "--group", "kvm"], "group is the group of another user: name that"),
     ],
 )
@@ -508,3 +518,25 @@ def test_metrics_are_served(image: Path) -> None:
             text = page.read().decode()
     assert 'aioblk_nbd_io_bytes_total{export="",operation="read"} 4096.0' in text
     assert "aioblk_nbd_connections_accepted_total 1.0" in text
+
+
+async def test_who_says_nothing_to_metrics_holds_no_thread_for_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve_metrics, "PATIENCE", 0.05)
+    before = set(threading.enumerate())
+    async with Server() as server:
+        where, end = serve_metrics.serve_metrics(server, "127.0.0.1", 0)
+
+        def try_it() -> str:
+            address = urllib.parse.urlsplit(where)
+            with socket.create_connection(
+                (address.hostname, address.port or 0), timeout=TIME_LIMIT
+            ) as silent:
+                assert silent.recv(1) == b""  # it was sent away
+            with urllib.request.urlopen(where, timeout=TIME_LIMIT) as page:
+                text: str = page.read().decode()
+            end()
+            return text
+
+        assert "aioblk_nbd_connections 0.0" in await asyncio.to_thread(try_it)
+    listening = [thread for thread in set(threading.enumerate()) - before if "serve_forever" in thread.name]
+    assert listening == []

@@ -702,7 +702,11 @@ def test_the_program_says_where_it_is_and_ends_in_order(scratch_file: Path, numb
     ("arguments", "said"),
     [
         (("io_uring", "path=nothing"), "object_gateway: .*nothing.*No such file or directory"),
-        (("io_uring", "path=x", "--memory", "1M"), "--memory must be at least 16777216, not 1048576"),
+        (
+            ("io_uring", "path=x", "--memory", "1M"),
+            "--memory must be a number, and at least 16777216, not 1048576",
+        ),
+        (("io_uring", "path=x", "--patience", "inf"), "--patience must be a number, and at least 0, not inf"),
         (("io_uring", "path=x", "--certificate", "c"), "--certificate and --key belong together"),
         (("io_urin", "path=x"), "object_gateway: .*io_uring"),
     ],

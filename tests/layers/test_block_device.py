@@ -330,12 +330,21 @@ def can_do_more(device: aioblk.Device) -> tuple[aioblk.MapsMemory, aioblk.KnowsE
     return device, device
 
 
-def types(device: aioblk.Device, queue: aioblk.Queue, view: aioblk.ByteView) -> list[aioblk.BlockDevice]:
+def types(
+    device: aioblk.Device, queue: aioblk.Queue, view: aioblk.ByteView[aioblk.Device]
+) -> list[aioblk.BlockDevice]:
     """This as well."""
     of_our_own: aioblk.ByteView[RamDevice] = aioblk.ByteView(RamDevice(0))
     of_any: aioblk.ByteView[aioblk.BlockDevice] = view
     own: RamDevice = of_our_own.device
     known: aioblk.Device = view.device
+    of_layers: tuple[aioblk.ByteView, aioblk.Slice, aioblk.Throttle, aioblk.Tracked] = (
+        aioblk.ByteView(of_our_own),
+        aioblk.Slice(own, 0, 0),
+        aioblk.Throttle(aioblk.Slice(own, 0, 0), aioblk.ThrottleGroup()),
+        aioblk.Tracked(aioblk.Mirror(own)),
+    )
+    assert all(isinstance(layer, aioblk.BlockDevice) for layer in of_layers)
     return [device, queue, view, own, known, of_any, aioblk.ByteView(queue), aioblk.ByteView(of_our_own)]
 
 

@@ -24,7 +24,9 @@ SLOW = 20_000_000  # nanoseconds
 
 
 @pytest.fixture
-async def view(storage_daemon: StorageDaemonFactory, scratch_file: Path) -> AsyncIterator[ByteView]:
+async def view(
+    storage_daemon: StorageDaemonFactory, scratch_file: Path
+) -> AsyncIterator[ByteView[aioblk.Device]]:
     """Of a device with blocks of 512 bytes."""
     async with aioblk.VirtioBlkVhostUser(storage_daemon(scratch_file).socket) as device:
         assert device.limits.request_alignment == BLOCK
@@ -32,7 +34,7 @@ async def view(storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Asyn
 
 
 @pytest.fixture
-async def direct_view(loop_device: Path) -> AsyncIterator[ByteView]:
+async def direct_view(loop_device: Path) -> AsyncIterator[ByteView[aioblk.Device]]:
     """Of a block device where memory must be aligned as well."""
     async with aioblk.IoUring(loop_device, direct=True) as device:
         assert device.limits.buf_alignment == BLOCK
@@ -58,7 +60,7 @@ async def direct_view(loop_device: Path) -> AsyncIterator[ByteView]:
         (0, 4097),
     ],
 )
-async def test_writes_and_reads_any_bytes(view: ByteView, offset: int, length: int) -> None:
+async def test_writes_and_reads_any_bytes(view: ByteView[aioblk.Device], offset: int, length: int) -> None:
     await view.device.write(0, b"-" * 8192)
     data = bytes(range(1, 251)) * 21
     await view.write(offset, data[:length])
@@ -70,7 +72,7 @@ async def test_writes_and_reads_any_bytes(view: ByteView, offset: int, length: i
     assert buffer == data[:length]
 
 
-async def test_misaligned_memory_and_bytes_under_direct_io(direct_view: ByteView) -> None:
+async def test_misaligned_memory_and_bytes_under_direct_io(direct_view: ByteView[aioblk.Device]) -> None:
     await direct_view.write(3, b"abc" * 1000, fua=True)
     assert await direct_view.read(0, 3010) == bytes(3) + b"abc" * 1000 + bytes(7)
     buffer = bytearray(1001)
@@ -81,7 +83,7 @@ async def test_misaligned_memory_and_bytes_under_direct_io(direct_view: ByteView
 @pytest.mark.parametrize(
     ("offset", "length"), [(10, 20), (0, 512), (500, 600), (100, 2000), (512, 1000), (7, 505)]
 )
-async def test_zeroes_any_bytes(view: ByteView, offset: int, length: int) -> None:
+async def test_zeroes_any_bytes(view: ByteView[aioblk.Device], offset: int, length: int) -> None:
     await view.write(0, b"x" * 4096)
     await view.write_zeroes(offset, length)
     expected = b"x" * offset + bytes(length) + b"x" * (4096 - offset - length)
@@ -89,14 +91,14 @@ async def test_zeroes_any_bytes(view: ByteView, offset: int, length: int) -> Non
     await view.flush()
 
 
-async def test_nothing_is_nothing(view: ByteView) -> None:
+async def test_nothing_is_nothing(view: ByteView[aioblk.Device]) -> None:
     assert await view.read(3, 0) == b""
     await view.write(3, b"")
     await view.read_into(3, bytearray())
     await view.write_zeroes(3, 0)
 
 
-async def test_refuses_negative_offsets_and_lengths(view: ByteView) -> None:
+async def test_refuses_negative_offsets_and_lengths(view: ByteView[aioblk.Device]) -> None:
     with pytest.raises(aioblk.OptionError):
         await view.read(-1, 1)
     with pytest.raises(aioblk.OptionError):
@@ -107,7 +109,7 @@ async def test_refuses_negative_offsets_and_lengths(view: ByteView) -> None:
         await view.write_zeroes(-1, 1)
 
 
-async def test_whole_blocks_are_passed_on(view: ByteView) -> None:
+async def test_whole_blocks_are_passed_on(view: ByteView[aioblk.Device]) -> None:
     async with view.device.allocate(4096) as region:
         await view.write(512, region[:1024])
         await view.read_into(512, region[1024:2048])
@@ -117,7 +119,7 @@ async def test_whole_blocks_are_passed_on(view: ByteView) -> None:
         assert view.device.statistics().bounced_bytes == 512  # the edges alone
 
 
-async def test_buffers_may_come_one_after_the_other(view: ByteView) -> None:
+async def test_buffers_may_come_one_after_the_other(view: ByteView[aioblk.Device]) -> None:
     for offset, length in ((0, 512), (1000, 100)):
         await view.writev(offset, (data for data in [b"v" * length]))  # type: ignore[arg-type]
         buffer = bytearray(length)
@@ -125,7 +127,7 @@ async def test_buffers_may_come_one_after_the_other(view: ByteView) -> None:
         assert buffer == b"v" * length
 
 
-async def test_closing_waits_for_nobody_else(view: ByteView) -> None:
+async def test_closing_waits_for_nobody_else(view: ByteView[aioblk.Device]) -> None:
     async def go_on() -> None:
         while True:
             await view.device.write(65536, bytes(65536))
@@ -143,12 +145,12 @@ async def test_closing_waits_for_nobody_else(view: ByteView) -> None:
 # --- writers ------------------------------------------------------------------------------------------------
 
 
-async def test_writers_in_one_block_do_not_undo_each_other(view: ByteView) -> None:
+async def test_writers_in_one_block_do_not_undo_each_other(view: ByteView[aioblk.Device]) -> None:
     await asyncio.gather(*(view.write(place, bytes([place % 251])) for place in range(500)))
     assert await view.read(0, 500) == bytes(place % 251 for place in range(500))
 
 
-async def test_overlapping_writers_take_turns_in_order(view: ByteView) -> None:
+async def test_overlapping_writers_take_turns_in_order(view: ByteView[aioblk.Device]) -> None:
     await asyncio.gather(*(view.write(number, bytes([number]) * 1000) for number in range(100)))
     assert await view.read(0, 1099) == bytes([*range(99), *[99] * 1000])
 
@@ -164,7 +166,7 @@ async def test_disjoint_writers_run_concurrently(storage_daemon: StorageDaemonFa
         await asyncio.gather(*writes, same)
 
 
-async def test_a_cancelled_writer_lets_the_next_one_go_on(view: ByteView) -> None:
+async def test_a_cancelled_writer_lets_the_next_one_go_on(view: ByteView[aioblk.Device]) -> None:
     first = asyncio.create_task(view.write(0, b"1" * 1000))
     second = asyncio.create_task(view.write(500, b"2" * 1000))
     third = asyncio.create_task(view.write(999, b"3" * 10))
@@ -201,7 +203,7 @@ async def test_a_write_on_its_way_is_left_at_once_and_later_ones_wait_for_it(
             assert await view.read(0, 2 * BLOCK) == expected
 
 
-async def test_an_error_lets_the_next_one_go_on(view: ByteView) -> None:
+async def test_an_error_lets_the_next_one_go_on(view: ByteView[aioblk.Device]) -> None:
     end = view.device.capacity
     outcomes = await asyncio.gather(
         view.write(end - 10, b"x" * 20),
@@ -215,7 +217,7 @@ async def test_an_error_lets_the_next_one_go_on(view: ByteView) -> None:
     assert await view.read(end - 100, 100) == b"y" * 50 + bytes(50)
 
 
-async def test_a_change_of_whole_blocks_waits_for_one_of_parts(view: ByteView) -> None:
+async def test_a_change_of_whole_blocks_waits_for_one_of_parts(view: ByteView[aioblk.Device]) -> None:
     """The part's block is read, and would be written back with what was there before."""
     for _ in range(20):
         await view.device.write_zeroes(0, 4096)
@@ -271,7 +273,7 @@ async def test_a_cancelled_write_of_whole_blocks_is_over_before_a_part_is_read(
         assert (await view.read(0, 512))[:6] == b"wpartw"
 
 
-async def test_a_change_of_parts_of_blocks_reads_them_in_the_call(view: ByteView) -> None:
+async def test_a_change_of_parts_of_blocks_reads_them_in_the_call(view: ByteView[aioblk.Device]) -> None:
     requests: list[Awaitable[object]] = []
     for submitted, change in (
         (1, partial(view.write, 1, b"x")),
@@ -300,7 +302,7 @@ async def test_a_read_that_is_cancelled_before_its_first_step_is_cancelled_at_th
         assert slow_device.statistics().cancelled == 4
 
 
-async def test_closing_ends_the_view_and_not_its_device(view: ByteView) -> None:
+async def test_closing_ends_the_view_and_not_its_device(view: ByteView[aioblk.Device]) -> None:
     async with view:
         changes = [view.write(place, b"x" * 300) for place in range(0, 3000, 300)]
     assert await view.device.read(0, 3072) == b"x" * 3000 + bytes(72)
@@ -312,7 +314,7 @@ async def test_closing_ends_the_view_and_not_its_device(view: ByteView) -> None:
     await view.device.write(0, bytes(512))
 
 
-async def test_who_is_cancelled_while_closing_leaves_the_changes_alone(view: ByteView) -> None:
+async def test_who_is_cancelled_while_closing_leaves_the_changes_alone(view: ByteView[aioblk.Device]) -> None:
     change = view.write(1, b"x")
     closing = asyncio.ensure_future(view.aclose())
     await asyncio.sleep(0)
@@ -323,7 +325,7 @@ async def test_who_is_cancelled_while_closing_leaves_the_changes_alone(view: Byt
     assert await view.device.read(0, 512) == b"\0x" + bytes(510)
 
 
-async def test_batches_of_any_bytes(view: ByteView) -> None:
+async def test_batches_of_any_bytes(view: ByteView[aioblk.Device]) -> None:
     pieces = [(3, b"abc"), (511, b"de"), (512, b"F" * 512), (2000, b""), (5, b"gh")]
     assert await view.write_many(pieces) is None
     assert await view.read(0, 1024) == bytes(3) + b"abgh" + bytes(504) + b"d" + b"F" * 512
@@ -334,7 +336,9 @@ async def test_batches_of_any_bytes(view: ByteView) -> None:
     assert [bytes(buffer) for _, buffer in buffers] == [b"abgh", b"dF", b"F" * 512]
 
 
-async def test_a_batch_of_whole_blocks_is_one_request_unless_it_shares_a_block(view: ByteView) -> None:
+async def test_a_batch_of_whole_blocks_is_one_request_unless_it_shares_a_block(
+    view: ByteView[aioblk.Device],
+) -> None:
     whole = view.write_many([(0, bytes(512)), (512, bytes(512))])
     assert isinstance(whole, aioblk.Request)
     await whole
@@ -346,7 +350,7 @@ async def test_a_batch_of_whole_blocks_is_one_request_unless_it_shares_a_block(v
     assert await view.read(0, 1024) == b"wwPART" + b"w" * 1018
 
 
-async def test_what_a_request_may_be_handed_to(view: ByteView) -> None:
+async def test_what_a_request_may_be_handed_to(view: ByteView[aioblk.Device]) -> None:
     async with asyncio.TaskGroup() as group:
         for offset in (0, 512, 1000, 1001):
             group.create_task(view.write(offset, b"x" * 512))
@@ -360,7 +364,9 @@ async def test_what_a_request_may_be_handed_to(view: ByteView) -> None:
         await asyncio.create_task(view.read(view.device.capacity, 7))
 
 
-async def test_a_task_that_is_cancelled_before_its_first_step_waits_for_its_write(view: ByteView) -> None:
+async def test_a_task_that_is_cancelled_before_its_first_step_waits_for_its_write(
+    view: ByteView[aioblk.Device],
+) -> None:
     first = asyncio.ensure_future(view.write(1, b"first"))
     task = asyncio.create_task(view.write(2, b"second"))
     task.cancel()
@@ -371,7 +377,9 @@ async def test_a_task_that_is_cancelled_before_its_first_step_waits_for_its_writ
 
 
 @pytest.mark.parametrize("length", [BLOCK, BLOCK - 2])
-async def test_a_change_that_waits_outlasts_the_region_of_its_buffer(view: ByteView, length: int) -> None:
+async def test_a_change_that_waits_outlasts_the_region_of_its_buffer(
+    view: ByteView[aioblk.Device], length: int
+) -> None:
     async with view.device.allocate(4096) as region:
         region[:length] = b"r" * length
         first = view.write(1, b"first")
@@ -381,7 +389,7 @@ async def test_a_change_that_waits_outlasts_the_region_of_its_buffer(view: ByteV
     assert await view.read(0, length) == b"r" * length
 
 
-async def test_what_was_begun_is_done_whether_it_is_awaited_or_not(view: ByteView) -> None:
+async def test_what_was_begun_is_done_whether_it_is_awaited_or_not(view: ByteView[aioblk.Device]) -> None:
     forgotten = view.write(1, b"one")
     view.write(2, b"two").close()
     del forgotten
@@ -389,7 +397,7 @@ async def test_what_was_begun_is_done_whether_it_is_awaited_or_not(view: ByteVie
     assert await view.read(0, 9) == b"\0ot" + b"three" + b"\0"
 
 
-async def test_zeroes_without_fallback_are_for_whole_blocks(direct_view: ByteView) -> None:
+async def test_zeroes_without_fallback_are_for_whole_blocks(direct_view: ByteView[aioblk.Device]) -> None:
     await direct_view.write(0, b"x" * 2048)
     with pytest.raises(aioblk.UnsupportedError, match="no_fallback"):
         await direct_view.write_zeroes(1, 1024, no_fallback=True)
@@ -398,7 +406,9 @@ async def test_zeroes_without_fallback_are_for_whole_blocks(direct_view: ByteVie
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, 4096), (1, 4095), (100, 3000), (5, 10), (511, 513)])
-async def test_discards_the_whole_blocks_within(direct_view: ByteView, offset: int, length: int) -> None:
+async def test_discards_the_whole_blocks_within(
+    direct_view: ByteView[aioblk.Device], offset: int, length: int
+) -> None:
     await direct_view.write(0, b"x" * 8192)
     await direct_view.discard(offset, length)
     data = await direct_view.read(0, 8192)
@@ -408,7 +418,7 @@ async def test_discards_the_whole_blocks_within(direct_view: ByteView, offset: i
     assert data[max(first, last) :] == b"x" * (8192 - max(first, last))
 
 
-async def test_vectors(view: ByteView) -> None:
+async def test_vectors(view: ByteView[aioblk.Device]) -> None:
     await view.writev(3, [b"abc", b"", bytearray(b"defg")], fua=True)
     buffers = bytearray(2), bytearray(3), bytearray(4)
     await view.readv(2, buffers)
@@ -455,7 +465,7 @@ steps = st.builds(
 rounds_of_steps = st.lists(st.lists(steps, min_size=1, max_size=8), max_size=8)
 
 
-def begin(view: ByteView, step: Step, value: int) -> Coroutine[Any, Any, Any]:
+def begin(view: ByteView[aioblk.Device], step: Step, value: int) -> Coroutine[Any, Any, Any]:
     offset, length = step.where
     match step.kind:
         case "write":
@@ -472,7 +482,7 @@ def begin(view: ByteView, step: Step, value: int) -> Coroutine[Any, Any, Any]:
             return read_in_pieces(view, offset, length)
 
 
-async def read_in_pieces(view: ByteView, offset: int, length: int) -> bytes:
+async def read_in_pieces(view: ByteView[aioblk.Device], offset: int, length: int) -> bytes:
     pieces = bytearray(length // 2), bytearray(length - length // 2)
     await view.readv(offset, pieces)
     return b"".join(pieces)
@@ -497,7 +507,7 @@ def orders(changes: list[Step]) -> set[tuple[int, int]]:
     return ordered
 
 
-async def check_against_model(view: ByteView, rounds: list[list[Step]]) -> None:
+async def check_against_model(view: ByteView[aioblk.Device], rounds: list[list[Step]]) -> None:
     """Each round's requests run concurrently. The model keeps what every byte may be, and learns what it is.
 
     A change that was not cancelled counts unless one that comes after it covers the byte. A cancelled one may
@@ -542,13 +552,15 @@ async def check_against_model(view: ByteView, rounds: list[list[Step]]) -> None:
 
 @given(rounds=rounds_of_steps)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_agrees_with_a_model(view: ByteView, rounds: list[list[Step]]) -> None:
+async def test_agrees_with_a_model(view: ByteView[aioblk.Device], rounds: list[list[Step]]) -> None:
     await check_against_model(view, rounds)
 
 
 @given(rounds=rounds_of_steps)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-async def test_agrees_with_a_model_under_direct_io(direct_view: ByteView, rounds: list[list[Step]]) -> None:
+async def test_agrees_with_a_model_under_direct_io(
+    direct_view: ByteView[aioblk.Device], rounds: list[list[Step]]
+) -> None:
     await check_against_model(direct_view, rounds)
 
 
@@ -558,7 +570,7 @@ ODD = 1_000_000  # bytes; the last block has 64 of them
 
 
 @pytest.fixture
-async def odd_view(tmp_path: Path) -> AsyncIterator[ByteView]:
+async def odd_view(tmp_path: Path) -> AsyncIterator[ByteView[aioblk.Device]]:
     path = tmp_path / "odd"
     path.write_bytes(b"-" * ODD)
     async with aioblk.IoUring(path, direct=True) as device:
@@ -567,12 +579,14 @@ async def odd_view(tmp_path: Path) -> AsyncIterator[ByteView]:
         yield ByteView(device)
 
 
-def contents(view: ByteView) -> bytes:
+def contents(view: ByteView[aioblk.Device]) -> bytes:
     return Path(str(view.device.properties["path"])).read_bytes()
 
 
 @pytest.mark.parametrize(("offset", "length"), [(0, ODD), (ODD - 1, 1), (ODD - 70, 70), (ODD - 64, 10)])
-async def test_the_last_bytes_are_read_and_written(odd_view: ByteView, offset: int, length: int) -> None:
+async def test_the_last_bytes_are_read_and_written(
+    odd_view: ByteView[aioblk.Device], offset: int, length: int
+) -> None:
     assert await odd_view.read(offset, length) == b"-" * length
     await odd_view.write(offset, b"x" * length, fua=True)
     assert await odd_view.read(offset, length) == b"x" * length
@@ -581,19 +595,19 @@ async def test_the_last_bytes_are_read_and_written(odd_view: ByteView, offset: i
 
 
 @pytest.mark.parametrize("length", [1, 63, 64, 65, 448, 449, 5000])
-async def test_a_file_grows_to_the_byte(odd_view: ByteView, length: int) -> None:
+async def test_a_file_grows_to_the_byte(odd_view: ByteView[aioblk.Device], length: int) -> None:
     await odd_view.write(ODD - 10, b"x" * (10 + length))
     assert contents(odd_view) == b"-" * (ODD - 10) + b"x" * (10 + length)
     await odd_view.write_zeroes(ODD, length + 1)
     assert contents(odd_view) == b"-" * (ODD - 10) + b"x" * 10 + bytes(length + 1)
 
 
-async def test_zeroes_up_to_the_end_leave_it_where_it_is(odd_view: ByteView) -> None:
+async def test_zeroes_up_to_the_end_leave_it_where_it_is(odd_view: ByteView[aioblk.Device]) -> None:
     await odd_view.write_zeroes(100, ODD - 100)
     assert contents(odd_view) == b"-" * 100 + bytes(ODD - 100)
 
 
-async def test_nobody_who_makes_the_file_longer_is_cut_off(odd_view: ByteView) -> None:
+async def test_nobody_who_makes_the_file_longer_is_cut_off(odd_view: ByteView[aioblk.Device]) -> None:
     """Changes at and behind the end, begun together, in both orders: whole blocks and parts of them."""
     end = -(-ODD // BLOCK) * BLOCK
     for _ in range(5):
@@ -609,7 +623,9 @@ async def test_nobody_who_makes_the_file_longer_is_cut_off(odd_view: ByteView) -
         await odd_view.device.truncate(ODD)
 
 
-async def test_a_change_at_the_end_that_is_cancelled_leaves_the_length(odd_view: ByteView) -> None:
+async def test_a_change_at_the_end_that_is_cancelled_leaves_the_length(
+    odd_view: ByteView[aioblk.Device],
+) -> None:
     for turns in range(12):
         change = asyncio.ensure_future(odd_view.write(ODD - 1, b"y"))
         for _ in range(turns):
@@ -620,7 +636,7 @@ async def test_a_change_at_the_end_that_is_cancelled_leaves_the_length(odd_view:
         assert odd_view.device.capacity == ODD
 
 
-async def test_what_is_no_pair_is_refused_in_the_list(view: ByteView) -> None:
+async def test_what_is_no_pair_is_refused_in_the_list(view: ByteView[aioblk.Device]) -> None:
     for wrong in (5, (0,), ("0", bytearray()), (0, 1.5)):
         pairs: list[Any] = [(0, bytearray(3)), wrong]
         for call in (view.read_into_many, view.write_many):

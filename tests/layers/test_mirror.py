@@ -384,3 +384,85 @@ async def test_a_buffer_is_held_still_while_a_change_waits() -> None:
         buffer.clear()
     await asyncio.gather(first, second)
     assert await mirror.read(0, BLOCK) == b"w" * BLOCK
+
+
+# --- legs that were lost, and are back ----------------------------------------------------------------------
+
+ASKED: dict[str, Callable[[aioblk.Mirror], object]] = {
+    **CHANGES,
+    "read": lambda mirror: mirror.read(0, BLOCK),
+    "state": lambda mirror: mirror.legs[1].state,
+    "missing": lambda mirror: mirror.legs[1].missing,
+    "error": lambda mirror: mirror.legs[1].error,
+}
+
+
+@pytest.mark.parametrize("ask", ASKED)
+async def test_a_leg_that_was_lost_is_dropped_though_it_is_back(ask: str) -> None:
+    """What it had in its cache is gone, and a flush would succeed without it."""
+    cached = PowerLoss(SPACE)
+    one, other = MemoryDevice(SPACE, limits=LIMITS), Faulty(cached)
+    changed = list[aioblk.Leg]()
+    mirror = aioblk.Mirror(
+        one, aioblk.Slice(other, 0, SPACE), granularity=GRANULARITY, on_change=changed.append
+    )
+    await mirror.write(0, NEW)
+    other.lose("its backend died")
+    await other.reconnect()
+    assert other.losses == 1
+    answer = ASKED[ask](mirror)
+    if isinstance(answer, Awaitable):
+        await answer
+    assert states(mirror) == [IN_SYNC, DROPPED]
+    assert mirror.legs[1].missing.overlaps(0, BLOCK)
+    assert isinstance(mirror.legs[1].error, aioblk.DeviceLostError)
+    await turns()
+    assert changed == [mirror.legs[1]]
+    await mirror.resilver(mirror.legs[1])
+    assert states(mirror) == [IN_SYNC, IN_SYNC]
+    for seed in range(8):
+        assert await cached.crash(seed).read(0, BLOCK) == await mirror.read(0, BLOCK)
+
+
+async def test_whoever_resilvers_a_leg_that_has_come_back_need_not_wait_until_it_is_asked() -> None:
+    one, other = faulty(), faulty()
+    mirror = aioblk.Mirror(one, other, granularity=GRANULARITY)
+    await mirror.write(0, NEW)
+    other.lose()
+    await other.reconnect()
+    await mirror.resilver(mirror.legs[1])
+    assert states(mirror) == [IN_SYNC, IN_SYNC]
+
+
+@pytest.mark.parametrize("is_back", [False, True])
+async def test_of_legs_that_were_all_lost_one_stays_that_is_back(is_back: bool) -> None:
+    one, other = faulty(), faulty()
+    mirror = aioblk.Mirror(one, other, granularity=GRANULARITY)
+    for leg in (one, other):
+        leg.lose()
+    await other.reconnect()
+    if is_back:
+        await one.reconnect()
+    await mirror.write(0, NEW)
+    assert states(mirror) == ([IN_SYNC, DROPPED] if is_back else [DROPPED, IN_SYNC])
+    await mirror.write(0, NEW)
+    assert IN_SYNC in states(mirror)
+
+
+async def test_a_leg_that_is_lost_and_back_while_it_is_resilvered_is_dropped() -> None:
+    """What it was given may be gone before it is flushed."""
+    other = faulty()
+    leg = Held(other)
+    leg.is_holding = True
+    mirror = aioblk.Mirror(faulty(), stale=[leg], granularity=GRANULARITY)
+    resilvering = asyncio.create_task(mirror.resilver(mirror.legs[1]))
+    await turns()
+    leg.is_holding = False
+    for write in leg.held:
+        write.set_result(None)
+    other.lose()
+    await other.reconnect()
+    with pytest.raises(aioblk.DeviceLostError):
+        await resilvering
+    assert states(mirror) == [IN_SYNC, DROPPED]
+    assert mirror.legs[1].missing.dirty_bytes == SPACE

@@ -2,6 +2,7 @@
 
 import errno
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -173,3 +174,15 @@ class _Plain(MemoryDevice):
     """That nobody can tell of memory."""
 
     register = allocate = None  # type: ignore[assignment]
+
+
+async def test_what_layers_are_not_made_of_is_told() -> None:
+    device = MemoryDevice(1 << 20)
+    layers: list[Any] = [aioblk.ByteView, aioblk.Tracked, aioblk.Mirror, aioblk.Reader, aioblk.Writer]
+    for layer in layers:
+        with pytest.raises(TypeError, match=r"a BlockDevice is needed, not str: 'disk\.img'"):
+            layer("disk.img")
+    with pytest.raises(TypeError, match="a ThrottleGroup is needed, not None"):
+        aioblk.Throttle(device, None)  # type: ignore[arg-type] # pyright: ignore[reportArgumentType]
+    assert repr(aioblk.Reader(device, 512)) == f"<aioblk.Reader at 512 of {device!r}>"
+    assert repr(aioblk.Writer(device, 512)) == f"<aioblk.Writer at 512, written to 512, on {device!r}>"

@@ -186,3 +186,31 @@ async def test_a_block_device_tells_its_size_without_looking_for_its_end(loop_de
         assert os.lseek(fd, 0, os.SEEK_CUR) == 4711
     finally:
         os.close(fd)
+
+
+# --- files that the kernel makes up -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("path", "file_system"),
+    [("/proc/version", "procfs"), ("/sys/kernel/mm/transparent_hugepage/enabled", "sysfs")],
+)
+async def test_a_file_whose_size_says_nothing_is_refused(path: str, file_system: str) -> None:
+    """A copy of it would be empty, or end with zeroes that are not there."""
+    said = await refused(aioblk.IoUring(path, read_only=True))
+    assert f"{path!r}: it is a file of {file_system}, whose size says nothing" in said
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        assert f"descriptor {fd} is a file of {file_system}" in await refused(aioblk.IoUring(fd=fd))
+    finally:
+        os.close(fd)
+
+
+async def test_the_link_to_a_descriptor_is_what_that_is_open_on(scratch_file: Path) -> None:
+    """Although the link itself is in procfs."""
+    fd = os.open(scratch_file, os.O_RDONLY)
+    try:
+        async with aioblk.IoUring(f"/proc/self/fd/{fd}", read_only=True) as device:
+            assert device.capacity == os.fstat(fd).st_size
+    finally:
+        os.close(fd)

@@ -10,7 +10,7 @@ import socket
 import struct
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import prometheus_client
 import pytest
@@ -401,6 +401,32 @@ async def test_one_error_is_no_loss() -> None:
             assert (await away(client.call, wire.READ, 0, 512)).error == errno.EIO
             assert (await away(client.call, wire.READ, 0, 512)).error == 0
         assert not task.done()
+
+
+@pytest.mark.parametrize("when_lost", ["end", "reconnect"])
+async def test_clients_of_a_device_that_was_lost_and_is_back_are_sent_away(
+    monkeypatch: pytest.MonkeyPatch, when_lost: Literal["end", "reconnect"]
+) -> None:
+    """Nobody has asked for anything meanwhile; what they have not flushed is in doubt all the same."""
+    monkeypatch.setattr("aioblk.nbd._server.backend.LOOK_EVERY", 0.01)
+    faulty = Faulty(await disk())
+    async with (
+        Server([Export(aioblk.Slice(faulty, 0, SIZE))], policy=Policy(when_lost=when_lost)) as server,
+        serving(server) as task,
+    ):
+        with await away(connected, server) as client:
+            faulty.lose()
+            await faulty.reconnect()
+            assert await away(client.is_closed_by_server)
+        if when_lost == "end":
+            with pytest.raises(aioblk.DeviceLostError, match="it was lost, and is back"):
+                await task
+        else:
+            with await away(Client, server.sockets[0].getsockname()) as newcomer:
+                await away(newcomer.greet)
+                while (await away(newcomer.go, b""))[-1].kind == wire.ERR_POLICY:
+                    pass
+                assert (await away(newcomer.call, wire.READ, 0, 512)).error == 0
 
 
 async def test_a_mirror_is_lost_with_the_last_of_its_devices() -> None:

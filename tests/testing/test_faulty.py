@@ -209,6 +209,10 @@ async def test_each_of_a_batch_has_its_faults() -> None:
 
 
 async def test_what_is_no_rule() -> None:
+    with pytest.raises(
+        aioblk.OptionError, match="delay must be seconds, or a function that chooses them, not -1"
+    ):
+        Fault(delay=-1)
     with pytest.raises(aioblk.OptionError, match=r"probability must be from 0 to 1, not 1.5"):
         Fault(probability=1.5)
     with pytest.raises(aioblk.OptionError, match="needs an error"):

@@ -25,6 +25,15 @@ __all__ = ["Point", "Result", "measure"]
 SAMPLES_EVERY = 0.25  # seconds
 PATIENCE = 10.0  # seconds, for a process that was told to stop
 
+WORKER = """
+import signal
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+from aioblk.cli._load.worker import main
+main()
+"""
+"""What a process runs. Ctrl-C is for all in a terminal, and the parent says when to stop: from before what
+takes time is imported."""
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -146,7 +155,7 @@ async def _process(task: Task) -> AsyncGenerator[Process]:
     root = str(Path(__file__).parents[3])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "aioblk.cli._load.worker"),
+        *(sys.executable, "-c", WORKER),
         stdin=PIPE,
         stdout=PIPE,
         env={**os.environ, "PYTHONPATH": path},

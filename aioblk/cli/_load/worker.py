@@ -8,7 +8,6 @@ import gc
 import os
 import pickle
 import resource
-import signal
 import sys
 import threading
 import time
@@ -27,7 +26,6 @@ from .job import Clocked, Signals, Verified, buffers_of, run_job
 
 def main() -> None:
     """Of the process."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent says when to stop
     out, sys.stdout = sys.stdout.buffer, sys.stderr
     orders = sys.stdin.fileno()
     (length,) = FRAME.unpack(_read(orders, FRAME.size))
@@ -179,7 +177,3 @@ class _Worker:
             loop.call_soon_threadsafe(self._ended.set)
         except RuntimeError:
             pass  # the loop has been faster
-
-
-if __name__ == "__main__":
-    main()

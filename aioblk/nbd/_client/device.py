@@ -268,6 +268,11 @@ class Nbd(AsyncClosing, BlockDevice):
         return self._life is not None and self._life.state is State.RECOVERING
 
     @property
+    def losses(self) -> int:
+        """How often it was lost. What no flush had covered is in doubt, be it back or not."""
+        return 0 if self._life is None else self._life.losses
+
+    @property
     def reconnections(self) -> int:
         """How often the device came back: by itself, or by :meth:`reconnect`."""
         return 0 if self._life is None else self._life.reconnections

@@ -86,6 +86,7 @@ class Life:
         self.state = State.PRESENT
         self.lost: DeviceLostError | None = None
         self.closing = False
+        self.losses = 0
         self.reconnections = 0
         self._stop: asyncio.Future[None] | None = None  # ends the search for a server
         # Of a search, which is over when a server has answered what was in flight, or was there for long.
@@ -197,6 +198,7 @@ class Life:
         if self.state is State.LOST:
             return
         self.state = State.LOST
+        self.losses += 1
         self.lost = self._lost_error("connect", why)
         self._end_search()
         self.dispatch.fail_all(

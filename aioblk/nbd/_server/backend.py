@@ -9,6 +9,7 @@ from typing import cast, final
 
 from ..._device.device import Device
 from ...errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
+from ...layers._losses import losses_of
 from ...layers.block_device import BlockDevice
 from ...layers.byte_view import ByteView
 
@@ -58,9 +59,13 @@ class Backend:
         """Wait until the device is lost; why.
 
         Devices that tell, and layers over those, are asked. Others, such as a mirror, whose requests fail
-        when the last of its devices is gone, are tried when that has happened to a client's.
+        when the last of its devices is gone, are tried when that has happened to a client's. One that is back
+        by the time that it is asked was lost all the same: what clients have not flushed is in doubt.
         """
+        losses = losses_of(self.device)
         while (lost := loss_of(self.device)) is None:
+            if losses_of(self.device) != losses:
+                return DeviceLostError("it was lost, and is back")
             try:
                 async with asyncio.timeout(LOOK_EVERY):
                     await self._suspected.wait()

@@ -71,7 +71,7 @@ class Policy:
                 )
             if isinstance(least, float) and (value > LONGEST_WAIT or math.isinf(value)):
                 raise OptionError(
-                    f"{name} must be at most {LONGEST_WAIT:g}, not {_plain(value)}", driver="nbd"
+                    f"{name} must be at most {LONGEST_WAIT:g} seconds, not {_plain(value)}", driver="nbd"
                 )
         if not isinstance(self.rate, (Rate, NoneType)):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise OptionError(
