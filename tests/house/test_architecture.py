@@ -109,7 +109,9 @@ def test_every_room_has_its_floor() -> None:
 def test_arrows_point_down(module: str) -> None:
     ours = _wing(module)
     up = sorted(
-        target for target in arrows()[module] if _wing(target) != ours and _floor(_wing(target)) <= _floor(ours)
+        target
+        for target in arrows()[module]
+        if _wing(target) != ours and _floor(_wing(target)) <= _floor(ours)
     )
     assert not up, f"{module} imports {', '.join(up)}, which lie above it or beside"
 
