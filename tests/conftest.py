@@ -30,8 +30,8 @@ from .support.leaks import Holdings, join_threads
 from .support.left_out import MISSING, LeftOut
 from .support.loop_device import LoopDevice, cannot_have_loop_devices
 
-# Hundreds of processes import the same modules. Where none may keep what it has compiled, as in many containers, that
-# is what takes the most of their time.
+# Hundreds of processes import the same modules. Where none may keep what it has compiled, as in many
+# containers, compiling is what takes the most of their time.
 sys.dont_write_bytecode = False
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 

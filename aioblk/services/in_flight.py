@@ -438,8 +438,8 @@ class InFlightShare:
         )
 
 
-# Numbers of other types than int may overflow, or be none. Whether one is needed is seen before these are called:
-# most amounts are plain, and in order.
+# Numbers of other types than int may overflow, or be none. Whoever calls these has seen that the amount is not
+# plain, or not in order: most are, and are not converted.
 
 
 def _whole(length: int) -> int:

@@ -49,8 +49,8 @@ class Target:
 
 
 class LastingDaemons:
-    """Daemons that serve one test after the other, since starting one takes longer than most tests. Each has a
-    disk of its own. For tests that look at nothing of a daemon but what it answers."""
+    """Daemons that serve one test after the other, since starting one takes longer than most tests. Each has
+    a disk of its own. For tests that look at nothing of a daemon but what it answers."""
 
     def __init__(self, directory: Path) -> None:
         LASTING.append(self)
