@@ -19,7 +19,7 @@ class Ticker:
         is the loop's, and the next one comes all the same."""
         self._loop = loop
         self._every = every
-        # The timer alone has the tick: who is called by a ticker of his own is free of it once it has stopped.
+        # The timer alone has the tick, so that a ticker that has stopped is in no circle with who has it.
         self._timer: asyncio.TimerHandle | None = loop.call_later(every, self._run, tick)
 
     @property

@@ -438,7 +438,7 @@ class InFlightShare:
         )
 
 
-# Numbers of other types than int may overflow, or be none. Whoever calls these has seen that the amount is not
+# Numbers of other types than int may overflow, or be none. Whoever calls these has seen that an amount is not
 # plain, or not in order: most are, and are not converted.
 
 
