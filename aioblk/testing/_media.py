@@ -24,10 +24,17 @@ class Media:
         return other
 
     def read(self, offset: int, length: int) -> bytes:
-        chunks = self._chunks
-        return b"".join(
-            chunks.get(number, _HOLE)[start:stop] for number, start, stop in _by_chunk(offset, length)
-        )
+        if length <= 0:
+            return b""
+        first, start = divmod(offset, CHUNK)
+        last = (offset + length - 1) // CHUNK
+        if first == last:
+            return self._chunks.get(first, _HOLE)[start : start + length]
+        get = self._chunks.get
+        pieces = [get(number, _HOLE) for number in range(first, last + 1)]
+        pieces[0] = pieces[0][start:]
+        pieces[-1] = pieces[-1][: offset + length - last * CHUNK]
+        return b"".join(pieces)
 
     def write(self, offset: int, data: bytes | memoryview) -> None:
         done = 0
