@@ -21,8 +21,9 @@ import aioblk
 from aioblk._native._core import Submitter
 from aioblk.metrics import METRICS, NBD_METRICS, Metric, NbdMetric
 
-from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
+from ..conftest import StorageDaemonFactory
 from ..contract.drivers import BUFFERED, DIRECT, LOOP, NVME, VDUSE, VFIO, VHOST_USER
+from ..support.devices import SCRATCH_SIZE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
