@@ -13,6 +13,7 @@ from typing import final
 
 from .._libblkio.subject import Subject
 from .._native._core import QueueCore
+from .._sync.ticker import Ticker
 
 __all__ = ["TICKS", "SilenceWatch", "describe_silence"]
 
@@ -36,22 +37,14 @@ class SilenceWatch:
         """*on_silence* is called, once, with what the device has not answered for *lost_after* seconds."""
         self._core = core
         self._subject = subject
-        self._loop = loop
         self._lost_after = lost_after
         self._on_silence = on_silence
-        self._timer: asyncio.TimerHandle | None = None
-        self._set()
+        self._ticker = Ticker(loop, lost_after / TICKS, self._tick)
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _set(self) -> None:
-        self._timer = self._loop.call_later(self._lost_after / TICKS, self._tick)
+        self._ticker.stop()
 
     def _tick(self) -> None:
-        self._set()
         if self._core.in_flight:
             self._core.flush()  # the loop may have been kept from taking what has been there for long
         silence = describe_silence(self._core, self._subject, self._lost_after)

@@ -74,7 +74,7 @@ class _Service:
             loop.add_signal_handler(signal.SIGHUP, self._on_hang_up)
             self._announce()
             self._manager.ready(self._what_is_served())
-            self._manager.keep_fed(loop.call_later)
+            self._manager.keep_fed(loop)
             try:
                 await self._serving
             except asyncio.CancelledError:

@@ -1,12 +1,14 @@
 """What systemd, and whatever does as it does, hands to a service and is told by it."""
 
+import asyncio
 import contextlib
 import os
 import socket
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import MutableMapping
 from typing import final
 
+from .._sync.ticker import Ticker
 from ..errors import OptionError
 
 __all__ = ["ServiceManager", "sockets_handed_in"]
@@ -62,6 +64,7 @@ class ServiceManager:
         """Seconds within which it wants to hear that all is well."""
         if self._address and _is_number(interval) and process in ("", str(os.getpid())):
             self.watchdog = int(interval) / 1e6 or None  # 0 is none
+        self._feeding: Ticker | None = None
         self._messenger: socket.socket | None = None
         if self._address:  # now: whoever has no descriptor left would not be heard, and be taken for dead
             self._messenger = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
@@ -74,6 +77,8 @@ class ServiceManager:
 
     def close(self) -> None:
         """Tell it nothing more; idempotent."""
+        if self._feeding is not None:
+            self._feeding.stop()
         if self._messenger is not None:
             self._messenger.close()
             self._messenger = None
@@ -87,8 +92,11 @@ class ServiceManager:
     def stopping(self, status: str) -> None:
         self.tell("STOPPING=1", f"STATUS={status}")
 
-    def keep_fed(self, call_later: Callable[[float, Callable[[], object]], object]) -> None:
+    def keep_fed(self, loop: asyncio.AbstractEventLoop) -> None:
         """Tell it twice within its time that all is well, for as long as the loop turns."""
         if self.watchdog is not None:
-            self.tell("WATCHDOG=1")
-            call_later(self.watchdog / 2, lambda: self.keep_fed(call_later))
+            self._feed()
+            self._feeding = Ticker(loop, self.watchdog / 2, self._feed)
+
+    def _feed(self) -> None:
+        self.tell("WATCHDOG=1")

@@ -119,10 +119,8 @@ class InFlight:
         """
         if not self._is_bound:
             self._bind()
-        if type(length) is not int:
-            length = index(length) + 0
-        if length < 0:
-            raise ValueError(f"length must not be negative, as {length} is")
+        if type(length) is not int or length < 0:
+            length = _whole(length)
         if (
             self._queue.waiting
             or self._requests >= self._room_requests
@@ -168,11 +166,9 @@ class InFlight:
         Raises:
             RuntimeError: fewer have entered, or fewer bytes. Nothing is counted.
         """
-        if type(length) is not int:
-            length = index(length) + 0
-        if self._requests < 1 or not 0 <= length <= self._bytes:
-            raise RuntimeError(
-                _refusal(length, self._requests, self._bytes) + ", and by the share that it entered by"
+        if type(length) is not int or self._requests < 1 or not 0 <= length <= self._bytes:
+            length = _whole_that_leaves(
+                length, self._requests, self._bytes, ", and by the share that it entered by"
             )
         self._requests -= 1
         self._bytes -= length
@@ -307,9 +303,8 @@ class InFlightShare:
             UsageError: the share is closed, or is being closed meanwhile.
             ValueError: *length* is negative.
         """
-        if type(length) is not int:  # numbers of other types may overflow, or be none
-            length = index(length) + 0
         if not self.enter_nowait(length):
+            length = _whole(length)
             await self._in_flight._queue.wait(self._lane, partial(self._attempt, length), self.leave)
 
     def enter_nowait(self, length: int = 0) -> bool:
@@ -322,10 +317,8 @@ class InFlightShare:
         whole = self._in_flight
         if not whole._is_bound:
             whole._bind()
-        if type(length) is not int:
-            length = index(length) + 0
-        if length < 0:
-            raise ValueError(f"length must not be negative, as {length} is")
+        if type(length) is not int or length < 0:
+            length = _whole(length)
         if self._lane.turns:
             return False
         requests, held = self._requests, self._bytes + length
@@ -375,11 +368,9 @@ class InFlightShare:
         Raises:
             RuntimeError: fewer have entered, or fewer bytes. Nothing is counted.
         """
-        if type(length) is not int:
-            length = index(length) + 0
         requests, held, whole = self._requests, self._bytes, self._in_flight
-        if requests < 1 or not 0 <= length <= held:
-            raise RuntimeError(_refusal(length, requests, held))
+        if type(length) is not int or requests < 1 or not 0 <= length <= held:
+            length = _whole_that_leaves(length, requests, held)
         self._requests = requests - 1
         self._bytes = held - length
         whole._shared_requests -= 1
@@ -447,8 +438,24 @@ class InFlightShare:
         )
 
 
-def _refusal(length: int, requests: int, held: int) -> str:
-    return (
-        f"a request of {length} bytes cannot leave: {requests} are in flight, with"
-        f" {held} bytes; whatever has entered leaves once, with the same length"
-    )
+# Numbers of other types than int may overflow, or be none. Whoever calls these has seen that an amount is not
+# plain, or not in order: most are, and are not converted.
+
+
+def _whole(length: int) -> int:
+    """What enters, as a plain int."""
+    length = index(length) + 0
+    if length < 0:
+        raise ValueError(f"length must not be negative, as {length} is")
+    return length
+
+
+def _whole_that_leaves(length: int, requests: int, held: int, and_how: str = "") -> int:
+    """What leaves, as a plain int: of so many requests, and bytes of them."""
+    length = index(length) + 0
+    if requests < 1 or not 0 <= length <= held:
+        raise RuntimeError(
+            f"a request of {length} bytes cannot leave: {requests} are in flight, with"
+            f" {held} bytes; whatever has entered leaves once, with the same length{and_how}"
+        )
+    return length

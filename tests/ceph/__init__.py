@@ -3,6 +3,5 @@
 cluster.py      a monitor and an OSD with RBD images, all of it in one folder
 processes.py    programs in the foreground that end with whoever started them, or stay
 network.py      a network of its own for the other machine, joined to this one by a pair of interfaces
-load.py         a load that knows what every block must hold
 __main__.py     the verb: brings up what the tests need, runs them, and leaves nothing behind
 """

@@ -10,8 +10,8 @@ import pytest
 
 import aioblk
 
+from ..support.verified_load import BLOCK, SIZE, VerifiedLoad
 from .conftest import Remote
-from .load import BLOCK, SIZE, Load
 from .network import Network
 
 FOR = 60.0
@@ -39,8 +39,8 @@ async def test_a_link_that_was_down_for_a_moment_is_the_same_connection(
     remote: Remote, network: Network, remote_file: Path
 ) -> None:
     async with aioblk.Nbd(remote.uri, reconnect_for=FOR) as device:
-        async with Load(device) as load:
-            await load.goes_on()
+        async with VerifiedLoad(device, workers=8, zeroes_first=True) as load:
+            await load.progress(200)
             with unplugged(network):
                 write = asyncio.ensure_future(device.write(SIZE, b"w" * BLOCK))
                 with pytest.raises(TimeoutError):
@@ -48,8 +48,7 @@ async def test_a_link_that_was_down_for_a_moment_is_the_same_connection(
                         await device.read(SIZE + BLOCK, BLOCK)
                 assert not write.done()
             await write
-            await load.goes_on()
-        assert load.errors == []
+            await load.progress(200)
         assert device.reconnections == 0
         load.check(await device.read(0, SIZE))
         await device.flush()
@@ -61,13 +60,12 @@ async def test_a_link_that_was_down_for_long_is_another_connection_and_nobody_no
 ) -> None:
     terms = aioblk.Nbd(remote.uri, connections=2, lost_after=LOST_AFTER, reconnect_for=FOR, unflushed="trust")
     async with terms as device:
-        async with Load(device) as load:
-            await load.goes_on()
+        async with VerifiedLoad(device, workers=8, zeroes_first=True) as load:
+            await load.progress(200)
             with unplugged(network):
                 async with asyncio.timeout(FOR):
                     await searching(device)
-            await load.goes_on()
-        assert load.errors == []
+            await load.progress(200)
         assert device.reconnections >= 1
         load.check(await device.read(0, SIZE))
         await device.flush()
@@ -103,13 +101,12 @@ async def test_a_server_that_crashed_while_the_link_was_down_is_found_again(
 ) -> None:
     terms = aioblk.Nbd(remote.uri, reconnect_for=FOR, unflushed="trust")
     async with terms as device:
-        async with Load(device) as load:
-            await load.goes_on()
+        async with VerifiedLoad(device, workers=8, zeroes_first=True) as load:
+            await load.progress(200)
             with unplugged(network):
                 await asyncio.to_thread(remote.kill)
                 await asyncio.to_thread(remote.start)
-            await load.goes_on()
-        assert load.errors == []
+            await load.progress(200)
         assert device.reconnections >= 1
         load.check(await device.read(0, SIZE))
         await device.flush()
@@ -148,10 +145,9 @@ async def test_lost_packets_are_sent_again_by_the_kernel(remote: Remote, network
     async with aioblk.Nbd(remote.uri, connections=4) as device:
         program = network.lose(0.05)
         try:
-            async with Load(device) as load:
-                await load.goes_on(500)
+            async with VerifiedLoad(device, workers=8, zeroes_first=True) as load:
+                await load.progress(500)
             assert network.lost(program) > 0
         finally:
             network.lose_nothing(program)
-        assert load.errors == []
         load.check(await device.read(0, SIZE))

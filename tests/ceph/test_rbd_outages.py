@@ -13,16 +13,16 @@ from log_store import LogStore
 
 import aioblk
 
+from ..support.verified_load import BLOCK, SIZE, VerifiedLoad
 from .cluster import MONITOR, OSD, Cluster
 from .conftest import Daemons
-from .load import BLOCK, SIZE, Load
 
 FAR = 64 << 20  # of the image, beyond what the load writes to
 A_WHILE = 1.0  # seconds; nothing that needs the OSD happens meanwhile
 FOR = 60.0
 
 
-async def check_by_another_way(cluster: Cluster, image: str, load: Load, tmp_path: Path) -> None:
+async def check_by_another_way(cluster: Cluster, image: str, load: VerifiedLoad, tmp_path: Path) -> None:
     exported = tmp_path / "exported"
     await asyncio.to_thread(cluster.rbd, "export", f"rbd/{image}", str(exported))
     with exported.open("rb") as file:
@@ -58,8 +58,8 @@ async def test_requests_wait_for_an_osd_that_was_stopped(
 ) -> None:
     daemon = rbd_daemon()
     async with aioblk.VirtioBlkVhostUser(daemon.socket) as device:
-        async with Load(device) as load:
-            await load.goes_on()
+        async with VerifiedLoad(device, workers=8, zeroes_first=True) as load:
+            await load.progress(200)
             async with without(cluster, OSD, how=how):
                 write = asyncio.ensure_future(device.write(FAR, b"w" * BLOCK))
                 with pytest.raises(TimeoutError):
@@ -68,8 +68,7 @@ async def test_requests_wait_for_an_osd_that_was_stopped(
                 assert not write.done()
                 assert device.lost is None
             await write
-            await load.goes_on()
-        assert load.errors == []
+            await load.progress(200)
         assert await device.read(FAR, BLOCK) == b"w" * BLOCK
         load.check(await device.read(0, SIZE))
     daemon.kill()
@@ -146,26 +145,24 @@ async def test_with_a_time_out_of_the_client_requests_fail_and_the_device_goes_o
 
 async def test_the_load_goes_on_without_the_monitor(rbd_daemon: Daemons, cluster: Cluster) -> None:
     async with aioblk.VirtioBlkVhostUser(rbd_daemon().socket) as device:
-        async with Load(device) as load:
-            await load.goes_on()
+        async with VerifiedLoad(device, workers=8, zeroes_first=True) as load:
+            await load.progress(200)
             async with without(cluster, MONITOR):
-                await load.goes_on(1000)
+                await load.progress(1000)
             await asyncio.to_thread(cluster.wait_until_served)
-            await load.goes_on()
-        assert load.errors == []
+            await load.progress(200)
         load.check(await device.read(0, SIZE))
 
 
 async def test_after_both_were_stopped_the_load_goes_on(rbd_daemon: Daemons, cluster: Cluster) -> None:
     async with aioblk.VirtioBlkVhostUser(rbd_daemon().socket) as device:
-        async with Load(device) as load:
-            await load.goes_on()
+        async with VerifiedLoad(device, workers=8, zeroes_first=True) as load:
+            await load.progress(200)
             async with without(cluster, MONITOR, OSD):
                 with pytest.raises(TimeoutError):
                     async with asyncio.timeout(A_WHILE):
                         await device.read(0, BLOCK)
-            await load.goes_on()
-        assert load.errors == []
+            await load.progress(200)
         load.check(await device.read(0, SIZE))
 
 
@@ -175,12 +172,11 @@ async def test_with_reconnect_for_the_load_outlives_the_daemon_whose_leftovers_t
     """The exclusive lock of the image sees to it: the next daemon has it when the one before is shut out."""
     daemon = rbd_daemon()
     async with aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=FOR) as device:
-        async with Load(device) as load:
-            await load.goes_on()
+        async with VerifiedLoad(device, workers=8, zeroes_first=True) as load:
+            await load.progress(200)
             before = set(cluster.blocklist())
             await asyncio.to_thread(daemon.restart)
-            await load.goes_on()
-        assert load.errors == []
+            await load.progress(200)
         assert device.reconnections == 1
         assert len(set(cluster.blocklist()) - before) == 1
         load.check(await device.read(0, SIZE))

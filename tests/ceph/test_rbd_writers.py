@@ -13,9 +13,9 @@ from log_store import LogError, LogStore
 import aioblk
 
 from ..support.scripts import ROOT
+from ..support.verified_load import BLOCK
 from .cluster import Cluster
 from .conftest import Daemons
-from .load import BLOCK
 from .network import Network
 
 

@@ -15,6 +15,7 @@ import pytest
 
 import aioblk
 
+from ..support.devices import LastingDaemons
 from ..support.loop_device import cannot_have_loop_devices
 
 Feature: TypeAlias = Literal[
@@ -78,9 +79,8 @@ def loop_device(request: pytest.FixtureRequest) -> Path:
 
 
 def vhost_user_socket(request: pytest.FixtureRequest) -> Path:
-    start = request.getfixturevalue("storage_daemon")
-    socket: Path = start(scratch_file(request), num_queues=2).socket
-    return socket
+    daemon: LastingDaemons = request.getfixturevalue("lasting_daemon")
+    return daemon(num_queues=2).path
 
 
 def device_named_by(variable: str) -> Locate:

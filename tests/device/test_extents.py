@@ -12,7 +12,8 @@ import aioblk._device.extents as extents_module
 from aioblk import Extent, ExtentKind
 from aioblk.testing.storage_daemon import StorageDaemon
 
-from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
+from ..conftest import StorageDaemonFactory
+from ..support.devices import SCRATCH_SIZE
 
 HOLE, DATA = ExtentKind.HOLE, ExtentKind.DATA
 BLOCK = 64 << 10

@@ -13,8 +13,8 @@ import aioblk
 import aioblk._device.session
 from aioblk._libblkio.handle import Blkio
 
-from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
-from ..support.devices import BLOCK, pattern
+from ..conftest import StorageDaemonFactory
+from ..support.devices import BLOCK, SCRATCH_SIZE, pattern
 
 # --- making them --------------------------------------------------------------------------------------------
 

@@ -20,7 +20,8 @@ from aioblk import (
 )
 from aioblk.drivers import CLASSES
 
-from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
+from ..conftest import StorageDaemonFactory
+from ..support.devices import SCRATCH_SIZE
 
 Driver = Callable[..., Device]
 ALL: list[Driver] = list(CLASSES.values())

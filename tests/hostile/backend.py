@@ -13,29 +13,23 @@ import signal
 import socket
 import struct
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from ..support.fake_backend import (
+from ..support.vhost_user import (
     DESCRIPTOR,
-    DISCARD,
-    FEATURES,
-    FLUSH,
+    FAILED,
     HAS_NEXT,
     HEADER,
-    NEEDS_REPLY,
-    PROTOCOL_FEATURES,
-    RANGE,
-    READ,
-    REGION,
     REPLY,
-    REQUEST,
     SECTOR,
-    SEGMENTS,
-    WRITE,
-    WRITE_ZEROES,
+    Kind,
+    Lent,
+    Request,
+    Ring,
+    Session,
+    configuration,
+    receive,
 )
 from .deeds import CONFIGURATION, MESSAGES, Deed, Plan, plan_of
 
@@ -45,6 +39,7 @@ DISK = 1 << 20  # bytes
 MOMENT = 0.005  # seconds
 WHILE = 0.1  # seconds
 KINDS = {number: name for name, number in MESSAGES.items()}
+QUEUES = 2
 
 
 class GoneError(Exception):
@@ -150,44 +145,6 @@ def _begin(plan: Plan, number: int, path: Path, disk: mmap.mmap) -> tuple[int, i
     return pid, os.pidfd_open(pid)
 
 
-# --- what it keeps of a client ------------------------------------------------------------------------------
-
-
-@dataclass
-class Lent:
-    """Memory that the client has lent: all of the file, as far as it is mapped here."""
-
-    guest: int
-    size: int
-    memory: memoryview
-    map: mmap.mmap
-    fd: int
-
-
-@dataclass
-class Ring:
-    size: int = 0
-    descriptors: int = 0
-    used: int = 0
-    available: int = 0
-    seen: int = 0
-    kick: int = -1
-    call: int = -1
-    taken: list[int] = field(default_factory=list[int])
-    """Requests that are being served, by their heads."""
-
-
-@dataclass
-class Request:
-    ring: Ring
-    head: int
-    kind: int
-    offset: int
-    length: int
-    buffers: list[memoryview]
-    status: memoryview
-
-
 class Backend:
     """Serves one client."""
 
@@ -198,8 +155,7 @@ class Backend:
         self._disk = memoryview(disk)
         self._deeds = deeds
         self._chance = chance
-        self._lent: list[Lent] = []
-        self._rings: dict[int, Ring] = {}
+        self._session = Session(num_queues=QUEUES)
         self._messages = dict.fromkeys(MESSAGES.values(), 0)
         self._requests = 0
         self._stopped = False
@@ -209,29 +165,29 @@ class Backend:
         while True:
             poll = select.poll()
             poll.register(self._socket, select.POLLIN)
-            for ring in self._rings.values():
+            for ring in self._session.rings.values():
                 if ring.kick >= 0 and not self._stopped:
                     poll.register(ring.kick, select.POLLIN)
             ready = {fd for fd, _ in poll.poll()}
             if self._socket.fileno() in ready:
                 self._answer()
-            for ring in list(self._rings.values()):
+            for ring in list(self._session.rings.values()):
                 if ring.kick in ready and ring.call >= 0 and not self._stopped:
                     os.eventfd_read(ring.kick)
                     with contextlib.suppress(ValueError, IndexError, struct.error):  # it has ruined its rings
-                        self._take(ring)
+                        for request in self._session.take(ring):
+                            self._serve_request(request)
+                            if self._stopped:
+                                break
 
     # --- messages -------------------------------------------------------------------------------------------
 
     def _answer(self) -> None:
-        head, fds, _, _ = socket.recv_fds(self._socket, HEADER.size, 8)
-        if len(head) < HEADER.size:
+        message = receive(self._socket)
+        if message is None:
             raise GoneError
-        kind, flags, size = HEADER.unpack(head)
-        body = self._socket.recv(size, socket.MSG_WAITALL) if size else b""
-        reply = self._act(kind, body, fds)
-        if reply is None and flags & NEEDS_REPLY:
-            reply = struct.pack("=Q", 0)
+        kind = message.kind
+        reply = self._session.act(message, self._config())
         count = self._messages.get(kind, 0)
         self._messages[kind] = count + 1
         deed = next((it for it in self._deeds if it.message == KINDS.get(kind) and it.nth == count), None)
@@ -260,8 +216,8 @@ class Backend:
             return
         match what:
             case "refuses":
-                if kind == MESSAGES["ADD_MEM_REG"]:
-                    self._lent.pop()
+                if kind == Kind.ADD_MEM_REG:
+                    self._session.forget(self._session.lent[-1])
                 self._say(kind, REPLY, len(body), struct.pack("=Q", 1) + body[8:])
             case "answers another message":
                 self._say(kind + 1, REPLY, len(body), body)
@@ -287,108 +243,19 @@ class Backend:
             case "brings descriptors":
                 socket.send_fds(self._socket, [message], [self._socket.fileno()] * 8)
 
-    def _act(self, kind: int, body: bytes, fds: list[int]) -> bytes | None:
-        number = struct.unpack_from("=Q", body.ljust(8, b"\0"))[0]
-        ring = self._rings.setdefault(number & 0xFF, Ring()) if 8 <= kind <= 13 else Ring()
-        match KINDS.get(kind):
-            case "GET_FEATURES":
-                return struct.pack("=Q", FEATURES)
-            case "GET_PROTOCOL_FEATURES":
-                return struct.pack("=Q", PROTOCOL_FEATURES)
-            case "GET_QUEUE_NUM":
-                return struct.pack("=Q", 2)
-            case "GET_MAX_MEM_SLOTS":
-                return struct.pack("=Q", 32)
-            case "GET_CONFIG":
-                offset, size, flags = struct.unpack_from("=III", body)
-                return struct.pack("=III", offset, size, flags) + self._config()[offset : offset + size]
-            case "ADD_MEM_REG":
-                guest, size, _client, offset = REGION.unpack(body)
-                whole = mmap.mmap(fds[0], size + offset)
-                self._lent.append(Lent(guest, size, memoryview(whole)[offset:], whole, os.dup(fds[0])))
-            case "REM_MEM_REG":
-                guest = REGION.unpack(body)[0]
-                self._lent = [lent for lent in self._lent if lent.guest != guest]
-            case "SET_VRING_NUM":
-                ring.size = struct.unpack("=II", body)[1]
-            case "SET_VRING_ADDR":
-                _, ring.descriptors, ring.used, ring.available, _ = struct.unpack("=QQQQQ", body)
-            case "SET_VRING_KICK":
-                ring.kick = os.dup(fds[0])
-            case "SET_VRING_CALL":
-                ring.call = os.dup(fds[0])
-        for fd in fds:
-            os.close(fd)
-        return None
-
     def _config(self) -> bytes:
-        config = bytearray(64)
-        capacity = DISK // SECTOR if self._capacity is None else self._capacity
-        struct.pack_into("=QII", config, 0, capacity, 0, SEGMENTS)
-        struct.pack_into("=I", config, 20, SECTOR)
-        struct.pack_into("=H", config, 34, 2)
-        struct.pack_into("=IIIII", config, 36, 1 << 15, 1, 1, 1 << 15, 1)
+        config = configuration(DISK // SECTOR if self._capacity is None else self._capacity, QUEUES)
         for deed in self._deeds:
             if deed.field:
                 at, size, _ = CONFIGURATION[deed.field]
                 config[at : at + size] = deed.value.to_bytes(size, "little")
         return bytes(config)
 
-    # --- rings ----------------------------------------------------------------------------------------------
-
-    def _memory(self, address: int, length: int) -> memoryview:
-        for lent in self._lent:
-            if 0 <= address - lent.guest <= lent.size - length:
-                return lent.memory[address - lent.guest : address - lent.guest + length]
-        raise ValueError(f"{length} bytes at {address:#x} are not lent")
-
-    def _take(self, ring: Ring) -> None:
-        available = self._memory(ring.available, 4 + 2 * ring.size)
-        end = struct.unpack_from("=H", available, 2)[0]
-        while ring.seen != end and not self._stopped:
-            head = struct.unpack_from("=H", available, 4 + 2 * (ring.seen % ring.size))[0]
-            ring.seen = (ring.seen + 1) % (1 << 16)
-            ring.taken.append(head)
-            self._serve_request(self._parse(ring, head))
-            if ring.seen == end:
-                end = struct.unpack_from("=H", available, 2)[0]
-
-    def _chain(self, ring: Ring, index: int) -> Iterator[memoryview]:
-        table = self._memory(ring.descriptors, DESCRIPTOR.size * ring.size)
-        for _ in range(ring.size):
-            address, length, flags, following = DESCRIPTOR.unpack_from(table, DESCRIPTOR.size * index)
-            yield self._memory(address, length)
-            if not flags & HAS_NEXT:
-                return
-            index = following % ring.size
-
-    def _parse(self, ring: Ring, head: int) -> Request:
-        first, *buffers, status = self._chain(ring, head)
-        kind, sector = REQUEST.unpack(first)
-        length = sum(map(len, buffers))
-        if kind in (DISCARD, WRITE_ZEROES):
-            sector, sectors, _flags = RANGE.unpack(buffers.pop())
-            length = sectors * SECTOR
-        return Request(ring, head, kind, sector * SECTOR, length, buffers, status)
-
     # --- requests -------------------------------------------------------------------------------------------
 
     def _carry_out(self, request: Request) -> None:
-        at, disk = request.offset, self._disk
-        if at + request.length > len(disk):
-            request.status[0] = 1
-            return
-        if request.kind == READ:
-            for buffer in request.buffers:
-                buffer[:] = disk[at : at + len(buffer)]
-                at += len(buffer)
-        elif request.kind == WRITE:
-            for buffer in request.buffers:
-                disk[at : at + len(buffer)] = buffer
-                at += len(buffer)
-        elif request.kind in (DISCARD, WRITE_ZEROES):
-            disk[at : at + request.length] = bytes(request.length)
-        request.status[0] = 0 if request.kind in (READ, WRITE, FLUSH, DISCARD, WRITE_ZEROES) else 2
+        is_within = request.offset + request.length <= len(self._disk)
+        request.status[0] = request.carry_out(self._disk) if is_within else FAILED
 
     def _serve_request(self, request: Request) -> None:
         number = self._requests
@@ -423,10 +290,8 @@ class Backend:
     def _complete(self, request: Request, deeds: list[str]) -> None:
         ring, chance = request.ring, self._chance
         ids = [request.head]
-        if request.head in ring.taken:
-            ring.taken.remove(request.head)
         if "names another request" in deeds:
-            available = self._memory(ring.available, 4 + 2 * ring.size)
+            available = self._session.available(ring)
             end = struct.unpack_from("=H", available, 2)[0]
             behind = (end - 1) % ring.size
             ids = [struct.unpack_from("=H", available, 4 + 2 * behind)[0]]
@@ -437,18 +302,14 @@ class Backend:
         if "names a request twice" in deeds:
             ids = ids * 2
         length = chance.getrandbits(32) if "gives a wrong length" in deeds else 1
-        used = self._memory(ring.used, 4 + 8 * ring.size)
-        index = struct.unpack_from("=H", used, 2)[0]
-        for number in ids:
-            struct.pack_into("=II", used, 4 + 8 * (index % ring.size), number, length)
-            index += 1
+        ahead = 0
         if "goes ahead in the used ring" in deeds:
-            index += chance.choice((1, 2, ring.size, 1 << 15))
+            ahead += chance.choice((1, 2, ring.size, 1 << 15))
         if "goes back in the used ring" in deeds:
-            index -= chance.choice((1, 2))
-        used[2:4].cast("H")[0] = index % (1 << 16)
+            ahead -= chance.choice((1, 2))
+        self._session.complete(ring, ids, length=length, ahead=ahead)
         if "wants no kicks" in deeds:
-            used[0:2].cast("H")[0] = chance.choice((1, 0xFFFF))
+            self._session.used(ring)[0:2].cast("H")[0] = chance.choice((1, 0xFFFF))
         if "sends no events" not in deeds:
             os.eventfd_write(ring.call, 1)
 
@@ -466,25 +327,25 @@ class Backend:
             case "is slow":
                 time.sleep(MOMENT)
             case "ties descriptors into a ring":
-                table = self._memory(ring.descriptors, DESCRIPTOR.size * ring.size)
+                table = self._session.descriptors(ring)
                 for index in range(ring.size):
                     struct.pack_into("=HH", table, DESCRIPTOR.size * index + 12, HAS_NEXT, index)
             case "points descriptors out of the table":
-                table = self._memory(ring.descriptors, DESCRIPTOR.size * ring.size)
+                table = self._session.descriptors(ring)
                 for index in range(ring.size):
                     beyond = chance.choice((ring.size, 0xFFFE))
                     struct.pack_into("=HH", table, DESCRIPTOR.size * index + 12, HAS_NEXT, beyond)
             case "writes garbage over the descriptors":
-                self._scribble(self._memory(ring.descriptors, DESCRIPTOR.size * ring.size))
+                self._scribble(self._session.descriptors(ring))
             case "writes garbage over the available ring":
-                self._scribble(self._memory(ring.available, 4 + 2 * ring.size))
+                self._scribble(self._session.available(ring))
             case "writes garbage over the headers":
-                for start in (ring.descriptors, ring.available, ring.used):
-                    rings = next(it for it in self._lent if 0 <= start - it.guest < it.size)
-                    self._scribble(rings.memory[ring.used - rings.guest + 6 + 8 * ring.size :])
+                rings = self._session.lent_for(ring)
+                for _ in range(3):
+                    self._scribble(rings.memory[ring.used - rings.client + 6 + 8 * ring.size :])
             case "writes garbage over lent memory":
-                for lent in self._lent:
-                    if not lent.guest <= ring.used < lent.guest + lent.size:
+                for lent in self._session.lent:
+                    if lent is not self._session.lent_for(ring):
                         self._scribble(lent.memory)
             case "has another capacity":
                 self._capacity = chance.choice((0, 1, DISK // SECTOR // 2, DISK // SECTOR * 2, (1 << 64) - 1))
@@ -494,7 +355,7 @@ class Backend:
     def _misbehave_after(self, what: str, ring: Ring) -> None:
         match what:
             case "writes garbage over the used ring":
-                self._scribble(self._memory(ring.used, 4 + 8 * ring.size))
+                self._scribble(self._session.used(ring))
                 os.eventfd_write(ring.call, 1)
             case "sends events for nothing":
                 for _ in range(100):
@@ -513,8 +374,8 @@ class Backend:
                 os.eventfd_write(ring.kick, (1 << 64) - 2)
                 self._stopped = True
             case "cuts off lent memory" | "cuts off the rings" | "punches holes into lent memory":
-                for lent in self._lent:
-                    if ("rings" in what) == (lent.guest <= ring.used < lent.guest + lent.size):
+                for lent in self._session.lent:
+                    if ("rings" in what) == (lent is self._session.lent_for(ring)):
                         self._ruin(lent, what)
             case _:
                 pass

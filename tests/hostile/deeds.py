@@ -3,26 +3,12 @@
 import random
 from dataclasses import dataclass
 
+from ..support.vhost_user import Kind
+
 __all__ = ["AT_MESSAGES", "AT_REQUESTS", "CONFIGURATION", "MESSAGES", "Deed", "Plan", "plan_of"]
 
-MESSAGES = {
-    "GET_FEATURES": 1,
-    "SET_FEATURES": 2,
-    "SET_OWNER": 3,
-    "SET_VRING_NUM": 8,
-    "SET_VRING_ADDR": 9,
-    "SET_VRING_BASE": 10,
-    "SET_VRING_KICK": 12,
-    "SET_VRING_CALL": 13,
-    "GET_PROTOCOL_FEATURES": 15,
-    "SET_PROTOCOL_FEATURES": 16,
-    "GET_QUEUE_NUM": 17,
-    "SET_VRING_ENABLE": 18,
-    "GET_CONFIG": 24,
-    "GET_MAX_MEM_SLOTS": 36,
-    "ADD_MEM_REG": 37,
-    "REM_MEM_REG": 38,
-}
+MESSAGES = {kind.name: kind.value for kind in Kind if kind is not Kind.GET_VRING_BASE}
+"""What libblkio sends."""
 
 # Each deed, and whether what the backend says of the data is true all the same: then every byte is verified.
 AT_MESSAGES = {

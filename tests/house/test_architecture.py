@@ -4,6 +4,7 @@ What is imported for types counts, and so do the stubs of what is compiled.
 """
 
 import ast
+import functools
 import importlib
 import inspect
 import sys
@@ -89,7 +90,9 @@ def _imports(module: str, path: Path) -> Iterator[str]:
             )
 
 
-ARROWS = {module: set(_imports(module, path)) - {module} for module, path in MODULES.items()}
+@functools.cache
+def arrows() -> dict[str, set[str]]:
+    return {module: set(_imports(module, path)) - {module} for module, path in MODULES.items()}
 
 
 def _wing(module: str) -> str:
@@ -106,21 +109,23 @@ def test_every_room_has_its_floor() -> None:
 def test_arrows_point_down(module: str) -> None:
     ours = _wing(module)
     up = sorted(
-        target for target in ARROWS[module] if _wing(target) != ours and _floor(_wing(target)) <= _floor(ours)
+        target
+        for target in arrows()[module]
+        if _wing(target) != ours and _floor(_wing(target)) <= _floor(ours)
     )
     assert not up, f"{module} imports {', '.join(up)}, which lie above it or beside"
 
 
 def test_there_are_no_circles() -> None:
     try:
-        TopologicalSorter(ARROWS).prepare()
+        TopologicalSorter(arrows()).prepare()
     except CycleError as error:
         pytest.fail(" -> ".join(error.args[1]))
 
 
 def test_some_wings_can_be_used_without_a_device() -> None:
     devices = {"_device", "_queues", "_libblkio", "drivers"}
-    for module, targets in ARROWS.items():
+    for module, targets in arrows().items():
         if _wing(module) in KNOWS_NO_DEVICE:
             assert not devices & set(map(_wing, targets)), module
 

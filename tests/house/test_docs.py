@@ -8,6 +8,7 @@ Blocks of Python in docs/ are run from the top of a page to its end, with the na
 import ast
 import dataclasses
 import enum
+import functools
 import inspect
 import re
 from collections.abc import Iterator
@@ -20,8 +21,9 @@ import aioblk
 from aioblk._native._core import Submitter
 from aioblk.metrics import METRICS, NBD_METRICS, Metric, NbdMetric
 
-from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
+from ..conftest import StorageDaemonFactory
 from ..contract.drivers import BUFFERED, DIRECT, LOOP, NVME, VDUSE, VFIO, VHOST_USER
+from ..support.devices import SCRATCH_SIZE
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -94,18 +96,26 @@ def headings(page: Path) -> set[str]:
 
 @pytest.mark.parametrize("page", WITH_README.values(), ids=WITH_README)
 def test_what_is_called_a_function_is_one(page: Path) -> None:
+    named = set(re.findall(r"`(\w+)\(\)`", page.read_text()))
+    assert named <= words_of_the_sources(), f"{page.name} names {named - words_of_the_sources()}"
+
+
+@functools.cache
+def words_of_the_sources() -> set[str]:
     rooms = (ROOT / "aioblk", ROOT / "tests/simulation")
     sources = [path for room in rooms for kind in ("py", "pyi", "c", "h") for path in room.rglob(f"*.{kind}")]
-    words = set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources)))
-    named = set(re.findall(r"`(\w+)\(\)`", page.read_text()))
-    assert named <= words, f"{page.name} names {named - words}"
+    return set(re.findall(r"\w+", "\n".join(path.read_text() for path in sources)))
 
 
 @pytest.mark.parametrize("page", WITH_README.values(), ids=WITH_README)
 def test_what_is_called_a_test_is_one(page: Path) -> None:
+    assert set(re.findall(r"`(test_\w+)`", page.read_text())) <= names_of_tests()
+
+
+@functools.cache
+def names_of_tests() -> set[str]:
     tests = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
-    named = set(re.findall(r"`(test_\w+)`", page.read_text()))
-    assert named <= set(re.findall(r"def (test_\w+)\(", tests))
+    return set(re.findall(r"def (test_\w+)\(", tests))
 
 
 def test_what_is_said_to_be_among_the_tests_is_there() -> None:
@@ -188,10 +198,7 @@ PUBLIC = sorted(
 def test_what_a_public_class_shows_is_told_of(kind: type) -> None:
     """So that no completion offers what is not for users. Each field of a record and each member of an
     enumeration is told of where it is, and what comes from other libraries by those."""
-    text = "\n".join(page.read_text() for page in WITH_README.values())
-    code = re.findall(r"```.*?```", text, re.DOTALL)
-    code += re.findall(r"`[^`\n]+`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
-    told = set(re.findall(r"\w+", "\n".join(code)))
+    told = {*words_in_code_of_the_pages()}
     for base in kind.__mro__:
         if not base.__module__.startswith("aioblk"):
             told.update(dir(base))
@@ -200,6 +207,14 @@ def test_what_a_public_class_shows_is_told_of(kind: type) -> None:
     if issubclass(kind, enum.Enum):
         told.update(kind.__members__)
     assert [name for name in dir(kind) if not name.startswith("_") and name not in told] == []
+
+
+@functools.cache
+def words_in_code_of_the_pages() -> set[str]:
+    text = "\n".join(page.read_text() for page in WITH_README.values())
+    code = re.findall(r"```.*?```", text, re.DOTALL)
+    code += re.findall(r"`[^`\n]+`", re.sub(r"```.*?```", "", text, flags=re.DOTALL))
+    return set(re.findall(r"\w+", "\n".join(code)))
 
 
 # What a page says of something else counts above, so those that have much to do with each other name it here.

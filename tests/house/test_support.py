@@ -1,19 +1,26 @@
 """The tests' own tools: what they promise to notice and to clean up."""
 
+import asyncio
+import errno
 import os
 import select
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from mmap import mmap
 from pathlib import Path
 
 import pytest
 
+import aioblk
+from aioblk.testing import Fault, Faulty, MemoryDevice
+
 from ..conftest import StorageDaemonFactory
 from ..support.injector import preloaded
 from ..support.leaks import Holdings, join_threads
 from ..support.loop_device import LoopDevice
+from ..support.verified_load import BLOCK, SIZE, VerifiedLoad
 
 
 def test_a_descriptor_a_mapping_and_a_thread_are_noticed() -> None:
@@ -129,3 +136,58 @@ def test_the_injector_refuses_what_it_is_armed_for(tmp_path: Path) -> None:
         "1 Python's allocator",
         "2 100",  # no more are needed
     ], done.stderr
+
+
+# --- the load that is verified ------------------------------------------------------------------------------
+
+NEVER = 1 << 30  # writes
+
+
+async def test_a_load_knows_what_every_block_holds(tmp_path: Path) -> None:
+    async with MemoryDevice(SIZE) as device:
+        async with VerifiedLoad(device, workers=8) as load:
+            await load.progress(2 * SIZE // BLOCK)
+            earlier = await device.read(0, SIZE)
+            await load.progress(2 * SIZE // BLOCK)
+        content = await device.read(0, SIZE)
+    load.check(content)
+    (tmp_path / "copy").write_bytes(content + b"what is behind")
+    load.check_file(tmp_path / "copy")
+    another = b"\xff" + content[1:]
+    for wrong in (earlier, bytes(SIZE), content[BLOCK:] + content[:BLOCK], another, content[:-1]):
+        with pytest.raises(AssertionError, match=r"block \d+ begins with .*, and was written"):
+            load.check(wrong)
+
+
+async def test_a_load_begins_with_zeroes() -> None:
+    async with MemoryDevice(SIZE) as device:
+        await device.write(0, b"x" * SIZE)
+        with pytest.raises(AssertionError, match=r"block \d+ begins with b.x+., and was written 0 to 0"):
+            await VerifiedLoad(device, workers=1).run()
+        async with VerifiedLoad(device, workers=1, zeroes_first=True) as load:
+            await load.progress(SIZE // BLOCK)
+
+
+@pytest.mark.parametrize(
+    ("fault", "met"),
+    [
+        (Fault(operations={"write"}, after=100, error=errno.EIO), aioblk.BlkioError),
+        (Fault(operations={"read"}, after=100, error=errno.EIO), aioblk.BlkioError),
+        (Fault(operations={"flush"}, after=10, error=errno.EIO), aioblk.BlkioError),
+        (Fault(operations={"write"}, after=100, corrupt=True), AssertionError),
+        (Fault(operations={"read"}, after=100, corrupt=True), AssertionError),
+    ],
+    ids=["write", "read", "flush", "wrong write", "wrong read"],
+)
+async def test_what_a_load_meets_is_raised(fault: Fault, met: type[Exception]) -> None:
+    def device() -> Faulty:
+        return Faulty(MemoryDevice(SIZE), replace(fault, hits=0))
+
+    with pytest.raises(met):
+        await VerifiedLoad(device()).run()
+    with pytest.raises(met):
+        async with VerifiedLoad(device()) as load:
+            await load.progress(NEVER)
+    with pytest.raises(met):
+        async with VerifiedLoad(device()) as load:
+            await asyncio.wait(load.tasks, return_when=asyncio.FIRST_EXCEPTION)

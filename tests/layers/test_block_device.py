@@ -15,7 +15,7 @@ import aioblk
 from aioblk.testing import Fault, Faulty, MemoryDevice, PowerLoss, Recorder
 from aioblk.testing.conformance import BLOCK, TURNS, BlockDeviceConformance, Opener
 
-from ..conftest import StorageDaemonFactory
+from ..support.devices import LastingDaemons
 
 SIZE = 1 << 20
 
@@ -32,8 +32,8 @@ class TestDeviceOfVhostUser(BlockDeviceConformance):
     """Blocks of 512 bytes, and memory of its own."""
 
     @pytest.fixture
-    def opener(self, storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Opener:
-        return lambda *, read_only=False: vhost_user(storage_daemon, scratch_file, read_only)
+    def opener(self, lasting_daemon: LastingDaemons) -> Opener:
+        return lambda *, read_only=False: vhost_user(lasting_daemon, read_only)
 
 
 class TestQueue(BlockDeviceConformance):
@@ -50,11 +50,11 @@ class TestQueue(BlockDeviceConformance):
 
 class TestByteView(BlockDeviceConformance):
     @pytest.fixture
-    def opener(self, storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Opener:
+    def opener(self, lasting_daemon: LastingDaemons) -> Opener:
         @asynccontextmanager
         async def open_view(*, read_only: bool = False) -> AsyncIterator[aioblk.ByteView]:
             async with (
-                vhost_user(storage_daemon, scratch_file, read_only) as device,
+                vhost_user(lasting_daemon, read_only) as device,
                 aioblk.ByteView(device) as view,
             ):
                 yield view
@@ -68,11 +68,11 @@ class OfLayers(BlockDeviceConformance):
     over: Callable[[aioblk.Device], Any]
 
     @pytest.fixture
-    def opener(self, storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Opener:
+    def opener(self, lasting_daemon: LastingDaemons) -> Opener:
         @asynccontextmanager
         async def open_layer(*, read_only: bool = False) -> AsyncIterator[aioblk.BlockDevice]:
             async with (
-                vhost_user(storage_daemon, scratch_file, read_only) as device,
+                vhost_user(lasting_daemon, read_only) as device,
                 type(self).over(device) as layer,
             ):
                 yield layer
@@ -134,12 +134,12 @@ class TestRecorder(OfLayers):
 
 class TestCopyOnWrite(BlockDeviceConformance):
     @pytest.fixture
-    def opener(self, storage_daemon: StorageDaemonFactory, scratch_file: Path) -> Opener:
+    def opener(self, lasting_daemon: LastingDaemons) -> Opener:
         @asynccontextmanager
         async def open_layer(*, read_only: bool = False) -> AsyncIterator[aioblk.BlockDevice]:
             base = MemoryDevice(SIZE, read_only=True)
             async with (
-                vhost_user(storage_daemon, scratch_file, False) as overlay,
+                vhost_user(lasting_daemon, False) as overlay,
                 aioblk.CopyOnWrite(base, overlay) as device,
             ):
                 yield aioblk.Slice(device, read_only=True) if read_only else device
@@ -176,10 +176,8 @@ class TestByteViewOfOurOwn(BlockDeviceConformance):
         return lambda *, read_only=False: aioblk.ByteView(RamDevice(SIZE, read_only=read_only))
 
 
-def vhost_user(
-    storage_daemon: StorageDaemonFactory, file: Path, read_only: bool
-) -> AbstractAsyncContextManager[aioblk.Device]:
-    return aioblk.VirtioBlkVhostUser(storage_daemon(file, writable=not read_only).socket, read_only=read_only)
+def vhost_user(daemons: LastingDaemons, read_only: bool) -> AbstractAsyncContextManager[aioblk.Device]:
+    return daemons(writable=not read_only).device(read_only=read_only)
 
 
 # --- batches that are made of other requests ----------------------------------------------------------------

@@ -1,8 +1,9 @@
 """ByteView: any byte of a device, and writers that do not undo each other."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -449,7 +450,7 @@ class Step(NamedTuple):
 
     @property
     def blocks(self) -> set[int]:
-        return {place // BLOCK for place in self.places}
+        return set(range(self.places.start // BLOCK, -(-self.places.stop // BLOCK)))
 
     @property
     def is_whole(self) -> bool:
@@ -534,20 +535,37 @@ async def check_against_model(view: ByteView[aioblk.Device], rounds: list[list[S
         for outcome in await asyncio.gather(*work, return_exceptions=True):
             assert outcome is None or isinstance(outcome, (bytes, asyncio.CancelledError))
         ordered = orders(changes)
-        after, ever = [], []
-        for place, byte in enumerate(content):
-            covering = [number for number, step in enumerate(changes) if place in step.places]
+        found = await view.read(0, SPACE)
+        for begin_at, end_at, covering in stretches(changes):
             sure = [number for number in covering if changes[number].cancelled_after is None]
             possible = {
                 values[number] for number in covering if not any((number, later) in ordered for later in sure)
             }
-            after.append(possible if sure else possible | {byte})
-            ever.append({byte, *(values[number] for number in covering)})
-        for offset, read in reads:
-            if not read.cancelled():
-                assert all(byte in ever[offset + place] for place, byte in enumerate(read.result()))
-        content = await view.read(0, SPACE)
-        assert all(byte in possible for byte, possible in zip(content, after, strict=True))
+            old = content[begin_at:end_at]
+            assert holds(found[begin_at:end_at], possible, None if sure else old)
+            ever = {values[number] for number in covering}
+            for offset, read in reads:
+                start, stop = max(begin_at, offset), end_at
+                if not read.cancelled() and start < stop:
+                    seen = read.result()[start - offset : stop - offset]
+                    assert holds(seen, ever, content[start : start + len(seen)])
+        content = found
+
+
+def stretches(changes: list[Step]) -> Iterator[tuple[int, int, list[int]]]:
+    """All of the space, in stretches each of which is covered by the same changes: their numbers."""
+    ends = sorted({0, SPACE, *(end for step in changes for end in (step.places.start, step.places.stop))})
+    for start, stop in pairwise(ends):
+        yield start, stop, [number for number, step in enumerate(changes) if start in step.places]
+
+
+def holds(found: bytes, possible: set[int], old: bytes | None) -> bool:
+    """Whether each byte is one of those, or what it was before."""
+    if set(found) <= possible or found == old:
+        return True
+    return old is not None and all(
+        byte in possible or byte == before for byte, before in zip(found, old, strict=True)
+    )
 
 
 @given(rounds=rounds_of_steps)

@@ -28,8 +28,9 @@ from aioblk.errors import (
     UsageError,
 )
 
-from ..conftest import SCRATCH_SIZE, StorageDaemonFactory
+from ..conftest import StorageDaemonFactory
 from ..support.blocking_io import BlockingQueue
+from ..support.devices import SCRATCH_SIZE
 
 PAGE = mmap.PAGESIZE
 

@@ -209,7 +209,7 @@ async def test_a_connection_that_is_over_when_it_is_to_be_used_leaves_no_watch_b
         return made[-1]
 
     def running() -> int:
-        return sum(watch._timer is not None for watch in made)
+        return sum(watch.is_watching for watch in made)
 
     sessions: list[Session] = []
 

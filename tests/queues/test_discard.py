@@ -12,6 +12,7 @@ import pytest
 import aioblk
 from aioblk._queues.discard import MOST_AT_A_TIME
 
+from ..conftest import StorageDaemonFactory
 from ..support.devices import BLOCK, Target, pattern
 
 MIB = 1 << 20
@@ -58,17 +59,16 @@ async def test_discarding_everything_releases_everything(target: Target) -> None
         assert blocks_of(target.file) < MIB
 
 
-@pytest.fixture
-def large_file(scratch_file: Path) -> None:
+@pytest.mark.parametrize("driver", ["io_uring", "virtio-blk-vhost-user"])
+async def test_discards_longer_than_the_device_takes_are_split(
+    driver: str, scratch_file: Path, storage_daemon: StorageDaemonFactory
+) -> None:
     with scratch_file.open("r+b") as file:
         os.posix_fallocate(file.fileno(), 0, 64 * MIB)
-
-
-@pytest.mark.usefixtures("large_file")
-async def test_discards_longer_than_the_device_takes_are_split(target: Target) -> None:
-    async with target.device() as device:
+    path = scratch_file if driver == "io_uring" else storage_daemon(scratch_file).socket
+    async with Target(driver, path, scratch_file).device() as device:
         await device.discard(0, 64 * MIB)
-        assert blocks_of(target.file) < MIB
+        assert blocks_of(scratch_file) < MIB
         longest = device.limits.max_discard_len or 64 * MIB
         assert device.statistics().parts == 64 * MIB // longest
 

@@ -6,7 +6,6 @@ scenario that shows it. Each scenario has a process of its own, so that limits, 
 with it::
 
     row.py       a fault as a row, and what a scenario is given
-    load.py      a load that verifies what it was told
     backends.py  vhost-user devices: errors, slowness, silence, death
     files.py     files and file systems
     processes.py limits of the process, forks, signals, ends

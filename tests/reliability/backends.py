@@ -3,13 +3,13 @@
 import asyncio
 import errno
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 import aioblk
 from aioblk.testing.storage_daemon import StorageDaemon
 
-from .load import BLOCK, Load, stamped
+from ..support.verified_load import BLOCK, VerifiedLoad, stamped
 from .row import Setting, fault
 
 SIZE = 8 << 20
@@ -150,7 +150,7 @@ async def latency(_: Setting) -> str:
 async def sigstop(setting: Setting) -> str:
     path = image(setting)
     with StorageDaemon(over(path)) as daemon:
-        async with aioblk.VirtioBlkVhostUser(daemon.socket) as device, Load(device) as load:
+        async with aioblk.VirtioBlkVhostUser(daemon.socket) as device, VerifiedLoad(device) as load:
             await load.progress(100)
             daemon.pause()
             turns = 0
@@ -160,7 +160,7 @@ async def sigstop(setting: Setting) -> str:
                 turns += 1
             daemon.resume()
             await load.progress(100)
-    load.verify(path)
+    load.check_file(path)
     return f"the loop made {turns} turns meanwhile; {load.writes} writes verified, none failed"
 
 
@@ -194,23 +194,28 @@ async def silence(setting: Setting) -> str:
 )
 async def sigkill_each_second(setting: Setting) -> str:
     path = image(setting)
-    kills = 0
     with StorageDaemon(over(path)) as daemon:
-        async with (
-            aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=60, lost_after=60) as device,
-            Load(device) as load,
-        ):
-            until = time.monotonic() + setting.seconds(5, 300)
-            while time.monotonic() < until:
-                await load.progress()
-                await asyncio.sleep(1)
-                await asyncio.to_thread(daemon.restart)
-                kills += 1
-            await load.progress(100)
-            assert device.lost is None
-            back = device.reconnections
-            assert back, "it was never lost"
-    load.verify(path)
+        device = aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=60, lost_after=60)
+        return await killed_each_second(setting, device, path, daemon.restart)
+
+
+async def killed_each_second(
+    setting: Setting, device: aioblk.Device | aioblk.Nbd, path: Path, restart: Callable[[], object]
+) -> str:
+    """Whoever serves the file at *path* to the device, under a load that is verified to the end."""
+    kills = 0
+    async with device, VerifiedLoad(device) as load:
+        until = time.monotonic() + setting.seconds(5, 300)
+        while time.monotonic() < until:
+            await load.progress()
+            await asyncio.sleep(1)
+            await asyncio.to_thread(restart)
+            kills += 1
+        await load.progress(100)
+        assert device.lost is None
+        back = device.reconnections
+        assert back, "it was never lost"
+    load.check_file(path)
     return f"killed {kills} times, back {back} times; {load.writes} writes verified, none failed"
 
 
@@ -258,7 +263,7 @@ async def resize(setting: Setting) -> str:
     with StorageDaemon(over(path)) as daemon:
         async with (
             aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=60) as device,
-            Load(device) as load,
+            VerifiedLoad(device) as load,
         ):
             events = device.events(capacity_every=0.1)
             told = asyncio.create_task(resized(events))
@@ -275,6 +280,6 @@ async def resize(setting: Setting) -> str:
             assert event == aioblk.DeviceResized(SIZE, 2 * SIZE), event
             await device.write(2 * SIZE - BLOCK, stamped(7, 7))
             await load.progress(100)
-    load.verify(path)
+    load.check_file(path)
     grown = f"{SIZE >> 20} MiB became {2 * SIZE >> 20}"
     return f"{grown}, told {how}, the last block written; {load.writes} writes verified"

@@ -13,8 +13,8 @@ import pytest
 import aioblk
 from aioblk.testing.storage_daemon import StorageDaemon
 
+from ..support.verified_load import BLOCK, stamped
 from .backends import SIZE, image, over
-from .load import BLOCK, stamped
 from .row import Setting, fault
 
 

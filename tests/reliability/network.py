@@ -20,9 +20,9 @@ import aioblk
 from aioblk.nbd import Export, Policy, Server
 from aioblk.testing.storage_daemon import StorageDaemon
 
-from .backends import SIZE, errors_of, failing, image, over
+from ..support.verified_load import BLOCK, VerifiedLoad, stamped
+from .backends import SIZE, errors_of, failing, image, killed_each_second, over
 from .files import FULL, fill, small_file_system
-from .load import BLOCK, Load, stamped
 from .processes import descriptors
 from .row import ROOT, Setting, fault
 
@@ -85,24 +85,9 @@ BREAKS = "nbd-client.md#when-the-connection-breaks"
 
 
 async def _killed_each_second(setting: Setting, path: Path, server: Program) -> str:
-    kills = 0
     with server:
-        async with (
-            aioblk.Nbd(server.uri, reconnect_for=60, connections=2, unflushed="trust") as device,
-            Load(device) as load,
-        ):
-            until = time.monotonic() + setting.seconds(5, 300)
-            while time.monotonic() < until:
-                await load.progress()
-                await asyncio.sleep(1)
-                await asyncio.to_thread(server.restart)
-                kills += 1
-            await load.progress(100)
-            assert device.lost is None
-            back = device.reconnections
-            assert back, "it was never lost"
-    load.verify(path)
-    return f"killed {kills} times, back {back} times; {load.writes} writes verified, none failed"
+        device = aioblk.Nbd(server.uri, reconnect_for=60, connections=2, unflushed="trust")
+        return await killed_each_second(setting, device, path, server.restart)
 
 
 @fault(
@@ -276,9 +261,9 @@ async def server_device_lost(setting: Setting) -> str:
                 await aioblk.Nbd(address(server, "d0")).open()
             await asyncio.to_thread(daemon.restart)
             again = await let_in(address(server, "d0"))
-            async with contextlib.aclosing(again), Load(again) as load:
+            async with contextlib.aclosing(again), VerifiedLoad(again, zeroes_first=True) as load:
                 await load.progress(100)
-        load.verify(path)
+        load.check_file(path)
     verified = f"{load.writes} writes of the next client verified"
     return f"the client was sent away, and no flush succeeded; back, {verified}"
 
@@ -321,7 +306,7 @@ async def client_gone(setting: Setting) -> str:
         aioblk.IoUring(path) as device,
         serving(setting, device) as server,
         aioblk.Nbd(address(server, "d0")) as other,
-        Load(other) as load,
+        VerifiedLoad(other) as load,
     ):
         await load.progress()
         before = descriptors()
@@ -337,7 +322,7 @@ async def client_gone(setting: Setting) -> str:
         async with asyncio.timeout(30):
             while server.statistics().clients > 1 or descriptors() > before:  # noqa: ASYNC110 (there is no event)
                 await asyncio.sleep(0.01)
-    load.verify(path)
+    load.check_file(path)
     return f"{times} clients killed, nothing of them left; {load.writes} writes of another verified"
 
 
@@ -368,7 +353,7 @@ async def server_out_of_descriptors(setting: Setting) -> str:
     path = image(setting)
     async with aioblk.IoUring(path) as device, serving(setting, device) as server:
         where = server.sockets[0].getsockname()
-        async with aioblk.Nbd(address(server, "d0")) as client, Load(client) as load:
+        async with aioblk.Nbd(address(server, "d0")) as client, VerifiedLoad(client) as load:
             await load.progress(10)
             limits = resource.getrlimit(resource.RLIMIT_NOFILE)
             turned_away = 0
@@ -389,7 +374,7 @@ async def server_out_of_descriptors(setting: Setting) -> str:
                 await load.progress(10)
             async with aioblk.Nbd(address(server, "d0")) as later:
                 assert len(await later.read(0, BLOCK)) == BLOCK
-    load.verify(path)
+    load.check_file(path)
     assert turned_away
     return (
         f"{turned_away} callers closed at once, one later let in; {load.writes} writes of a client verified"

@@ -21,8 +21,8 @@ import aioblk
 from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.no_io_uring import forbid_io_uring
+from ..support.verified_load import BLOCK, VerifiedLoad, stamped
 from .backends import SIZE, image, over
-from .load import BLOCK, Load, stamped
 from .row import LIMITS, ROOT, Setting, fault
 
 
@@ -131,7 +131,7 @@ async def seccomp(setting: Setting) -> str:
             await aioblk.IoUring(path).open()
         assert caught.value.errno == errno.EPERM
         assert descriptors() == before
-        async with aioblk.VirtioBlkVhostUser(daemon.socket) as device, Load(device) as load:
+        async with aioblk.VirtioBlkVhostUser(daemon.socket) as device, VerifiedLoad(device) as load:
             await load.progress(100)
     return f"IoUring: EPERM, which names seccomp; vhost-user beside it: {load.writes} writes verified"
 
@@ -152,7 +152,7 @@ async def out_of_memory(setting: Setting) -> str:
     path = image(setting, 256 << 20)
     refused: dict[tuple[str, int], int] = {}
     with StorageDaemon(over(path)) as daemon:
-        async with aioblk.VirtioBlkVhostUser(daemon.socket) as device, Load(device) as load:
+        async with aioblk.VirtioBlkVhostUser(daemon.socket) as device, VerifiedLoad(device) as load:
             await load.progress(100)
             limits = resource.getrlimit(resource.RLIMIT_AS)
             resource.setrlimit(resource.RLIMIT_AS, (address_space() + (16 << 20), limits[1]))
@@ -172,7 +172,7 @@ async def out_of_memory(setting: Setting) -> str:
             finally:
                 resource.setrlimit(resource.RLIMIT_AS, limits)
             assert len(await device.read(0, 128 << 20)) == 128 << 20
-    load.verify(path)
+    load.check_file(path)
     assert {code for _, code in refused} == {errno.ENOMEM}, refused
     told = ", ".join(f"{what}() refused {times} times" for (what, _), times in refused.items())
     return f"{told}; {load.writes} writes beside them verified, and it goes on afterwards"
@@ -188,7 +188,7 @@ async def fork(setting: Setting) -> str:
     path = image(setting)
     forks = setting.times(10, 100)
     with StorageDaemon(over(path)) as daemon:
-        async with aioblk.VirtioBlkVhostUser(daemon.socket) as device, Load(device) as load:
+        async with aioblk.VirtioBlkVhostUser(daemon.socket) as device, VerifiedLoad(device) as load:
             for _ in range(forks):
                 await load.progress(10)
                 child = os.fork()
@@ -207,7 +207,7 @@ async def fork(setting: Setting) -> str:
                     os._exit(0)
                 _, status = await asyncio.to_thread(os.waitpid, child, 0)
                 assert os.waitstatus_to_exitcode(status) == 0
-    load.verify(path)
+    load.check_file(path)
     return f"{forks} forks: 3 of 3 calls refused in each child; {load.writes} writes of the parent verified"
 
 
@@ -302,12 +302,12 @@ def interrupt() -> None:
         asyncio.run(warm(path, daemon.socket))
         before = descriptors()
         for number in range(times):
-            loads: list[Load] = []
+            loads: list[VerifiedLoad] = []
 
-            async def main(first: bool = number % 2 == 0, loads: list[Load] = loads) -> None:
+            async def main(first: bool = number % 2 == 0, loads: list[VerifiedLoad] = loads) -> None:
                 make = aioblk.IoUring(path) if first else aioblk.VirtioBlkVhostUser(daemon.socket)
                 async with make as device:
-                    loads.append(Load(device))
+                    loads.append(VerifiedLoad(device))
                     async with asyncio.timeout(PATIENCE):
                         await loads[0].run()
 
@@ -320,7 +320,7 @@ def interrupt() -> None:
                 raise AssertionError(f"round {number}: SIGINT after {delay:.4f} s did not end it")
             timer.join()
             for load in loads:
-                load.verify(path)
+                load.check_file(path)
                 writes += load.writes
             path.write_bytes(bytes(SIZE))
             given_back(before)

@@ -139,8 +139,15 @@ async def test_whole_numbers_of_any_type_are_counted_exactly() -> None:
         assert share.enter_nowait(number(50))
         assert share.enter_nowait(number(51))  # which takes all that is common
         assert not share.enter_nowait(number(1))
+        waiting = [asyncio.create_task(each.enter(number(30))) for each in (share, in_flight)]
+        await asyncio.sleep(0)
+        assert not any(task.done() for task in waiting)
         share.leave(50)
         share.leave(number(51))
+        await asyncio.gather(*waiting)
+        for each in (share, in_flight):
+            assert type(each.bytes) is int
+            each.leave(30)
     assert (in_flight.requests, in_flight.bytes) == (0, 0)
 
 

@@ -29,7 +29,9 @@ class Elsewhere(pytest.Module):
 
 class Simulated(pytest.Item):
     def runtest(self) -> None:
-        options = ["-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        # Importing some of them takes longer than a module's tests.
+        unused = ("anyio", "cacheprovider", "hypothesispytest", "xdist")
+        options = ["-q", *(word for name in unused for word in ("-p", f"no:{name}"))]
         done = subprocess.run(
             [sys.executable, "-m", "pytest", *options, str(self.path)],
             env=preloaded(),

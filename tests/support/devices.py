@@ -22,6 +22,7 @@ from aioblk.testing.storage_daemon import StorageDaemon
 if TYPE_CHECKING:
     from ..conftest import StorageDaemonFactory
 
+SCRATCH_SIZE = 8 << 20
 LATENCY = 0.02  # seconds
 BLOCK = 4096  # bytes; a multiple of what any device here asks for
 
@@ -47,13 +48,86 @@ class Target:
         return self.driver == "io_uring"
 
 
+class LastingDaemons:
+    """Daemons that serve one test after the other, since starting one takes longer than most tests. Each has
+    a disk of its own. For tests that look at nothing of a daemon but what it answers."""
+
+    def __init__(self, directory: Path) -> None:
+        LASTING.append(self)
+        self._directory = directory
+        self._daemons: dict[tuple[int, bool], StorageDaemon] = {}
+
+    def __call__(self, *, num_queues: int = 1, writable: bool = True) -> Target:
+        """One with 8 MiB of zeroes, as new."""
+        key = num_queues, writable
+        file = self._directory / f"disk of {key}"
+        if key not in self._daemons:
+            make_scratch(file)
+            blockdev = {
+                "driver": "file",
+                "filename": str(file),
+                "discard": "unmap",
+                "read-only": not writable,
+            }
+            self._daemons[key] = StorageDaemon(blockdev, num_queues=num_queues, writable=writable)
+        elif writable:
+            os.truncate(file, 0)
+            make_scratch(file)
+        return Target("virtio-blk-vhost-user", self._daemons[key].socket, file)
+
+    def holds(self, held: str) -> bool:
+        """Whether what Holdings names is for a daemon that goes on."""
+        return any(daemon.holds(held) for daemon in self._daemons.values())
+
+    def end(self) -> None:
+        """Of those that there are; others may follow."""
+        while self._daemons:
+            self._daemons.popitem()[1].close()
+
+
+LASTING: list[LastingDaemons] = []
+"""Those of modules whose tests are going on."""
+
+
+def make_scratch(path: Path) -> None:
+    """A regular file of 8 MiB, its blocks allocated and its bytes zero."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        os.posix_fallocate(fd, 0, SCRATCH_SIZE)
+    finally:
+        os.close(fd)
+
+
+@pytest.fixture(scope="module")
+def daemons_of_the_module(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingDaemons]:
+    daemons = LastingDaemons(tmp_path_factory.mktemp("daemons"))
+    yield daemons
+    daemons.end()
+    LASTING.remove(daemons)
+
+
+@pytest.fixture
+def lasting_daemon(
+    request: pytest.FixtureRequest, daemons_of_the_module: LastingDaemons
+) -> Iterator[LastingDaemons]:
+    """Gives daemons that the module's tests share. What a failed test has left of one, or a test that may
+    leave a client behind, serves no other."""
+    failed = request.session.testsfailed
+    if request.node.get_closest_marker("abandons_memory"):
+        daemons_of_the_module.end()
+        failed = -1
+    yield daemons_of_the_module
+    if request.session.testsfailed != failed:
+        daemons_of_the_module.end()
+
+
 @pytest.fixture(params=["io_uring", "vhost_user"])
-def target(
-    request: pytest.FixtureRequest, scratch_file: Path, storage_daemon: "StorageDaemonFactory"
-) -> Target:
+def target(request: pytest.FixtureRequest) -> Target:
     if request.param == "io_uring":
-        return Target("io_uring", scratch_file, scratch_file)
-    return Target("virtio-blk-vhost-user", storage_daemon(scratch_file).socket, scratch_file)
+        file: Path = request.getfixturevalue("scratch_file")
+        return Target("io_uring", file, file)
+    daemon: LastingDaemons = request.getfixturevalue("lasting_daemon")
+    return daemon()
 
 
 @pytest.fixture

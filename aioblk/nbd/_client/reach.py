@@ -11,6 +11,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import final
 
+from ..._sync.ticker import Ticker
 from .connection import Connection
 
 __all__ = ["ReachWatch"]
@@ -29,23 +30,15 @@ class ReachWatch:
         connections: Callable[[], Iterable[Connection]],
     ) -> None:
         """What has not been acknowledged for *dead_after* seconds, and at most a quarter longer, ends."""
-        self._loop = loop
         self._dead_after = dead_after
         self._connections = connections
         self._seen: dict[Connection, int] = {}  # ticks in which nothing was heard
-        self._timer: asyncio.TimerHandle | None = None
-        self._set()
+        self._ticker = Ticker(loop, dead_after / TICKS, self._tick)
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _set(self) -> None:
-        self._timer = self._loop.call_later(self._dead_after / TICKS, self._tick)
+        self._ticker.stop()
 
     def _tick(self) -> None:
-        self._set()
         seen, self._seen = self._seen, {}
         for connection in tuple(self._connections()):
             if connection.over is None and connection.is_unheard_for(self._dead_after / TICKS):

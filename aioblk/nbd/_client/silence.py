@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import final
 
+from ..._sync.ticker import Ticker
 from .connection import Connection
 
 __all__ = ["SilenceWatch"]
@@ -30,24 +31,20 @@ class SilenceWatch:
         on_silence: Callable[[str], object],
     ) -> None:
         """*on_silence* is called with what has not been answered for *lost_after* seconds."""
-        self._loop = loop
         self._lost_after = lost_after
         self._connections = connections
         self._on_silence = on_silence
         self._seen: dict[Connection, tuple[int, int, int]] = {}  # bytes moved, answers, ticks of silence
-        self._timer: asyncio.TimerHandle | None = None
-        self._set()
+        self._ticker = Ticker(loop, lost_after / TICKS, self._tick)
+
+    @property
+    def is_watching(self) -> bool:
+        return self._ticker.is_running
 
     def stop(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _set(self) -> None:
-        self._timer = self._loop.call_later(self._lost_after / TICKS, self._tick)
+        self._ticker.stop()
 
     def _tick(self) -> None:
-        self._set()
         seen, self._seen = self._seen, {}
         for connection in self._connections():
             connection.tick += 1
