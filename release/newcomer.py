@@ -8,19 +8,23 @@ A block of the pages below a comment that begins with ``<!-- not run:`` needs wh
 passed over.
 """
 
+import codecs
+import errno
 import os
+import pty
 import re
 import secrets
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["WAY", "Act", "StumbleError", "Terminal", "acts_of", "main", "section", "walk"]
+__all__ = ["WAY", "Act", "StumbleError", "Terminal", "acts_of", "as_read", "main", "section", "walk"]
 
 WAY = (("docs/install.md", "## The wheel"), ("docs/tutorial.md", ""))
 """Pages, and the heading of the part of each; "" is all of it."""
@@ -34,6 +38,17 @@ INTO = re.compile(r"\binto `([\w./-]+)`")
 STARTS_PROMPT = re.compile(r"\bpython3? -m asyncio\b")
 FAILED = re.compile(r'^(Traceback \(|\s*File "<)', re.MULTILINE)
 PRINTS = re.compile(r"^\s*print\(.*\)\s+# (?P<shows>.+)$", re.MULTILINE)
+
+ROWS_AND_COLUMNS = (50, 160)
+ENVIRONMENT = {"TERM": "xterm", "DEBIAN_FRONTEND": "noninteractive"}
+LOCAL_MODES = 3
+"""Their place among the modes of a terminal."""
+BEGINS_EDITING = re.compile(r"\x1b\[\?2004h")
+"""What is pasted is to be told apart from keys, from here on."""
+EDITING = re.compile(rf"{BEGINS_EDITING.pattern}.*?(\x1b\[\?2004l|\Z)", re.DOTALL)
+ASIDE = re.compile(r"\x1b7.*?\x1b8", re.DOTALL)
+"""With the cursor back where it was: apt's bar, at the bottom."""
+ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 
 
 class StumbleError(Exception):
@@ -121,22 +136,42 @@ def _acts_of_console(page: str, block: list[tuple[int, str]]) -> Iterator[Act]:
 
 
 class Terminal:
-    """A shell, and Python's prompt when it was started there. Both read what is typed, as from a person."""
+    """A shell, and Python's prompt when it was started there. Both read what is typed, as from a person.
+
+    They are in a real terminal: from CPython 3.13 on, the prompt takes blocks of several lines only where it
+    can edit them.
+    """
 
     def __init__(self, directory: Path, silence: float = SILENCE) -> None:
         """*silence*: seconds without output after which an act is given up."""
         self._directory = directory
         self._silence = silence
+        # The prompt of the shell is awaited, as a person does: programs may take what is typed ahead of it.
+        self._prompt = f"prompt-{secrets.token_hex(8)}"
+        self._prompted = False
+        prompt = f'echo "{self._prompt} $?"; PS1= PS2='
         self._at_prompt = False
+        """At that of Python."""
+        self._edited = False
+        """Whether the prompt draws what is typed."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._received = ""
+        """Since the last mark."""
+        self._keys, line = pty.openpty()
+        modes = termios.tcgetattr(line)
+        modes[LOCAL_MODES] &= ~termios.ECHO
+        termios.tcsetattr(line, termios.TCSANOW, modes)
+        termios.tcsetwinsize(line, ROWS_AND_COLUMNS)
+        histories = {name: str(directory / f".{name.lower()}") for name in ("HISTFILE", "PYTHON_HISTORY")}
         self._shell = subprocess.Popen(
-            ["bash", "--norc"],
+            ["setsid", "--ctty", "bash", "--norc", "--noediting", "-i"],
             cwd=directory,
-            env={**os.environ, "PYTHON_BASIC_REPL": "1", "DEBIAN_FRONTEND": "noninteractive"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
+            env={**os.environ, **ENVIRONMENT, **histories, "PROMPT_COMMAND": prompt},
+            stdin=line,
+            stdout=line,
+            stderr=line,
         )
+        os.close(line)
 
     def do(self, act: Act) -> str:
         """What was seen. Raises StumbleError."""
@@ -154,60 +189,85 @@ class Terminal:
         """End the shell; what it has in the background is left to the system's end."""
         self._shell.kill()
         self._shell.wait()
-        for pipe in (self._shell.stdin, self._shell.stdout):
-            assert pipe is not None
-            pipe.close()
+        os.close(self._keys)
 
     def _command(self, act: Act) -> str:
         if self._at_prompt:
-            # Python reads ahead: what is for the shell is not sent before it has ended.
-            self._until_mark(act, 'import atexit; atexit.register(print, "{}", 0); exit()')
-            self._at_prompt = False
+            self._send("exit()")
+        if not self._prompted:
+            self._until_over(act, self._prompt)
         self._send(act.text)
-        if STARTS_PROMPT.search(act.text):
-            self._at_prompt = True
-            return self._until_mark(act, 'print("{}", 0)')
-        return self._until_mark(act, "echo {} $?")
+        self._at_prompt = bool(STARTS_PROMPT.search(act.text))
+        self._prompted = not self._at_prompt
+        return self._until_marked(act) if self._at_prompt else self._until_over(act, self._prompt)
 
     def _type(self, act: Act) -> str:
         if not self._at_prompt:
             raise StumbleError(f"{act.where}: is typed at a prompt of Python, and none was started")
-        self._send(f"{act.text}\n")
-        seen = re.sub(r"^((>>>|\.\.\.) )+", "", self._until_mark(act, 'print("{}", 0)'), flags=re.MULTILINE)
+        if self._edited:
+            self._paste(act)
+            self._send("\n")
+        else:
+            self._send(f"{act.text}\n")
+        seen = re.sub(r"^((>>>|\.\.\.) )+", "", self._until_marked(act), flags=re.MULTILINE)
         if FAILED.search(seen):
             raise StumbleError(f"{act.where}: fails:\n{seen}")
         return seen
 
-    def _until_mark(self, act: Act, say: str) -> str:
-        """Have *say* said when the act is over, and return what was seen before."""
+    def _paste(self, act: Act) -> None:
+        """Lines that are typed this prompt would indent by itself. Who types on before seeing what was pasted
+        adds to it, in CPython 3.14."""
+        self._until(act, BEGINS_EDITING)
+        os.write(self._keys, f"\x1b[200~{act.text}\x1b[201~".encode())
+        last_line = act.text.rpartition("\n")[2]
+        self._until(act, re.compile(f"(?:{ESCAPE.pattern})*".join(map(re.escape, last_line))))
+
+    def _until_marked(self, act: Act) -> str:
+        """Have Python's prompt print a mark when the act is over."""
         mark = f"mark-{secrets.token_hex(8)}"
-        self._send(say.format(mark))
-        ends = re.compile(rf"{mark} (\d+)\n")
-        seen, deadline = b"", time.monotonic() + self._silence
-        assert self._shell.stdout is not None
-        while True:
-            ready, _, _ = select.select([self._shell.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            piece = os.read(self._shell.stdout.fileno(), 65536) if ready else b""
-            seen += piece
-            text = seen.decode(errors="replace")
-            if found := ends.search(text):
-                break
+        self._send(f'print("{mark}", 0)')
+        return self._until_over(act, mark)
+
+    def _until_over(self, act: Act, mark: str) -> str:
+        """What was seen before the mark, and the status behind it."""
+        found = self._until(act, re.compile(rf"{mark} (\d+)\r*\n"))
+        before, self._received = self._received[: found.start()], self._received[found.end() :]
+        self._edited = bool(BEGINS_EDITING.search(before))
+        if found[1] != "0":
+            raise StumbleError(f"{act.where}: {act.text!r} ends with status {found[1]}:\n{as_read(before)}")
+        return as_read(before)
+
+    def _until(self, act: Act, awaited: re.Pattern[str]) -> re.Match[str]:
+        """Read on until it is there."""
+        deadline = time.monotonic() + self._silence
+        while not (found := awaited.search(self._received)):
+            ready, _, _ = select.select([self._keys], [], [], max(0.0, deadline - time.monotonic()))
+            piece = self._read() if ready else b""
+            self._received += self._decoder.decode(piece)
             if not piece:
                 how = "ends the shell" if ready else f"shows nothing for {self._silence:.0f} seconds"
-                raise StumbleError(f"{act.where}: {act.text!r} {how}; before, it was:\n{text}")
+                seen = as_read(self._received)
+                raise StumbleError(f"{act.where}: {act.text!r} {how}; before, it was:\n{seen}")
             deadline = time.monotonic() + self._silence
-        if found[1] != "0":
-            raise StumbleError(
-                f"{act.where}: {act.text!r} ends with status {found[1]}:\n{text[: found.start()]}"
-            )
-        return text[: found.start()]
+        return found
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._keys, 65536)
+        except OSError as error:
+            if error.errno != errno.EIO:  # nobody has the terminal any more
+                raise
+            return b""
 
     def _send(self, text: str) -> None:
-        assert self._shell.stdin is not None
-        try:
-            self._shell.stdin.write(f"{text}\n".encode())
-        except BrokenPipeError:
-            raise StumbleError(f"the shell has ended before {text!r}") from None
+        os.write(self._keys, f"{text}\n".encode())
+
+
+def as_read(received: str) -> str:
+    """What a person reads of it: without what a prompt draws while one types, without colours, lines in their
+    last state."""
+    text = ESCAPE.sub("", ASIDE.sub("", EDITING.sub("", received)))
+    return re.sub(r"[^\n]*\r(?!\n)", "", re.sub(r"\r+\n", "\n", text))
 
 
 def walk(root: Path, directory: Path) -> tuple[int, int]:

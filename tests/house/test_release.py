@@ -1,6 +1,8 @@
 """How a release is made: what its files are held to, what steps that fail come to, what is said of it."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -95,6 +97,30 @@ def test_a_step_that_fails_shows_its_log_and_the_others_are_taken(
     assert (second[:2], second[3:]) == (["second", "ok"], ["12", "passed"])
 
 
+RUN = """
+import sys
+from pathlib import Path
+from release.steps import Log, alone_in
+
+work, told = map(Path, sys.argv[1:])
+with alone_in(work, "try"):
+    Log(work.with_suffix(".log")).run("sh", "-c", "echo $$ >$0; exec sleep 60", told, what="sleep")
+"""
+
+
+def test_nobody_works_where_a_run_is_and_who_is_ended_ends_what_he_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUN, f"{tmp_path}/work", f"{tmp_path}/told"]
+    os.mkfifo(tmp_path / "told")
+    with subprocess.Popen(command, cwd=ROOT) as first:
+        child = int((tmp_path / "told").read_text())
+        second = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+        first.terminate()
+    assert (second.returncode, second.stderr) == (1, "try: another run is at work in this checkout\n")
+    assert first.returncode == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
+
+
 def test_environments_are_no_interpreters_that_wheels_are_made_with(tmp_path: Path) -> None:
     if sys.prefix != sys.base_prefix:
         assert version_of(Path(sys.executable)) is None
@@ -107,6 +133,48 @@ def test_each_system_is_for_another_python_and_told_of() -> None:
     page = (ROOT / "docs/releases.md").read_text()
     for system in SYSTEMS:
         assert f"| {system.name} (`{system.suite}`) | {system.python} |" in page
+
+
+APT = """\
+#!/bin/sh
+# Tells of the archive whose lists it has, and of another one.
+case "$*" in
+*--no-release-info*) sed 's/.* //' ;;
+*) cat ;;
+esac <<'TARGETS'
+%s
+TARGETS
+"""
+
+
+@pytest.mark.parametrize(
+    ("targets", "mirror"),
+    [
+        ("Debian-Security http://a/debian-security/\nDebian http://a/packages/\nDebian http://b/debian/", "http://a/packages"),
+        ("Other http://a/cloud-bookworm\n$(ORIGIN) http://a/debian-security/\n$(ORIGIN) http://a/debian/", "http://a/debian"),
+        ("Ubuntu http://a/ubuntu/", None),
+    ],
+    ids=["by origin", "by address", "none"],
+)  # fmt: skip
+def test_the_mirror_of_debian_is_found_before_and_after_apt_has_its_lists(
+    tmp_path: Path, targets: str, mirror: str | None
+) -> None:
+    (tmp_path / "apt-get").write_text(APT % targets)
+    (tmp_path / "apt-get").chmod(0o755)
+
+    def ask(**named: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **named}
+        return subprocess.run(
+            [ROOT / "release/mirror"], env=environment, capture_output=True, text=True, check=False
+        )
+
+    asked = ask()
+    if mirror:
+        assert (asked.stdout, asked.stderr) == (f"{mirror}\n", "")
+    else:
+        assert asked.returncode == 1
+        assert "name one: DEBIAN_MIRROR=URL" in asked.stderr
+    assert ask(DEBIAN_MIRROR="http://c/debian/").stdout == "http://c/debian\n"
 
 
 def test_the_oldest_dependencies_are_those_that_the_project_names() -> None:
