@@ -48,7 +48,7 @@ async def lost_records(
 
     found: list[str] = []
     states = 0
-    replay = Replay(device.capacity // SECTOR)
+    replay = Replay()
     for position, entry in daemon.logged():
         replay.add(entry)
         if position < formatted:
@@ -56,11 +56,18 @@ async def lost_records(
         promised = {number: data for when, number, data in acknowledged if when <= position}
         for _ in range(STATES):
             states += 1
-            there = await _records(replay.image(chance))
+            there = await _records(device.capacity, replay.state(chance))
             found += [f"record {n} at {position}" for n, data in promised.items() if there.get(n) != data]
     return found, states, len(acknowledged)
 
 
-async def _records(image: bytes) -> dict[int, bytes]:
-    async with MemoryDevice(len(image), content=image) as media, LogStore(media) as log:
+async def _records(size: int, state: dict[int, bytes]) -> dict[int, bytes]:
+    async with MemoryDevice(size) as media:
+        for sector, data in state.items():
+            await media.write(sector * SECTOR, data)
+        return await _read(media)
+
+
+async def _read(media: MemoryDevice) -> dict[int, bytes]:
+    async with LogStore(media) as log:
         return {record.number: record.data async for record in log.records()}

@@ -17,11 +17,13 @@ ZEROES = bytes(SECTOR)
 class Replay:
     """What each sector may hold, as the log goes on."""
 
-    def __init__(self, sectors: int, *, stamped: bool = False) -> None:
+    def __init__(self, *, stamped: bool = False) -> None:
         """*stamped*: what is written is of an odd number of sectors, none of which is of zeroes. So one that
-        is in the log as zeroes was not logged before its daemon was killed, nor acknowledged."""
+        is in the log as zeroes was not logged before its daemon was killed, nor acknowledged.
+        """
         self._stamped = stamped
-        self.durable = [ZEROES] * sectors
+        self.durable: dict[int, bytes] = {}
+        """Of those that are not what they were at first."""
         self.since: dict[int, list[bytes]] = {}
         """Of each sector, what it was given since it was last durable, in order."""
 
@@ -54,13 +56,14 @@ class Replay:
 
     def possible(self, sector: int) -> Sequence[bytes]:
         """What it may hold after a power failure."""
-        return [self.durable[sector], *self.since.get(sector, [])]
+        return [self.durable.get(sector, ZEROES), *self.since.get(sector, [])]
 
-    def image(self, chance: random.Random) -> bytes:
-        """One of the disks that a power failure may leave: how much of it all was written is chosen first."""
+    def state(self, chance: random.Random) -> dict[int, bytes]:
+        """One of those that a power failure may leave: the sectors that are not what they were at first. How
+        much of it all was written is chosen before."""
         share = chance.choice((0.0, 0.1, 0.5, 0.9, 1.0))
-        disk = self.durable.copy()
+        state = self.durable.copy()
         for sector, versions in self.since.items():
             if chance.random() < share:
-                disk[sector] = chance.choice((versions[-1], chance.choice(versions)))
-        return b"".join(disk)
+                state[sector] = chance.choice((versions[-1], chance.choice(versions)))
+        return state

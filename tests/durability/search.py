@@ -20,12 +20,13 @@ import aioblk
 
 from .daemon import LoggedDaemon
 from .records import lost_records
-from .workload import RECONNECT_FOR, SIZE, Workload, lost
+from .workload import SIZE, Workload, lost
 
 __all__ = ["Search", "main", "play", "play_records"]
 
 WORST = 5  # seeds with findings, after which a search ends
 EACH_RECORDS = 10  # every so many-eth seed has the log store as well
+RECONNECT_FOR = 60.0
 LIMIT = 120.0  # seconds for one, on a busy machine
 
 
@@ -63,10 +64,10 @@ async def play(seed: int, search: Search, *, over: Over = as_it_is) -> None:
         LoggedDaemon(Path(directory), SIZE) as daemon,
     ):
         async with open_device(daemon) as device, asyncio.timeout(LIMIT):
-            workload = Workload(seed, over(device), daemon, kills=seed % 2 == 1)
+            workload = Workload(seed, over(device), daemon, kill=daemon.restart if seed % 2 else None)
             await workload.run()
             back = device.reconnections
-        found = [str(each) for each in lost(workload)]
+        found = [str(each) for each in lost(workload, daemon)]
         entries = len(daemon.logged())
     search.note(seed, found, prefixes=entries, promises=len(workload.promises), reconnections=back)
 

@@ -7,8 +7,9 @@ number of sectors, zeroes and discards of an even number.
 import asyncio
 import random
 import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import aioblk
 
@@ -16,14 +17,20 @@ from .daemon import LoggedDaemon
 from .replay import ZEROES, Replay
 from .write_log import SECTOR
 
-__all__ = ["SIZE", "Found", "Workload", "lost"]
+__all__ = ["END", "SIZE", "Found", "Kept", "Position", "Workload", "lost"]
 
 SIZE = 128 << 10  # bytes
 WORKERS = 4
 OPERATIONS = 20  # of each worker, on average
 STAMP = struct.Struct("<QQ")
-RECONNECT_FOR = 60.0
 Position = tuple[int, int]
+END: Position = (1 << 62, 0)
+
+
+class Log(Protocol):
+    def position(self) -> Position:
+        """How far it has come."""
+        ...
 
 
 def stamped(sector: int, number: int) -> bytes:
@@ -69,19 +76,29 @@ class Found:
 
 
 class Workload:
-    def __init__(self, seed: int, device: aioblk.BlockDevice, daemon: LoggedDaemon, *, kills: bool) -> None:
+    """*kill* is called now and then, in a thread."""
+
+    def __init__(
+        self,
+        seed: int,
+        device: aioblk.BlockDevice,
+        log: Log,
+        *,
+        kill: Callable[[], None] | None = None,
+        operations: int = OPERATIONS,
+    ) -> None:
         self._chance = random.Random(seed)
-        self._device, self.daemon, self._kills = device, daemon, kills
+        self._device, self._log, self._kill, self._operations = device, log, kill, operations
         self._numbers = 0
         self.sectors = [History() for _ in range(SIZE // SECTOR)]
         self.promises: list[Promise] = []
 
     async def run(self) -> None:
         workers = [asyncio.create_task(self._work(number)) for number in range(WORKERS)]
-        if self._kills:
+        if self._kill is not None:
             for _ in range(self._chance.choice((1, 1, 2, 3))):
                 await asyncio.sleep(self._chance.random() * 0.02)
-                await asyncio.to_thread(self.daemon.restart)
+                await asyncio.to_thread(self._kill)
         await asyncio.gather(*workers)
         await self._device.read(0, SECTOR)  # it is back, if its daemon was killed in the end
         if self._chance.random() < 0.7:
@@ -89,7 +106,7 @@ class Workload:
 
     async def _work(self, worker: int) -> None:
         own = len(self.sectors) // WORKERS
-        for _ in range(self._chance.randrange(2 * OPERATIONS)):
+        for _ in range(self._chance.randrange(2 * self._operations)):
             step = self._chance.choice((self._write,) * 4 + (self._zero, self._discard, self._several))
             if self._chance.random() < 0.25:
                 await self._flush()
@@ -184,43 +201,52 @@ class Workload:
         self._promise(done, f"flush {len(self.promises)}")
 
     def _promise(self, places: dict[int, int], words: str) -> None:
-        self.promises.append(Promise(self.daemon.position(), places, words))
+        self.promises.append(Promise(self._log.position(), places, words))
 
 
-def lost(workload: Workload) -> list[Found]:
+class Kept:
+    """What was promised by some moment, as the log goes on."""
+
+    def __init__(self, workload: Workload) -> None:
+        self._sectors = workload.sectors
+        self._promises = sorted(workload.promises, key=lambda promise: promise.position)
+        self._floor = [0] * len(workload.sectors)
+        self._by_whom = ["nothing"] * len(workload.sectors)
+
+    def until(self, position: Position) -> set[int]:
+        """The sectors of which more is promised from there on."""
+        more: set[int] = set()
+        while self._promises and self._promises[0].position <= position:
+            promise = self._promises.pop(0)
+            for sector, place in promise.places.items():
+                if place > self._floor[sector]:
+                    self._floor[sector], self._by_whom[sector] = place, promise.words
+                    more.add(sector)
+        return more
+
+    def wrong(self, sector: int, data: bytes) -> Found | None:
+        """What is wrong with that for a sector to hold."""
+        versions = self._sectors[sector].versions
+        number = number_of(sector, data)
+        if number in versions[self._floor[sector] :]:
+            return None
+        return Found(sector, f"holds {number}, though {self._by_whom[sector]} was done; {versions} in order")
+
+
+def lost(workload: Workload, daemon: LoggedDaemon) -> list[Found]:
     """Of every state that a power failure may leave, what was promised before and is not in it."""
-    replay = Replay(len(workload.sectors), stamped=True)
-    floor = [0] * len(workload.sectors)
-    by_whom = [""] * len(workload.sectors)
-    promises = sorted(workload.promises, key=lambda promise: promise.position)
+    replay, kept = Replay(stamped=True), Kept(workload)
     found: dict[int, Found] = {}
 
-    def look(sector: int, position: Position) -> None:
-        versions = workload.sectors[sector].versions
-        allowed = set(versions[floor[sector] :])
-        for data in replay.possible(sector):
-            number = number_of(sector, data)
-            if number not in allowed and sector not in found:
-                words = (
-                    f"may hold {number} at {position}, though {by_whom[sector]} was done; {versions} in order"
-                )
-                found[sector] = Found(sector, words)
+    def look(sectors: Iterable[int]) -> None:
+        for sector in sectors:
+            for data in replay.possible(sector):
+                if wrong := kept.wrong(sector, data):
+                    found.setdefault(sector, wrong)
 
-    def keep(until: Position) -> set[int]:
-        promised: set[int] = set()
-        while promises and promises[0].position <= until:
-            promise = promises.pop(0)
-            for sector, place in promise.places.items():
-                if place > floor[sector]:
-                    floor[sector], by_whom[sector] = place, promise.words
-                    promised.add(sector)
-        return promised
-
-    end: Position = (1 << 62, 0)
-    for position, entry in workload.daemon.logged(stamped=True):
+    for position, entry in daemon.logged(stamped=True):
         changed = set(replay.add(entry))
-        for sector in changed | keep(position):
-            look(sector, position)
-    for sector in keep(end) | set(range(len(floor))):
-        look(sector, end)
+        look(changed | kept.until(position))
+    kept.until(END)
+    look(range(len(workload.sectors)))
     return list(found.values())
