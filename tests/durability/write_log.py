@@ -39,8 +39,10 @@ def entries(log: bytes, are_zeroes: Callable[[int], bool] = lambda count: False)
     if any(log[: SUPER.size]):  # it comes with the first flush
         magic, version, _, block = SUPER.unpack_from(log)
         assert (magic, version) == (MAGIC, 1), "it is no log of writes"
-    place = block
-    while place + ENTRY.size <= len(log):
+    log, place = log.rstrip(b"\0").ljust(block, b"\0"), block
+    end = len(log)
+    log += bytes(block)  # an entry has it, though it may end with zeroes
+    while place < end:
         sector, count, flags, length = ENTRY.unpack_from(log, place)
         start = place + block
         if not any(log[place:start]):
