@@ -63,11 +63,17 @@ async def play(seed: int, search: Search, *, over: Over = as_it_is) -> None:
         tempfile.TemporaryDirectory(prefix="aioblk-") as directory,
         LoggedDaemon(Path(directory), SIZE) as daemon,
     ):
-        async with open_device(daemon) as device, asyncio.timeout(LIMIT):
+        found: list[str] = []
+        async with open_device(daemon) as device:
             workload = Workload(seed, over(device), daemon, kill=daemon.restart if seed % 2 else None)
-            await workload.run()
+            try:
+                async with asyncio.timeout(LIMIT):
+                    await workload.run()
+            except TimeoutError:
+                found = [f"hangs: {device!r}, reconnecting: {device.reconnecting}, {device.statistics()}"]
+                device.abandon("it hangs")
             back = device.reconnections
-        found = [str(each) for each in lost(workload, daemon)]
+        found += [str(each) for each in lost(workload, daemon)]
         entries = len(daemon.logged())
     search.note(seed, found, prefixes=entries, promises=len(workload.promises), reconnections=back)
 
