@@ -7,9 +7,14 @@ are, so the new device must accept whatever the old one did.
 With ``reconnect_for``, requests in flight outlive the loss. They are made again, which is right only if the
 old backend cannot execute them any more, late, over what has been written since: hence nothing is made again
 before its process has ended. That it has closed the connection is not enough.
+
+What the old backend had acknowledged is in the kernel's cache, and nobody makes it again. A flush is to cover
+it all the same, but QEMU's passes none on before its own process has written something. So a place that was
+changed since the last flush is written once more, with what is there, before anything else is done.
 """
 
 import asyncio
+import errno
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, final
@@ -19,9 +24,11 @@ from .._libblkio.limits import Limits
 from .._libblkio.loans import Loans
 from .._libblkio.mem_region import MemRegion
 from .._libblkio.options import DriverOptions
+from .._libblkio.rewriting import rewrite
 from .._sync.blocking import BlockingCall
+from .._sync.clock import now
 from .._sync.tasks import start_steadfast_task
-from ..errors import BlkioError, DeviceLostError
+from ..errors import BlkioError, DeviceLostError, request_error
 from .connection import Connection, add_queue, connect
 from .lock import FileLock
 from .peer import Peer
@@ -55,6 +62,10 @@ class Wanted:
     """What is to be mapped, in the order in which it was."""
     lock: FileLock | None
     """Of the file that it is to be."""
+    unflushed: int | None = None
+    """Where there is what the next flush has to cover, although this connection will not have written it."""
+    seconds: float = 0.0
+    """For which the device may take to answer then."""
 
 
 @final
@@ -108,6 +119,8 @@ def _connect_again(options: DriverOptions, wanted: Wanted) -> Connection:
                 operation="reconnect",
                 filename=options.name,
             )
+        if wanted.unflushed is not None:
+            _have_flushes_cover(connection, wanted.unflushed, wanted.seconds)
         while connection.handle.queue_count < wanted.queues:
             add_queue(connection.handle)
         if wanted.limits.needs_mem_regions:
@@ -117,6 +130,19 @@ def _connect_again(options: DriverOptions, wanted: Wanted) -> Connection:
         connection.close()
         raise
     return connection
+
+
+def _have_flushes_cover(connection: Connection, place: int, seconds: float) -> None:
+    """Flushes of the new connection are passed on, since it has written something itself."""
+    handle, peer, end = connection.handle, connection.peer, now() + seconds
+
+    def go_on() -> None:
+        if now() >= end or (peer is not None and peer.has_hung_up()):
+            text = "it does not answer"
+            raise request_error(handle.driver, "reconnect", errno.ETIMEDOUT, text, filename=handle.filename)
+
+    block = max(connection.limits.request_alignment, 1)
+    rewrite(handle, place // block * block, block, go_on)
 
 
 def release_old(handle: Blkio) -> None:
@@ -223,6 +249,8 @@ class Recovery:
             handle.queue_count,
             tuple(region for region in handle.mapped_regions if region in regions),
             session.lock,
+            session.core.unflushed,
+            self._end - self._loop.time(),
         )
         # Until it is taken, the connection is the call's, which closes it if time is up.
         again = connect_again(session.options, wanted, handle.loans)

@@ -77,6 +77,9 @@ class DeviceCore:
     def has_given_up(self) -> bool:
         """Whether a change whose request was cancelled may still land. What meets its range waits for it."""
     @property
+    def unflushed(self) -> int | None:
+        """Where the latest change is that no flush has covered since it was done; None: all are durable."""
+    @property
     def region_count(self) -> int: ...
 
 class QueueCore:

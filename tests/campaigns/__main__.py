@@ -106,6 +106,12 @@ CAMPAIGNS = (
         short_arguments=("--minutes", "1"),
     ),
     Campaign(
+        "durability",
+        "power failures at every moment of random workloads on a real daemon; --workloads 1000, --seed N",
+        (sys.executable, "-m", "tests.durability.search"),
+        short_arguments=("--workloads", "100"),
+    ),
+    Campaign(
         "free-threaded",
         "the whole suite on a free-threaded CPython, built from Debian's source package",
         (str(HERE / "free_threaded.sh"),),

@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import dataclasses
+import errno
 import functools
 import mmap
 import os
@@ -21,10 +22,13 @@ from aioblk._memory.handle_calls import HandleCalls
 from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..conftest import StorageDaemonFactory
+from ..durability.daemon import LoggedDaemon
+from ..durability.write_log import FLUSH
 from ..support.devices import BLOCK, held, pattern
 
 PATIENCE = 30  # seconds; more than enough
 LATENCY = 0.02  # seconds
+SIZE = 32 << 10  # bytes, of a disk whose daemon logs what reaches it
 
 
 @pytest.fixture
@@ -139,6 +143,71 @@ async def test_everything_that_was_acknowledged_is_there(
         for slot, seed in written.items():
             file.seek(slot * size)
             assert file.read(size) == pattern(size, seed)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda device: device.write(BLOCK, pattern(BLOCK)),
+        lambda device: device.write_zeroes(BLOCK, BLOCK),
+        lambda device: device.discard(BLOCK, BLOCK),
+        lambda device: device.write_many([(BLOCK, pattern(BLOCK)), (4 * BLOCK, pattern(BLOCK))]),
+    ],
+    ids=["write", "write_zeroes", "discard", "write_many"],
+)
+async def test_a_flush_covers_what_the_former_backend_had_acknowledged(
+    tmp_path: Path, change: Callable[[aioblk.Device], "aioblk.Request[object]"]
+) -> None:
+    """QEMU passes no flush on before the new process has itself written something."""
+    with LoggedDaemon(tmp_path, SIZE) as daemon:
+        async with aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=PATIENCE) as device:
+            await device.write(0, pattern(SIZE, 2), fua=True)
+            await change(device)
+            before = await device.read(0, SIZE)
+            daemon.restart()
+            await device.flush()
+            assert await device.read(0, SIZE) == before
+        second = [entry for (life, _), entry in daemon.logged() if life == 2]
+    assert [entry.flags for entry in second] == [0, FLUSH]
+    assert second[0].count == 1
+
+
+@pytest.mark.parametrize("fua", [False, True])
+async def test_what_is_durable_is_not_written_again(tmp_path: Path, fua: bool) -> None:
+    with LoggedDaemon(tmp_path, SIZE) as daemon:
+        async with aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=PATIENCE) as device:
+            await device.write(0, pattern(BLOCK), fua=fua)
+            if not fua:
+                await device.flush()
+            daemon.restart()
+            assert await device.read(0, BLOCK) == pattern(BLOCK)
+        assert {life for (life, _), _ in daemon.logged()} == {1}
+
+
+async def test_a_backend_that_cannot_make_flushes_cover_it_is_none(
+    tmp_path: Path,
+) -> None:
+    with LoggedDaemon(tmp_path, SIZE) as daemon:
+        async with aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=1.0) as device:
+            await device.write(0, pattern(BLOCK))
+            rule = {"event": "pwritev", "iotype": "write", "errno": errno.EIO}
+            daemon.next_node = lambda node: {"driver": "blkdebug", "image": node, "inject-error": [rule]}
+            daemon.restart()
+            with pytest.raises(aioblk.DeviceLostError, match="Input/output error"):
+                await device.flush()
+
+
+async def test_a_flush_covers_what_was_done_when_it_began(slow_device: aioblk.Device) -> None:
+    core = slow_device._life.session.core  # type: ignore[union-attr]
+    assert core.unflushed is None
+    written, flushed = slow_device.write(2 * BLOCK, bytes(BLOCK)), slow_device.flush()
+    await asyncio.gather(written, flushed)
+    assert core.unflushed == 2 * BLOCK
+    await slow_device.flush()
+    assert core.unflushed is None
+    await slow_device.write(BLOCK, bytes(BLOCK), fua=True)
+    await slow_device.write_zeroes(BLOCK, BLOCK, fua=True)
+    assert core.unflushed is None
 
 
 async def test_requests_are_made_again_in_the_order_of_their_submission(

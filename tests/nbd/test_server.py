@@ -429,6 +429,44 @@ async def test_clients_of_a_device_that_was_lost_and_is_back_are_sent_away(
                 assert (await away(newcomer.call, wire.READ, 0, 512)).error == 0
 
 
+async def test_a_flush_that_fails_is_told_to_each_client_once() -> None:
+    """The page cache gives up what it could not write, whose ever it was, and the next flush succeeds."""
+    faulty = Faulty(await disk())
+    async with Server([Export(faulty)]) as server, serving(server):
+        with await away(connected, server) as one, await away(connected, server) as two:
+            assert (await away(one.call, wire.WRITE, 0, 512, data=bytes(512))).error == 0
+            assert (await away(two.call, wire.WRITE, 512, 512, data=bytes(512))).error == 0
+            faulty.add(Fault(operations={"flush"}, error=errno.EIO, times=1))
+            for client in (one, two):
+                assert (await away(client.call, wire.FLUSH)).error == errno.EIO
+                assert (await away(client.call, wire.FLUSH)).error == 0
+            with await away(connected, server) as later:
+                assert (await away(later.call, wire.FLUSH)).error == 0
+
+
+async def test_a_write_with_fua_that_fails_may_have_been_a_flush() -> None:
+    faulty = Faulty(await disk())
+    async with Server([Export(faulty)]) as server, serving(server):
+        with await away(connected, server) as one, await away(connected, server) as two:
+            faulty.add(Fault(operations={"write"}, error=errno.EIO, times=1))
+            assert (
+                await away(one.call, wire.WRITE, 0, 512, flags=wire.FUA, data=bytes(512))
+            ).error == errno.EIO
+            for client in (one, two):
+                assert (await away(client.call, wire.FLUSH)).error == errno.EIO
+                assert (await away(client.call, wire.FLUSH)).error == 0
+
+
+@pytest.mark.parametrize(("flags", "error"), [(wire.FUA, errno.ENOSPC), (0, errno.EIO)])
+async def test_no_client_makes_the_flushes_of_others_fail_by_writes_that_do(flags: int, error: int) -> None:
+    faulty = Faulty(await disk())
+    async with Server([Export(faulty)]) as server, serving(server):
+        with await away(connected, server) as one, await away(connected, server) as two:
+            faulty.add(Fault(operations={"write"}, error=error, times=1))
+            assert (await away(one.call, wire.WRITE, 0, 512, flags=flags, data=bytes(512))).error == error
+            assert (await away(two.call, wire.FLUSH)).error == 0
+
+
 async def test_a_mirror_is_lost_with_the_last_of_its_devices() -> None:
     one, two = Fragile(await disk()), Fragile(await disk())
     mirror = await aioblk.Mirror(one, two).__aenter__()

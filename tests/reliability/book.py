@@ -1,6 +1,6 @@
 """All faults, in the order of the table."""
 
-from . import backends, files, network, processes, threads
+from . import backends, files, flushes, network, processes, threads
 from .row import FAULTS
 
-__all__ = ["FAULTS", "backends", "files", "network", "processes", "threads"]
+__all__ = ["FAULTS", "backends", "files", "flushes", "network", "processes", "threads"]

@@ -30,8 +30,10 @@ from .row import ROOT, Setting, fault
 class Program:
     """A server that is a program of its own, at a Unix socket, and can be killed and started again."""
 
-    def __init__(self, socket: Path, *command: str | Path) -> None:
+    def __init__(self, socket: Path, *command: str | Path, silent: bool = False) -> None:
+        """*silent*: what it warns of is expected."""
         self.socket, self._command = socket, command
+        self._errors = subprocess.DEVNULL if silent else None
         self.uri = f"nbd+unix:///?socket={socket}"
         self.start()
 
@@ -41,6 +43,7 @@ class Program:
             ["setpriv", "--pdeathsig", "KILL", *self._command],
             cwd=ROOT,
             stdout=subprocess.DEVNULL,
+            stderr=self._errors,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
         )
         while not self.socket.exists():

@@ -168,6 +168,11 @@ struct device_core {
      * odd while one is being made, and stays 0 where requests need not care.
      */
     uint64_t map_turns;
+    /*
+     * What a backend that takes another one's place has to make durable, though the other one was asked for it: how many
+     * parts of changes are done, without FUA; how many of those a flush has covered; and where the latest was.
+     */
+    uint64_t changes, covered, changed_at;
 };
 
 /* ---- parts: what libblkio sees --------------------------------------------------------------------------- */

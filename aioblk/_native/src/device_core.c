@@ -403,6 +403,22 @@ static void device_dealloc(DeviceCore *self)
     Py_TYPE(self)->tp_free((PyObject *)self);
 }
 
+void device_note_flush(DeviceCore *device, uint64_t covered)
+{
+    uint64_t before = OBSERVE(device->covered);
+    while (before < covered && !__atomic_compare_exchange_n(&device->covered, &before, covered, false, __ATOMIC_SEQ_CST,
+                                                            __ATOMIC_SEQ_CST)) {
+    }
+}
+
+static PyObject *device_get_unflushed(DeviceCore *self, void *Py_UNUSED(closure))
+{
+    if (OBSERVE(self->covered) == SHARED_LOAD(self->changes)) {
+        Py_RETURN_NONE;
+    }
+    return PyLong_FromUnsignedLongLong(OBSERVE(self->changed_at));
+}
+
 static PyObject *device_get_region_count(DeviceCore *self, void *Py_UNUSED(closure))
 {
     return PyLong_FromSize_t(OBSERVE(self->region_count));
@@ -445,6 +461,8 @@ static PyObject *device_has_given_up(DeviceCore *self, void *Py_UNUSED(closure))
 
 static PyGetSetDef device_getset[] = {
     {"has_given_up", (getter)device_has_given_up, NULL, "Whether a change that was cancelled may still land.", NULL},
+    {"unflushed", (getter)device_get_unflushed, NULL,
+     "Where the latest change is that no flush has covered since it was done; None: all are durable.", NULL},
     {"region_count", (getter)device_get_region_count, NULL, "How many regions are mapped.", NULL},
     {NULL, NULL, NULL, NULL, NULL},
 };

@@ -59,6 +59,7 @@ void queue_issue(QueueCore *q, Part *part)
         }
         break;
     case OP_FLUSH:
+        part->offset = SHARED_LOAD(q->device->changes);
         blkioq_flush(b, part, r->flags);
         break;
     case OP_REPORT_ZONES:
@@ -181,6 +182,18 @@ static bool other_part_done(QueueCore *q, Part *part, int ret)
     return true;
 }
 
+/* The part is done: changes to the device are durable with FUA, or when a flush is done that began later. */
+static inline void note_durability(DeviceCore *device, const Part *part)
+{
+    const Request *r = part->request;
+    if (r->operation == OP_FLUSH) {
+        device_note_flush(device, part->offset);
+    } else if (r->operation <= OP_DISCARD && r->operation != OP_READ && !(r->flags & BLKIO_REQ_FUA)) {
+        PUBLISH(device->changed_at, part->offset);
+        (void)SHARED_ADD(device->changes, 1);
+    }
+}
+
 void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
 {
     Request *r = part->request;
@@ -198,6 +211,9 @@ void queue_part_done(QueueCore *q, Part *part, int ret, const char *message)
         q->counters.bytes[OP_WRITE] += part->length;
     } else if (!other_part_done(q, part, ret)) {
         return;
+    }
+    if (ret >= 0) {
+        note_durability(q->device, part);
     }
     item->left--;
     if (part->bounce_offset >= 0) {

@@ -293,6 +293,8 @@ RUNS_PYTHON void device_leave_region(QueueCore *q, Region *region);
 RUNS_PYTHON bool device_tell_idle_regions(QueueCore *q);
 void device_add_queue(DeviceCore *device, QueueCore *queue);
 void device_remove_queue(DeviceCore *device, QueueCore *queue);
+/* A flush is done: it has covered so many changes. */
+void device_note_flush(DeviceCore *device, uint64_t covered);
 /* From the device's factories: new references, or NULL with another set. Offset and length may be UINT64_MAX: none. */
 RUNS_PYTHON PyObject *device_make_refusal(DeviceCore *device, const char *reason, Operation op, uint64_t offset,
                                           uint64_t length);

@@ -40,6 +40,9 @@ class Backend:
         self.exports = 0
         self.refusal: str | None = None
         """Why nobody may use it, while it is lost."""
+        self.failed_flushes = 0
+        """So many have failed, or writes with FUA. The page cache gives up what such a one could not write,
+        whose ever it was, and the next flush succeeds: each client is told of it, not only who asked."""
         self.watching: asyncio.Task[None] | None = None
         self._suspected = asyncio.Event()
         self._said: float | None = None  # when, that it fails

@@ -30,6 +30,8 @@ DATA = (protocol.READ, protocol.WRITE)
 CHANGE = (protocol.WRITE, protocol.TRIM, protocol.WRITE_ZEROES)
 PIECE = 256 << 10  # of data
 BOUNDARY = 4096  # pieces meet at a multiple of it, so that no block belongs to two of them
+LOST_BY_OTHERS = "a flush of the device has failed meanwhile: what was written before may be gone"
+
 STEP = 32 << 20  # what is zeroed or trimmed at once: a command may ask for everything, and its client go away
 MOST_CACHED = 32 << 20  # for a command, which is advice
 
@@ -60,6 +62,7 @@ class Transmission:
     def __init__(self, session: Session, places: InFlightShare, memory: ArenaShare, counts: Counts) -> None:
         self._stream = session.stream
         self._export = session.export
+        self._told = session.export.backend.failed_flushes
         self._dialect = session.dialect
         self._contexts = session.contexts
         self._share = memory
@@ -494,16 +497,29 @@ class Transmission:
             self._begin_part(command, self._export.bytes.flush, partial(self._finished, command))
         elif command.inquiry is not None:
             self._send(command, command.inquiry.reply)
+        elif command.kind == protocol.FLUSH and self._is_in_doubt():
+            self._fail(command, _RefusedError(errno.EIO, LOST_BY_OTHERS))
         else:
             self._send(command, self._dialect.done(command))
 
     # --- replies --------------------------------------------------------------------------------------------
 
+    def _is_in_doubt(self) -> bool:
+        """Whether a flush has failed since this client was last told of one."""
+        told, self._told = self._told, self._export.backend.failed_flushes
+        return told < self._told
+
     def _fail(self, command: Command, error: BaseException) -> None:
         number = ERRORS.get(error.errno or 0, protocol.EIO) if isinstance(error, OSError) else protocol.EIO
         self._errors[number] += 1
         if not isinstance(error, _RefusedError):
-            self._export.backend.note(error)
+            backend = self._export.backend
+            backend.note(error)
+            if command.kind == protocol.FLUSH:
+                backend.failed_flushes += 1
+                self._told = backend.failed_flushes
+            elif command.flags & protocol.FUA and number == protocol.EIO:
+                backend.failed_flushes += 1
         at = command.at if command.length else None  # of no byte none is the place
         self._send(command, self._dialect.error(command, number, str(error).encode(errors="replace"), at))
 
