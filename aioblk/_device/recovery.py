@@ -11,8 +11,7 @@ before its process has ended. That it has closed the connection is not enough.
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, NamedTuple, TypeVar, final
 
 from .._libblkio.handle import Blkio
 from .._libblkio.limits import Limits
@@ -43,8 +42,7 @@ class IncompatibleError(DeviceLostError):
 # --- one attempt --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What the device that is opened again must have, for everything to go on with it."""
 
     limits: Limits
@@ -58,8 +56,7 @@ class Wanted:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(NamedTuple):
     """One attempt, for a worker thread. What is to be mapped is lent to it: nobody needs to wait for the
     thread in order to be rid of a region."""
 

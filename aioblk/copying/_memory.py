@@ -21,7 +21,9 @@ async def shared_buffers(devices: Iterable[BlockDevice], count: int, size: int) 
 
     When it is left, it waits for requests that still use them.
     """
-    told = {id(each): each for each in devices if isinstance(each, MapsMemory) and each.limits.needs_mem_regions}
+    told = {
+        id(each): each for each in devices if isinstance(each, MapsMemory) and each.limits.needs_mem_regions
+    }
     if not told:
         memory = _large_pages(count * _in_pages(size))
         try:
@@ -43,8 +45,9 @@ async def shared_buffers(devices: Iterable[BlockDevice], count: int, size: int) 
 
 
 def _large_pages(length: int) -> Memory:
-    """Memory of this process, physically in as few pieces as the system has it: a disk is handed a request as
-    a list of those, and one whose queue has room for some hundred has one request of small pages at a time."""
+    """Memory of this process, in as few pieces as the system has it. A disk is handed a request as a list of
+    pieces: a queue that has room for 256 of them, as virtio-blk's, has one request of 1 MiB at a time if
+    each is a small page."""
     pages = mmap.mmap(-1, -(-length // HUGE_PAGE) * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
     with suppress(OSError):  # a kernel without them
         pages.madvise(mmap.MADV_HUGEPAGE)

@@ -26,7 +26,6 @@ from ._journal import Journal, identity_of
 from ._memory import shared_buffers
 from ._pieces import LEAST_HOLE, Foreseen, Piece, Sizes, any_bytes, pieces_of, sizes_for, stretches
 from ._place import bypasses_page_cache, file_of, place_of
-from .comparison import compare
 
 __all__ = ["CopyProgress", "CopyResult", "copy"]
 
@@ -230,6 +229,8 @@ async def _refuse_unless_resumable(
     """The end of what is done is there: it is the destination that it was, and the source as well."""
     if not done:
         return
+    from .comparison import compare  # as in _verify(): most copies do not
+
     first = max(done - COMPARED_BEFORE_GOING_ON, 0)
     if destination.capacity >= done:
         found = await compare(source, destination, offset=first, length=done - first)
@@ -335,8 +336,8 @@ class _Copy:
     async def _read_and_write(
         self, coming: AsyncGenerator[Piece], known: Foreseen | None, buffers: list[View]
     ) -> None:
-        """What comes next is read while what was read is written. A device may tell of all that it has written
-        at once: it is given the next ones at once then, and does not wait for them to be read."""
+        """What comes next is read while what was read is written. A device may tell of all its writes at once
+        that they are done: it is given the next ones at once, and does not wait for them to be read."""
         for buffer in buffers:
             self._free.put_nowait(buffer)
         self._readers = self._sizes.depth
@@ -600,6 +601,8 @@ async def _verify(
     sizes: Sizes,
     on_progress: Callable[[CopyProgress], object] | None,
 ) -> None:
+    from .comparison import compare
+
     if (file := file_of(destination)) is not None:
         await forget_pages(file)
 
