@@ -130,7 +130,7 @@ async def copy(
     :param journal: A file that tells what is done, so that the same call goes on after a crash, a kill, an
         error or a cancellation. It is there until the copy is done. What it says is on stable storage by
         then. A copy that goes on first compares what was copied last.
-    :param request_size: The length of requests; less where a device takes less. Otherwise 1 MiB.
+    :param request_size: The length of requests; less where a device takes less. Otherwise 512 KiB.
     :param depth: Requests under way at a time on each of both. Otherwise as many as have 8 MiB, from 4 to 64.
         Twice as much memory is taken: what comes next is read while what was read is written.
     :param on_progress: Is called when some more is done, in the loop's thread.
