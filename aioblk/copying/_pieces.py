@@ -25,7 +25,7 @@ __all__ = [
     "stretches",
 ]
 
-REQUEST_SIZE = 512 << 10  # bytes: a processor's cache keeps it from when it is read to when it is looked at
+REQUEST_SIZE = 1 << 20  # bytes: as fast as half of it, for two thirds of the CPU time
 IN_FLIGHT = 8 << 20  # bytes, if the depth is not given
 LEAST_DEPTH, MOST_DEPTH = 4, 64
 HOLE_AT_ONCE = 64 << 20  # bytes of a hole that are one piece: progress is shown, and a slow request is short

@@ -32,6 +32,7 @@ __all__ = ["CopyProgress", "CopyResult", "copy"]
 Phase: TypeAlias = Literal["copy", "flush", "verify"]
 
 FLUSHED_AT_ONCE = 256 << 20  # bytes: a cache is written out beside the copy, and not at its end
+REQUEST_SIZE_OF_FILES = 512 << 10  # bytes: a processor's cache has what was read when it is looked through
 PAGES_AT_ONCE = 32 << 20  # bytes in the page cache: the next ones are given the same memory
 COMPARED_BEFORE_GOING_ON = 32 << 20  # bytes
 SAVED_EVERY = 2.0  # seconds, where there is a journal
@@ -130,7 +131,8 @@ async def copy(
     :param journal: A file that tells what is done, so that the same call goes on after a crash, a kill, an
         error or a cancellation. It is there until the copy is done. What it says is on stable storage by
         then. A copy that goes on first compares what was copied last.
-    :param request_size: The length of requests; less where a device takes less. Otherwise 512 KiB.
+    :param request_size: The length of requests; less where a device takes less. Otherwise 1 MiB;
+        half of it from file to file.
     :param depth: Requests under way at a time on each of both. Otherwise as many as have 8 MiB, from 4 to 64.
         Twice as much memory is taken: what comes next is read while what was read is written.
     :param on_progress: Is called when some more is done, in the loop's thread.
@@ -151,6 +153,8 @@ async def copy(
     require_block_device(destination)
     size = source.capacity
     _refuse_unless_possible(source, destination, size)
+    if request_size is None and file_of(source) is not None and file_of(destination) is not None:
+        request_size = REQUEST_SIZE_OF_FILES
     sizes = sizes_for(
         source.limits, destination.limits, request_size=request_size, depth=depth, operation="copy"
     )
