@@ -75,7 +75,10 @@ if TYPE_CHECKING:
         parse_rate,
         parse_size,
     )
-    from .copying import Comparison, CopyProgress, CopyResult, checksum, compare, copy, map_extents
+    from .copying.comparison import Comparison, compare
+    from .copying.digest import checksum
+    from .copying.listing import map_extents
+    from .copying.transfer import CopyProgress, CopyResult, copy
     from .drivers import IoUring, NvmeIoUring, VirtioBlkVfioPci, VirtioBlkVhostUser, VirtioBlkVhostVdpa
     from .errors import (
         AlignmentError,
@@ -132,7 +135,10 @@ _MODULES = {
     "_queues.statistics": "OperationStatistics QueueStatistics",
     "_sync.wait_queue": "WaitQueue WaitQueueStatistics",
     "addresses": "Address Openable open parse_address parse_duration parse_properties parse_rate parse_size",
-    "copying": "Comparison CopyProgress CopyResult checksum compare copy map_extents",
+    "copying.comparison": "Comparison compare",
+    "copying.digest": "checksum",
+    "copying.listing": "map_extents",
+    "copying.transfer": "CopyProgress CopyResult copy",
     "drivers": "IoUring NvmeIoUring VirtioBlkVfioPci VirtioBlkVhostUser VirtioBlkVhostVdpa",
     "errors": (
         "AlignmentError BlkioError DeviceClosedError DeviceLostError InUseError OptionError "

@@ -21,6 +21,7 @@ from benchmarks import (
     layers,
     nbd,
     nbd_hostile,
+    nbd_tls,
     occasional,
     pictures,
     profiling,
@@ -47,6 +48,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
   ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
   ./run bench nbd       our NBD server beside qemu-nbd and nbdkit (3 minutes)
   ./run bench nbd-hostile    a client's p99 beside hostile ones; fails when it is 10 times as long as alone
+  ./run bench nbd-tls   within TLS: the server beside those; the client beside nbdcopy, qemu-img (1 minute)
   ./run bench copy      aioblk copy beside nbdcopy, qemu-img and cp (2 minutes; --file-size 1024M)
   ./run bench engines   a file, and an image of a Ceph cluster, by way of each engine (2 minutes)
   ./run bench switches  what a queue does by itself, on and off in turn: it must not cost (5 minutes)
@@ -102,6 +104,8 @@ def main() -> int:
                 hand_out_sheet(*nbd.measure(console, **common(arguments)), arguments)
             case "nbd-hostile":
                 return 0 if nbd_hostile.measure(console, **common(arguments)) else 1
+            case "nbd-tls":
+                hand_out_sheet(*nbd_tls.measure(console, **common(arguments)), arguments)
             case "copy":
                 hand_out_sheet(*copies.measure(console, **common(arguments)), arguments)
             case "engines":
@@ -164,6 +168,7 @@ def parse_arguments() -> argparse.Namespace:
         "layers",
         "nbd",
         "nbd-hostile",
+        "nbd-tls",
         "profile",
         "report",
         "switches",

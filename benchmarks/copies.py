@@ -21,6 +21,8 @@ from benchmarks.sheets import Sheet
 from benchmarks.targets import FILL_CHUNK, UnavailableError, scratch_file
 
 STARTING_SECONDS = 10.0
+SETTLING_SECONDS = 5.0
+QUIET_SECONDS = 0.2
 SPARSE_PIECE = 1 << 20  # of data, then three times as much of a hole
 AIOBLK = "aioblk"
 
@@ -226,6 +228,7 @@ def run_once(cell: Cell, tool: str, *, check: bool) -> Sample:
     """What others have written is on the disk by then; the source is in the page cache, the copy is not."""
     cell.before()
     os.sync()
+    wait_for_disk(cell.source)
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     environment["PYTHONPATH"] = str(ROOT)
     began = time.perf_counter()
@@ -247,6 +250,17 @@ def run_once(cell: Cell, tool: str, *, check: bool) -> Sample:
     if check and cell.content is not None and subprocess.run(["cmp", cell.source, cell.content]).returncode:
         raise UnavailableError(f"{tool}: the copy is not what the source is")
     return Sample(seconds, used.ru_utime + used.ru_stime)
+
+
+def wait_for_disk(file: Path) -> None:
+    """Until nothing is under way: a file system discards what the last copy had a while after it is gone."""
+    device = file.stat().st_dev
+    counters = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat")
+    deadline = time.monotonic() + SETTLING_SECONDS
+    before = None
+    while counters.exists() and (now := counters.read_text()) != before and time.monotonic() < deadline:
+        before = now
+        time.sleep(QUIET_SECONDS)
 
 
 def grid(samples: dict[str, dict[str, list[Sample]]], size: int, rounds: int) -> tables.Grid:

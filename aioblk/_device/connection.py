@@ -3,8 +3,7 @@
 import contextlib
 import errno
 import os
-from dataclasses import dataclass, replace
-from typing import cast, final
+from typing import NamedTuple, cast, final
 
 from .._libblkio.descriptor import create_file, require_suitable
 from .._libblkio.handle import Blkio
@@ -30,8 +29,7 @@ _ENDING = 0.3  # seconds
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Connection:
+class Connection(NamedTuple):
     """A started device."""
 
     handle: Blkio
@@ -72,7 +70,7 @@ def _connect_locked(options: DriverOptions) -> Connection:
     read_only = where.get("read-only") is True
     lock = lock_for(options.lock, where.get("path"), where.get("fd"), read_only=read_only)
     try:
-        return replace(connect(options, lock), lock=lock)
+        return connect(options, lock)._replace(lock=lock)
     except BaseException:
         if lock is not None:
             lock.release()

@@ -7,9 +7,8 @@ import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Literal, TypeAlias, final
+from glob import glob  # pathlib takes several times as long to import, and every lock looks here
+from typing import Literal, NamedTuple, TypeAlias, final
 
 from .processes import Lock, is_same, lockers, locks, openers, process_name, suspects
 
@@ -39,8 +38,7 @@ own_claims: set[int] = set()
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Holder:
+class Holder(NamedTuple):
     """Somebody who uses it."""
 
     kind: HolderKind
@@ -177,7 +175,7 @@ def loops_over(status: os.stat_result) -> Iterator[Holder]:
     for backing in _paths("/sys/block", "loop*/loop/backing_file"):
         with contextlib.suppress(OSError):
             if is_same(os.stat(_read(backing).removesuffix("\n")), status):
-                yield Holder("device", f"behind the loop device /dev/{backing.parent.parent.name}")
+                yield Holder("device", f"behind the loop device /dev/{backing.split('/')[-3]}")
 
 
 def _exclusive(path: str | os.PathLike[str], status: os.stat_result) -> Iterator[Holder]:
@@ -192,7 +190,7 @@ def _exclusive(path: str | os.PathLike[str], status: os.stat_result) -> Iterator
 
 
 def _mounts(numbers: Collection[int]) -> Iterator[Holder]:
-    for line in _read(Path("/proc/self/mountinfo")).splitlines():
+    for line in _read("/proc/self/mountinfo").splitlines():
         fields = line.split(" ")
         source = fields[fields.index("-") + 2] if "-" in fields[:-2] else ""
         # btrfs and its like have mounts whose number is not the disk's, but whose source is
@@ -201,7 +199,7 @@ def _mounts(numbers: Collection[int]) -> Iterator[Holder]:
 
 
 def _swaps(is_it: Callable[[os.stat_result], bool]) -> Iterator[Holder]:
-    for line in _read(Path("/proc/swaps")).splitlines()[1:]:
+    for line in _read("/proc/swaps").splitlines()[1:]:
         with contextlib.suppress(OSError):
             if is_it(os.stat(_unescaped(line.split(" ")[0]))):
                 yield Holder("swap", "swapped to")
@@ -210,13 +208,13 @@ def _swaps(is_it: Callable[[os.stat_result], bool]) -> Iterator[Holder]:
 def _above(number: int) -> Iterator[Holder]:
     """What is made of the disk: device mapper, RAID, bcache."""
     for path in _paths(_folder(number), "holders/*"):
-        name = _read(path / "dm/name").removesuffix("\n")
-        yield Holder("device", f"a part of {path.name}{f' ({name})' if name else ''}")
+        name = _read(f"{path}/dm/name").removesuffix("\n")
+        yield Holder("device", f"a part of {os.path.basename(path)}{f' ({name})' if name else ''}")
 
 
 def _partitions(number: int) -> Iterator[int]:
     for path in _paths(_folder(number), "*/partition"):
-        part = _number(_read(path.parent / "dev"))
+        part = _number(_read(f"{os.path.dirname(path)}/dev"))
         if part is not None:
             yield part
 
@@ -252,12 +250,13 @@ def _unescaped(text: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), text)
 
 
-def _read(path: Path) -> str:
+def _read(path: str) -> str:
     try:
-        return path.read_text(errors="surrogateescape")
+        with open(path, errors="surrogateescape") as file:
+            return file.read()
     except OSError:
         return ""
 
 
-def _paths(folder: str, pattern: str) -> list[Path]:
-    return sorted(Path(folder).glob(pattern))
+def _paths(folder: str, pattern: str) -> list[str]:
+    return sorted(glob(f"{folder}/{pattern}"))

@@ -12,7 +12,6 @@ import errno
 import fcntl
 import logging
 import os
-import random
 import stat
 import struct
 from contextlib import suppress
@@ -99,6 +98,8 @@ class FileLock:
                 if self._try(source, required, is_last=not left):
                     return
                 self._close()
+                import random  # who is alone need not wait
+
                 pause(random.uniform(0, _LONGEST_PAUSE))
         except BaseException:
             self.release()

@@ -12,9 +12,8 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
-from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any, TypeAlias, final
+from typing import Any, NamedTuple, TypeAlias, final
 
 from .._libblkio.properties import RINGS
 from .._sync.blocking import call_elsewhere, run_blocking
@@ -30,8 +29,7 @@ __all__ = ["TRANSITIONS", "Event", "Loss", "Lost", "Present", "Recovering", "Ret
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Present:
+class Present(NamedTuple):
     """The device is there, as far as is known."""
 
     peer: Peer | None
@@ -39,16 +37,14 @@ class Present:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Recovering:
+class Recovering(NamedTuple):
     """The backend has died, and another is looked for in its place (``reconnect_for``)."""
 
     recovery: Recovery
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Lost:
+class Lost(NamedTuple):
     """Everything in flight has failed, and new requests are refused."""
 
     error: DeviceLostError
@@ -59,8 +55,7 @@ class Lost:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Returning:
+class Returning(NamedTuple):
     """Still lost, and an attempt is being made to open it again (``reconnect()``)."""
 
     lost: Lost

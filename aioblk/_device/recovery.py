@@ -16,8 +16,7 @@ changed since the last flush is written once more, with what is there, before an
 import asyncio
 import errno
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar, final
+from typing import Any, NamedTuple, TypeVar, final
 
 from .._libblkio.handle import Blkio
 from .._libblkio.limits import Limits
@@ -50,8 +49,7 @@ class IncompatibleError(DeviceLostError):
 # --- one attempt --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """What the device that is opened again must have, for everything to go on with it."""
 
     limits: Limits
@@ -69,8 +67,7 @@ class Wanted:
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Again:
+class Again(NamedTuple):
     """One attempt, for a worker thread. What is to be mapped is lent to it: nobody needs to wait for the
     thread in order to be rid of a region."""
 

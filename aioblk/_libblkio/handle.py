@@ -19,7 +19,6 @@ import warnings
 from bisect import bisect_left, insort
 from collections.abc import Callable, Container, Generator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from functools import partial, wraps
 from threading import Lock, RLock
 from types import TracebackType
@@ -63,13 +62,15 @@ T = TypeVar("T")
 VHOST_VDPA_GET_VRING_NUM = 0x8002AF76  # linux/vhost.h
 
 
-@dataclass(slots=True)
 class _Slot:
     """One queue of a started instance."""
 
-    address: int  # of the struct blkioq
-    completion_fd: int  # libblkio's own; -1: a poll queue has none
-    taken: bool = False  # whoever has the address may be using it
+    __slots__ = ("address", "completion_fd", "taken")
+
+    def __init__(self, address: int, completion_fd: int) -> None:
+        self.address = address  # of the struct blkioq
+        self.completion_fd = completion_fd  # libblkio's own; -1: a poll queue has none
+        self.taken = False  # whoever has the address may be using it
 
 
 def _in_turn(method: Callable[Concatenate[Blkio, P], T]) -> Callable[Concatenate[Blkio, P], T]:

@@ -7,8 +7,7 @@ option.
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, cast, final
+from typing import Literal, NamedTuple, TypeAlias, cast, final
 
 from ..errors import OptionError
 from .properties import INT_MAX, PropertyValue, is_utf8
@@ -25,8 +24,7 @@ LONGEST_SECONDS = 86400.0
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class DriverOptions:
+class DriverOptions(NamedTuple):
     """Which driver, and which libblkio properties to set before connecting and before starting."""
 
     driver: str

@@ -7,8 +7,7 @@ placeholders. The table follows the manual, so that what can be read is also tru
 
 import enum
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from typing import Literal, Protocol, TypeAlias, cast, final
+from typing import Literal, NamedTuple, Protocol, TypeAlias, cast, final
 
 from ..errors import OptionError, PropertyError
 
@@ -43,8 +42,7 @@ DRIVERS = RINGS | VIRTIO
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Property:
+class Property(NamedTuple):
     """One property: its name and type in libblkio, who has it, when it can be read and written."""
 
     name: str

@@ -12,7 +12,7 @@ import math
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 from .._libblkio.handle import Blkio
 from .._libblkio.mem_region import MemRegion
@@ -62,8 +62,8 @@ class BounceStatistics:
     """How often by a smaller one."""
 
 
-@dataclass(slots=True)
-class _Waiter:
+@final
+class _Waiter(NamedTuple):
     request: Request[Any]
     need: int
     since: float

@@ -4,8 +4,7 @@ import asyncio
 import contextlib
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, NoReturn, Protocol, Self, cast, final
+from typing import Any, Literal, NamedTuple, NoReturn, Protocol, Self, cast, final
 
 from .._libblkio.handle import Blkio
 from .._libblkio.limits import Limits
@@ -31,8 +30,7 @@ AUTOMATIC_SPIN = 0.0001
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class QueueContext:
+class QueueContext(NamedTuple):
     """What the queues of one device have in common."""
 
     handle: Blkio

@@ -3,8 +3,7 @@
 import functools
 import inspect
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias, cast, final
+from typing import Any, Literal, NamedTuple, TypeAlias, cast, final
 
 from .._libblkio.properties import PROPERTIES
 from ..drivers import CLASSES
@@ -29,8 +28,7 @@ NBD_SCHEMES = ("nbd", "nbds", "nbd+unix", "nbds+unix")
 
 
 @final
-@dataclass(frozen=True, slots=True)
-class Named:
+class Named(NamedTuple):
     """A driver, a layer, or NBD."""
 
     name: str

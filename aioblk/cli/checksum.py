@@ -2,7 +2,7 @@
 
 import click
 
-from ..copying import checksum
+from ..copying.digest import checksum
 from .output import print_json
 from .parameters import Opener, Whole, device_argument, size
 from .progress import meter, progress_option

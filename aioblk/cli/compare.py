@@ -5,7 +5,7 @@ from typing import Any
 
 import click
 
-from ..copying import Comparison, compare
+from ..copying.comparison import Comparison, compare
 from .output import in_words, print_json
 from .parameters import Opener, Whole, device_argument, size
 from .places import refuse_one_backend_twice

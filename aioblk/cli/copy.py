@@ -11,7 +11,8 @@ import click
 
 from .._sync.blocking import run_blocking
 from ..addresses import Openable
-from ..copying import CopyProgress, CopyResult, copy, sync_directory
+from ..copying._journal import sync_directory
+from ..copying.transfer import CopyProgress, CopyResult, copy
 from ..errors import BlkioError, OptionError
 from ..layers.block_device import BlockDevice
 from .output import print_json, say

@@ -8,7 +8,7 @@ from contextlib import aclosing
 import click
 
 from .._device.extents import Extent, ExtentKind
-from ..copying import map_extents
+from ..copying.listing import map_extents
 from .output import print_json
 from .parameters import Opener, device_argument, size
 from .progress import meter, progress_option

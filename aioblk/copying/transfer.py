@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iter
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias, final
+from typing import Any, Literal, NamedTuple, TypeAlias, final
 
 from typing_extensions import Protocol, runtime_checkable
 
@@ -26,13 +26,13 @@ from ._journal import Journal, identity_of
 from ._memory import shared_buffers
 from ._pieces import LEAST_HOLE, Foreseen, Piece, Sizes, any_bytes, pieces_of, sizes_for, stretches
 from ._place import bypasses_page_cache, file_of, place_of
-from .comparison import compare
 
 __all__ = ["CopyProgress", "CopyResult", "copy"]
 
 Phase: TypeAlias = Literal["copy", "flush", "verify"]
 
 FLUSHED_AT_ONCE = 256 << 20  # bytes: a cache is written out beside the copy, and not at its end
+REQUEST_SIZE_OF_FILES = 512 << 10  # bytes: a processor's cache has what was read when it is looked through
 PAGES_AT_ONCE = 32 << 20  # bytes in the page cache: the next ones are given the same memory
 COMPARED_BEFORE_GOING_ON = 32 << 20  # bytes
 SAVED_EVERY = 2.0  # seconds, where there is a journal
@@ -131,8 +131,10 @@ async def copy(
     :param journal: A file that tells what is done, so that the same call goes on after a crash, a kill, an
         error or a cancellation. It is there until the copy is done. What it says is on stable storage by
         then. A copy that goes on first compares what was copied last.
-    :param request_size: The length of requests; less where a device takes less. Otherwise 1 MiB.
-    :param depth: Requests under way at a time. Otherwise as many as have 8 MiB, from 4 to 64.
+    :param request_size: The length of requests; less where a device takes less. Otherwise 1 MiB;
+        half of it from file to file.
+    :param depth: Requests under way at a time on each of both. Otherwise as many as have 8 MiB, from 4 to 64.
+        Twice as much memory is taken: what comes next is read while what was read is written.
     :param on_progress: Is called when some more is done, in the loop's thread.
 
     Raises:
@@ -151,6 +153,8 @@ async def copy(
     require_block_device(destination)
     size = source.capacity
     _refuse_unless_possible(source, destination, size)
+    if request_size is None and file_of(source) is not None and file_of(destination) is not None:
+        request_size = REQUEST_SIZE_OF_FILES
     sizes = sizes_for(
         source.limits, destination.limits, request_size=request_size, depth=depth, operation="copy"
     )
@@ -229,6 +233,8 @@ async def _refuse_unless_resumable(
     """The end of what is done is there: it is the destination that it was, and the source as well."""
     if not done:
         return
+    from .comparison import compare  # as in _verify(): most copies do not
+
     first = max(done - COMPARED_BEFORE_GOING_ON, 0)
     if destination.capacity >= done:
         found = await compare(source, destination, offset=first, length=done - first)
@@ -275,6 +281,9 @@ class _Copy:
         self._done = self._next = self._start = done
         self._under_way: set[int] = set()  # where pieces begin; what has failed stays
         self._turn = asyncio.Lock()  # of who takes the next piece
+        self._free: asyncio.Queue[View] = asyncio.Queue()
+        self._full: asyncio.Queue[_Full | None] = asyncio.Queue()  # None: a writer has nothing more to do
+        self._readers = 0
         self._files = SteadfastTasks("copy")
         self._checkpointing = False
         self._unflushed = 0
@@ -307,9 +316,9 @@ class _Copy:
                 coming = await resources.enter_async_context(aclosing(self._plan()))
                 devices = (self._source, self._destination)
                 buffers = await resources.enter_async_context(
-                    shared_buffers(devices, self._sizes.depth, self._sizes.request)
+                    shared_buffers(devices, 2 * self._sizes.depth, self._sizes.request)
                 )
-                await _together([self._work(buffer, coming, known) for buffer in buffers])
+                await self._read_and_write(coming, known, buffers)
             await self._have_the_size()
         except BaseException:
             if self._journal is not None and not self._flush_failed:
@@ -328,25 +337,56 @@ class _Copy:
                     for piece in pieces_of(stretch, self._sizes):
                         yield piece
 
-    async def _work(self, buffer: View, coming: AsyncGenerator[Piece], known: Foreseen | None) -> None:
+    async def _read_and_write(
+        self, coming: AsyncGenerator[Piece], known: Foreseen | None, buffers: list[View]
+    ) -> None:
+        """What comes next is read while what was read is written. A device may tell of all its writes at once
+        that they are done: it is given the next ones at once, and does not wait for them to be read."""
+        for buffer in buffers:
+            self._free.put_nowait(buffer)
+        self._readers = self._sizes.depth
+        await _together(
+            each for _ in range(self._readers) for each in (self._read_on(coming, known), self._write_on())
+        )
+
+    async def _read_on(self, coming: AsyncGenerator[Piece], known: Foreseen | None) -> None:
         """One piece after the other."""
         while True:
+            buffer = await self._free.get()
             async with self._turn:
                 piece = await anext(coming, None)
                 if piece is None:
-                    return
+                    break
                 places = [piece._replace(is_hole=not self._allocate)]
                 if known is not None:
                     with _of("destination"):
                         places = await known.between(piece.offset, piece.end)
                 self._under_way.add(piece.offset)
                 self._next = piece.end
-            if piece.is_hole:
-                await self._make_zeroes(places)
+            onto_zeroes = all(place.is_hole for place in places)
+            zeroes: list[tuple[int, int]] = []
+            if not piece.is_hole:
+                data = buffer[: piece.length]
+                with _of("source"):
+                    await self._from.read_into(piece.offset, data)
+                least = self._sparse if onto_zeroes else max(self._sparse, LEAST_HOLE)
+                zeroes = _zeroes_in(data, self._sparse, least)
+            self._full.put_nowait(_Full(buffer, piece, places, onto_zeroes, zeroes))
+        self._readers -= 1
+        if not self._readers:
+            for _ in range(self._sizes.depth):
+                self._full.put_nowait(None)
+
+    async def _write_on(self) -> None:
+        """What was read, until there is nothing more to come."""
+        while (full := await self._full.get()) is not None:
+            if full.piece.is_hole:
+                await self._make_zeroes(full.places)
             else:
-                await self._transfer(piece, buffer[: piece.length], all(place.is_hole for place in places))
-            self._under_way.remove(piece.offset)
-            self._done += piece.length
+                await self._write_out(full)
+            self._under_way.remove(full.piece.offset)
+            self._free.put_nowait(full.buffer)
+            self._done += full.piece.length
             self._tell("copy", self._done)
             await self._flush_now_and_then()
 
@@ -363,19 +403,16 @@ class _Copy:
         self.zeroed += length
         self._unflushed += 1  # hardly anything to be written out, as a rule
 
-    async def _transfer(self, piece: Piece, buffer: View, destination_is_zero: bool) -> None:
-        with _of("source"):
-            await self._from.read_into(piece.offset, buffer)
-        least = self._sparse if destination_is_zero else max(self._sparse, LEAST_HOLE)
-        written = 0
-        for start, end in _zeroes_in(buffer, self._sparse, least):
-            await self._write(piece.offset + written, buffer[written:start])
-            if destination_is_zero:
+    async def _write_out(self, full: "_Full") -> None:
+        offset, written = full.piece.offset, 0
+        for start, end in full.zeroes:
+            await self._write(offset + written, full.buffer[written:start])
+            if full.onto_zeroes:
                 self.skipped += end - start
             else:
-                await self._zero(piece.offset + start, end - start)
+                await self._zero(offset + start, end - start)
             written = end
-        await self._write(piece.offset + written, buffer[written:])
+        await self._write(offset + written, full.buffer[written : full.piece.length])
 
     async def _write(self, offset: int, data: View) -> None:
         if length := len(data):
@@ -454,6 +491,20 @@ def _zeroes_in(buffer: View, unit: int, least: int) -> list[tuple[int, int]]:
     return [
         (start, end) for start, end, is_zero in zero_runs(buffer, unit) if is_zero and end - start >= least
     ]
+
+
+@final
+class _Full(NamedTuple):
+    """A buffer with a piece of the source, unless that is a hole."""
+
+    buffer: View
+    piece: Piece
+    places: list[Piece]
+    """What the destination has there."""
+    onto_zeroes: bool
+    """Whether all of that are holes."""
+    zeroes: list[tuple[int, int]]
+    """What need not be written of the buffer."""
 
 
 @final
@@ -554,6 +605,8 @@ async def _verify(
     sizes: Sizes,
     on_progress: Callable[[CopyProgress], object] | None,
 ) -> None:
+    from .comparison import compare
+
     if (file := file_of(destination)) is not None:
         await forget_pages(file)
 

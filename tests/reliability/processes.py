@@ -304,17 +304,24 @@ def interrupt() -> None:
         for number in range(times):
             loads: list[VerifiedLoad] = []
 
-            async def main(first: bool = number % 2 == 0, loads: list[VerifiedLoad] = loads) -> None:
+            delay = chance.uniform(0, 0.1)
+            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
+
+            async def main(
+                first: bool = number % 2 == 0,
+                loads: list[VerifiedLoad] = loads,
+                timer: threading.Timer = timer,
+            ) -> None:
+                # Not before: asyncio.run() that is interrupted while it makes its loop, or begins the task,
+                # leaves the loop's descriptors to the garbage collection, or for ever.
+                timer.start()
                 make = aioblk.IoUring(path) if first else aioblk.VirtioBlkVhostUser(daemon.socket)
                 async with make as device:
                     loads.append(VerifiedLoad(device))
                     async with asyncio.timeout(PATIENCE):
                         await loads[0].run()
 
-            delay = chance.uniform(0, 0.1)
-            timer = threading.Timer(delay, os.kill, (os.getpid(), signal.SIGINT))
             with suppress(KeyboardInterrupt):
-                timer.start()
                 with suppress(TimeoutError):
                     asyncio.run(main())
                 raise AssertionError(f"round {number}: SIGINT after {delay:.4f} s did not end it")

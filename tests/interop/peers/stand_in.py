@@ -56,12 +56,13 @@ def main() -> None:
     as_nbdkit(arguments)
 
 
-def server(file: str, where: str, name: str = "", *, read_only: bool = False) -> list[str]:
-    """The command that serves a file, under a name, at a Unix socket."""
+def server(file: str, where: str = "", *, name: str = "", read_only: bool = False) -> list[str]:
+    """The command that serves a file, under a name, at a Unix socket or at the one that is handed in."""
     note(file)
     os.environ["PYTHONPATH"] = str(ROOT)
     device = (f"{name}=" if name else "") + f"io_uring:{file}" + ("?read-only=true" if read_only else "")
-    return [sys.executable, "-m", "aioblk", "serve", "nbd", device, "--unix", where, "--drain", "1"]
+    at = ["--unix", where] if where else []
+    return [sys.executable, "-m", "aioblk", "serve", "nbd", device, *at, "--drain", "1"]
 
 
 def note(line: str) -> None:
@@ -90,11 +91,20 @@ def as_qemu_nbd(arguments: list[str]) -> NoReturn:
         original("qemu-nbd", arguments)
     if "--pid-file" in options:
         Path(options["--pid-file"]).write_text(f"{os.getpid()}\n")
-    Path(options["-k"]).unlink(missing_ok=True)
-    os.execv(
-        sys.executable,
-        server(rest[0], options["-k"], options.get("-x", ""), read_only="-r" in options),
-    )
+    hand_in(options["-k"])
+    os.execv(sys.executable, server(rest[0], name=options.get("-x", ""), read_only="-r" in options))
+
+
+def hand_in(path: str) -> None:
+    """A socket that listens, to the program that this one becomes. QEMU's tests wait a second for it, and a
+    machine that is busy needs longer to start a server."""
+    Path(path).unlink(missing_ok=True)
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(path)
+    listener.listen()
+    os.dup2(listener.detach(), 3)
+    os.set_inheritable(3, True)  # which dup2() leaves as it was, if it was the third
+    os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
 
 
 # --- nbdkit -------------------------------------------------------------------------------------------------
