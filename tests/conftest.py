@@ -16,7 +16,6 @@ from aioblk.testing.plugin import VhostUserDaemons, vhost_user_daemon  # noqa: F
 
 from .support.devices import (  # noqa: F401 (fixtures, most of them)
     LASTING,
-    SCRATCH_SIZE,
     daemons_of_the_module,
     device,
     file_device,

@@ -13,7 +13,7 @@ import aioblk
 from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.loop_device import LoopDevice, cannot_have_loop_devices
-from .load import BLOCK, stamp_of, stamped
+from ..support.verified_load import BLOCK, stamp_of, stamped
 from .network import Program
 from .row import Setting, fault
 

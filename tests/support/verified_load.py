@@ -10,7 +10,7 @@ from typing import Self
 
 import aioblk
 
-__all__ = ["BLOCK", "SIZE", "VerifiedLoad", "stamped"]
+__all__ = ["BLOCK", "SIZE", "VerifiedLoad", "stamp_of", "stamped"]
 
 BLOCK = 4096
 BLOCKS = 128
@@ -24,6 +24,15 @@ STAMP = struct.Struct("<QQ")
 def stamped(block: int, number: int) -> bytes:
     """What a block holds after so many writes; zeroes before the first."""
     return STAMP.pack(block, number) * (BLOCK // STAMP.size) if number else bytes(BLOCK)
+
+
+def stamp_of(block: int, found: bytes) -> int:
+    """After how many writes the block holds that."""
+    if found == bytes(BLOCK):
+        return 0
+    owner, number = STAMP.unpack_from(found)
+    assert (owner, found) == (block, stamped(block, number)), f"block {block} has parts of others"
+    return int(number)
 
 
 class VerifiedLoad:
