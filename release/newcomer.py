@@ -8,19 +8,23 @@ A block of the pages below a comment that begins with ``<!-- not run:`` needs wh
 passed over.
 """
 
+import codecs
+import errno
 import os
+import pty
 import re
 import secrets
 import select
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-__all__ = ["WAY", "Act", "StumbleError", "Terminal", "acts_of", "main", "section", "walk"]
+__all__ = ["WAY", "Act", "StumbleError", "Terminal", "acts_of", "as_read", "main", "section", "walk"]
 
 WAY = (("docs/install.md", "## The wheel"), ("docs/tutorial.md", ""))
 """Pages, and the heading of the part of each; "" is all of it."""
@@ -34,6 +38,19 @@ INTO = re.compile(r"\binto `([\w./-]+)`")
 STARTS_PROMPT = re.compile(r"\bpython3? -m asyncio\b")
 FAILED = re.compile(r'^(Traceback \(|\s*File "<)', re.MULTILINE)
 PRINTS = re.compile(r"^\s*print\(.*\)\s+# (?P<shows>.+)$", re.MULTILINE)
+
+ROWS_AND_COLUMNS = (50, 132)
+ENVIRONMENT = {
+    "TERM": "xterm",
+    "DEBIAN_FRONTEND": "noninteractive",
+    "PROMPT_COMMAND": "PS1= PS2=",  # whose end is known by other means
+}
+LOCAL_MODES = 3
+"""Their place among the modes of a terminal."""
+BEGINS_EDITING = re.compile(r"\x1b\[\?2004h")
+"""What is pasted is to be told apart from keys, from here on."""
+EDITING = re.compile(rf"{BEGINS_EDITING.pattern}.*?(\x1b\[\?2004l|\Z)", re.DOTALL)
+ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[ -/]*[0-~])")
 
 
 class StumbleError(Exception):
@@ -121,22 +138,37 @@ def _acts_of_console(page: str, block: list[tuple[int, str]]) -> Iterator[Act]:
 
 
 class Terminal:
-    """A shell, and Python's prompt when it was started there. Both read what is typed, as from a person."""
+    """A shell, and Python's prompt when it was started there. Both read what is typed, as from a person.
+
+    They are in a real terminal: from CPython 3.13 on, the prompt takes blocks of several lines only where it
+    can edit them.
+    """
 
     def __init__(self, directory: Path, silence: float = SILENCE) -> None:
         """*silence*: seconds without output after which an act is given up."""
         self._directory = directory
         self._silence = silence
         self._at_prompt = False
+        self._edited = False
+        """Whether the prompt draws what is typed."""
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._received = ""
+        """Since the last mark."""
+        self._keys, line = pty.openpty()
+        modes = termios.tcgetattr(line)
+        modes[LOCAL_MODES] &= ~termios.ECHO
+        termios.tcsetattr(line, termios.TCSANOW, modes)
+        termios.tcsetwinsize(line, ROWS_AND_COLUMNS)
+        histories = {name: str(directory / f".{name.lower()}") for name in ("HISTFILE", "PYTHON_HISTORY")}
         self._shell = subprocess.Popen(
-            ["bash", "--norc"],
+            ["setsid", "--ctty", "bash", "--norc", "--noediting", "-i"],
             cwd=directory,
-            env={**os.environ, "PYTHON_BASIC_REPL": "1", "DEBIAN_FRONTEND": "noninteractive"},
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            bufsize=0,
+            env={**os.environ, **ENVIRONMENT, **histories},
+            stdin=line,
+            stdout=line,
+            stderr=line,
         )
+        os.close(line)
 
     def do(self, act: Act) -> str:
         """What was seen. Raises StumbleError."""
@@ -154,9 +186,7 @@ class Terminal:
         """End the shell; what it has in the background is left to the system's end."""
         self._shell.kill()
         self._shell.wait()
-        for pipe in (self._shell.stdin, self._shell.stdout):
-            assert pipe is not None
-            pipe.close()
+        os.close(self._keys)
 
     def _command(self, act: Act) -> str:
         if self._at_prompt:
@@ -172,7 +202,11 @@ class Terminal:
     def _type(self, act: Act) -> str:
         if not self._at_prompt:
             raise StumbleError(f"{act.where}: is typed at a prompt of Python, and none was started")
-        self._send(f"{act.text}\n")
+        text = act.text
+        if self._edited:  # it would indent lines by itself, but not what is told to be pasted
+            self._until(act, BEGINS_EDITING)
+            text = f"\x1b[200~{text}\x1b[201~"
+        self._send(f"{text}\n")
         seen = re.sub(r"^((>>>|\.\.\.) )+", "", self._until_mark(act, 'print("{}", 0)'), flags=re.MULTILINE)
         if FAILED.search(seen):
             raise StumbleError(f"{act.where}: fails:\n{seen}")
@@ -182,32 +216,44 @@ class Terminal:
         """Have *say* said when the act is over, and return what was seen before."""
         mark = f"mark-{secrets.token_hex(8)}"
         self._send(say.format(mark))
-        ends = re.compile(rf"{mark} (\d+)\n")
-        seen, deadline = b"", time.monotonic() + self._silence
-        assert self._shell.stdout is not None
-        while True:
-            ready, _, _ = select.select([self._shell.stdout], [], [], max(0.0, deadline - time.monotonic()))
-            piece = os.read(self._shell.stdout.fileno(), 65536) if ready else b""
-            seen += piece
-            text = seen.decode(errors="replace")
-            if found := ends.search(text):
-                break
+        found = self._until(act, re.compile(rf"{mark} (\d+)\r*\n"))
+        before, self._received = self._received[: found.start()], self._received[found.end() :]
+        self._edited = bool(BEGINS_EDITING.search(before))
+        if found[1] != "0":
+            raise StumbleError(f"{act.where}: {act.text!r} ends with status {found[1]}:\n{as_read(before)}")
+        return as_read(before)
+
+    def _until(self, act: Act, awaited: re.Pattern[str]) -> re.Match[str]:
+        """Read on until it is there."""
+        deadline = time.monotonic() + self._silence
+        while not (found := awaited.search(self._received)):
+            ready, _, _ = select.select([self._keys], [], [], max(0.0, deadline - time.monotonic()))
+            piece = self._read() if ready else b""
+            self._received += self._decoder.decode(piece)
             if not piece:
                 how = "ends the shell" if ready else f"shows nothing for {self._silence:.0f} seconds"
-                raise StumbleError(f"{act.where}: {act.text!r} {how}; before, it was:\n{text}")
+                seen = as_read(self._received)
+                raise StumbleError(f"{act.where}: {act.text!r} {how}; before, it was:\n{seen}")
             deadline = time.monotonic() + self._silence
-        if found[1] != "0":
-            raise StumbleError(
-                f"{act.where}: {act.text!r} ends with status {found[1]}:\n{text[: found.start()]}"
-            )
-        return text[: found.start()]
+        return found
+
+    def _read(self) -> bytes:
+        try:
+            return os.read(self._keys, 65536)
+        except OSError as error:
+            if error.errno != errno.EIO:  # nobody has the terminal any more
+                raise
+            return b""
 
     def _send(self, text: str) -> None:
-        assert self._shell.stdin is not None
-        try:
-            self._shell.stdin.write(f"{text}\n".encode())
-        except BrokenPipeError:
-            raise StumbleError(f"the shell has ended before {text!r}") from None
+        os.write(self._keys, f"{text}\n".encode())
+
+
+def as_read(received: str) -> str:
+    """What a person reads of it: without what a prompt draws while one types, without colours, lines in their
+    last state."""
+    text = ESCAPE.sub("", EDITING.sub("", received))
+    return re.sub(r"[^\n]*\r(?!\n)", "", re.sub(r"\r+\n", "\n", text))
 
 
 def walk(root: Path, directory: Path) -> tuple[int, int]:

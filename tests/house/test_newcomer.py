@@ -1,12 +1,13 @@
 """What the pages have a newcomer type is found in order; where they do not lead on, it says what was seen."""
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from release.newcomer import WAY, Act, StumbleError, Terminal, acts_of, section
+from release.newcomer import WAY, Act, StumbleError, Terminal, acts_of, as_read, section
 
 from ..support.scripts import ROOT
 
@@ -123,17 +124,28 @@ def test_what_is_typed_is_read_by_the_shell_and_by_python(terminal: Terminal, tm
     terminal.do(Act("page:1", "file", "x = 2\n", "program.py"))
     terminal.do(_command(f'python() {{ {sys.executable} "$@"; }}'))
     terminal.do(_command("python -m asyncio"))
-    sample = "import asyncio\nfrom program import x\nasync with asyncio.timeout(30):\n    print(x, 'is it')"
-    if sys.version_info < (3, 13):
-        assert terminal.do(_typed(sample, "2 ... it")) == "2 is it\n"
-    else:  # whose prompt takes blocks of several lines in a terminal only
-        with pytest.raises(StumbleError, match="IndentationError"):
-            terminal.do(_typed(sample))
-    with pytest.raises(StumbleError, match=r"page:1: fails:\n(.|\n)*NameError: name 'y'"):
-        terminal.do(_typed("print(y)"))
+    terminal.do(_typed("import asyncio\nfrom program import x"))
+    sample = "y = x + 1\n\nasync with asyncio.timeout(30):\n    print(y, 'is it')"
+    assert terminal.do(_typed(sample, "3 ... it")) == "3 is it\n"
+    assert terminal.do(_typed("import sys; sys.stdin.isatty()", "True")) == "True\n"
+    with pytest.raises(StumbleError, match="page:1: is to show '2 is', and shows ''"):
+        terminal.do(_typed("x = 3      # 2 is", "2 is"))
+    with pytest.raises(StumbleError, match=r"page:1: fails:\n(.|\n)*NameError: name 'z'"):
+        terminal.do(_typed("print(z)"))
     with pytest.raises(StumbleError, match=r"page:1: fails:\n(.|\n)*(Syntax|Indentation)Error"):
-        terminal.do(_typed("if x:\n    pass\nprint(x)"))
+        terminal.do(_typed("if x:\nprint(x)"))
     assert terminal.do(_command("cat program.py", "x = 2")) == "x = 2\n"
+
+
+def test_what_runs_behind_the_shell_has_a_number_there(terminal: Terminal) -> None:
+    assert re.fullmatch(r"\[1\] \d+\n", terminal.do(_command("sleep 60 &")))
+    assert terminal.do(_command("kill %1; wait %1 || echo gone", "gone"))
+
+
+def test_of_what_programs_draw_the_last_state_is_read() -> None:
+    assert as_read("\x1b[1;32m10 %\x1b[0m\r100 %\r\nd\x1b(Bone\r\r\n") == "100 %\ndone\n"
+    typed = "\x1b[?2004h>>> print(1)\x1b[3D\r\n\x1b[?2004l"
+    assert as_read(f"{typed}1\r\n{typed}\x1b[?2004h>>> p") == "1\n"
 
 
 @pytest.mark.parametrize(
