@@ -10,4 +10,5 @@ From the top down::
     steps.py      a step of it: its log, and what becomes of it
     matrix.py     ./run matrix: the suite on all of those systems, and with the oldest dependencies
     chroot        a newly installed Debian or Ubuntu, for one command
+    mirror        where Debian's packages are taken from, here and by ./run
 """

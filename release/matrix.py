@@ -4,7 +4,6 @@ import argparse
 import os
 import re
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Callable, Iterable
@@ -47,8 +46,7 @@ def oldest_dependencies() -> list[str]:
 
 
 def _on_system(system: System, clone: Path, arguments: list[str], log: Log) -> None:
-    command = 'DEBIAN_MIRROR=$1; export DEBIAN_MIRROR; shift; exec ./run test "$@"'
-    run_on(system, clone, "sh", "-c", command, "sh", _debian_mirror(), *arguments, log=log, what="the suite")
+    run_on(system, clone, "./run", "test", *arguments, log=log, what="the suite")
 
 
 def _with_oldest(clone: Path, arguments: list[str], log: Log) -> None:
@@ -64,23 +62,6 @@ def _free_threaded(clone: Path, arguments: list[str], log: Log) -> None:
     (clone / "build").mkdir(exist_ok=True)
     (clone / "build/free-threaded").symlink_to(build)
     log.run("./run", "campaign", "free-threaded", *arguments, cwd=clone, what="the suite")
-
-
-def _debian_mirror() -> str:
-    """Where a system that is no Debian takes libblkio from."""
-    form = "$(ORIGIN) $(REPO_URI)"
-    known = subprocess.run(
-        ["apt-get", "indextargets", "--no-release-info", "--format", form],
-        check=False,
-        text=True,
-        capture_output=True,
-    ).stdout
-    mirrors = [
-        line.split()[1]
-        for line in known.splitlines()
-        if line.startswith("Debian ") and "security" not in line
-    ]
-    return os.environ.get("DEBIAN_MIRROR") or (mirrors[0] if mirrors else "")
 
 
 ROWS = (

@@ -51,9 +51,7 @@ download_older() {
 steady() { if [ -n "$sanitize" ]; then setarch -R "$@"; else "$@"; fi; }
 
 build() {
-    # shellcheck disable=SC2016 # $(REPO_URI) is apt-get's
-    mirror=${DEBIAN_MIRROR:-$(apt-get indextargets --no-release-info --format '$(REPO_URI)' | grep debian |
-        grep -v security | head -n 1)}
+    mirror=$(release/mirror)
     if [ -z "$(find "$work/apt" -maxdepth 1 -name "$package*.orig.tar.xz" -size +1M 2>/dev/null)" ]; then
         rm -f "$work/apt/$package"*.orig.tar.xz
         download || download_older

@@ -1,5 +1,6 @@
 """How a release is made: what its files are held to, what steps that fail come to, what is said of it."""
 
+import os
 import re
 import subprocess
 import sys
@@ -107,6 +108,48 @@ def test_each_system_is_for_another_python_and_told_of() -> None:
     page = (ROOT / "docs/releases.md").read_text()
     for system in SYSTEMS:
         assert f"| {system.name} (`{system.suite}`) | {system.python} |" in page
+
+
+APT = """\
+#!/bin/sh
+# Tells of the archive whose lists it has, and of another one.
+case "$*" in
+*--no-release-info*) sed 's/.* //' ;;
+*) cat ;;
+esac <<'TARGETS'
+%s
+TARGETS
+"""
+
+
+@pytest.mark.parametrize(
+    ("targets", "mirror"),
+    [
+        ("Debian-Security http://a/debian-security/\nDebian http://a/packages/\nDebian http://b/debian/", "http://a/packages"),
+        ("Other http://a/cloud-bookworm\n$(ORIGIN) http://a/debian-security/\n$(ORIGIN) http://a/debian/", "http://a/debian"),
+        ("Ubuntu http://a/ubuntu/", None),
+    ],
+    ids=["by origin", "by address", "none"],
+)  # fmt: skip
+def test_the_mirror_of_debian_is_found_before_and_after_apt_has_its_lists(
+    tmp_path: Path, targets: str, mirror: str | None
+) -> None:
+    (tmp_path / "apt-get").write_text(APT % targets)
+    (tmp_path / "apt-get").chmod(0o755)
+
+    def ask(**named: str) -> subprocess.CompletedProcess[str]:
+        environment = {"PATH": f"{tmp_path}:{os.environ['PATH']}", **named}
+        return subprocess.run(
+            [ROOT / "release/mirror"], env=environment, capture_output=True, text=True, check=False
+        )
+
+    asked = ask()
+    if mirror:
+        assert (asked.stdout, asked.stderr) == (f"{mirror}\n", "")
+    else:
+        assert asked.returncode == 1
+        assert "name one: DEBIAN_MIRROR=URL" in asked.stderr
+    assert ask(DEBIAN_MIRROR="http://c/debian/").stdout == "http://c/debian\n"
 
 
 def test_the_oldest_dependencies_are_those_that_the_project_names() -> None:

@@ -64,11 +64,7 @@ def _apt(*arguments: str, cwd: Path) -> bool:
 
 def _mirror() -> str:
     """DEBIAN_MIRROR, or the one that apt is set up with."""
-    if named := os.environ.get("DEBIAN_MIRROR"):
-        return named
-    form = ["--no-release-info", "--format", "$(REPO_URI)"]
-    told = subprocess.run(["apt-get", "indextargets", *form], capture_output=True, text=True, check=True)
-    for line in told.stdout.splitlines():
-        if "debian" in line and "security" not in line:
-            return line
-    raise SystemExit("run: apt is set up with no mirror of Debian; name one: DEBIAN_MIRROR=URL ./run interop")
+    told = subprocess.run(["release/mirror"], capture_output=True, text=True, check=False)
+    if told.returncode:
+        raise SystemExit(f"run: {told.stderr.strip()}")
+    return told.stdout.strip()
