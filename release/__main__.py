@@ -12,7 +12,7 @@ from pathlib import Path
 
 from .checks import check_files, check_wheel
 from .source import make_source, unpack
-from .steps import Log, Steps
+from .steps import Log, Steps, alone_in
 from .systems import SYSTEMS, System, available, run_on
 from .wheels import find_interpreters, make_wheel, make_wheel_on, version_of
 
@@ -33,6 +33,11 @@ def main() -> int:
     if not options.dry_run:
         print(PUBLISHING.format(version=version), file=sys.stderr)
         return 1
+    with alone_in(WORK, "release"):
+        return _dry_run(version, options)
+
+
+def _dry_run(version: str, options: argparse.Namespace) -> int:
     shutil.rmtree(WORK, ignore_errors=True)
     files = WORK / "files"
     files.mkdir(parents=True)

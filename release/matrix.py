@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from .steps import Log, Steps
+from .steps import Log, Steps, alone_in
 from .systems import SYSTEMS, System, available, run_on
 
 __all__ = ["ROWS", "Row", "oldest_dependencies"]
@@ -90,10 +90,13 @@ def main() -> int:
     options, arguments = parser.parse_known_args()
     if unknown := [name for name in options.row if name not in by_name]:
         parser.error(f"there is no row {unknown[0]!r}; there are {', '.join(by_name)}")
+    with alone_in(WORK, "matrix"):
+        return _run([row for row in ROWS if not options.row or row.name in options.row], arguments)
+
+
+def _run(rows: list[Row], arguments: list[str]) -> int:
     steps = Steps(WORK / "logs", verb="matrix")
-    for row in ROWS:
-        if options.row and row.name not in options.row:
-            continue
+    for row in rows:
         if (why := row.why_not()) is not None:
             steps.leave_out(row.what, why)
             continue

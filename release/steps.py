@@ -1,13 +1,17 @@
 """A step of a release: commands with a log of their own. If it fails, the others are still taken."""
 
+import fcntl
+import os
+import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-__all__ = ["Log", "StepError", "Steps"]
+__all__ = ["Log", "StepError", "Steps", "alone_in"]
 
 LAST_LINES = 15
 """Of a log, that are shown when its step fails."""
@@ -33,21 +37,46 @@ class Log:
         """Run it, with nothing to read and all output here; *what* it does is said if it fails."""
         with self.path.open("a") as log:
             print("$", *command, file=log, flush=True)
-            done = subprocess.run(
+            child = subprocess.Popen(
                 command,
                 cwd=cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                check=False,
+                process_group=0,
             )
-        if done.returncode:
-            raise StepError(f"{what}: status {done.returncode}")
+        try:
+            status = child.wait()
+        except BaseException:  # with all that it has started, it would go on where the next run works
+            os.killpg(child.pid, signal.SIGTERM)
+            child.wait()
+            raise
+        if status:
+            raise StepError(f"{what}: status {status}")
 
     def last_line(self) -> str:
         lines = self.path.read_text(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+@contextmanager
+def alone_in(work: Path, verb: str) -> Iterator[None]:
+    """Keep other runs of the *verb* out of the directory, where they would remove what is made. From here on,
+    who ends this ends what is run."""
+
+    def end(number: int, _: object) -> None:
+        raise SystemExit(128 + number)
+
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, end)
+    work.parent.mkdir(parents=True, exist_ok=True)
+    with work.with_suffix(".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise SystemExit(f"{verb}: another run is at work in this checkout") from None
+        yield
 
 
 @dataclass

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import zipfile
@@ -94,6 +95,30 @@ def test_a_step_that_fails_shows_its_log_and_the_others_are_taken(
     assert first[:2] == ["first", "FAILED"]
     assert f"could not do it: status 3; {tmp_path}/first.log" in steps.table()
     assert (second[:2], second[3:]) == (["second", "ok"], ["12", "passed"])
+
+
+RUN = """
+import sys
+from pathlib import Path
+from release.steps import Log, alone_in
+
+work, told = map(Path, sys.argv[1:])
+with alone_in(work, "try"):
+    Log(work.with_suffix(".log")).run("sh", "-c", "echo $$ >$0; exec sleep 60", told, what="sleep")
+"""
+
+
+def test_nobody_works_where_a_run_is_and_who_is_ended_ends_what_he_runs(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", RUN, f"{tmp_path}/work", f"{tmp_path}/told"]
+    os.mkfifo(tmp_path / "told")
+    with subprocess.Popen(command, cwd=ROOT) as first:
+        child = int((tmp_path / "told").read_text())
+        second = subprocess.run(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, check=False)
+        first.terminate()
+    assert (second.returncode, second.stderr) == (1, "try: another run is at work in this checkout\n")
+    assert first.returncode == 128 + signal.SIGTERM
+    with pytest.raises(ProcessLookupError):
+        os.kill(child, 0)
 
 
 def test_environments_are_no_interpreters_that_wheels_are_made_with(tmp_path: Path) -> None:
