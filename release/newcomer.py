@@ -40,11 +40,7 @@ FAILED = re.compile(r'^(Traceback \(|\s*File "<)', re.MULTILINE)
 PRINTS = re.compile(r"^\s*print\(.*\)\s+# (?P<shows>.+)$", re.MULTILINE)
 
 ROWS_AND_COLUMNS = (50, 132)
-ENVIRONMENT = {
-    "TERM": "xterm",
-    "DEBIAN_FRONTEND": "noninteractive",
-    "PROMPT_COMMAND": "PS1= PS2=",  # whose end is known by other means
-}
+ENVIRONMENT = {"TERM": "xterm", "DEBIAN_FRONTEND": "noninteractive"}
 LOCAL_MODES = 3
 """Their place among the modes of a terminal."""
 BEGINS_EDITING = re.compile(r"\x1b\[\?2004h")
@@ -148,7 +144,12 @@ class Terminal:
         """*silence*: seconds without output after which an act is given up."""
         self._directory = directory
         self._silence = silence
+        # The prompt of the shell is awaited, as a person does: programs may take what is typed ahead of it.
+        self._prompt = f"prompt-{secrets.token_hex(8)}"
+        self._prompted = False
+        prompt = f'echo "{self._prompt} $?"; PS1= PS2='
         self._at_prompt = False
+        """At that of Python."""
         self._edited = False
         """Whether the prompt draws what is typed."""
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
@@ -163,7 +164,7 @@ class Terminal:
         self._shell = subprocess.Popen(
             ["setsid", "--ctty", "bash", "--norc", "--noediting", "-i"],
             cwd=directory,
-            env={**os.environ, **ENVIRONMENT, **histories},
+            env={**os.environ, **ENVIRONMENT, **histories, "PROMPT_COMMAND": prompt},
             stdin=line,
             stdout=line,
             stderr=line,
@@ -190,14 +191,13 @@ class Terminal:
 
     def _command(self, act: Act) -> str:
         if self._at_prompt:
-            # Python reads ahead: what is for the shell is not sent before it has ended.
-            self._until_mark(act, 'import atexit; atexit.register(print, "{}", 0); exit()')
-            self._at_prompt = False
+            self._send("exit()")
+        if not self._prompted:
+            self._until_over(act, self._prompt)
         self._send(act.text)
-        if STARTS_PROMPT.search(act.text):
-            self._at_prompt = True
-            return self._until_mark(act, 'print("{}", 0)')
-        return self._until_mark(act, "echo {} $?")
+        self._at_prompt = bool(STARTS_PROMPT.search(act.text))
+        self._prompted = not self._at_prompt
+        return self._until_marked(act) if self._at_prompt else self._until_over(act, self._prompt)
 
     def _type(self, act: Act) -> str:
         if not self._at_prompt:
@@ -207,15 +207,19 @@ class Terminal:
             self._until(act, BEGINS_EDITING)
             text = f"\x1b[200~{text}\x1b[201~"
         self._send(f"{text}\n")
-        seen = re.sub(r"^((>>>|\.\.\.) )+", "", self._until_mark(act, 'print("{}", 0)'), flags=re.MULTILINE)
+        seen = re.sub(r"^((>>>|\.\.\.) )+", "", self._until_marked(act), flags=re.MULTILINE)
         if FAILED.search(seen):
             raise StumbleError(f"{act.where}: fails:\n{seen}")
         return seen
 
-    def _until_mark(self, act: Act, say: str) -> str:
-        """Have *say* said when the act is over, and return what was seen before."""
+    def _until_marked(self, act: Act) -> str:
+        """Have Python's prompt print a mark when the act is over."""
         mark = f"mark-{secrets.token_hex(8)}"
-        self._send(say.format(mark))
+        self._send(f'print("{mark}", 0)')
+        return self._until_over(act, mark)
+
+    def _until_over(self, act: Act, mark: str) -> str:
+        """What was seen before the mark, and the status behind it."""
         found = self._until(act, re.compile(rf"{mark} (\d+)\r*\n"))
         before, self._received = self._received[: found.start()], self._received[found.end() :]
         self._edited = bool(BEGINS_EDITING.search(before))

@@ -137,6 +137,11 @@ def test_what_is_typed_is_read_by_the_shell_and_by_python(terminal: Terminal, tm
     assert terminal.do(_command("cat program.py", "x = 2")) == "x = 2\n"
 
 
+def test_what_a_program_does_with_its_input_does_not_matter(terminal: Terminal) -> None:
+    forget = "import termios; termios.tcflush(0, termios.TCIFLUSH)"
+    assert terminal.do(_command(f"{sys.executable} -c '{forget}'; echo so", "so")) == "so\n"
+
+
 def test_what_runs_behind_the_shell_has_a_number_there(terminal: Terminal) -> None:
     assert re.fullmatch(r"\[1\] \d+\n", terminal.do(_command("sleep 60 &")))
     assert terminal.do(_command("kill %1; wait %1 || echo gone", "gone"))
