@@ -39,14 +39,16 @@ STARTS_PROMPT = re.compile(r"\bpython3? -m asyncio\b")
 FAILED = re.compile(r'^(Traceback \(|\s*File "<)', re.MULTILINE)
 PRINTS = re.compile(r"^\s*print\(.*\)\s+# (?P<shows>.+)$", re.MULTILINE)
 
-ROWS_AND_COLUMNS = (50, 132)
+ROWS_AND_COLUMNS = (50, 160)
 ENVIRONMENT = {"TERM": "xterm", "DEBIAN_FRONTEND": "noninteractive"}
 LOCAL_MODES = 3
 """Their place among the modes of a terminal."""
 BEGINS_EDITING = re.compile(r"\x1b\[\?2004h")
 """What is pasted is to be told apart from keys, from here on."""
 EDITING = re.compile(rf"{BEGINS_EDITING.pattern}.*?(\x1b\[\?2004l|\Z)", re.DOTALL)
-ESCAPE = re.compile(r"\x1b(\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(\x07|\x1b\\)|[ -/]*[0-~])")
+ASIDE = re.compile(r"\x1b7.*?\x1b8", re.DOTALL)
+"""With the cursor back where it was: apt's bar, at the bottom."""
+ESCAPE = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\)|[ -/]*[0-~])")
 
 
 class StumbleError(Exception):
@@ -202,15 +204,23 @@ class Terminal:
     def _type(self, act: Act) -> str:
         if not self._at_prompt:
             raise StumbleError(f"{act.where}: is typed at a prompt of Python, and none was started")
-        text = act.text
-        if self._edited:  # it would indent lines by itself, but not what is told to be pasted
-            self._until(act, BEGINS_EDITING)
-            text = f"\x1b[200~{text}\x1b[201~"
-        self._send(f"{text}\n")
+        if self._edited:
+            self._paste(act)
+            self._send("\n")
+        else:
+            self._send(f"{act.text}\n")
         seen = re.sub(r"^((>>>|\.\.\.) )+", "", self._until_marked(act), flags=re.MULTILINE)
         if FAILED.search(seen):
             raise StumbleError(f"{act.where}: fails:\n{seen}")
         return seen
+
+    def _paste(self, act: Act) -> None:
+        """Lines that are typed this prompt would indent by itself. Who types on before seeing what was pasted
+        adds to it, in CPython 3.14."""
+        self._until(act, BEGINS_EDITING)
+        os.write(self._keys, f"\x1b[200~{act.text}\x1b[201~".encode())
+        last_line = act.text.rpartition("\n")[2]
+        self._until(act, re.compile(f"(?:{ESCAPE.pattern})*".join(map(re.escape, last_line))))
 
     def _until_marked(self, act: Act) -> str:
         """Have Python's prompt print a mark when the act is over."""
@@ -256,7 +266,7 @@ class Terminal:
 def as_read(received: str) -> str:
     """What a person reads of it: without what a prompt draws while one types, without colours, lines in their
     last state."""
-    text = ESCAPE.sub("", EDITING.sub("", received))
+    text = ESCAPE.sub("", ASIDE.sub("", EDITING.sub("", received)))
     return re.sub(r"[^\n]*\r(?!\n)", "", re.sub(r"\r+\n", "\n", text))
 
 

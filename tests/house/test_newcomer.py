@@ -148,7 +148,9 @@ def test_what_runs_behind_the_shell_has_a_number_there(terminal: Terminal) -> No
 
 
 def test_of_what_programs_draw_the_last_state_is_read() -> None:
-    assert as_read("\x1b[1;32m10 %\x1b[0m\r100 %\r\nd\x1b(Bone\r\r\n") == "100 %\ndone\n"
+    assert (
+        as_read("\x1b[1;32m10 %\x1b[0m\r100 %\r\nd\x1b7\x1b[9;9f...\x1b8\x1b(Bone\r\r\n") == "100 %\ndone\n"
+    )
     typed = "\x1b[?2004h>>> print(1)\x1b[3D\r\n\x1b[?2004l"
     assert as_read(f"{typed}1\r\n{typed}\x1b[?2004h>>> p") == "1\n"
 
