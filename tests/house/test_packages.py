@@ -149,6 +149,10 @@ def test_the_source_is_archived_in_the_same_bytes_anywhere(source: Path, tmp_pat
     assert first.read_bytes() == second.read_bytes()
     with tarfile.open(first) as archive:
         entries = archive.getmembers()
+        archive.extractall(tmp_path / "from it", filter="data")
+    [unpacked] = (tmp_path / "from it").iterdir()
+    setup(unpacked, "sdist", "--dist-dir", tmp_path / "again")  # at the time that its files bear
+    assert (tmp_path / "again" / first.name).read_bytes() == first.read_bytes()
     assert {(each.uid, each.gid, each.uname, each.gname, each.mtime) for each in entries} == {
         (0, 0, "", "", 1700000000)
     }
