@@ -5,8 +5,9 @@ would rather not.
 """
 
 import asyncio
+import contextlib
 import socket
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Any, cast
@@ -191,13 +192,33 @@ async def test_a_request_that_a_cancelled_scope_begins(
         await waiter.end()
 
 
+@contextlib.contextmanager
+def _held_until_cancelled(daemon: StorageDaemon, scope: anyio.CancelScope) -> Iterator[None]:
+    """It answers when the scope's deadline has passed, however late the loop is, and not before."""
+    loop = asyncio.get_running_loop()
+
+    def look() -> None:
+        if scope.cancel_called:
+            holding.close()
+        else:
+            loop.call_soon(look)
+
+    with contextlib.ExitStack() as holding:
+        holding.enter_context(held(daemon))
+        look()
+        yield
+
+
 async def test_deadlines_and_nested_scopes(slow_device: aioblk.Device, slow_daemon: StorageDaemon) -> None:
     async with slow_device.allocate(BLOCK) as region:
-        with pytest.raises(TimeoutError):
-            with anyio.fail_after(LATENCY / 4):
-                await slow_device.read_into(0, region)
+        with (
+            pytest.raises(TimeoutError),
+            anyio.fail_after(LATENCY / 4) as scope,
+            _held_until_cancelled(slow_daemon, scope),
+        ):
+            await slow_device.read_into(0, region)
         with anyio.move_on_after(60) as outer:
-            with anyio.move_on_after(LATENCY / 4) as inner:
+            with anyio.move_on_after(LATENCY / 4) as inner, _held_until_cancelled(slow_daemon, inner):
                 await slow_device.read_into(0, region)
             assert inner.cancelled_caught
             with anyio.move_on_after(0, shield=True) as inner:

@@ -721,7 +721,7 @@ def test_what_is_wrong_on_the_command_line_is_said(image: Path) -> None:
         ((*file, "--memory", "1000000000T"), "a block of .* bytes cannot be had"),
         ((*file, "--port", "65536"), "'--port': it must be from 0 to 65535, not '65536'"),
         ((*file, "--drain", "nan"), "a number of seconds or a time such as .*, not 'nan'"),
-        ((*file, "--patience", "inf"), "patience must be at most"),
+        ((*file, "--patience", "inf"), "a number of seconds or a time such as 250ms .*, not 'inf'"),
         ((*file, "--patience", "366d"), "patience must be at most"),
         ((*file, "--unix", ""), "must be text, not ''"),
         ((*file, "--unix", "/nowhere/nbd.sock"), "No such file or directory: '/nowhere/nbd.sock'"),
