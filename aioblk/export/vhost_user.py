@@ -186,7 +186,10 @@ class VhostUser:
             except Exception:
                 log.exception("%s: the export failed", name)
             finally:
-                self._session = None
+                try:
+                    await session.end()
+                finally:
+                    self._session = None
             if session.lost is not None:
                 raise session.lost
 

@@ -187,7 +187,7 @@ class Ring:
     def go_on(self) -> None:
         """Begin what is available."""
         queue = self._queue
-        if queue is None or self._ends:
+        if queue is None or self._ends or not self.enabled:
             return
         while not self._held:
             for request in queue.take(MOST):

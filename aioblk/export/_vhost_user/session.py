@@ -83,20 +83,21 @@ class Session:
         return sum(ring.in_flight for ring in self._rings)
 
     async def run(self) -> None:
-        """Until the client hangs up, or the device is lost. What it has in flight is finished in any case.
+        """Until the client hangs up, or the device is lost.
 
         Raises:
             DisconnectedError: it says what cannot be.
         """
-        try:
-            while (message := await self._channel.receive()) is not None:
-                try:
-                    await self._hear(message)
-                finally:
-                    message.close()
-                await asyncio.sleep(0)  # whatever it has to say, others have their turn
-        finally:
-            await self._work.finish(self._end())
+        while (message := await self._channel.receive()) is not None:
+            try:
+                await self._hear(message)
+            finally:
+                message.close()
+            await asyncio.sleep(0)  # whatever it has to say, others have their turn
+
+    async def end(self) -> None:
+        """Finish what is in flight, and hang up. It goes on when the caller is cancelled."""
+        await self._work.finish(self._end())
 
     def _lose(self, error: DeviceLostError | DeviceClosedError) -> None:
         if self.lost is None:
