@@ -377,7 +377,7 @@ class View:
 # --- the device's side of virtio-blk ------------------------------------------------------------------------
 
 class GuestMemory:
-    """What a guest has lent: (memory, guest address, client's address) for each range. They do not overlap."""
+    """What a guest has lent: (memory, guest address, client's address) for each range; none overlap."""
 
     def __init__(self, ranges: Iterable[tuple[Memory, int, int]]) -> None: ...
     def __len__(self) -> int: ...

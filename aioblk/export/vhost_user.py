@@ -227,7 +227,7 @@ async def _accept(listener: socket.socket) -> socket.socket:
     listener.setblocking(False)
     while True:
         comes: asyncio.Future[None] = loop.create_future()
-        loop.add_reader(listener, lambda comes=comes: comes.done() or comes.set_result(None))
+        loop.add_reader(listener, _tell, comes)
         try:
             await comes
         finally:
@@ -243,3 +243,7 @@ async def _accept(listener: socket.socket) -> socket.socket:
         connection.setblocking(False)
         return connection
 
+
+def _tell(comes: asyncio.Future[None]) -> None:
+    if not comes.done():
+        comes.set_result(None)

@@ -210,7 +210,12 @@ EXPORTED = Driver(
     "exported",
     "virtio-blk-vhost-user",
     exported_socket,
-    {**VHOST_USER.properties, "flush-needed": True, "max-write-zeroes-len": 64 * MIB, "max-discard-len": 64 * MIB},
+    {
+        **VHOST_USER.properties,
+        "flush-needed": True,
+        "max-write-zeroes-len": 64 * MIB,
+        "max-discard-len": 64 * MIB,
+    },
     VHOST_USER.lacks,
 )
 

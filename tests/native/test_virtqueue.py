@@ -1,4 +1,4 @@
-"""The device's side of a virtqueue: what guests may say is carried out, and all else breaks their queue, at most."""
+"""The device's side of a virtqueue: what guests may say is done, and all else breaks their queue, at most."""
 
 import struct
 from collections.abc import Callable, Iterator
@@ -34,17 +34,22 @@ SECTORS = 64
 MOST = 1 << 20
 
 
+def _rings(guest: Guest) -> tuple[int, int, int]:
+    """Where they are, as a client knows them."""
+    return guest.user + guest.descriptors, guest.user + guest.available, guest.user + guest.used
+
+
 class Device:
     """A queue over what a guest has lent."""
 
-    def __init__(self, guest: Guest, *, base: int = 0, tracked: View | None = None, read_only: bool = False) -> None:
+    def __init__(
+        self, guest: Guest, *, base: int = 0, tracked: View | None = None, read_only: bool = False
+    ) -> None:
         self.memory = Memory.from_buffer(guest.memory)
         self.table = GuestMemory([(self.memory, guest.guest, guest.user)])
+        descriptors, available, used = _rings(guest)
         self.queue = Virtqueue(
-            self.table,
-            guest.queue,
-            *(guest.user + place for place in (guest.descriptors, guest.available, guest.used)),
-            base,
+            *(self.table, guest.queue, descriptors, available, used, base),
             event_index=guest.event,
             tracked=tracked,
         )
@@ -111,9 +116,9 @@ def test_header_and_status_may_be_cut_anyhow(guest: Guest) -> None:
     cuts = [(0, 5), (5, 30), (35, len(header) + SECTOR - 35)]
     guest.offer(guest.chain([*(Piece(message + at, length) for at, length in cuts), Piece(status, 1, True)]))
     assert b"".join(device.one().buffers) == b"z" * SECTOR
-    header = guest.put(HEADER.pack(IN, 0, 2))
+    place = guest.put(HEADER.pack(IN, 0, 2))
     answer = guest.put(b"\xee" * (SECTOR + 1))
-    guest.offer(guest.chain([Piece(header, 16), Piece(answer, SECTOR + 1, True)]))
+    guest.offer(guest.chain([Piece(place, 16), Piece(answer, SECTOR + 1, True)]))
     request = device.one()
     assert [len(buffer) for buffer in request.buffers] == [SECTOR]
     device.queue.finish(request, OK)
@@ -337,12 +342,14 @@ def test_a_segment_may_go_on_in_the_next_range() -> None:
     parts = [Memory.from_buffer(memoryview(guest.memory)[at : at + half]) for at in (0, half)]
     # Side by side for the guest, and not so here.
     table = GuestMemory([(parts[1], guest.guest + half, 0), (parts[0], guest.guest, guest.user)])
-    places = (guest.user + place for place in (guest.descriptors, guest.available, guest.used))
-    queue = Virtqueue(table, guest.queue, *places, 0)
+    descriptors, available, used = _rings(guest)
+    queue = Virtqueue(table, guest.queue, descriptors, available, used, 0)
     queue.set_disk(SECTORS * SECTOR, read_only=False, serial=b"")
     header, status = guest.put(HEADER.pack(IN, 0, 0)), guest.put(b"\xee")
     guest.offer(
-        guest.chain([Piece(header, 16), Piece(guest.guest + half - 100, SECTOR, True), Piece(status, 1, True)])
+        guest.chain(
+            [Piece(header, 16), Piece(guest.guest + half - 100, SECTOR, True), Piece(status, 1, True)]
+        )
     )
     [request] = queue.take(1)
     assert list(map(len, request.buffers)) == [100, SECTOR - 100]
@@ -401,15 +408,23 @@ def test_indices_go_round() -> None:
 
 def test_rings_must_be_within_the_memory(guest: Guest) -> None:
     table = GuestMemory([(Memory.from_buffer(guest.memory), guest.guest, guest.user)])
-    places = [guest.user + place for place in (guest.descriptors, guest.available, guest.used)]
-    for index, wrong in [(0, 8), (0, guest.size), (1, 1), (1, guest.size - 8), (2, 2), (2, guest.size - 8), (2, -guest.user)]:
+    descriptors, available, used = places = _rings(guest)
+    for index, wrong in [
+        (0, 8),
+        (0, guest.size),
+        (1, 1),
+        (1, guest.size - 8),
+        (2, 2),
+        (2, guest.size - 8),
+        (2, -guest.user),
+    ]:
         moved = list(places)
         moved[index] += wrong
         with pytest.raises(ValueError, match="not within the memory, or misaligned"):
-            Virtqueue(table, guest.queue, *moved, 0)
+            Virtqueue(table, guest.queue, moved[0], moved[1], moved[2], 0)
     for size in (0, 3, 1 << 16):
         with pytest.raises(ValueError, match="a power of two"):
-            Virtqueue(table, size, *places, 0)
+            Virtqueue(table, size, descriptors, available, used, 0)
     del table
 
 
@@ -505,7 +520,6 @@ def test_a_push_that_was_not_marked_is_not_done_again(guest: Guest) -> None:
     region[:] = before  # as if it had died in the middle of that
     again = Device(guest, tracked=View(Memory.from_buffer(region)))
     assert [request.offset for request in again.take()] == [2 * SECTOR]
-    del request
 
 
 def test_what_was_finished_and_not_pushed_is_done_again(guest: Guest) -> None:
@@ -526,7 +540,9 @@ def test_what_was_finished_and_not_pushed_is_done_again(guest: Guest) -> None:
         (16, 16, 2**16 - 1, "descriptor that there is not"),
     ],
 )
-def test_a_region_that_is_nonsense_is_refused(guest: Guest, size: int, last: int, used: int, words: str) -> None:
+def test_a_region_that_is_nonsense_is_refused(
+    guest: Guest, size: int, last: int, used: int, words: str
+) -> None:
     region = _region(guest)
     REGION.pack_into(region, 0, 0, 1, size, last, used)
     with pytest.raises(ValueError, match=words):
@@ -551,7 +567,9 @@ def test_guests_that_say_anything(seed: int) -> None:
                 place = chance.randrange(guest.size - 64)
                 guest.memory[place : place + 64] = chance.randbytes(64)
             case 1 | 2:
-                address = guest.guest + chance.choice([0, 8, guest.size - 16, guest.size, chance.randrange(1 << 16)])
+                address = guest.guest + chance.choice(
+                    [0, 8, guest.size - 16, guest.size, chance.randrange(1 << 16)]
+                )
                 flags = chance.choice([0, NEXT, WRITABLE, NEXT | WRITABLE, INDIRECT, chance.randrange(8)])
                 length = chance.choice([0, 1, 16, 512, 1 << 16, 2**32 - 1, chance.randrange(4096)])
                 guest.set_descriptor(chance.randrange(8), address, length, flags, chance.randrange(10))

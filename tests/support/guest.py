@@ -103,7 +103,9 @@ class Guest:
 
     # --- rings ----------------------------------------------------------------------------------------------
 
-    def set_descriptor(self, index: int, address: int, length: int, flags: int = 0, following: int = 0) -> None:
+    def set_descriptor(
+        self, index: int, address: int, length: int, flags: int = 0, following: int = 0
+    ) -> None:
         DESCRIPTOR.pack_into(self.memory, DESCRIPTOR.size * index, address, length, flags, following)
 
     def offer(self, head: int) -> None:
@@ -141,7 +143,9 @@ class Guest:
         """(head, bytes written) of what was used since the last time."""
         done: list[tuple[int, int]] = []
         while self._seen != self.used_index:
-            head, written = struct.unpack_from("<II", self.memory, self.used + 4 + 8 * (self._seen % self.queue))
+            head, written = struct.unpack_from(
+                "<II", self.memory, self.used + 4 + 8 * (self._seen % self.queue)
+            )
             self._seen = (self._seen + 1) % (1 << 16)
             self._free += self._chains.pop(head, [])
             done.append((head, written))

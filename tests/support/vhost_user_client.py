@@ -99,7 +99,7 @@ class Client:
         self.send(kind, body, fds, VERSION | WANTS_REPLY)
         answered, reply, _ = await self.receive()
         assert answered == kind
-        return U64.unpack(reply)[0] == 0
+        return reply == bytes(U64.size)
 
     async def until_hung_up(self) -> None:
         with contextlib.suppress(ConnectionResetError):  # where something of ours was not even read
@@ -116,7 +116,9 @@ class Client:
 
     async def lend(self) -> None:
         for guest in self.guests:
-            assert await self.tell(ADD_MEM_REG, REGION.pack(guest.guest, guest.size, guest.user, 0), [guest.fd])
+            assert await self.tell(
+                ADD_MEM_REG, REGION.pack(guest.guest, guest.size, guest.user, 0), [guest.fd]
+            )
 
     def region(self, guest: Guest) -> bytes:
         return REGION.pack(guest.guest, guest.size, guest.user, 0)
@@ -148,7 +150,9 @@ class Client:
         await readable(self.calls[number])
         os.eventfd_read(self.calls[number])
 
-    async def request(self, kind: int, sector: int = 0, data: bytes = b"", *, queue: int = 0, **how: Any) -> Asked:
+    async def request(
+        self, kind: int, sector: int = 0, data: bytes = b"", *, queue: int = 0, **how: Any
+    ) -> Asked:
         """One, until it is used."""
         guest = self.guests[queue]
         asked = guest.ask(kind, sector, data, **how)
@@ -163,7 +167,12 @@ class Client:
 async def readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     comes = loop.create_future()
-    loop.add_reader(descriptor, lambda: comes.done() or comes.set_result(None))
+
+    def tell() -> None:
+        if not comes.done():
+            comes.set_result(None)
+
+    loop.add_reader(descriptor, tell)
     try:
         await comes
     finally:

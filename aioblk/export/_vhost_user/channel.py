@@ -119,7 +119,9 @@ class Channel:
         """
         flags = protocol.VERSION | (protocol.IS_REPLY if reply else 0)
         message = protocol.HEADER.pack(kind, flags, len(body)) + body
-        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        ancillary = (
+            [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
+        )
         sent = 0
         with contextlib.suppress(BlockingIOError):
             try:

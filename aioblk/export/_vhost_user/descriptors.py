@@ -1,7 +1,7 @@
 """What descriptors are good for that somebody else has made.
 
-Nothing on the loop's thread may block for one, and memory that is mapped from one must not go away: reading it
-would end this process by SIGBUS.
+Nothing on the loop's thread may block for one, and memory that is mapped from one must not go away: reading
+it would end this process by SIGBUS.
 """
 
 import fcntl

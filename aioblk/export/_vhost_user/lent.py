@@ -1,4 +1,4 @@
-"""The memory that a client lends: mapped here, and made known to the device, so that nothing need be copied."""
+"""The memory that a client lends: mapped, and made known to the device, so that nothing need be copied."""
 
 import contextlib
 import logging
@@ -38,7 +38,7 @@ class LentMemory:
     def __init__(
         self, device: object, *, only_sealed: bool, on_change: Callable[[GuestMemory], None] | None = None
     ) -> None:
-        """The *device* may be one that can be told of memory. What is lent changes before any is given back."""
+        """The *device* may be one that takes memory. *on_change* is called before any is given back."""
         self._device = device
         self.on_change = on_change
         self._only_sealed = only_sealed
@@ -88,7 +88,7 @@ class LentMemory:
         return Memory.from_buffer(memoryview(mapped)[skew:])
 
     def _look_up(self) -> None:
-        self.table = GuestMemory((range.memory, range.guest, range.user) for range in self._ranges)
+        self.table = GuestMemory((each.memory, each.guest, each.user) for each in self._ranges)
         if self.on_change is not None:
             self.on_change(self.table)
 
@@ -98,21 +98,21 @@ class LentMemory:
         Raises:
             RefusedError: it was not lent.
         """
-        for range in self._ranges:
-            if (range.guest, range.length, range.user) == (guest, length, user):
-                self._ranges.remove(range)
+        for each in self._ranges:
+            if (each.guest, each.length, each.user) == (guest, length, user):
+                self._ranges.remove(each)
                 self._look_up()
-                await self._give_back(range)
+                await self._give_back(each)
                 return
         raise RefusedError(f"{length} bytes at {guest:#x} were not lent")
 
     async def clear(self) -> None:
         ranges, self._ranges = self._ranges, []
         self._look_up()
-        for range in ranges:
-            await self._give_back(range)
+        for each in ranges:
+            await self._give_back(each)
 
-    async def _give_back(self, range: _Range) -> None:
+    async def _give_back(self, former: _Range) -> None:
         with contextlib.suppress(BlkioError):
-            await range.known.aclose()
-        range.memory.close()
+            await former.known.aclose()
+        former.memory.close()

@@ -111,7 +111,13 @@ WRITE: Final = 1
 FLUSH: Final = 4
 DISCARD: Final = 11
 WRITE_ZEROES: Final = 13
-KINDS: Final = {READ: "read", WRITE: "write", FLUSH: "flush", DISCARD: "discard", WRITE_ZEROES: "write_zeroes"}
+KINDS: Final = {
+    READ: "read",
+    WRITE: "write",
+    FLUSH: "flush",
+    DISCARD: "discard",
+    WRITE_ZEROES: "write_zeroes",
+}
 UNMAP: Final = 1
 
 OK: Final = 0

@@ -15,7 +15,6 @@ from ..._native._core import GuestMemory, GuestRequest, View, Virtqueue
 from ...errors import DeviceClosedError, DeviceLostError
 from ...services.in_flight import InFlightShare
 from ..statistics import Counts
-from . import protocol
 from .lent import RefusedError
 from .requests import Requests, Work, status_of
 

@@ -8,7 +8,7 @@ import socket
 import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
-from typing import Any, Final, final
+from typing import ClassVar, Final, final
 
 from ..._native._core import GuestMemory
 from ..._sync.tasks import SteadfastTasks
@@ -29,6 +29,9 @@ from .ring import Ring, Terms
 from .tracking import Tracking, new_region
 
 log = logging.getLogger("aioblk.export")
+
+WITH_REPLIES: Final = frozenset(kind for kind in Kind if kind.name.startswith("GET_"))
+"""What has an answer of its own, which does not say whether it was done."""
 
 DEVICE_GRACE = 2.0  # seconds, beyond the others, for a device to finish when it has been given up
 
@@ -140,7 +143,7 @@ class Session:
     async def _hear(self, message: Message) -> None:
         wants = message.wants_reply and self._protocol_features >> ProtocolFeature.REPLY_ACK & 1
         try:
-            handler = HANDLERS.get(message.kind)
+            handler = self.HANDLERS.get(message.kind)
             if handler is None:
                 raise RefusedError(f"there is no message {message.kind}")
             reply = await handler(self, message)
@@ -367,36 +370,29 @@ class Session:
             self._tracking.close()
         self._tracking = tracking
 
-
-Handler = Callable[[Session, Message], Awaitable[Any]]
-
-HANDLERS: Final[dict[int, Handler]] = {
-    Kind.GET_FEATURES: Session._get_features,
-    Kind.SET_FEATURES: Session._set_features,
-    Kind.SET_OWNER: Session._do_nothing,
-    Kind.RESET_OWNER: Session._do_nothing,
-    Kind.SET_MEM_TABLE: Session._set_mem_table,
-    Kind.SET_VRING_NUM: Session._set_vring_num,
-    Kind.SET_VRING_ADDR: Session._set_vring_addr,
-    Kind.SET_VRING_BASE: Session._set_vring_base,
-    Kind.GET_VRING_BASE: Session._get_vring_base,
-    Kind.SET_VRING_KICK: Session._set_vring_kick,
-    Kind.SET_VRING_CALL: Session._set_vring_call,
-    Kind.SET_VRING_ERR: Session._set_vring_err,
-    Kind.GET_PROTOCOL_FEATURES: Session._get_protocol_features,
-    Kind.SET_PROTOCOL_FEATURES: Session._set_protocol_features,
-    Kind.GET_QUEUE_NUM: Session._get_queue_num,
-    Kind.SET_VRING_ENABLE: Session._set_vring_enable,
-    Kind.SET_BACKEND_REQ_FD: Session._set_backend,
-    Kind.GET_CONFIG: Session._get_config,
-    Kind.SET_CONFIG: Session._set_config,
-    Kind.GET_INFLIGHT_FD: Session._get_inflight,
-    Kind.SET_INFLIGHT_FD: Session._set_inflight,
-    Kind.GET_MAX_MEM_SLOTS: Session._get_max_mem_slots,
-    Kind.ADD_MEM_REG: Session._add_mem_reg,
-    Kind.REM_MEM_REG: Session._rem_mem_reg,
-}
-WITH_REPLIES: Final = frozenset(
-    kind for kind in Kind if kind.name.startswith("GET_")
-)
-"""What has an answer of its own, which does not say whether it was done."""
+    HANDLERS: ClassVar[dict[int, Callable[["Session", Message], Awaitable[bytes | None]]]] = {
+        Kind.GET_FEATURES: _get_features,
+        Kind.SET_FEATURES: _set_features,
+        Kind.SET_OWNER: _do_nothing,
+        Kind.RESET_OWNER: _do_nothing,
+        Kind.SET_MEM_TABLE: _set_mem_table,
+        Kind.SET_VRING_NUM: _set_vring_num,
+        Kind.SET_VRING_ADDR: _set_vring_addr,
+        Kind.SET_VRING_BASE: _set_vring_base,
+        Kind.GET_VRING_BASE: _get_vring_base,
+        Kind.SET_VRING_KICK: _set_vring_kick,
+        Kind.SET_VRING_CALL: _set_vring_call,
+        Kind.SET_VRING_ERR: _set_vring_err,
+        Kind.GET_PROTOCOL_FEATURES: _get_protocol_features,
+        Kind.SET_PROTOCOL_FEATURES: _set_protocol_features,
+        Kind.GET_QUEUE_NUM: _get_queue_num,
+        Kind.SET_VRING_ENABLE: _set_vring_enable,
+        Kind.SET_BACKEND_REQ_FD: _set_backend,
+        Kind.GET_CONFIG: _get_config,
+        Kind.SET_CONFIG: _set_config,
+        Kind.GET_INFLIGHT_FD: _get_inflight,
+        Kind.SET_INFLIGHT_FD: _set_inflight,
+        Kind.GET_MAX_MEM_SLOTS: _get_max_mem_slots,
+        Kind.ADD_MEM_REG: _add_mem_reg,
+        Kind.REM_MEM_REG: _rem_mem_reg,
+    }

@@ -6,7 +6,6 @@ import os
 from typing import final
 
 from ..._native._core import Memory, View
-from . import protocol
 from .descriptors import cannot_shrink, is_file
 from .lent import RefusedError
 
@@ -24,7 +23,9 @@ def _length_of(size: int) -> int:
 class Tracking:
     """The region of all queues of a client."""
 
-    def __init__(self, descriptor: int, length: int, offset: int, queues: int, size: int, *, only_sealed: bool) -> None:
+    def __init__(
+        self, descriptor: int, length: int, offset: int, queues: int, size: int, *, only_sealed: bool
+    ) -> None:
         """What a client has kept; the descriptor is needed for no longer than this.
 
         Raises:
