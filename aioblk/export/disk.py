@@ -31,8 +31,8 @@ class Disk(Protocol):
     way, in any order. What a call raises is an error of its request: the guest is told that it has failed.
 
     It may also have ``write(offset, data)``, where *data* is the guest's memory and may change until the call
-    is over, and without which the disk is read-only; ``flush()``, without which what is written is taken to be
-    durable; ``discard(offset, length)``, without which that is nothing; and ``write_zeroes(offset,
+    is over, and without which the disk is read-only; ``flush()``, without which what is written is taken to
+    be durable; ``discard(offset, length)``, without which that is nothing; and ``write_zeroes(offset,
     length)``, without which zeroes are written.
     """
 

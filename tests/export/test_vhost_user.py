@@ -490,7 +490,7 @@ async def test_it_is_served_until_it_is_left(disk: MemoryDevice, place: Path) ->
 async def test_what_cannot_be_served(disk: MemoryDevice, place: Path) -> None:
     for wrong in ({"queues": 0}, {"queues": 257}, {"serial": "x" * 21}, {"drain": -1.0}):
         with pytest.raises(aioblk.OptionError, match=next(iter(wrong))):
-            VhostUser(disk, place, **wrong)
+            VhostUser(disk, place, **wrong)  # pyright: ignore[reportArgumentType]
     with pytest.raises(TypeError, match="BlockDevice is needed"):
         VhostUser(object(), place)  # type: ignore[arg-type]
 

@@ -25,7 +25,7 @@ class Requests:
         """The guest does not flush, so what is written is to be durable when it is done."""
 
     def begin(self, request: GuestRequest) -> Work | None:
-        """The device's work; None: there is nothing to do. What is wrong is raised, or the outcome of that."""
+        """The device's work; None: there is nothing to do. What is wrong is raised, or its outcome."""
         device, offset, length = self._device, request.offset, request.length
         match request.kind:
             case protocol.READ:
