@@ -177,11 +177,11 @@ class VhostUser:
             session = self._session = Session(connection, self._offer)
             try:
                 await session.run()
-                log.info("%s: gone; %s", name, self._counts)
+                log.info("%s: gone; %s", name, str(self._counts))
             except DisconnectedError as reason:
-                log.warning("%s: %s", name, reason)
+                log.warning("%s: %s", name, str(reason))  # whoever keeps the record keeps no memory
             except asyncio.CancelledError:
-                log.info("%s: sent away; %s", name, self._counts)
+                log.info("%s: sent away; %s", name, str(self._counts))
                 raise
             except Exception:
                 log.exception("%s: the export failed", name)

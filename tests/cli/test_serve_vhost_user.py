@@ -50,6 +50,10 @@ def serving(device: object, socket: Path, *arguments: str) -> Iterator["subproce
             process.kill()
 
 
+def contents_of(file: Path) -> bytes:
+    return file.read_bytes()
+
+
 @pytest.fixture
 def socket(tmp_path: Path) -> Path:
     return tmp_path / "blk.sock"
@@ -68,7 +72,7 @@ async def test_a_file_is_a_disk_until_a_signal_comes(scratch_file: Path, socket:
         assert process.wait(PATIENCE) == 0
         assert process.stderr is not None
         assert not process.stderr.read()
-    assert scratch_file.read_bytes()[4096:8192] == b"x" * 4096
+    assert contents_of(scratch_file)[4096:8192] == b"x" * 4096
     assert socket.name not in os.listdir(socket.parent)
 
 
@@ -112,7 +116,7 @@ async def test_whoever_serves_it_next_does_what_a_killed_one_has_not_answered(
                 process.kill()
                 await client.until_hung_up()
     assert answered == sector == 720
-    content = scratch_file.read_bytes()
+    content = contents_of(scratch_file)
     for number in range(1, sector + 1):
         at = number * SECTOR
         assert content[at : at + SECTOR] == number.to_bytes(2, "little") * (SECTOR // 2)

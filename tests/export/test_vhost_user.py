@@ -598,6 +598,8 @@ async def test_descriptors_of_other_kinds_are_refused(disk: MemoryDevice, place:
             await client.negotiate()
             assert not await client.tell(ADD_MEM_REG, client.region(guest), [reading])
             assert not await client.tell(SET_BACKEND_REQ_FD, b"", [reading])
+            # Its own would be kept open by who waits for it to be closed.
+            assert not await client.tell(SET_BACKEND_REQ_FD, b"", [client.socket.fileno()])
             small = os.memfd_create("small")
             assert not await client.tell(ADD_MEM_REG, client.region(guest), [small])
             os.close(small)

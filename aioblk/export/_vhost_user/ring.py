@@ -249,7 +249,7 @@ class Ring:
             if error is not None:
                 number = error.errno if isinstance(error, OSError) and error.errno else errno.EIO
                 terms.counts.errors[number] += 1
-                log.debug("queue %d: %s: %s", self._number, request, error or repr(error))
+                log.debug("queue %d: %r: %s", self._number, str(request), str(error) or repr(error))
             queue.finish(request, status_of(error))
             self._push_soon()
         if self._ends:

@@ -150,7 +150,7 @@ class Session:
         except RefusedError as error:
             if not wants or message.kind in WITH_REPLIES:
                 raise DisconnectedError(str(error)) from None
-            log.warning("the client is refused: %s", error)
+            log.warning("the client is refused: %s", str(error))  # whoever keeps the record keeps no memory
             reply = protocol.U64.pack(1)
         except struct.error:
             raise DisconnectedError(
@@ -236,6 +236,10 @@ class Session:
         except OSError:
             os.close(descriptor)
             raise RefusedError("what is said to the client goes through a socket") from None
+        if _is_other_end(backend, self._connection):
+            # It would be kept open by who waits for it to be closed.
+            backend.close()
+            raise RefusedError("what is said to the client goes through a socket of its own")
         if self._backend is not None:
             self._backend.close()
         self._backend = backend
@@ -396,3 +400,11 @@ class Session:
         Kind.ADD_MEM_REG: _add_mem_reg,
         Kind.REM_MEM_REG: _rem_mem_reg,
     }
+
+
+def _is_other_end(one: socket.socket, connection: socket.socket) -> bool:
+    """Whether what one sends may come out of the connection, which has the name of the listening socket."""
+    try:
+        return one.family == connection.family and one.getpeername() == connection.getsockname()
+    except OSError:  # it is not connected
+        return False
