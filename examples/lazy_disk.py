@@ -10,6 +10,8 @@ What was fetched is kept in the file, and so is what the machine writes: once al
 import asyncio
 import contextlib
 import sys
+from collections.abc import Awaitable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 from urllib.request import Request, urlopen
@@ -25,7 +27,7 @@ class Source(Protocol):
 
     @property
     def capacity(self) -> int: ...
-    async def read(self, offset: int, length: int) -> bytes: ...
+    def read(self, offset: int, length: int) -> Awaitable[bytes]: ...
 
 
 class HttpSource:
@@ -70,8 +72,11 @@ class LazyDisk:
             if not self._here[chunk]:
                 if chunk not in self._fetching:
                     self._fetching[chunk] = asyncio.create_task(self._fetch(chunk))
-                    self._fetching[chunk].add_done_callback(lambda _, chunk=chunk: self._fetching.pop(chunk))
+                    self._fetching[chunk].add_done_callback(partial(self._forget, chunk))
                 await asyncio.shield(self._fetching[chunk])
+
+    def _forget(self, chunk: int, _task: object) -> None:
+        del self._fetching[chunk]
 
     async def read(self, offset: int, length: int) -> bytes:
         await self._have(offset, length)

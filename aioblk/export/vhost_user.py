@@ -10,7 +10,6 @@ from typing import Literal, Self, final
 
 from .._sync.loops import running_loop
 from .._sync.scopes import shielded
-from .._sync.tasks import until_ended
 from ..errors import OptionError, UsageError
 from ..layers._loss import loss_of
 from ..layers.block_device import BlockDevice
@@ -120,7 +119,7 @@ class VhostUser:
         loop = running_loop("enter", "vhost-user")
         if self._state != "new":
             raise UsageError("an export is entered once; make another one", operation="enter")
-        if (lost := loss_of(self._owner)) is not None:  # type: ignore[arg-type]
+        if (lost := loss_of(self._owner)) is not None:
             raise lost
         self._capacity = capacity_of(self._device)
         listener = self._open.enter_context(listen_at(self._path, BACKLOG))
@@ -131,17 +130,18 @@ class VhostUser:
         return self
 
     async def __aexit__(self, *error: object) -> None:
-        """The client is sent away when what it has in flight is finished, within the time for that."""
+        """The client is sent away when what it has in flight is finished, within the time for that. Who is
+        cancelled does not wait for it, and it comes all the same."""
         running_loop("close", "vhost-user")
         self._state = "left"
+        serving, self._serving = self._serving, None
         try:
-            if self._serving is not None:
-                self._serving.cancel()
+            if serving is not None:
+                serving.cancel()
                 with shielded():
-                    await until_ended([self._serving])
+                    await asyncio.wait([serving])
         finally:
             self._open.close()
-            self._serving = None
 
     def _end(self, serving: asyncio.Task[None]) -> None:
         ended = self._ended

@@ -5,7 +5,6 @@ from typing import cast
 
 from .._device.device import Device
 from ..errors import BlkioError, DeviceClosedError, DeviceLostError
-from .block_device import BlockDevice
 
 __all__ = ["GONE", "devices_of", "give_up", "loss_of"]
 
@@ -13,7 +12,7 @@ GONE = (DeviceLostError, DeviceClosedError)
 """What a request of a device meets that is lost, whatever the device is made of."""
 
 
-def loss_of(device: BlockDevice) -> BlkioError | None:
+def loss_of(device: object) -> BlkioError | None:
     """Why a device is lost, or the one that it lies over, if they tell and it is."""
     below: object = device
     while below is not None:
@@ -34,7 +33,7 @@ def devices_of(device: object) -> Iterator[Device]:
         yield from devices_of(getattr(leg, "device", None))
 
 
-def give_up(device: BlockDevice, why: str) -> None:
+def give_up(device: object, why: str) -> None:
     """Have done with devices that do not finish what they have been given."""
     for each in devices_of(device):
         if not each.closed and each.lost is None:

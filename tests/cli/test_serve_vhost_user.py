@@ -148,5 +148,4 @@ def test_what_is_wrong_is_said(scratch_file: Path, socket: Path) -> None:
         )
         assert done.exit_code == 2
         assert words in done.output
-    done = run("serve", "vhost-user", scratch_file.with_name("none"), socket)
-    assert done.returncode == 1
+    assert run("serve", "vhost-user", scratch_file.with_name("none"), socket).returncode == 1

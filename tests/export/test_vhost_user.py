@@ -399,6 +399,26 @@ async def test_what_is_in_flight_is_finished_before_a_client_is_sent_away(place:
             assert guest.finished() == [(asked.head, 1)]
 
 
+async def test_a_device_that_never_finishes_holds_nobody_up(
+    place: Path, guest: Guest, caplog: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What it does late goes nowhere: the memory lasts until then, and the next client has its own."""
+    monkeypatch.setattr("aioblk.export._vhost_user.session.DEVICE_GRACE", 0.01)
+    async with Gate(CAPACITY) as disk, VhostUser(disk, place, drain=0.0) as export:
+        async with Client(place, guest) as client:
+            await client.set_up()
+            disk.hold()
+            asked = guest.ask(OUT, 0, bytes(SECTOR))
+            client.kick()
+            await until(lambda: export.statistics().in_flight)
+        async with Client(place) as following:
+            assert await following.number(GET_QUEUE_NUM) == 1
+            assert "does not finish what it has been given" in caplog.text
+            disk.release()
+            await turns(5)
+        assert guest.status(asked) == UNANSWERED
+
+
 async def test_a_client_that_goes_leaves_nothing_behind(place: Path, guest: Guest) -> None:
     """Its requests are finished before the next one is served: they could be done once more by that."""
     async with Gate(CAPACITY) as disk, VhostUser(disk, place) as export:

@@ -148,7 +148,7 @@ class Ring:
         queue = self._queue
         if queue is not None:
             self._ends = True
-            await self._until_idle()
+            await self.until_idle()
             self._push()
             self.base = queue.base
             self._queue = None
@@ -164,15 +164,15 @@ class Ring:
             self._letting_in.cancel()
         self._look_whether_idle()
 
-    async def close(self) -> None:
-        """What has begun is over, and the guest sees it."""
-        await self._until_idle()
+    def close(self) -> None:
+        """The guest sees what is done, and nothing of what is not, whose memory lasts until it is."""
         self._push()
         self._queue = None
         self.set_call(None)
         self.set_error(None)
 
-    async def _until_idle(self) -> None:
+    async def until_idle(self) -> None:
+        """Wait for what has begun."""
         while self._begun or self._held:
             self._idle.clear()
             await self._idle.wait()
@@ -242,7 +242,8 @@ class Ring:
         self._begun -= 1
         if terms.share is not None:
             terms.share.leave(request.length)
-        assert queue is not None  # which waits for what has begun
+        if queue is None:
+            return  # the device was given up, and is through with it after all
         if isinstance(error, (DeviceLostError, DeviceClosedError)):
             terms.lose(error)
         else:

@@ -111,14 +111,12 @@ class Session:
     async def _end(self) -> None:
         for ring in self._rings:
             ring.abandon()
-        closing = [asyncio.create_task(ring.close()) for ring in self._rings]
-        _, late = await asyncio.wait(closing, timeout=self._offer.drain)
-        if late:
+        if not await self._is_idle(self._offer.drain):
             log.error("the device does not finish what it has been given, and is given up")
-            give_up(self._offer.device, "the client is gone")  # type: ignore[arg-type]
-            await asyncio.wait(late, timeout=DEVICE_GRACE)
-        for task in closing:
-            task.cancel()
+            give_up(self._offer.owner, "the client is gone")
+            await self._is_idle(DEVICE_GRACE)
+        for ring in self._rings:
+            ring.close()
         self._lent.on_change = None
         await self._lent.clear()
         if self._tracking is not None:
@@ -126,6 +124,14 @@ class Session:
         if self._backend is not None:
             self._backend.close()
         self._connection.close()
+
+    async def _is_idle(self, patience: float) -> bool:
+        """Whether all that has begun is over, after so many seconds at most."""
+        waiting = [asyncio.create_task(ring.until_idle()) for ring in self._rings]
+        _, late = await asyncio.wait(waiting, timeout=patience)  # a steadfast task has no other time-outs
+        for task in late:
+            task.cancel()
+        return not late
 
     def resize(self) -> None:
         """The device has another capacity."""
