@@ -39,12 +39,12 @@ class Counts:
     """What has been counted so far, of all clients."""
 
     def __init__(self) -> None:
-        self.clients = 0
-        self.requests = dict.fromkeys(KINDS, 0)
-        self.bytes = dict.fromkeys(KINDS, 0)
+        self.clients: int = 0
+        self.requests: dict[int, int] = dict.fromkeys(KINDS, 0)
+        self.bytes: dict[int, int] = dict.fromkeys(KINDS, 0)
         self.errors: Counter[int] = Counter()
-        self.answered = 0
-        self.broken = 0
+        self.answered: int = 0
+        self.broken: int = 0
 
     def seen(self, *, clients: int, in_flight: int) -> VhostUserStatistics:
         return VhostUserStatistics(
