@@ -15,6 +15,7 @@ What lies below it, from the top down; each wing knows those under it, and none 
     addresses/     open() by an address: above all that can be opened
     copying/       what is done with whole devices: copies, comparisons, checksums, maps of holes
     nbd/           NBD, a block device over the network: a server, by its own name, and a client
+    export/        the other side: devices served to virtual machines, by its own name
     drivers/       what a user names: a class for each driver of libblkio, with its options
     layers/        what a block device is, and what lies over any: any bytes, zones, parts, mirrors
     services/      what services have beside devices: limits of what is in flight, streams of messages

@@ -16,6 +16,7 @@ from benchmarks import (
     conduct,
     copies,
     engines,
+    export,
     fairness,
     instructions,
     layers,
@@ -47,6 +48,7 @@ Measure aioblk beside blkio-bench (libblkio's own benchmark, in C), other tools 
                         and opening a file take, which fails when a limit is exceeded (2 minutes)
   ./run bench queues    two loops beside one; spinning, poll queues, threads without a loop (3 minutes)
   ./run bench nbd       our NBD server beside qemu-nbd and nbdkit (3 minutes)
+  ./run bench export    our vhost-user export beside qemu-storage-daemon's (2 minutes)
   ./run bench nbd-hostile    a client's p99 beside hostile ones; fails when it is 10 times as long as alone
   ./run bench nbd-tls   within TLS: the server beside those; the client beside nbdcopy, qemu-img (1 minute)
   ./run bench copy      aioblk copy beside nbdcopy, qemu-img and cp (2 minutes; --file-size 1024M)
@@ -102,6 +104,8 @@ def main() -> int:
                 return 0 if writes.measure(console, **common(arguments)) else 1
             case "nbd":
                 hand_out_sheet(*nbd.measure(console, **common(arguments)), arguments)
+            case "export":
+                hand_out_sheet(*export.measure(console, **common(arguments)), arguments)
             case "nbd-hostile":
                 return 0 if nbd_hostile.measure(console, **common(arguments)) else 1
             case "nbd-tls":
@@ -163,6 +167,7 @@ def parse_arguments() -> argparse.Namespace:
         *PLANS,
         "copy",
         "engines",
+        "export",
         "fairness",
         "instructions",
         "layers",

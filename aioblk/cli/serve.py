@@ -14,6 +14,7 @@ from ..errors import OptionError
 from .running import LoopName, loop_factory
 from .serve_running import serve
 from .serve_settings import BY_NAME, SETTINGS, ExportSettings, Setting, Settings, read_file
+from .serve_vhost_user import vhost_user
 
 __all__ = ["command"]
 
@@ -23,6 +24,9 @@ Decorated = TypeVar("Decorated", bound=Callable[..., Any])
 @click.group("serve")
 def command() -> None:
     """Serve devices to others: aioblk serve nbd disk.img"""
+
+
+command.add_command(vhost_user)
 
 
 def _reader(setting: Setting) -> Callable[[str], Any]:

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeAlias, final
 
 from .._sync.loops import running_loop
 from ..errors import BlkioError, DeviceClosedError, DeviceLostError, UnsupportedError
-from ._losses import losses_of
+from ._loss import losses_of
 from .block_device import BlockDevice
 from .dirty_bitmap import DirtyBitmap
 

@@ -12,6 +12,7 @@ import griffe
 FACES = (
     "aioblk",
     "aioblk.nbd",
+    "aioblk.export",
     "aioblk.testing",
     "aioblk.testing.conformance",
     "aioblk.testing.plugin",

@@ -112,6 +112,12 @@ CAMPAIGNS = (
         short_arguments=("--workloads", "100"),
     ),
     Campaign(
+        "hostile-client",
+        "clients and guests of an export that do anything, under the sanitizers; --minutes 60, --seed N",
+        (str(HERE / "sanitized.sh"), "-m", "tests.export.hostile"),
+        short_arguments=("--minutes", "0.33"),
+    ),
+    Campaign(
         "free-threaded",
         "the whole suite on a free-threaded CPython, built from Debian's source package",
         (str(HERE / "free_threaded.sh"),),

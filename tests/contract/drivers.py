@@ -16,6 +16,7 @@ import pytest
 import aioblk
 
 from ..support.devices import LastingDaemons
+from ..support.exporter import Exporter
 from ..support.loop_device import cannot_have_loop_devices
 
 Feature: TypeAlias = Literal[
@@ -81,6 +82,15 @@ def loop_device(request: pytest.FixtureRequest) -> Path:
 def vhost_user_socket(request: pytest.FixtureRequest) -> Path:
     daemon: LastingDaemons = request.getfixturevalue("lasting_daemon")
     return daemon(num_queues=2).path
+
+
+def exported_socket(request: pytest.FixtureRequest) -> Path:
+    """Of an export of aioblk's own, of a file."""
+    file = scratch_file(request)
+    exporter = Exporter(file.parent, lambda: aioblk.IoUring(file), queues=2)
+    exporter.__enter__()
+    request.addfinalizer(lambda: exporter.__exit__(None, None, None))
+    return exporter.socket
 
 
 def device_named_by(variable: str) -> Locate:
@@ -196,6 +206,19 @@ VHOST_USER = Driver(
     {**VIRTIO_LACKS, "memory without a descriptor": NEEDS_FILE, "opening by descriptor": NO_DESCRIPTOR},
 )
 
+EXPORTED = Driver(
+    "exported",
+    "virtio-blk-vhost-user",
+    exported_socket,
+    {
+        **VHOST_USER.properties,
+        "flush-needed": True,
+        "max-write-zeroes-len": 64 * MIB,
+        "max-discard-len": 64 * MIB,
+    },
+    VHOST_USER.lacks,
+)
+
 VDUSE = Driver(
     "vduse",
     "virtio-blk-vhost-vdpa",
@@ -274,7 +297,7 @@ def drivers_here() -> list[Driver]:
     if "AIOBLK_RBD" in os.environ:
         return [RBD]
     with_loop_devices = [LOOP] if cannot_have_loop_devices() is None else []
-    return [BUFFERED, DIRECT, *with_loop_devices, VHOST_USER]
+    return [BUFFERED, DIRECT, *with_loop_devices, VHOST_USER, EXPORTED]
 
 
 class Opener:

@@ -43,6 +43,7 @@ HARMLESS_IN_CPYTHON = frozenset(
 
 HARMLESS_BESIDE = frozenset(
     """
+    qsort htole16 htole32 le16toh le32toh le64toh volatile
     calloc free memcpy memmove memset memcmp strlen strcmp strerror read preadv2 write fstat mmap
     clock_gettime nanosleep pthread_atfork assert ENSURE offsetof sizeof if for while switch return defined
     PUBLISH OBSERVE LOCK UNLOCK CRITICAL_SECTION END_CRITICAL_SECTION
@@ -55,9 +56,9 @@ RUNS_ANYTHING = frozenset({"CLEAR_WEAK_REFERENCES"})
 LETS_OTHERS_RUN = re.compile(r"\bPy_(BEGIN_ALLOW_THREADS|TRASHCAN_BEGIN)\b|->\s*\w+\(|\)\s*\(\s*\w+->")
 """Where other threads get the GIL, or a slot of a structure is called."""
 
-DECLARE = ("core.h", "rooms.h", "allocator.h")
-APART = {"allocator.c": "allocator.h"}
-"""Rooms that know nothing of the others, with a header of their own."""
+APART = {"allocator.c": "allocator.h", "virtio_blk.c": "virtio_blk.h", "virtqueue.c": "virtqueue.h"}
+"""Rooms that know nothing of the others, or of those below, with a header of their own."""
+DECLARE = ("core.h", "rooms.h", *APART.values())
 
 HEADING = re.compile(r"-{4} (\w+\.c): ")
 NAME = re.compile(r"(?<![.>\w])[A-Za-z_]\w*")

@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import aioblk
+import aioblk.export
 import aioblk.nbd
 import aioblk.testing
 
@@ -64,7 +65,7 @@ def defined_by(kind: type, name: str) -> type:
 
 def awaited() -> Iterator[tuple[type | None, str]]:
     """Methods with their class, and functions."""
-    for module in (aioblk, aioblk.nbd, aioblk.testing):
+    for module in (aioblk, aioblk.nbd, aioblk.export, aioblk.testing):
         for public in module.__all__:
             thing = getattr(module, public)
             if not inspect.isclass(thing):

@@ -14,6 +14,7 @@ import pytest
 from anyio._backends import _asyncio as backend
 
 import aioblk
+import aioblk.export
 
 from .operations import OPERATIONS, Ground, Operation, Scene, Wait
 from .public import awaited, defined_by
@@ -208,7 +209,14 @@ async def _await(call: Callable[[], Awaitable[object]]) -> None:
 
 # --- the table is complete ----------------------------------------------------------------------------------
 
-ABSTRACT = {aioblk.BlockDevice, aioblk.Openable, aioblk.KnowsExtents, aioblk.MapsMemory, aioblk.ArenaListener}
+ABSTRACT = {
+    aioblk.export.Disk,
+    aioblk.BlockDevice,
+    aioblk.Openable,
+    aioblk.KnowsExtents,
+    aioblk.MapsMemory,
+    aioblk.ArenaListener,
+}
 """There is nothing in them to call."""
 WITHOUT_A_LOOP = {aioblk.BlockingQueue}
 """Its requests are waited for by its own wait()."""

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from aioblk.nbd._server.unix_socket import listen_at
+from aioblk.services.unix_socket import listen_at
 
 from ..support.nbd_exports import SIZE
 from ..support.nbd_server import ROOT, NbdServer

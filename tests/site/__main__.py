@@ -18,6 +18,7 @@ from urllib.parse import unquote, urlsplit
 FACES = (
     "aioblk",
     "aioblk.nbd",
+    "aioblk.export",
     "aioblk.testing",
     "aioblk.testing.conformance",
     "aioblk.testing.plugin",

@@ -18,6 +18,12 @@ async def turns(count: int = 3) -> None:
         await asyncio.sleep(0)
 
 
+async def until(happened: Callable[[], object]) -> None:
+    """Let it take turns until something is so that tells nobody."""
+    while not happened():  # noqa: ASYNC110
+        await asyncio.sleep(0)
+
+
 class Others:
     """Within the block, a task that is always ready for its turn, and counts them."""
 

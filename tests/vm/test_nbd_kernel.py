@@ -18,6 +18,7 @@ from aioblk.testing import PowerLoss
 
 from . import load
 from .conftest import RecordProperty
+from .programs import FailedError, run
 
 NODE = "/dev/nbd0"
 KEPT = 12  # files that are durable before the power fails
@@ -57,19 +58,6 @@ async def server(tmp_path: Path) -> AsyncIterator[Server]:
         yield server
         serving.cancel()
         await asyncio.wait([serving])
-
-
-class FailedError(Exception):
-    """Of a program."""
-
-
-async def run(*command: str | Path) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    told = (await process.communicate())[0].decode()
-    if process.returncode:
-        raise FailedError(f"{' '.join(map(str, command))}: {told}")
 
 
 @contextlib.asynccontextmanager

@@ -25,6 +25,7 @@
 
 #include "allocator.h"
 #include "threads.h"
+#include "virtio_blk.h"
 
 typedef struct region Region;
 typedef struct segment Segment;

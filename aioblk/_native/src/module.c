@@ -21,7 +21,8 @@ static int make_types_ready(void)
         queue_module_init() < 0 || submitter_module_init() < 0 || arguments_module_init() < 0 || zeroes_module_init() < 0) {
         return -1;
     }
-    PyTypeObject *const types[] = {&DeviceCore_Type, &Allocator_Type, &Memory_Type, &View_Type, &Moved_Type};
+    PyTypeObject *const types[] = {&DeviceCore_Type, &Allocator_Type, &Memory_Type, &View_Type, &Moved_Type,
+                                   &GuestMemory_Type, &GuestRequest_Type, &Virtqueue_Type};
     for (size_t i = 0; i < sizeof(types) / sizeof(types[0]); i++) {
         if (PyType_Ready(types[i]) < 0) {
             return -1;
@@ -44,6 +45,9 @@ static int core_exec(PyObject *module)
         {"Memory", &Memory_Type},
         {"View", &View_Type},
         {"Moved", &Moved_Type},
+        {"GuestMemory", &GuestMemory_Type},
+        {"GuestRequest", &GuestRequest_Type},
+        {"Virtqueue", &Virtqueue_Type},
     };
     static bool ready; /* for who imports it anew, too */
     if (refuse_subinterpreters() < 0 || (!ready && make_types_ready() < 0)) {

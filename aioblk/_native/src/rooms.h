@@ -44,6 +44,11 @@ RUNS_PYTHON PyObject *zero_runs(PyObject *module, PyObject *args);
 RUNS_PYTHON PyObject *differing_runs(PyObject *module, PyObject *args);
 
 /*
+ * ---- virtqueue_object.c: a virtqueue, the memory of its guest, and what it is asked for, as the Python side has them ----
+ */
+extern PyTypeObject GuestMemory_Type, GuestRequest_Type, Virtqueue_Type;
+
+/*
  * ---- batch.c: many transfers with one awaitable ----
  *
  * Every item is checked and planned before the first is submitted. From there on a batch is a request with many parts.
@@ -339,6 +344,8 @@ RUNS_PYTHON void request_drop_pins(Request *r);
  * ---- view.c: a part of memory, with the buffer protocol ----
  */
 extern PyTypeObject View_Type;
+/* Of a range within the memory. */
+RUNS_PYTHON PyObject *view_make(MemoryObject *memory, char *address, size_t length);
 
 /*
  * ---- memory.c: memory that is handed out in views, and not released before nothing uses it any more ----
@@ -464,6 +471,18 @@ RUNS_PYTHON void clock_doze(uint64_t nanoseconds);
  * ---- allocator.c: a good-fit allocator, which knows nothing of the others ----
  *
  * allocator.h lists what it does.
+ */
+
+/*
+ * ---- virtio_blk.c: what a chain of descriptors asks of a disk ----
+ *
+ * virtio_blk.h lists what it does.
+ */
+
+/*
+ * ---- virtqueue.c: a split virtqueue as its device sees it, which knows nothing of requests ----
+ *
+ * virtqueue.h lists what it does.
  */
 
 #endif

@@ -21,6 +21,11 @@ static PyObject *new_view(PyTypeObject *type, MemoryObject *memory, char *addres
     return (PyObject *)view;
 }
 
+PyObject *view_make(MemoryObject *memory, char *address, size_t length)
+{
+    return new_view(&View_Type, memory, address, length);
+}
+
 static PyObject *view_new(PyTypeObject *type, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"memory", "start", "length", NULL};

@@ -13,7 +13,6 @@ policy.py        what clients are granted, and who is let in
 tls.py           certificates, and keys that are shared
 statistics.py    what is counted
 listening.py     sockets that are listened at, and connections before they are clients
-unix_socket.py   the file of a Unix socket: made, found left behind, taken away by others, removed
 clients.py       admitting, limiting, watching and dismissing clients
 server.py        all of it: exports, sockets, the end
 """

@@ -4,12 +4,10 @@ import asyncio
 import errno
 import logging
 import time
-from collections.abc import Iterator
-from typing import cast, final
+from typing import final
 
-from ..._device.device import Device
 from ...errors import BlkioError, DeviceClosedError, DeviceLostError, UsageError
-from ...layers._losses import losses_of
+from ...layers._loss import GONE, devices_of, loss_of, losses_of
 from ...layers.block_device import BlockDevice
 from ...layers.byte_view import ByteView
 
@@ -22,9 +20,6 @@ SAY_EVERY = 60.0
 
 EXPECTED = (errno.ENOTSUP, errno.EINVAL, errno.EPERM, errno.EACCES, errno.EROFS, errno.ESHUTDOWN)
 """What a device that is well may answer to what a client asks for."""
-
-GONE = (DeviceLostError, DeviceClosedError)
-"""What a request of a device meets that is lost, whatever the device is made of."""
 
 
 @final
@@ -88,7 +83,7 @@ class Backend:
         said = ""
         while True:
             error: BlkioError | None = None
-            for device in _devices_of(self.device):
+            for device in devices_of(self.device):
                 if device.lost is not None:
                     try:
                         await device.reconnect()
@@ -115,31 +110,3 @@ class Backend:
         except OSError:
             pass
         return None
-
-
-def loss_of(device: BlockDevice) -> BlkioError | None:
-    """Why a device is lost, or the one that it lies over, if they tell and it is."""
-    below: object = device
-    while below is not None:
-        if isinstance(lost := getattr(below, "lost", None), BlkioError):
-            return lost
-        below = getattr(below, "device", None)
-    return None
-
-
-def _devices_of(device: object) -> Iterator[Device]:
-    """Those of drivers that it is made of."""
-    if isinstance(device, Device):
-        yield device
-        return
-    if (below := getattr(device, "device", None)) is not None:
-        yield from _devices_of(below)
-    for leg in cast(tuple[object, ...], getattr(device, "legs", ())):
-        yield from _devices_of(getattr(leg, "device", None))
-
-
-def give_up(device: BlockDevice, why: str) -> None:
-    """Have done with devices that do not finish what they have been given."""
-    for each in _devices_of(device):
-        if not each.closed and each.lost is None:
-            each.abandon(why)

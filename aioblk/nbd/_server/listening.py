@@ -7,7 +7,6 @@ import ipaddress
 import logging
 import os
 import socket
-import struct
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +14,7 @@ from typing import final
 from urllib.parse import quote
 
 from ...errors import OptionError, UsageError
+from ...services.unix_socket import credentials_of, name_of_peer
 from .policy import Policy
 
 log = logging.getLogger("aioblk.nbd")
@@ -26,7 +26,6 @@ LONGEST_PROBING = 32767  # seconds, which is as long as the kernel can wait for 
 TOO_MANY = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)  # descriptors, as a rule
 GONE = (errno.ECONNABORTED, errno.ECONNRESET, errno.EPROTO, errno.ETIMEDOUT, errno.EHOSTUNREACH)
 FAMILIES = (socket.AF_INET, socket.AF_INET6, socket.AF_UNIX)
-CREDENTIALS = struct.Struct("iII")  # process, user, group
 
 
 @final
@@ -224,20 +223,12 @@ class Door:
 def name_of(connection: socket.socket) -> str:
     """Of the peer, for people: its address, or what process it is."""
     if connection.family == socket.AF_UNIX:
-        process, user, _ = credentials_of(connection)
-        return f"process {process} of user {user}" if process else f"user {user}"
+        return name_of_peer(connection)
     try:
         host, port = connection.getpeername()[:2]
     except OSError:
         return "nobody"
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def credentials_of(connection: socket.socket) -> tuple[int, int, int]:
-    """Process, user and group of who has connected to a Unix socket."""
-    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    process, user, group = CREDENTIALS.unpack(found)
-    return process, user, group
 
 
 def address_of(connection: socket.socket) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:

@@ -14,8 +14,10 @@ from ..._sync.loops import running_loop
 from ..._sync.scopes import shielded, shielded_if_cancelled
 from ..._sync.tasks import SteadfastTasks
 from ...errors import BlkioError, UsageError
+from ...layers._loss import give_up, loss_of
 from ...layers.block_device import require_block_device
-from .backend import Backend, give_up, loss_of
+from ...services.unix_socket import listen_at
+from .backend import Backend
 from .clients import Clients
 from .export import CACHED_AT_ONCE, Export, ServedExport
 from .exports import Exports, refuse_text
@@ -23,7 +25,6 @@ from .listening import BACKLOG, Listener, listen_at_tcp, refuse_unless_listening
 from .policy import GRANULE, Policy
 from .statistics import ServerStatistics
 from .tls import Tls
-from .unix_socket import listen_at
 
 log = logging.getLogger("aioblk.nbd")
 

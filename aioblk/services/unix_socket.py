@@ -6,9 +6,13 @@ import fcntl
 import os
 import socket
 import stat
+import struct
 import time
 from collections.abc import Generator
 
+__all__ = ["credentials_of", "listen_at", "name_of_peer"]
+
+CREDENTIALS = struct.Struct("iII")  # process, user, group
 LONGEST_PATH = 107  # bytes
 TURN = 0.01  # seconds
 MOST_TURNS = 200
@@ -84,3 +88,16 @@ def _remove_what_is_left_behind(path: str) -> None:
         if probe.connect_ex(path) != errno.ECONNREFUSED:
             raise OSError(errno.EADDRINUSE, "the path is in use by who listens there; choose another")
     os.unlink(path)
+
+
+def credentials_of(connection: socket.socket) -> tuple[int, int, int]:
+    """Process, user and group of who has connected to a Unix socket."""
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
+    process, user, group = CREDENTIALS.unpack(found)
+    return process, user, group
+
+
+def name_of_peer(connection: socket.socket) -> str:
+    """Which process it is, for people."""
+    process, user, _ = credentials_of(connection)
+    return f"process {process} of user {user}" if process else f"user {user}"

@@ -1,0 +1,1 @@
+"""Devices served to virtual machines, as their clients and their guests meet them."""
