@@ -1,4 +1,4 @@
-"""Whether a device is lost, or what lies under it is, and how often; having done with what does not answer."""
+"""Whether devices, or what lies under them, are lost, and how often; having done with the silent."""
 
 from collections.abc import Iterator
 from typing import cast
