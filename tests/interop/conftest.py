@@ -1,5 +1,6 @@
 """What other people's clients are given: NBD servers, and a file to copy to them. What scenes are made of."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +10,9 @@ from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.nbd_exports import file_server, image, server, source  # noqa: F401 (fixtures)
 from .operations import Ground
+
+collect_ignore = [] if sys.version_info < (3, 14) else ["test_trio_asyncio.py"]
+"""It cannot be imported there."""
 
 
 @pytest.fixture(scope="module")

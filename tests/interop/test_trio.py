@@ -1,21 +1,17 @@
-"""trio has no loop for devices, and is told so before anything is touched. trio-asyncio gives it one."""
+"""trio has no loop for devices, and is told so before anything is touched."""
 
 import asyncio
 import contextlib
 import gc
-import re
 from collections.abc import Awaitable, Callable
-from pathlib import Path
 
 import pytest
 import trio
 
 import aioblk
 from aioblk.testing import MemoryDevice
-from aioblk.testing.storage_daemon import StorageDaemon
 
 from ..support.leaks import Holdings
-from ..support.scripts import run_module, run_script
 from ..support.turns import LOOP_FACTORIES
 from .operations import OPERATIONS, Ground, Scene
 from .operations.made import CHANGES, MADE, REQUESTS
@@ -80,36 +76,3 @@ def test_what_is_refused_under_trio_was_not_written(kind: str) -> None:
         assert base.content() == content()
         assert device.statistics().submitted == 0
         runner.run(device.aclose())
-
-
-# --- by way of trio-asyncio ---------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("order", ["trio_first", "trio_last"])
-@pytest.mark.parametrize(
-    "program",
-    [
-        "each_call_by_itself",
-        "functions_of_asyncio",
-        "what_trio_calls_itself_is_refused",
-        "private_memory_is_left_at_once",
-        "callers_memory_is_waited_for",
-        "what_asyncio_has_opened_is_closed_when_trio_cancels",
-        "what_trio_has_opened_needs_a_shield_to_be_closed",
-    ],
-)
-def test_by_way_of_trio_asyncio(
-    program: str, order: str, slow_daemon: StorageDaemon, scratch_file: Path
-) -> None:
-    pid = str(slow_daemon.pid)
-    run_module("tests.interop.by_trio_asyncio", order, program, slow_daemon.socket, pid, scratch_file)
-
-
-def test_the_program_of_the_documentation_runs(scratch_file: Path) -> None:
-    page = (Path(aioblk.__file__).parents[1] / "docs" / "cancellation.md").read_text()
-    [program] = re.findall(
-        r"^<!-- not run: trio-asyncio.*?```python\n(.*?)^```", page, re.DOTALL | re.MULTILINE
-    )
-    scratch_file.write_bytes(bytes([1]) * (3 << 20))
-    done = run_script(program.replace("disk.img", str(scratch_file)))
-    assert done.stdout == f"{3 << 20}\n"

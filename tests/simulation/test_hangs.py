@@ -59,14 +59,14 @@ CRASHING = """
 import ctypes
 from pathlib import Path
 
-import aioblk
+from aioblk._libblkio.handle import Blkio
 from tests.simulation.devices import new_disk
 from tests.simulation.library import Driver, Simulator
 
 simulator = Simulator()
 simulator.tell_of_crashes()
 new_disk(simulator, Driver.VFIO_PCI, Path("/nowhere"))
-aioblk._libblkio.handle.Blkio("virtio-blk-vfio-pci")
+Blkio("virtio-blk-vfio-pci")
 ctypes.string_at(0)
 """
 
