@@ -162,6 +162,7 @@ class VhostUser:
                 account of it has it done by who serves it next.
             UsageError: the export was not entered.
         """
+        running_loop("serve", "vhost-user")
         if self._ended is None:
             raise UsageError("the export is not open yet; enter it first: async with", operation="serve")
         await asyncio.shield(self._ended)

@@ -149,8 +149,8 @@ class Guest:
             self._seen = (self._seen + 1) % (1 << 16)
             self._free += self._chains.pop(head, [])
             done.append((head, written))
-        if self.event:
-            self.want_call_at(self._seen)
+            if self.event and self._seen == self.used_index:
+                self.want_call_at(self._seen)  # what is used from here on is told, or seen by the loop
         return done
 
     # --- requests -------------------------------------------------------------------------------------------
