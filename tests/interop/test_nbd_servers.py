@@ -204,8 +204,9 @@ async def test_errors_of_nbdkit_have_their_number() -> None:
 
 
 async def test_pieces_of_nbdkit_for_all_lengths() -> None:
-    with nbdkit("pattern", str(SIZE)) as uri:
-        async with aioblk.Nbd(uri, connections=4, read_only=True) as dev:
+    with nbdkit("-r", "pattern", str(SIZE)) as uri:
+        async with aioblk.Nbd(uri, connections=4) as dev:
+            assert dev.read_only
             view = aioblk.ByteView(dev)
             for length in (8, 4096, 32760, 32768, 65544, 1 << 20, 3 << 20):
                 data = await view.read(0, length)

@@ -6,6 +6,7 @@ Whatever comes in calls let_in()'s function with the name of the way.
 import asyncio
 import contextlib
 import gc
+import sys
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar, overload
@@ -172,9 +173,14 @@ class Loop(asyncio.SelectorEventLoop):
         super().call_exception_handler(context)
 
 
+class _Task(asyncio.Task[Any]):
+    """Of those that are all Python, asyncio's functions know nothing from CPython 3.14 on."""
+
+
 def make_task(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> "asyncio.Task[Any]":
-    """A task in Python, which aioblk cannot wake directly."""
-    task: asyncio.Task[Any] = asyncio.tasks._PyTask(coroutine, loop=loop, **options)  # type: ignore[attr-defined]
+    """A task in Python, which aioblk cannot wake directly; or as much of it as goes."""
+    kind: Any = asyncio.tasks._PyTask if sys.version_info < (3, 14) else _Task  # type: ignore[attr-defined]
+    task: asyncio.Task[Any] = kind(coroutine, loop=loop, **options)
     return task
 
 

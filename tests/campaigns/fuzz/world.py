@@ -81,8 +81,7 @@ class World:
             os.posix_fallocate(file.fileno(), 0, SIZE)
         self._daemon: StorageDaemon | None = None
         self.loop_name = self.random.choice([*LOOP_FACTORIES, "debug", "hostile"])
-        # From CPython 3.14 on, asyncio.timeout() knows no tasks but its own.
-        self.has_python_tasks = self.chance(0.2) and sys.version_info < (3, 14)
+        self.has_python_tasks = self.chance(0.2)
         self.losses = 0
         # What aioblk's own lines do not raise unless somebody has erred.
         self.suspects: tuple[type[BaseException], ...] = (
