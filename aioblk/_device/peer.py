@@ -24,7 +24,7 @@ from typing import ClassVar, Self, final
 
 from .._libblkio.own_descriptors import find_linked
 from .._native._blkio import ffi, lib
-from .._sync.clock import now
+from .._sync.clock import now, pause
 
 __all__ = ["Peer", "Search"]
 
@@ -63,6 +63,18 @@ class Peer:
         poll = select.poll()
         poll.register(self._events, select.POLLIN)
         return bool(poll.poll(0))
+
+    def has_ended(self, until: float) -> bool:
+        """Whether its process has, or does so until then, as :func:`now` has it. Blocks."""
+        if self.process is None:
+            return False
+        poll = select.poll()
+        poll.register(self.process, select.POLLIN)
+        while not poll.poll(0):
+            if now() >= until:
+                return False
+            pause(_MOMENT)
+        return True
 
     def hang_up(self) -> None:
         """End the connection: a call of libblkio's that waits for an answer fails, and the backend learns of

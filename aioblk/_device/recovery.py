@@ -15,6 +15,7 @@ changed since the last flush is written once more, with what is there, before an
 
 import asyncio
 import errno
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeVar, final
 
@@ -102,6 +103,7 @@ def _connect_again(options: DriverOptions, wanted: Wanted) -> Connection:
 
     Raises:
         IncompatibleError: the new device accepts less than the old one.
+        DeviceLostError: it was given something, does not answer, and may do it at any time.
         BlkioError: it cannot be reached or used (yet).
     """
     connection = connect(options, wanted.lock)
@@ -130,13 +132,22 @@ def _connect_again(options: DriverOptions, wanted: Wanted) -> Connection:
 
 
 def _have_flushes_cover(connection: Connection, place: int, seconds: float) -> None:
-    """Flushes of the new connection are passed on, since it has written something itself."""
+    """Flushes of the new connection are passed on, since it has written something itself.
+
+    DeviceLostError: it may still write, late, over what comes after, so nothing may come after.
+    """
     handle, peer, end = connection.handle, connection.peer, now() + seconds
 
     def go_on() -> None:
-        if now() >= end or (peer is not None and peer.has_hung_up()):
-            text = "it does not answer"
-            raise request_error(handle.driver, "reconnect", errno.ETIMEDOUT, text, filename=handle.filename)
+        if peer is not None and peer.has_hung_up():
+            if peer.has_ended(end):
+                text = "its process has ended, too"
+                raise request_error(handle.driver, "reconnect", errno.ENODEV, text, filename=handle.filename)
+            text = f"it has closed the connection, and its process, {peer.pid}, has not ended"
+            raise DeviceLostError(text, driver=handle.driver, operation="reconnect", filename=handle.filename)
+        if now() >= end:
+            text = f"another backend is there, and has not answered for {seconds:g} seconds"
+            raise DeviceLostError(text, driver=handle.driver, operation="reconnect", filename=handle.filename)
 
     block = max(connection.limits.request_alignment, 1)
     rewrite(handle, place // block * block, block, go_on)
@@ -224,7 +235,7 @@ class Recovery:
             while True:
                 try:
                     return await self._connect_again()
-                except IncompatibleError:
+                except DeviceLostError:  # for good
                     raise
                 except BlkioError as error:
                     problem = str(error)
@@ -247,7 +258,7 @@ class Recovery:
             tuple(region for region in handle.mapped_regions if region in regions),
             session.lock,
             session.core.unflushed,
-            self._end - self._loop.time(),
+            min(self._end - self._loop.time(), session.options.lost_after or math.inf),
         )
         # Until it is taken, the connection is the call's, which closes it if time is up.
         again = connect_again(session.options, wanted, handle.loans)

@@ -236,7 +236,7 @@ static bool wait_for_more(struct blkioq *q, const struct timespec *end)
     if (!moves && clock_is_virtual()) {
         clock_pass(DOZE);
     }
-    if (!moves) {
+    if (!moves && !(end && clock_is_virtual())) {
         doze();
     }
     return !q->removed;
