@@ -402,15 +402,19 @@ async def test_detaching_meanwhile_waits(device: aioblk.Device, daemon: StorageD
     assert await device.read(0, BLOCK) == pattern(BLOCK)
 
 
-async def test_a_device_that_is_dropped_meanwhile_comes_back_before_it_ends(daemon: StorageDaemon) -> None:
+async def drop_meanwhile(daemon: StorageDaemon, told: Sized) -> None:
     device = await aioblk.VirtioBlkVhostUser(daemon.socket, reconnect_for=PATIENCE).open()
     await device.read(0, BLOCK)
     daemon.kill()
     await until_reconnecting(device)
     del device
     daemon.restart()
+    await until_told(told)
+
+
+async def test_a_device_that_is_dropped_meanwhile_comes_back_before_it_ends(daemon: StorageDaemon) -> None:
     with pytest.warns(ResourceWarning, match="unclosed .* open>") as told:
-        await until_told(told)
+        await drop_meanwhile(daemon, told)  # opened here: its callbacks have the warnings of that context
     async with asyncio.timeout(PATIENCE), aioblk.VirtioBlkVhostUser(daemon.socket):  # the backend is free
         pass
 

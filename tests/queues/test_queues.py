@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import dataclasses
 import sysconfig
 import threading
 import time
@@ -470,14 +471,18 @@ async def test_the_counters_can_be_read_while_a_thread_closes_its_queue(
             daemon.pause()
         assert not queue.in_flight
 
+    def counters() -> aioblk.QueueStatistics:
+        """But for what the loop's own queue counts: a backend may have said there that it has begun."""
+        return dataclasses.replace(device.statistics(), do_io_calls=0, events=0, empty_events=0)
+
     thread = asyncio.create_task(asyncio.to_thread(use))
     await asyncio.to_thread(bound.wait)
-    before = device.statistics()
+    before = counters()
     goes_on.set()
     while not is_closed(queues[0]):
-        assert device.statistics() == before
+        assert counters() == before
         await asyncio.sleep(0.001)
-    assert device.statistics() == before
+    assert counters() == before
     closing = asyncio.create_task(device.aclose())
     await asyncio.sleep(0)
     daemon.resume()
