@@ -46,6 +46,7 @@ def unpack(source: Path, target: Path) -> Path:
     """The root of what is in the archive."""
     target.mkdir(parents=True)
     with tarfile.open(source) as archive:
-        archive.extractall(target, filter="data")
+        archive.extraction_filter = getattr(tarfile, "data_filter", None)  # Python 3.11.2 has none
+        archive.extractall(target)
     [root] = target.iterdir()
     return root

@@ -149,7 +149,8 @@ def test_the_source_is_archived_in_the_same_bytes_anywhere(source: Path, tmp_pat
     assert first.read_bytes() == second.read_bytes()
     with tarfile.open(first) as archive:
         entries = archive.getmembers()
-        archive.extractall(tmp_path / "from it", filter="data")
+    (tmp_path / "from it").mkdir()
+    subprocess.run(["tar", "--extract", "--file", first, "--directory", tmp_path / "from it"], check=True)
     [unpacked] = (tmp_path / "from it").iterdir()
     setup(unpacked, "sdist", "--dist-dir", tmp_path / "again")  # at the time that its files bear
     assert (tmp_path / "again" / first.name).read_bytes() == first.read_bytes()
